@@ -1,0 +1,484 @@
+//! Inner loops: a tile of query rows against pages of sixteen keys.
+//!
+//! The rows of a tile are consecutive queries, each with the heads of one group, so a key that is loaded
+//! once serves them all. A tile's queries lie in one page, so all its rows read the same pages, and only
+//! the last page has keys that some row must not see. Those may be anything, even NaN: they are never
+//! used.
+
+use super::PAGE_LEN;
+use crate::simd::{LANES, Simd, simd_fn};
+
+/// Rows that are computed together.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tile {
+    /// Queries times heads of the group; row `r` is query `r / group`.
+    pub row_count: usize,
+    pub group: usize,
+    /// Position of the first query.
+    pub position: usize,
+    pub head_dim: usize,
+    pub scale: f32,
+}
+
+impl Tile {
+    /// Pages that the rows read.
+    pub fn page_count(self) -> usize {
+        self.position / PAGE_LEN + 1
+    }
+
+    /// Floats of the rows.
+    pub fn rows_len(self) -> usize {
+        self.row_count * self.head_dim
+    }
+
+    /// Scores of a row, those in the last page that it must not see included.
+    fn scores_len(self) -> usize {
+        self.page_count() * PAGE_LEN
+    }
+
+    /// Keys of the last page that row `r` sees.
+    fn last_len(self, r: usize) -> usize {
+        (self.position + r / self.group) % PAGE_LEN + 1
+    }
+
+    /// Floats of scratch that [`forward`] needs.
+    pub fn forward_scratch_len(self) -> usize {
+        self.rows_len() + self.row_count * (1 + self.scores_len())
+    }
+
+    /// Floats of scratch that [`backward`] needs.
+    pub fn backward_scratch_len(self) -> usize {
+        2 * self.rows_len() + 2 * self.row_count * self.scores_len()
+    }
+}
+
+/// Where the pages of a head's keys and values are.
+#[derive(Clone, Copy)]
+pub(super) struct Keys<'a> {
+    /// Keys from this head in page 0 on; a page's head is `(D, 16)`.
+    pub k: &'a [f32],
+    /// Values from this head in page 0 on; a page's head is 16 rows, `v_row_stride` apart.
+    pub v: &'a [f32],
+    pub ids: PageIds<'a>,
+    pub k_page_stride: usize,
+    pub v_page_stride: usize,
+    pub v_row_stride: usize,
+}
+
+/// Which pages hold a sequence.
+#[derive(Clone, Copy)]
+pub(super) enum PageIds<'a> {
+    /// The pages from 0 on.
+    InOrder,
+    /// These pages.
+    Table(&'a [u32]),
+}
+
+impl Keys<'_> {
+    fn id(&self, page: usize) -> usize {
+        match self.ids {
+            PageIds::InOrder => page,
+            PageIds::Table(ids) => ids[page] as usize,
+        }
+    }
+
+    fn k_page(&self, page: usize, head_dim: usize) -> &[f32] {
+        let at = self.id(page) * self.k_page_stride;
+        &self.k[at..at + head_dim * PAGE_LEN]
+    }
+
+    /// The first `count` rows of a page of values.
+    fn v_rows(&self, page: usize, count: usize, head_dim: usize) -> &[f32] {
+        let at = self.id(page) * self.v_page_stride;
+        &self.v[at..at + (count - 1) * self.v_row_stride + head_dim]
+    }
+}
+
+simd_fn! {
+    /// Attention of the query `rows` `(rows, D)`: `out` `(rows, D)` and `lse` `(rows)`.
+    pub(super) fn forward<S>(
+        out: &mut [f32],
+        lse: &mut [f32],
+        rows: &[f32],
+        keys: &Keys<'_>,
+        scratch: &mut [f32],
+        tile: Tile,
+    ) {
+        let (n, d, stride) = (tile.row_count, tile.head_dim, tile.scores_len());
+        assert!(out.len() == n * d && rows.len() == n * d && lse.len() == n);
+        let (columns, rest) = scratch.split_at_mut(n * d);
+        let (sums, rest) = rest.split_at_mut(n);
+        let scores = &mut rest[..n * stride];
+
+        interleave::<S>(columns, rows, d);
+        for page in 0..tile.page_count() {
+            page_dots::<S>(&mut scores[page * PAGE_LEN..], stride, columns, keys.k_page(page, d), tile.scale, tile);
+        }
+        for r in 0..n {
+            let (max, sum) = softmax::<S>(&mut scores[r * stride..(r + 1) * stride], tile.last_len(r));
+            sums[r] = sum;
+            lse[r] = (f64::from(max) + f64::from(sum).ln()) as f32;
+        }
+        out.fill(0.0);
+        for page in 0..tile.page_count() - 1 {
+            let v = keys.v_rows(page, PAGE_LEN, d);
+            mix_full::<S>(out, &scores[page * PAGE_LEN..], stride, v, keys.v_row_stride, PAGE_LEN, tile);
+        }
+        let last = tile.page_count() - 1;
+        let v = keys.v_rows(last, tile.last_len(n - 1), d);
+        mix_last::<S>(out, &scores[last * PAGE_LEN..], stride, v, keys.v_row_stride, tile);
+        for (out, &sum) in out.chunks_exact_mut(d).zip(&*sums) {
+            for at in (0..d).step_by(LANES) {
+                let at = out.as_mut_ptr().add(at);
+                S::store(at, S::div(S::load(at), S::splat(sum)));
+            }
+        }
+    }
+}
+
+/// What the backward pass of a tile reads. Rows are `(rows, D)`.
+pub(super) struct BackwardRows<'a> {
+    pub q: &'a [f32],
+    pub o: &'a [f32],
+    pub do_: &'a [f32],
+    /// `(rows)`.
+    pub lse: &'a [f32],
+    /// Keys and values of the sequence as pages `(D, 16)`.
+    pub k_pages: &'a [f32],
+    pub v_pages: &'a [f32],
+    /// Keys as rows, `k_row_stride` apart.
+    pub k: &'a [f32],
+    pub k_row_stride: usize,
+}
+
+simd_fn! {
+    /// Gradients of a tile: `dq` `(rows, D)` is written, `dk` and `dv` `(keys, D)` of the sequence are
+    /// added to.
+    pub(super) fn backward<S>(
+        dq: &mut [f32],
+        dk: &mut [f32],
+        dv: &mut [f32],
+        rows: &BackwardRows<'_>,
+        scratch: &mut [f32],
+        tile: Tile,
+    ) {
+        let (n, d, stride) = (tile.row_count, tile.head_dim, tile.scores_len());
+        let key_count = (tile.page_count() - 1) * PAGE_LEN + tile.last_len(n - 1);
+        assert!(dq.len() == n * d && rows.q.len() == n * d && rows.do_.len() == n * d && rows.o.len() == n * d);
+        assert!(rows.lse.len() == n && dk.len() >= key_count * d && dv.len() >= key_count * d);
+        assert!(rows.k.len() >= (key_count - 1) * rows.k_row_stride + d);
+        let (q_columns, rest) = scratch.split_at_mut(n * d);
+        let (do_columns, rest) = rest.split_at_mut(n * d);
+        let (p, rest) = rest.split_at_mut(n * stride);
+        let ds = &mut rest[..n * stride];
+
+        interleave::<S>(q_columns, rows.q, d);
+        interleave::<S>(do_columns, rows.do_, d);
+        for page in 0..tile.page_count() {
+            let at = page * PAGE_LEN;
+            let (k_page, v_page) = (&rows.k_pages[at * d..][..PAGE_LEN * d], &rows.v_pages[at * d..][..PAGE_LEN * d]);
+            page_dots::<S>(&mut p[at..], stride, q_columns, k_page, tile.scale, tile);
+            page_dots::<S>(&mut ds[at..], stride, do_columns, v_page, 1.0, tile);
+        }
+        for r in 0..n {
+            let row = r * stride..(r + 1) * stride;
+            let delta = dot::<S>(&rows.do_[r * d..(r + 1) * d], &rows.o[r * d..(r + 1) * d]);
+            let (p, ds) = (&mut p[row.clone()], &mut ds[row]);
+            softmax_backward::<S>(p, ds, rows.lse[r], delta, tile.last_len(r), tile.scale);
+        }
+        dq.fill(0.0);
+        for page in 0..tile.page_count() {
+            let at = page * PAGE_LEN;
+            let count = (key_count - at).min(PAGE_LEN);
+            mix_full::<S>(dq, &ds[at..], stride, &rows.k[at * rows.k_row_stride..], rows.k_row_stride, count, tile);
+            let keys = at * d..(at + count) * d;
+            mix_keys::<S>(&mut dk[keys.clone()], &ds[at..], stride, rows.q, tile);
+            mix_keys::<S>(&mut dv[keys], &p[at..], stride, rows.do_, tile);
+        }
+    }
+}
+
+/// Turns sixteen rows, or fewer, into lanes of a page `(D, 16)`; other lanes keep what they hold.
+pub(super) fn transpose(page: &mut [f32], rows: &[f32], row_stride: usize, row_count: usize) {
+    for (lane, row) in rows.chunks(row_stride).take(row_count).enumerate() {
+        for (column, &x) in page.chunks_exact_mut(PAGE_LEN).zip(row) {
+            column[lane] = x;
+        }
+    }
+}
+
+/// How many of `left` rows the inner loops take next: as many as fill the registers, or an even split of
+/// what a full step would leave a single row of.
+#[inline(always)]
+fn step(left: usize, rows_max: usize) -> usize {
+    match left {
+        7 if rows_max >= 4 => 4,
+        5 if rows_max >= 4 => 3,
+        _ => match left.min(rows_max) {
+            12.. => 12,
+            6..=11 => 6,
+            rows => rows,
+        },
+    }
+}
+
+/// Calls a function that is generic over the number of rows with a number that [`step`] yields.
+macro_rules! with_rows {
+    ($rows:expr, $f:ident::<$S:ident>($($arg:expr),* $(,)?)) => {
+        match $rows {
+            12 if $S::TILE_ROWS >= 12 => $f::<$S, 12>($($arg),*),
+            6 => $f::<$S, 6>($($arg),*),
+            4 => $f::<$S, 4>($($arg),*),
+            3 => $f::<$S, 3>($($arg),*),
+            2 => $f::<$S, 2>($($arg),*),
+            _ => $f::<$S, 1>($($arg),*),
+        }
+    };
+}
+
+/// Lays rows out so that a step's elements of one column are neighbours: per step `(D, rows of the step)`.
+#[inline(always)]
+unsafe fn interleave<S: Simd>(columns: &mut [f32], rows: &[f32], width: usize) {
+    let n = rows.len() / width;
+    let mut r = 0;
+    while r < n {
+        let count = step(n - r, S::TILE_ROWS);
+        let part = r * width..(r + count) * width;
+        let (to, from) = (&mut columns[part.clone()], &rows[part]);
+        for (lane, row) in from.chunks_exact(width).enumerate() {
+            for (column, &x) in to.chunks_exact_mut(count).zip(row) {
+                column[lane] = x;
+            }
+        }
+        r += count;
+    }
+}
+
+/// `to[r][0..16] = scale * (row r . each key of the page)`.
+#[inline(always)]
+unsafe fn page_dots<S: Simd>(
+    to: &mut [f32],
+    stride: usize,
+    columns: &[f32],
+    page: &[f32],
+    scale: f32,
+    tile: Tile,
+) {
+    let (n, d) = (tile.row_count, tile.head_dim);
+    assert!(
+        to.len() >= (n - 1) * stride + PAGE_LEN
+            && columns.len() >= n * d
+            && page.len() == d * PAGE_LEN
+    );
+    let mut r = 0;
+    while r < n {
+        let rows = step(n - r, S::TILE_ROWS);
+        unsafe {
+            let (to, columns) = (to.as_mut_ptr().add(r * stride), columns.as_ptr().add(r * d));
+            with_rows!(rows, dots::<S>(to, stride, columns, page.as_ptr(), d, scale));
+        }
+        r += rows;
+    }
+}
+
+#[inline(always)]
+unsafe fn dots<S: Simd, const R: usize>(
+    to: *mut f32,
+    stride: usize,
+    columns: *const f32,
+    page: *const f32,
+    width: usize,
+    scale: f32,
+) {
+    unsafe {
+        let mut sums = [S::splat(0.0); R];
+        for d in 0..width {
+            let keys = S::load(page.add(d * LANES));
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = S::fma(S::splat(*columns.add(d * R + r)), keys, *sum);
+            }
+        }
+        for (r, sum) in sums.iter().enumerate() {
+            S::store(to.add(r * stride), S::mul(*sum, S::splat(scale)));
+        }
+    }
+}
+
+/// Turns a row of scores into weights `e^(s - max)`, zero where the row must not look; returns the greatest
+/// score and the sum of the weights.
+#[inline(always)]
+unsafe fn softmax<S: Simd>(row: &mut [f32], last_len: usize) -> (f32, f32) {
+    let last = row.len() - PAGE_LEN;
+    row[last + last_len..].fill(f32::NEG_INFINITY);
+    unsafe {
+        let mut max = S::splat(f32::NEG_INFINITY);
+        for page in row.chunks_exact(LANES) {
+            max = S::max(S::load(page.as_ptr()), max);
+        }
+        let max = S::reduce_max(max);
+        let mut sum = S::splat(0.0);
+        for page in row.chunks_exact_mut(LANES) {
+            let e = S::exp(S::sub(S::load(page.as_ptr()), S::splat(max)));
+            S::store(page.as_mut_ptr(), e);
+            sum = S::add(sum, e);
+        }
+        (max, S::reduce_add(sum))
+    }
+}
+
+/// Turns scores into `p` in place, and `do . v` in `ds` into `ds`; zero where the row must not look.
+#[inline(always)]
+unsafe fn softmax_backward<S: Simd>(
+    p: &mut [f32],
+    ds: &mut [f32],
+    lse: f32,
+    delta: f32,
+    last_len: usize,
+    scale: f32,
+) {
+    unsafe {
+        for (p, ds) in p.chunks_exact_mut(LANES).zip(ds.chunks_exact_mut(LANES)) {
+            let weights = S::exp(S::sub(S::load(p.as_ptr()), S::splat(lse)));
+            S::store(p.as_mut_ptr(), weights);
+            let off = S::sub(S::load(ds.as_ptr()), S::splat(delta));
+            S::store(ds.as_mut_ptr(), S::mul(S::mul(weights, off), S::splat(scale)));
+        }
+    }
+    let last = p.len() - PAGE_LEN;
+    p[last + last_len..].fill(0.0);
+    ds[last + last_len..].fill(0.0);
+}
+
+/// Sixteen chains over the columns, then their sum.
+#[inline(always)]
+unsafe fn dot<S: Simd>(a: &[f32], b: &[f32]) -> f32 {
+    unsafe {
+        let mut sum = S::splat(0.0);
+        for (a, b) in a.chunks_exact(LANES).zip(b.chunks_exact(LANES)) {
+            sum = S::fma(S::load(a.as_ptr()), S::load(b.as_ptr()), sum);
+        }
+        S::reduce_add(sum)
+    }
+}
+
+/// `out[r] += weights[r][j] * x[j]` for `j` below `count`, for all rows of the tile.
+#[inline(always)]
+unsafe fn mix_full<S: Simd>(
+    out: &mut [f32],
+    weights: &[f32],
+    stride: usize,
+    x: &[f32],
+    x_stride: usize,
+    count: usize,
+    tile: Tile,
+) {
+    let (n, d) = (tile.row_count, tile.head_dim);
+    assert!(out.len() == n * d && weights.len() >= (n - 1) * stride + count);
+    assert!(x.len() >= (count - 1) * x_stride + d);
+    let mut r = 0;
+    while r < n {
+        let rows = step(n - r, S::TILE_ROWS);
+        unsafe {
+            let (out, weights) = (out.as_mut_ptr().add(r * d), weights.as_ptr().add(r * stride));
+            with_rows!(rows, mix::<S>(out, d, weights, stride, 1, x.as_ptr(), x_stride, count));
+        }
+        r += rows;
+    }
+}
+
+/// As [`mix_full`] for the last page, where each row ends at its own position.
+#[inline(always)]
+unsafe fn mix_last<S: Simd>(
+    out: &mut [f32],
+    weights: &[f32],
+    stride: usize,
+    x: &[f32],
+    x_stride: usize,
+    tile: Tile,
+) {
+    let (n, d) = (tile.row_count, tile.head_dim);
+    assert!(out.len() == n * d && weights.len() >= (n - 1) * stride + tile.last_len(n - 1));
+    assert!(x.len() >= (tile.last_len(n - 1) - 1) * x_stride + d);
+    let mut first = 0;
+    while first < n {
+        let rows = step(n - first, S::TILE_ROWS);
+        // What all rows of the step see comes first, then what only the later ones see.
+        let shared = tile.last_len(first);
+        unsafe {
+            let (to, from) =
+                (out.as_mut_ptr().add(first * d), weights.as_ptr().add(first * stride));
+            with_rows!(rows, mix::<S>(to, d, from, stride, 1, x.as_ptr(), x_stride, shared));
+            for r in 0..rows {
+                let rest = tile.last_len(first + r) - shared;
+                let (to, from) = (to.add(r * d), from.add(r * stride + shared));
+                mix::<S, 1>(
+                    to,
+                    d,
+                    from,
+                    stride,
+                    1,
+                    x.as_ptr().add(shared * x_stride),
+                    x_stride,
+                    rest,
+                );
+            }
+        }
+        first += rows;
+    }
+}
+
+/// `out[j] += weights[r][j] * x[r]` for all rows `r` of the tile in order, for a page of keys `j`.
+#[inline(always)]
+unsafe fn mix_keys<S: Simd>(
+    out: &mut [f32],
+    weights: &[f32],
+    stride: usize,
+    x: &[f32],
+    tile: Tile,
+) {
+    let (n, d) = (tile.row_count, tile.head_dim);
+    let count = out.len() / d;
+    assert!(weights.len() >= (n - 1) * stride + count && x.len() == n * d);
+    let mut j = 0;
+    while j < count {
+        let keys = step(count - j, S::TILE_ROWS);
+        unsafe {
+            let (out, weights) = (out.as_mut_ptr().add(j * d), weights.as_ptr().add(j));
+            with_rows!(keys, mix::<S>(out, d, weights, 1, stride, x.as_ptr(), d, n));
+        }
+        j += keys;
+    }
+}
+
+/// `out[r] += sum over t of w[r * w_row_stride + t * w_term_stride] * x[t]`: one chain per element, which
+/// goes on from what `out` holds.
+#[inline(always)]
+unsafe fn mix<S: Simd, const R: usize>(
+    out: *mut f32,
+    width: usize,
+    w: *const f32,
+    w_row_stride: usize,
+    w_term_stride: usize,
+    x: *const f32,
+    x_stride: usize,
+    term_count: usize,
+) {
+    unsafe {
+        for at in (0..width).step_by(LANES) {
+            let mut sums = [S::splat(0.0); R];
+            for (r, sum) in sums.iter_mut().enumerate() {
+                *sum = S::load(out.add(r * width + at));
+            }
+            for t in 0..term_count {
+                let x = S::load(x.add(t * x_stride + at));
+                let w = w.add(t * w_term_stride);
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = S::fma(S::splat(*w.add(r * w_row_stride)), x, *sum);
+                }
+            }
+            for (r, sum) in sums.iter().enumerate() {
+                S::store(out.add(r * width + at), *sum);
+            }
+        }
+    }
+}

@@ -1,0 +1,333 @@
+//! Matrix products with a weight: `y = x·wᵀ + b`, and the gradients of `x`, `w` and `b`.
+//!
+//! | buffer    | shape  | written by                                                   |
+//! |-----------|--------|--------------------------------------------------------------|
+//! | `x` `y`   | (T, K) (T, N) | caller; forward `=`                                   |
+//! | `w` `b`   | (N, K) (N)    | caller; [`Packed`] is a copy of `w` in the kernel's order |
+//! | `dx`      | (T, K) | [`backward_input`] `=`, or `+=` where asked: `dy·w`          |
+//! | `dw`      | (N, K) | [`backward_weight`] `+=`: `dyᵀ·x`                            |
+//! | `db`      | (N)    | [`backward_bias`] `+=`: column sums of `dy`                  |
+//!
+//! Every output element is one chain of fused multiply-adds over its contraction index in order, which
+//! starts at zero or, where it accumulates, at the stored value. Blocking over the contraction stores the
+//! accumulator and loads it again, which changes no bit; so nothing depends on rows, tiles, blocks,
+//! threads or the instruction set, and micro-batches in order give the gradient of one batch.
+
+mod block;
+mod kernel;
+mod pack;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use crate::simd::{LANES, simd_fn};
+use crate::tensor::Shards;
+use crate::{Device, Tensor};
+
+use block::{Left, Product, Right};
+use pack::{Aligned, Tile};
+
+/// Elements of `dy` below which [`backward_bias`] stays on the caller's thread.
+const BIAS_ALONE_LEN: usize = 1 << 16;
+
+/// A weight `(N, K)` in the order in which the kernel reads it, for products with rows of activations.
+///
+/// Panels of as many outputs as a tile of the device's instruction set is wide, each `K` deep, the last
+/// one filled up with zeros.
+pub struct Packed {
+    panels: Aligned,
+    out_len: usize,
+    in_len: usize,
+    tile: Tile,
+}
+
+impl Packed {
+    /// Packs `w (N, K)` on all threads.
+    pub fn of_weight(w: &Tensor) -> Packed {
+        let (device, out_len, in_len) = (w.device(), w.rows(), w.cols());
+        let tile = Tile::of(device.isa());
+        let panel_len = in_len * tile.cols;
+        let panel_count = out_len.div_ceil(tile.cols);
+        let mut panels = Aligned::uninit(device, panel_count * panel_len);
+        let shards = Shards::new(panels.as_mut_slice());
+        let block = panel_count.div_ceil(4 * device.threads()).max(1);
+        device.run_blocks(panel_count, block, |start, end| {
+            for panel in start..end {
+                let rows = panel * tile.cols..((panel + 1) * tile.cols).min(out_len);
+                let from = &w.as_slice()[rows.start * in_len..rows.end * in_len];
+                // SAFETY: each panel belongs to one call.
+                let to = unsafe { shards.slice(panel * panel_len, (panel + 1) * panel_len) };
+                pack::panel_of_rows(to, from, in_len, tile.cols);
+            }
+        });
+        Packed { panels, out_len, in_len, tile }
+    }
+
+    /// Outputs: `N`.
+    pub fn out_len(&self) -> usize {
+        self.out_len
+    }
+
+    /// Inputs: `K`.
+    pub fn in_len(&self) -> usize {
+        self.in_len
+    }
+
+    /// Memory that the panels take.
+    pub fn bytes(&self) -> usize {
+        size_of_val(self.panels.as_slice())
+    }
+}
+
+impl fmt::Debug for Packed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Packed[{}, {}]", self.out_len, self.in_len)
+    }
+}
+
+/// `y = x·wᵀ + bias` for `x (T, K)` and `y (T, N)`; the bias is added after the sum.
+pub fn forward(y: &mut Tensor, x: &Tensor, w: &Packed, bias: Option<&Tensor>) {
+    let row_count = rows_of("x", x, w.in_len);
+    forward_rows(
+        x.device(),
+        y.as_mut_slice(),
+        x.as_slice(),
+        row_count,
+        w,
+        bias.map(Tensor::as_slice),
+    );
+}
+
+/// `dx = dy·w`, or `dx += dy·w` if it accumulates, for `dy (T, N)`, `w (N, K)` and `dx (T, K)`.
+pub fn backward_input(dx: &mut Tensor, dy: &Tensor, w: &Tensor, accumulate: bool) {
+    let dims = Dims { rows: rows_of("dy", dy, w.rows()), out: w.rows(), inp: w.cols() };
+    backward_input_rows(
+        dy.device(),
+        dx.as_mut_slice(),
+        dy.as_slice(),
+        w.as_slice(),
+        dims,
+        accumulate,
+    );
+}
+
+/// `dw += dyᵀ·x` for `dy (T, N)`, `x (T, K)` and `dw (N, K)`.
+pub fn backward_weight(dw: &mut Tensor, dy: &Tensor, x: &Tensor) {
+    let dims = Dims { rows: rows_of("dy", dy, dw.rows()), out: dw.rows(), inp: dw.cols() };
+    backward_weight_rows(dy.device(), dw.as_mut_slice(), dy.as_slice(), x.as_slice(), dims);
+}
+
+/// `db += Σ dy` over the rows of `dy (T, N)`.
+pub fn backward_bias(db: &mut Tensor, dy: &Tensor) {
+    let row_count = rows_of("dy", dy, db.len());
+    backward_bias_rows(dy.device(), db.as_mut_slice(), dy.as_slice(), row_count);
+}
+
+/// Sizes of a product with a weight `(out, inp)`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dims {
+    /// Rows of activations: `T`.
+    pub(crate) rows: usize,
+    /// Outputs: `N`.
+    pub(crate) out: usize,
+    /// Inputs: `K`.
+    pub(crate) inp: usize,
+}
+
+/// [`forward`] of `row_count` rows.
+pub(crate) fn forward_rows(
+    device: &Device,
+    y: &mut [f32],
+    x: &[f32],
+    row_count: usize,
+    w: &Packed,
+    bias: Option<&[f32]>,
+) {
+    assert_eq!(w.tile, Tile::of(device.isa()), "w is packed for another instruction set");
+    check_len("y", y, row_count * w.out_len);
+    check_len("x", x, row_count * w.in_len);
+    if let Some(bias) = bias {
+        check_len("bias", bias, w.out_len);
+    }
+    let product = Product {
+        rows: row_count,
+        cols: w.out_len,
+        depth: w.in_len,
+        left: Left::Rows(x),
+        right: Right::Panels(w.panels.as_slice()),
+        accumulate: false,
+        bias,
+    };
+    block::run(device, y, &product);
+}
+
+/// [`backward_input`] of `dims.rows` rows.
+pub(crate) fn backward_input_rows(
+    device: &Device,
+    dx: &mut [f32],
+    dy: &[f32],
+    w: &[f32],
+    dims: Dims,
+    accumulate: bool,
+) {
+    check_len("dx", dx, dims.rows * dims.inp);
+    check_len("dy", dy, dims.rows * dims.out);
+    check_len("w", w, dims.out * dims.inp);
+    let product = Product {
+        rows: dims.rows,
+        cols: dims.inp,
+        depth: dims.out,
+        left: Left::Rows(dy),
+        right: Right::Rows(w),
+        accumulate,
+        bias: None,
+    };
+    block::run(device, dx, &product);
+}
+
+/// [`backward_weight`] of `dims.rows` rows.
+pub(crate) fn backward_weight_rows(
+    device: &Device,
+    dw: &mut [f32],
+    dy: &[f32],
+    x: &[f32],
+    dims: Dims,
+) {
+    check_len("dw", dw, dims.out * dims.inp);
+    check_len("dy", dy, dims.rows * dims.out);
+    check_len("x", x, dims.rows * dims.inp);
+    let product = Product {
+        rows: dims.out,
+        cols: dims.inp,
+        depth: dims.rows,
+        left: Left::Columns(dy),
+        right: Right::Rows(x),
+        accumulate: true,
+        bias: None,
+    };
+    block::run(device, dw, &product);
+}
+
+/// [`backward_bias`] of `row_count` rows.
+pub(crate) fn backward_bias_rows(device: &Device, db: &mut [f32], dy: &[f32], row_count: usize) {
+    check_len("dy", dy, row_count * db.len());
+    let width = db.len();
+    if row_count == 0 || width == 0 {
+        return;
+    }
+    let parts = if dy.len() < BIAS_ALONE_LEN { 1 } else { 2 * device.threads() };
+    let block = width.div_ceil(parts).next_multiple_of(BIAS_VECTORS * LANES);
+    let db = Shards::new(db);
+    device.run_blocks(width, block, |start, end| {
+        // SAFETY: blocks of columns are disjoint.
+        add_rows(device.isa(), unsafe { db.slice(start, end) }, &dy[start..], width, row_count);
+    });
+}
+
+/// Vectors of column sums that are kept in registers.
+const BIAS_VECTORS: usize = 4;
+
+simd_fn! {
+    /// `sums[j] += Σ rows[i * stride + j]`, in order of `i`.
+    #[expect(clippy::needless_range_loop, reason = "vectors are indices")]
+    fn add_rows<S>(sums: &mut [f32], rows: &[f32], stride: usize, row_count: usize) {
+        assert!(rows.len() >= (row_count - 1) * stride + sums.len());
+        let mut at = 0;
+        while at < sums.len() {
+            let to = sums.as_mut_ptr().add(at);
+            let from = rows.as_ptr().add(at);
+            if sums.len() - at >= BIAS_VECTORS * LANES {
+                let mut sum = [S::splat(0.0); BIAS_VECTORS];
+                for v in 0..BIAS_VECTORS {
+                    sum[v] = S::load(to.add(v * LANES));
+                }
+                for i in 0..row_count {
+                    for v in 0..BIAS_VECTORS {
+                        sum[v] = S::add(sum[v], S::load(from.add(i * stride + v * LANES)));
+                    }
+                }
+                for v in 0..BIAS_VECTORS {
+                    S::store(to.add(v * LANES), sum[v]);
+                }
+                at += BIAS_VECTORS * LANES;
+            } else {
+                let len = (sums.len() - at).min(LANES);
+                let mut sum = S::load_part(to, len);
+                for i in 0..row_count {
+                    sum = S::add(sum, S::load_part(from.add(i * stride), len));
+                }
+                S::store_part(to, sum, len);
+                at += len;
+            }
+        }
+    }
+}
+
+/// Rows of a tensor whose last dimension must be `width`.
+#[track_caller]
+fn rows_of(name: &str, tensor: &Tensor, width: usize) -> usize {
+    let rows = tensor.len().checked_div(width).unwrap_or(0);
+    assert_eq!(tensor.len(), rows * width, "{name} {:?} needs rows of {width}", tensor.shape());
+    rows
+}
+
+#[track_caller]
+fn check_len(name: &str, buffer: &[f32], len: usize) {
+    assert_eq!(buffer.len(), len, "length of {name}");
+}
+
+/// The definitions, in scalar loops.
+pub mod reference {
+    use super::super::Real;
+
+    /// `y (T, N) = x (T, K)·w (N, K)ᵀ + bias (N)`.
+    pub fn forward<R: Real>(y: &mut [R], x: &[R], w: &[R], bias: Option<&[R]>, in_len: usize) {
+        let out_len = w.len() / in_len;
+        for (y, x) in y.chunks_exact_mut(out_len).zip(x.chunks_exact(in_len)) {
+            for (n, (y, w)) in y.iter_mut().zip(w.chunks_exact(in_len)).enumerate() {
+                let sum = x.iter().zip(w).fold(R::of(0.0), |sum, (&x, &w)| x.mul_add(w, sum));
+                *y = bias.map_or(sum, |bias| sum + bias[n]);
+            }
+        }
+    }
+
+    /// `dx (T, K) (=|+=) dy (T, N)·w (N, K)`.
+    pub fn backward_input<R: Real>(
+        dx: &mut [R],
+        dy: &[R],
+        w: &[R],
+        in_len: usize,
+        accumulate: bool,
+    ) {
+        let out_len = w.len() / in_len;
+        for (dx, dy) in dx.chunks_exact_mut(in_len).zip(dy.chunks_exact(out_len)) {
+            for (k, dx) in dx.iter_mut().enumerate() {
+                let start = if accumulate { *dx } else { R::of(0.0) };
+                *dx = (0..out_len).fold(start, |sum, n| dy[n].mul_add(w[n * in_len + k], sum));
+            }
+        }
+    }
+
+    /// `dw (N, K) += dy (T, N)ᵀ·x (T, K)`, over the rows in order.
+    pub fn backward_weight<R: Real>(dw: &mut [R], dy: &[R], x: &[R], in_len: usize) {
+        let out_len = dw.len() / in_len;
+        for (dy, x) in dy.chunks_exact(out_len).zip(x.chunks_exact(in_len)) {
+            for (dw, &dy) in dw.chunks_exact_mut(in_len).zip(dy) {
+                for (dw, &x) in dw.iter_mut().zip(x) {
+                    *dw = dy.mul_add(x, *dw);
+                }
+            }
+        }
+    }
+
+    /// `db (N) += Σ dy (T, N)`, over the rows in order.
+    pub fn backward_bias<R: Real>(db: &mut [R], dy: &[R]) {
+        for dy in dy.chunks_exact(db.len()) {
+            for (db, &dy) in db.iter_mut().zip(dy) {
+                *db += dy;
+            }
+        }
+    }
+}

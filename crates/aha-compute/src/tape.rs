@@ -1,0 +1,404 @@
+//! A tape of coarse ops: a model is written forwards, and the tape plays it backwards.
+//!
+//! A [`Var`] owns its value. While the tape records, each op keeps exactly what its backward pass reads;
+//! while it doesn't, values are freed as soon as the model lets go of them, so that the same forward pass
+//! serves the sampler.
+
+use std::sync::Arc;
+
+use crate::ops::attention::{self, KvCache, PagedSeq};
+use crate::ops::{embedding, lm_head, matmul, rms_norm, rope, swiglu};
+use crate::{Device, Grads, ParamId, Params, Tensor};
+
+/// The value of an op's output, and its place on the tape.
+#[derive(Clone, Debug)]
+pub struct Var {
+    value: Arc<Tensor>,
+    slot: usize,
+}
+
+impl Var {
+    /// The value.
+    pub fn value(&self) -> &Tensor {
+        &self.value
+    }
+}
+
+/// Which rows belong together in attention, and where their keys and values are.
+pub enum Rows<'a> {
+    /// Whole sequences one after the other, from position 0; `starts` has their first rows and the end.
+    Packed {
+        /// First row of each sequence, then the number of rows.
+        starts: Arc<[usize]>,
+    },
+    /// New tokens of sequences whose earlier keys and values are in a cache. Can't be recorded.
+    Paged {
+        /// The cache; it takes the new keys and values.
+        cache: &'a mut KvCache,
+        /// The sequences.
+        seqs: &'a [PagedSeq],
+    },
+}
+
+type Segment<'p> = Box<dyn Fn(&mut Tape<'p>, &[Var]) -> Vec<Var> + 'p>;
+
+enum Op<'p> {
+    Embedding { table: ParamId, ids: Arc<[u32]> },
+    Linear { x: Var, w: ParamId, bias: Option<ParamId> },
+    RmsNorm { x: Var, w: ParamId, r: Tensor },
+    /// Outputs the sum and its norm; `sum` is the saved sum.
+    AddRmsNorm { x: usize, residual: usize, sum: Arc<Tensor>, w: ParamId, r: Tensor },
+    Rope { x: usize, positions: Arc<[u32]>, table: Arc<rope::Table> },
+    Attention { q: Var, k: Var, v: Var, out: Arc<Tensor>, lse: Tensor, starts: Arc<[usize]>, dims: attention::Dims, scale: f32 },
+    Swiglu { gate: Var, up: Var },
+    SelectRows { x: Var, rows: Arc<[usize]> },
+    LogProbs { x: Var, head: ParamId, targets: Arc<[u32]>, inv_temperature: f32 },
+    Checkpoint { inputs: Vec<Var>, segment: Segment<'p> },
+}
+
+struct Node<'p> {
+    op: Op<'p>,
+    /// Slots of the outputs, in the op's order.
+    outputs: Vec<usize>,
+}
+
+/// Runs ops over `params` and, if asked to, records them.
+pub struct Tape<'p> {
+    device: Device,
+    params: &'p Params,
+    recording: bool,
+    nodes: Vec<Node<'p>>,
+    slot_count: usize,
+}
+
+impl<'p> Tape<'p> {
+    /// A tape that records, for training.
+    pub fn recording(device: &Device, params: &'p Params) -> Tape<'p> {
+        Tape { device: device.clone(), params, recording: true, nodes: Vec::new(), slot_count: 0 }
+    }
+
+    /// A tape that only computes, for sampling and scoring.
+    pub fn inference(device: &Device, params: &'p Params) -> Tape<'p> {
+        Tape { recording: false, ..Tape::recording(device, params) }
+    }
+
+    /// Rows of the embedding table: `(T, C)` for `T` ids.
+    pub fn embedding(&mut self, table: ParamId, ids: &[u32]) -> Var {
+        let weights = self.params.value(table);
+        let mut y = self.uninit(&[ids.len(), weights.cols()]);
+        embedding::forward(&mut y, weights, ids);
+        self.record(y, || Op::Embedding { table, ids: ids.into() })
+    }
+
+    /// `x · wᵀ + bias`: `(T, N)` from `x` `(T, K)` and `w` `(N, K)`.
+    pub fn linear(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>) -> Var {
+        let packed = self.params.packed(w);
+        let mut y = self.uninit(&[x.value.rows(), packed.out_len()]);
+        matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.value(b)));
+        self.record(y, || Op::Linear { x: x.clone(), w, bias })
+    }
+
+    /// RMSNorm over groups of as many columns as `w` has: the whole row, or each head.
+    pub fn rms_norm(&mut self, x: &Var, w: ParamId, eps: f32) -> Var {
+        let weights = self.params.value(w);
+        let mut y = self.uninit(x.value.shape());
+        let mut r = self.uninit(&[x.value.len() / weights.len()]);
+        rms_norm::forward(&mut y, &mut r, &x.value, weights, eps);
+        self.record(y, || Op::RmsNorm { x: x.clone(), w, r })
+    }
+
+    /// `x + residual`, and its RMSNorm.
+    pub fn add_rms_norm(&mut self, x: &Var, residual: &Var, w: ParamId, eps: f32) -> (Var, Var) {
+        let mut y = self.uninit(x.value.shape());
+        let mut sum = self.uninit(x.value.shape());
+        let mut r = self.uninit(&[x.value.rows()]);
+        let weights = self.params.value(w);
+        rms_norm::forward_add(&mut y, &mut r, &mut sum, &x.value, &residual.value, weights, eps);
+        let (sum, y) = (self.var(sum), self.var(y));
+        if self.recording {
+            let saved = Arc::clone(&sum.value);
+            let op = Op::AddRmsNorm { x: x.slot, residual: residual.slot, sum: saved, w, r };
+            self.nodes.push(Node { op, outputs: vec![sum.slot, y.slot] });
+        }
+        (sum, y)
+    }
+
+    /// Rotates pairs of each head's columns by angles that grow with the row's position.
+    pub fn rope(&mut self, x: &Var, positions: &Arc<[u32]>, table: &Arc<rope::Table>) -> Var {
+        let mut y = self.uninit(x.value.shape());
+        rope::forward(&mut y, &x.value, positions, table);
+        let (positions, table) = (Arc::clone(positions), Arc::clone(table));
+        self.record(y, || Op::Rope { x: x.slot, positions, table })
+    }
+
+    /// Causal attention of `q` `(T, H·D)` over `k`, `v` `(T, KV·D)`; `layer` addresses the cache.
+    pub fn attention(
+        &mut self,
+        [q, k, v]: [&Var; 3],
+        rows: &mut Rows<'_>,
+        layer: usize,
+        dims: attention::Dims,
+        scale: f32,
+    ) -> Var {
+        let mut o = self.uninit(q.value.shape());
+        match rows {
+            Rows::Packed { starts } => {
+                let mut lse = self.uninit(&[q.value.rows(), dims.heads]);
+                attention::forward(&mut o, &mut lse, &q.value, &k.value, &v.value, starts, dims, scale);
+                let o = self.var(o);
+                if self.recording {
+                    let op = Op::Attention {
+                        q: q.clone(),
+                        k: k.clone(),
+                        v: v.clone(),
+                        out: Arc::clone(&o.value),
+                        lse,
+                        starts: Arc::clone(starts),
+                        dims,
+                        scale,
+                    };
+                    self.nodes.push(Node { op, outputs: vec![o.slot] });
+                }
+                o
+            }
+            Rows::Paged { cache, seqs } => {
+                assert!(!self.recording, "attention over a cache can't be recorded");
+                cache.append(layer, &k.value, &v.value, seqs);
+                attention::attend(&mut o, &q.value, cache, layer, seqs, dims, scale);
+                self.var(o)
+            }
+        }
+    }
+
+    /// `silu(gate) * up`.
+    pub fn swiglu(&mut self, gate: &Var, up: &Var) -> Var {
+        let mut y = self.uninit(gate.value.shape());
+        swiglu::forward(&mut y, &gate.value, &up.value);
+        self.record(y, || Op::Swiglu { gate: gate.clone(), up: up.clone() })
+    }
+
+    /// The given rows of `x`, each at most once.
+    pub fn select_rows(&mut self, x: &Var, rows: &Arc<[usize]>) -> Var {
+        let cols = x.value.cols();
+        let mut y = self.uninit(&[rows.len(), cols]);
+        for (to, &from) in y.as_mut_slice().chunks_exact_mut(cols).zip(rows.iter()) {
+            to.copy_from_slice(x.value.row(from));
+        }
+        self.record(y, || Op::SelectRows { x: x.clone(), rows: Arc::clone(rows) })
+    }
+
+    /// Log-probs of `targets` after each row of `x` under `softmax(x · headᵀ · inv_temperature)`, and the
+    /// entropies of those distributions, in nats.
+    pub fn log_probs(&mut self, x: &Var, head: ParamId, targets: &Arc<[u32]>, inv_temperature: f32) -> (Var, Var) {
+        let mut log_probs = self.uninit(&[targets.len()]);
+        let mut entropies = self.uninit(&[targets.len()]);
+        let packed = self.params.packed(head);
+        lm_head::forward(&mut log_probs, &mut entropies, &x.value, packed, targets, inv_temperature);
+        let (log_probs, entropies) = (self.var(log_probs), self.var(entropies));
+        if self.recording {
+            let op = Op::LogProbs { x: x.clone(), head, targets: Arc::clone(targets), inv_temperature };
+            self.nodes.push(Node { op, outputs: vec![log_probs.slot, entropies.slot] });
+        }
+        (log_probs, entropies)
+    }
+
+    /// Runs `segment` and keeps only its inputs; the backward pass runs it again. The bits of the results
+    /// and gradients are those of running it plainly.
+    pub fn checkpoint(
+        &mut self,
+        inputs: &[Var],
+        segment: impl Fn(&mut Tape<'p>, &[Var]) -> Vec<Var> + 'p,
+    ) -> Vec<Var> {
+        if !self.recording {
+            return segment(self, inputs);
+        }
+        self.recording = false;
+        let outputs = segment(self, inputs);
+        self.recording = true;
+        let slots = outputs.iter().map(|v| v.slot).collect();
+        let op = Op::Checkpoint { inputs: inputs.to_vec(), segment: Box::new(segment) };
+        self.nodes.push(Node { op, outputs: slots });
+        outputs
+    }
+
+    /// Plays the tape backwards from `seeds`, gradients of the loss with respect to vars, and adds the
+    /// gradients of the weights to `grads`.
+    pub fn backward(self, seeds: Vec<(Var, Tensor)>, grads: &mut Grads) {
+        self.backward_to(seeds, &[], grads);
+    }
+
+    /// As [`Tape::backward`], and returns the gradients of `inputs`; none where nothing depends on one.
+    fn backward_to(mut self, seeds: Vec<(Var, Tensor)>, inputs: &[Var], grads: &mut Grads) -> Vec<Option<Tensor>> {
+        assert!(self.recording, "only a recording tape can be played backwards");
+        let mut slots = Slots { device: self.device.clone(), grads: (0..self.slot_count).map(|_| None).collect() };
+        for (var, gradient) in seeds {
+            slots.add(var.slot, gradient);
+        }
+        while let Some(Node { op, outputs }) = self.nodes.pop() {
+            if outputs.iter().any(|&slot| slots.grads[slot].is_some()) {
+                play(op, &outputs, &mut slots, self.params, grads);
+            }
+        }
+        inputs.iter().map(|var| slots.grads[var.slot].take()).collect()
+    }
+
+    fn uninit(&self, shape: &[usize]) -> Tensor {
+        Tensor::uninit(&self.device, shape)
+    }
+
+    fn var(&mut self, value: Tensor) -> Var {
+        self.slot_count += 1;
+        Var { value: Arc::new(value), slot: self.slot_count - 1 }
+    }
+
+    fn record(&mut self, value: Tensor, op: impl FnOnce() -> Op<'p>) -> Var {
+        let var = self.var(value);
+        if self.recording {
+            let op = op();
+            self.nodes.push(Node { op, outputs: vec![var.slot] });
+        }
+        var
+    }
+}
+
+/// Gradients of vars, while the tape is played backwards.
+struct Slots {
+    device: Device,
+    grads: Vec<Option<Tensor>>,
+}
+
+impl Slots {
+    fn add(&mut self, slot: usize, gradient: Tensor) {
+        match &mut self.grads[slot] {
+            Some(sum) => sum.add_assign(&gradient),
+            empty => *empty = Some(gradient),
+        }
+    }
+
+    fn take(&mut self, slot: usize, shape: &[usize]) -> Tensor {
+        self.grads[slot].take().unwrap_or_else(|| Tensor::zeros(&self.device, shape))
+    }
+
+    fn zeros_like(&self, value: &Tensor) -> Tensor {
+        Tensor::zeros(&self.device, value.shape())
+    }
+
+    fn uninit_like(&self, value: &Tensor) -> Tensor {
+        Tensor::uninit(&self.device, value.shape())
+    }
+}
+
+fn play<'p>(op: Op<'p>, outputs: &[usize], slots: &mut Slots, params: &'p Params, grads: &mut Grads) {
+    match op {
+        Op::Embedding { table, ids } => {
+            let dy = slots.take(outputs[0], &[ids.len(), params.value(table).cols()]);
+            embedding::backward(grads.lookups_mut(table), &dy, &ids);
+        }
+        Op::Linear { x, w, bias } => {
+            let dy = slots.take(outputs[0], &[x.value.rows(), params.value(w).rows()]);
+            matmul::backward_weight(grads.get_mut(w), &dy, &x.value);
+            if let Some(bias) = bias {
+                matmul::backward_bias(grads.get_mut(bias), &dy);
+            }
+            let (mut dx, accumulate) = match slots.grads[x.slot].take() {
+                Some(dx) => (dx, true),
+                None => (slots.uninit_like(&x.value), false),
+            };
+            matmul::backward_input(&mut dx, &dy, params.value(w), accumulate);
+            slots.grads[x.slot] = Some(dx);
+        }
+        Op::RmsNorm { x, w, r } => {
+            let dy = slots.take(outputs[0], x.value.shape());
+            let mut dx = slots.grads[x.slot].take().unwrap_or_else(|| slots.zeros_like(&x.value));
+            rms_norm::backward(&mut dx, grads.get_mut(w), &dy, &x.value, params.value(w), &r);
+            slots.grads[x.slot] = Some(dx);
+        }
+        Op::AddRmsNorm { x, residual, sum, w, r } => {
+            let dy = slots.take(outputs[1], sum.shape());
+            let mut dsum = slots.take(outputs[0], sum.shape());
+            rms_norm::backward(&mut dsum, grads.get_mut(w), &dy, &sum, params.value(w), &r);
+            slots.add(x, dsum.clone());
+            slots.add(residual, dsum);
+        }
+        Op::Rope { x, positions, table } => {
+            if let Some(dy) = slots.grads[outputs[0]].take() {
+                let mut dx = slots.uninit_like(&dy);
+                rope::backward(&mut dx, &dy, &positions, &table);
+                slots.add(x, dx);
+            }
+        }
+        Op::Attention { q, k, v, out, lse, starts, dims, scale } => {
+            let dout = slots.take(outputs[0], out.shape());
+            let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| slots.uninit_like(&x.value));
+            attention::backward(
+                [&mut dq, &mut dk, &mut dv],
+                &dout,
+                [&q.value, &k.value, &v.value],
+                &out,
+                &lse,
+                &starts,
+                dims,
+                scale,
+            );
+            for (var, gradient) in [(q, dq), (k, dk), (v, dv)] {
+                slots.add(var.slot, gradient);
+            }
+        }
+        Op::Swiglu { gate, up } => {
+            let dy = slots.take(outputs[0], gate.value.shape());
+            let (mut dgate, mut dup) = (slots.uninit_like(&gate.value), slots.uninit_like(&up.value));
+            swiglu::backward(&mut dgate, &mut dup, &dy, &gate.value, &up.value);
+            slots.add(gate.slot, dgate);
+            slots.add(up.slot, dup);
+        }
+        Op::SelectRows { x, rows } => {
+            let dy = slots.take(outputs[0], &[rows.len(), x.value.cols()]);
+            let mut dx = slots.zeros_like(&x.value);
+            let cols = dy.cols();
+            for (from, &to) in dy.as_slice().chunks_exact(cols).zip(rows.iter()) {
+                dx.as_mut_slice()[to * cols..(to + 1) * cols].copy_from_slice(from);
+            }
+            slots.add(x.slot, dx);
+        }
+        Op::LogProbs { x, head, targets, inv_temperature } => {
+            let dlog_probs = slots.take(outputs[0], &[targets.len()]);
+            let dentropies = slots.grads[outputs[1]].take();
+            let mut dx = slots.uninit_like(&x.value);
+            lm_head::backward(
+                &mut dx,
+                grads.get_mut(head),
+                dlog_probs.as_slice(),
+                dentropies.as_ref().map(Tensor::as_slice),
+                &x.value,
+                params.packed(head),
+                params.value(head),
+                &targets,
+                inv_temperature,
+            );
+            slots.add(x.slot, dx);
+        }
+        Op::Checkpoint { inputs, segment } => {
+            let mut tape = Tape::recording(&slots.device, params);
+            let again: Vec<Var> = inputs.iter().map(|v| tape.leaf(v)).collect();
+            let results = segment(&mut tape, &again);
+            let seeds = results
+                .into_iter()
+                .zip(outputs)
+                .filter_map(|(var, &slot)| slots.grads[slot].take().map(|gradient| (var, gradient)))
+                .collect();
+            for (input, gradient) in inputs.iter().zip(tape.backward_to(seeds, &again, grads)) {
+                if let Some(gradient) = gradient {
+                    slots.add(input.slot, gradient);
+                }
+            }
+        }
+    }
+}
+
+impl Tape<'_> {
+    /// A var of this tape with the value of another tape's.
+    fn leaf(&mut self, of: &Var) -> Var {
+        self.slot_count += 1;
+        Var { value: Arc::clone(&of.value), slot: self.slot_count - 1 }
+    }
+}

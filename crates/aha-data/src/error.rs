@@ -1,0 +1,236 @@
+//! What can go wrong here, split by what the receiver can do about it; and the translation of
+//! DataFusion's errors into it.
+
+use std::path::Path;
+
+use datafusion::common::SchemaError;
+use datafusion::error::DataFusionError;
+use datafusion::sql::sqlparser::parser::ParserError;
+
+/// The crate's result.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An error of this crate. [`Error::hint`] holds the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The query, the file or the address is wrong: trying again gives the same answer.
+    #[error("{message}{}", at(location))]
+    Input {
+        /// What is wrong, what was expected, what was found.
+        message: String,
+        /// What to do about it, where that is known.
+        hint: Option<String>,
+        /// Where in the query.
+        location: Option<Location>,
+    },
+    /// The machine refused; trying again may help.
+    #[error("{message}")]
+    Environment {
+        /// What was tried, and the system's answer.
+        message: String,
+        /// What to do about it, where that is known.
+        hint: Option<String>,
+    },
+    /// Our own mistake, or DataFusion's: the run should stop.
+    #[error("{message}; this is a bug")]
+    Bug {
+        /// The invariant that doesn't hold.
+        message: String,
+    },
+}
+
+/// A place in a query.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// From 1.
+    pub line: u64,
+    /// From 1.
+    pub column: u64,
+}
+
+impl Error {
+    /// The remedy, where there is one to give.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Input { hint, .. } | Self::Environment { hint, .. } => hint.as_deref(),
+            Self::Bug { .. } => None,
+        }
+    }
+
+    /// Where in the query it is, where that is known.
+    pub fn location(&self) -> Option<Location> {
+        match self {
+            Self::Input { location, .. } => *location,
+            _ => None,
+        }
+    }
+
+    /// The message without its place in the query: for a caller that says where in its own words.
+    pub fn message(&self) -> &str {
+        match self {
+            Self::Input { message, .. }
+            | Self::Environment { message, .. }
+            | Self::Bug { message } => message,
+        }
+    }
+
+    pub(crate) fn input(message: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self::Input { message: message.into(), hint: Some(hint.into()), location: None }
+    }
+
+    pub(crate) fn bug(message: impl Into<String>) -> Self {
+        Self::Bug { message: message.into() }
+    }
+
+    pub(crate) fn io(action: &str, path: &Path, error: &std::io::Error) -> Self {
+        Self::Environment {
+            message: format!("can't {action} `{}`: {error}", path.display()),
+            hint: Some("check the path, and who may read it".to_owned()),
+        }
+    }
+
+    /// Translates DataFusion's error. `tables`: the names that a query may use.
+    pub(crate) fn from_datafusion(error: &DataFusionError, tables: &[String]) -> Self {
+        let error = match error {
+            DataFusionError::Collection(errors) => errors.first().unwrap_or(error),
+            error => error,
+        };
+        let span = error.diagnostic().and_then(|diagnostic| diagnostic.span);
+        let location =
+            span.map(|span| Location { line: span.start.line, column: span.start.column });
+        match error.find_root() {
+            DataFusionError::SchemaError(error, _) => schema_error(error, location),
+            DataFusionError::SQL(error, _) => syntax_error(error),
+            DataFusionError::Plan(message) => plan_error(message, tables, location),
+            DataFusionError::ResourcesExhausted(message) => Self::Environment {
+                message: format!("the query needs more memory than it may have: {message}"),
+                hint: Some("raise the memory limit, or select fewer rows or columns".to_owned()),
+            },
+            DataFusionError::IoError(error) => {
+                Self::Environment { message: error.to_string(), hint: None }
+            }
+            DataFusionError::ObjectStore(error) => {
+                Self::Environment { message: error.to_string(), hint: None }
+            }
+            DataFusionError::Internal(message) => Self::bug(first_paragraph(message)),
+            DataFusionError::Execution(message) | DataFusionError::NotImplemented(message) => {
+                let (message, hint) = split_hint(message);
+                Self::Input { message, hint, location }
+            }
+            DataFusionError::ArrowError(error, _) => {
+                // Such as "Cast error: Cannot cast …"; the kind adds nothing.
+                let text = error.to_string();
+                let message = text.split_once("error: ").map_or(&*text, |(_, rest)| rest);
+                Self::Input { message: message.to_owned(), hint: None, location }
+            }
+            root => Self::Input { message: root.strip_backtrace(), hint: None, location },
+        }
+    }
+}
+
+impl From<aha_rollout::Error> for Error {
+    fn from(error: aha_rollout::Error) -> Self {
+        let hint = error.hint().map(str::to_owned);
+        let message = error.to_string();
+        match error {
+            aha_rollout::Error::Input { .. } => Self::Input { message, hint, location: None },
+            aha_rollout::Error::Environment { .. } => Self::Environment { message, hint },
+            aha_rollout::Error::Bug { message } => Self::Bug { message },
+        }
+    }
+}
+
+/// What separates an error's message from its hint inside a DataFusion error, which has no field
+/// for one.
+pub(crate) const HINT: &str = "\nhint: ";
+
+fn at(location: &Option<Location>) -> String {
+    location.map_or(String::new(), |at| {
+        format!(" (line {}, column {} of the query)", at.line, at.column)
+    })
+}
+
+fn schema_error(error: &SchemaError, location: Option<Location>) -> Error {
+    let (message, hint) = match error {
+        SchemaError::FieldNotFound { field, valid_fields } => {
+            let names: Vec<String> = valid_fields.iter().map(|f| f.name().to_owned()).collect();
+            let table = field.relation.as_ref().map_or(String::new(), |t| format!(" in `{t}`"));
+            (format!("no column `{}`{table}", field.name()), one_of(field.name(), &names))
+        }
+        SchemaError::AmbiguousReference { field } => (
+            format!("column `{}` is in more than one table", field.name()),
+            Some(format!("write the table's name before it: `table.{}`", field.name())),
+        ),
+        error => (error.to_string(), Some("name one of them with `AS`".to_owned())),
+    };
+    Error::Input { message, hint, location }
+}
+
+fn syntax_error(error: &ParserError) -> Error {
+    let text = match error {
+        ParserError::ParserError(text) | ParserError::TokenizerError(text) => text.clone(),
+        error => error.to_string(),
+    };
+    let (message, location) = match text.rsplit_once(" at Line: ") {
+        Some((message, place)) => {
+            let place = place.split_once(", Column: ").and_then(|(line, column)| {
+                Some(Location { line: line.parse().ok()?, column: column.parse().ok()? })
+            });
+            (message.to_owned(), place)
+        }
+        None => (text, None),
+    };
+    Error::Input { message: format!("not valid SQL: {message}"), hint: None, location }
+}
+
+fn plan_error(message: &str, tables: &[String], location: Option<Location>) -> Error {
+    let message = first_paragraph(message);
+    let missing = message.strip_prefix("table '").and_then(|m| m.strip_suffix("' not found"));
+    if let Some(name) = missing {
+        let name = name.rsplit('.').next().unwrap_or(name);
+        let message = format!("no table `{name}`");
+        return Error::Input { message, hint: one_of(name, tables), location };
+    }
+    let refused = ["DDL not supported", "DML not supported", "Statement not supported"];
+    if refused.iter().any(|prefix| message.starts_with(prefix)) {
+        return Error::Input {
+            message: format!("only queries are allowed here ({message})"),
+            hint: Some("begin with SELECT or WITH; a query can't change anything".to_owned()),
+            location,
+        };
+    }
+    let (message, hint) = split_hint(&message);
+    Error::Input { message, hint, location }
+}
+
+/// A message may carry its remedy on a line of its own: ours after [`HINT`], DataFusion's as a
+/// question.
+fn split_hint(message: &str) -> (String, Option<String>) {
+    if let Some((message, hint)) = message.split_once(HINT) {
+        return (message.to_owned(), Some(hint.to_owned()));
+    }
+    match message.split_once(".\nDid you mean ") {
+        Some((message, hint)) => (message.to_owned(), Some(format!("did you mean {hint}"))),
+        None => (message.to_owned(), None),
+    }
+}
+
+/// DataFusion appends advice about reporting bugs, or a backtrace, after an empty line.
+fn first_paragraph(message: &str) -> String {
+    message.split("\n\n").next().unwrap_or(message).trim_end().to_owned()
+}
+
+/// Names the nearest of `names`, where one is near, and all of them.
+pub(crate) fn one_of(wrong: &str, names: &[String]) -> Option<String> {
+    if names.is_empty() {
+        return None;
+    }
+    let distance = |name: &str| strsim::damerau_levenshtein(&wrong.to_lowercase(), name);
+    let near_max = 1 + wrong.chars().count() / 3;
+    let nearest = names.iter().map(|name| (distance(name), name)).min();
+    let list = names.join(", ");
+    Some(match nearest.filter(|&(distance, _)| distance <= near_max) {
+        Some((_, name)) => format!("did you mean `{name}`? there are: {list}"),
+        None => format!("there are: {list}"),
+    })
+}

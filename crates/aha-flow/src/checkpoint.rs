@@ -1,0 +1,238 @@
+//! Checkpoints: everything that a training stage needs to go on exactly where it was.
+//!
+//! ```text
+//! checkpoints/STAGE/step-000120/
+//!   model/                  the policy, Hugging Face layout
+//!   reference/              the KL term's reference, where it isn't the model that the stage began with
+//!   optimizer.safetensors   AdamW's moments: m.NAME and v.NAME
+//!   position.json           step, versions, digests of the files above; written last
+//! ```
+//!
+//! Data position and random state are functions of `step`, because randomness is addressed. A checkpoint is
+//! written aside and renamed; rows that it has trained on are durable before.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aha_compute::ops::adamw::AdamW;
+use aha_compute::{Device, Params};
+use aha_model::save::SaveDtype;
+use aha_model::{Model, Tokenizer};
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::models;
+use crate::rundir::{RunDir, aside, replace_dir, write_file};
+
+/// Where a stage is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Position {
+    /// The stage.
+    pub stage: String,
+    /// Steps done.
+    pub step: u64,
+    /// Optimizer steps done.
+    pub version: u64,
+    /// Updates of the optimizer's moments.
+    pub optimizer_steps: u64,
+    /// Optimizer step at which the policy last became the reference; 0: it is the stage's first model.
+    pub reference_version: u64,
+    /// Batches set aside because something wasn't a number.
+    pub nan_batches: u32,
+    /// Steps in a row that trained on nothing.
+    pub steps_without_training: u32,
+    /// How often each prompt that ever failed has failed.
+    pub failures: BTreeMap<String, u32>,
+    /// SHA-256 of every other file, by its path in the checkpoint.
+    pub files: BTreeMap<String, String>,
+}
+
+/// What a checkpoint holds.
+pub struct Saved {
+    /// The policy.
+    pub model: Arc<Model>,
+    /// The reference, where it isn't the stage's first model.
+    pub reference: Option<Arc<Model>>,
+    /// The optimizer.
+    pub optimizer: AdamW,
+    /// Where the stage is.
+    pub position: Position,
+}
+
+/// What a checkpoint is made of.
+pub struct Content<'a> {
+    /// The policy.
+    pub model: &'a Model,
+    /// Its tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// The reference, where it isn't the stage's first model.
+    pub reference: Option<&'a Model>,
+    /// The optimizer.
+    pub optimizer: &'a AdamW,
+    /// Where the stage is; `files` is filled in here.
+    pub position: Position,
+}
+
+/// Writes a checkpoint and removes all but the newest `keep` of the stage.
+pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<PathBuf> {
+    let parent = dir.checkpoints(&content.position.stage);
+    fs_err::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
+    let path = parent.join(name(content.position.step));
+    let temporary = aside(&path);
+    if temporary.exists() {
+        fs_err::remove_dir_all(&temporary).map_err(Error::io("remove", &temporary))?;
+    }
+    fs_err::create_dir_all(&temporary).map_err(Error::io("create", &temporary))?;
+    models::save(&temporary.join("model"), content.model, content.tokenizer, SaveDtype::F32)?;
+    if let Some(reference) = content.reference {
+        models::save(&temporary.join("reference"), reference, content.tokenizer, SaveDtype::F32)?;
+    }
+    write_optimizer(&temporary.join("optimizer.safetensors"), content.optimizer, content.model.params())?;
+    let position = Position { files: digests(&temporary)?, ..content.position };
+    let text = serde_json::to_vec_pretty(&position)
+        .map_err(|error| Error::bug(format!("a checkpoint's position has no JSON: {error}")))?;
+    write_file(&temporary.join("position.json"), &text)?;
+    replace_dir(&temporary, &path)?;
+    prune(&parent, keep)?;
+    Ok(path)
+}
+
+/// The stage's newest checkpoint that is whole, if it has one. One that is damaged is passed over with a
+/// warning, and the one before is taken.
+pub fn newest(dir: &RunDir, stage: &str, device: &Device) -> Result<Option<Saved>> {
+    for (_, path) in list(&dir.checkpoints(stage))?.into_iter().rev() {
+        match load(&path, device) {
+            Ok(saved) => return Ok(Some(saved)),
+            Err(error) => tracing::warn!(%error, path = %path.display(), "Checkpoint passed over."),
+        }
+    }
+    Ok(None)
+}
+
+/// Removes every checkpoint of a stage that is done.
+pub fn clear(dir: &RunDir, stage: &str) -> Result<()> {
+    let path = dir.checkpoints(stage);
+    if path.exists() {
+        fs_err::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+    }
+    Ok(())
+}
+
+fn load(path: &Path, device: &Device) -> Result<Saved> {
+    let file = path.join("position.json");
+    let bytes = fs_err::read(&file).map_err(Error::io("read", &file))?;
+    let position: Position = serde_json::from_slice(&bytes)
+        .map_err(|error| Error::input(format!("`{}` is not a checkpoint's position: {error}", file.display())))?;
+    let found = digests(path)?;
+    if let Some((file, _)) = position.files.iter().find(|(file, digest)| found.get(*file) != Some(digest)) {
+        return Err(Error::input(format!("`{}` is damaged: its digest differs", path.join(file).display())));
+    }
+    let model = Model::load(&path.join("model"), device)?;
+    let reference = path.join("reference");
+    let reference = reference.exists().then(|| Model::load(&reference, device)).transpose()?;
+    let optimizer = read_optimizer(&path.join("optimizer.safetensors"), model.params(), position.optimizer_steps)?;
+    Ok(Saved { model: Arc::new(model), reference: reference.map(Arc::new), optimizer, position })
+}
+
+fn name(step: u64) -> String {
+    format!("step-{step:06}")
+}
+
+/// Checkpoints in the order of their steps. What was left half-written has a hidden name.
+fn list(parent: &Path) -> Result<Vec<(u64, PathBuf)>> {
+    let mut found = Vec::new();
+    if parent.exists() {
+        for entry in fs_err::read_dir(parent).map_err(Error::io("list", parent))? {
+            let entry = entry.map_err(Error::io("list", parent))?;
+            let step = entry.file_name().to_str().and_then(|n| n.strip_prefix("step-")?.parse().ok());
+            found.extend(step.map(|step| (step, entry.path())));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+fn prune(parent: &Path, keep: usize) -> Result<()> {
+    let all = list(parent)?;
+    for (_, path) in &all[..all.len().saturating_sub(keep.max(1))] {
+        fs_err::remove_dir_all(path).map_err(Error::io("remove", path))?;
+    }
+    Ok(())
+}
+
+fn digests(root: &Path) -> Result<BTreeMap<String, String>> {
+    let mut digests = BTreeMap::new();
+    let mut open = vec![root.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in fs_err::read_dir(&dir).map_err(Error::io("list", &dir))? {
+            let path = entry.map_err(Error::io("list", &dir))?.path();
+            if path.is_dir() {
+                open.push(path);
+                continue;
+            }
+            let relative = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
+            if relative != "position.json" {
+                digests.insert(relative, digest(&path)?);
+            }
+        }
+    }
+    Ok(digests)
+}
+
+fn digest(path: &Path) -> Result<String> {
+    let mut file = fs_err::File::open(path).map_err(Error::io("open", path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io("read", path))? {
+            0 => break,
+            len => hasher.update(&buffer[..len]),
+        }
+    }
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn write_optimizer(path: &Path, optimizer: &AdamW, params: &Params) -> Result<()> {
+    let mut bytes: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
+    for id in params.ids() {
+        let (m, v) = optimizer.moments(id);
+        for (kind, moment) in [("m", m), ("v", v)] {
+            let raw = moment.as_slice().iter().flat_map(|x| x.to_le_bytes()).collect();
+            bytes.push((format!("{kind}.{}", params.name(id)), moment.shape().to_vec(), raw));
+        }
+    }
+    let unwritable = |error| Error::bug(format!("the optimizer's state can't be written: {error}"));
+    let views = bytes
+        .iter()
+        .map(|(name, shape, raw)| Ok((name.clone(), TensorView::new(Dtype::F32, shape.clone(), raw)?)))
+        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
+        .map_err(unwritable)?;
+    let text = safetensors::serialize(views, None).map_err(unwritable)?;
+    write_file(path, &text)
+}
+
+fn read_optimizer(path: &Path, params: &Params, steps: u64) -> Result<AdamW> {
+    let bytes = fs_err::read(path).map_err(Error::io("read", path))?;
+    let damaged = |what: String| Error::input(format!("`{}`: {what}", path.display()));
+    let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|error| damaged(error.to_string()))?;
+    let mut optimizer = AdamW::new(params);
+    for id in params.ids() {
+        let read = |kind: &str| -> Result<Vec<f32>> {
+            let name = format!("{kind}.{}", params.name(id));
+            let view = file.tensor(&name).map_err(|error| damaged(error.to_string()))?;
+            if view.dtype() != Dtype::F32 || view.shape() != params.value(id).shape() {
+                return Err(damaged(format!("`{name}` has another shape than its weight")));
+            }
+            let floats = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            Ok(floats.collect())
+        };
+        let (m, v) = (read("m")?, read("v")?);
+        optimizer.set_moments(id, &m, &v);
+    }
+    optimizer.set_step_count(steps);
+    Ok(optimizer)
+}

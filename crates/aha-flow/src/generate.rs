@@ -1,0 +1,154 @@
+//! Completions of a batch of prompts, as rows: what every stage that samples calls on its compute thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use aha_compute::random::Philox;
+use aha_model::{Model, Tokenizer};
+use aha_rollout::rows::{self, RolloutRow};
+use aha_rollout::view::PromptsView;
+use aha_sample::{Completion, Request, Sampler, Sampling};
+use arrow::array::RecordBatch;
+
+use crate::clock;
+use crate::error::{Error, Result};
+
+/// What completions are drawn from, and how.
+pub struct Source<'a> {
+    /// The weights.
+    pub model: &'a Model,
+    /// Their tokenizer.
+    pub tokenizer: &'a Tokenizer,
+    /// Settings of the draws.
+    pub sampling: &'a Sampling,
+    /// The family of the draws: a function of the run's seed and the stage (and, in training, the step).
+    pub random: Philox,
+    /// Optimizer steps that the weights have seen.
+    pub policy_version: u64,
+    /// Completions per prompt.
+    pub samples: u32,
+}
+
+/// Draws all completions of `prompts`, rows of `aha_rollout::schema::prompts`. Each finished group goes to
+/// `done` as rows of `aha_rollout::schema::sampled` in the order of their samples; groups come in no promised
+/// order. Returns the prompts that could not be served, with their errors. Raising `cancel` ends it early.
+pub fn generate(
+    sampler: &mut Sampler,
+    source: &Source<'_>,
+    prompts: &RecordBatch,
+    cancel: &AtomicBool,
+    done: &mut dyn FnMut(usize, RecordBatch) -> Result<()>,
+) -> Result<Vec<(usize, Error)>> {
+    let view = PromptsView::new(prompts)?;
+    let mut failed = Vec::new();
+    let mut requests = Vec::new();
+    let mut served = Vec::new();
+    for row in 0..view.rows_count() {
+        let request = Request {
+            prompt_ids: view.prompt_token_ids(row).into(),
+            address: address(view.prompt_id(row)),
+            samples: 0..source.samples,
+        };
+        match sampler.check(source.model, &request, source.sampling) {
+            Ok(()) => {
+                served.push(row);
+                requests.push(request);
+            }
+            Err(error) => failed.push((row, Error::from(error))),
+        }
+    }
+    let mut groups = Groups {
+        view: &view,
+        source,
+        served: &served,
+        open: served.iter().map(|_| Vec::with_capacity(source.samples as usize)).collect(),
+    };
+    let mut outcome = Ok(());
+    sampler.run(source.model, &requests, source.sampling, source.random, &mut |completion| {
+        outcome = groups.take(completion, done);
+        outcome.is_ok() && !cancel.load(Ordering::Relaxed)
+    })?;
+    outcome?;
+    if cancel.load(Ordering::Relaxed) {
+        return Err(Error::Interrupted);
+    }
+    Ok(failed)
+}
+
+/// The identity of a prompt in draws.
+pub fn address(prompt_id: &str) -> u64 {
+    // FNV-1a: stable across versions of the standard library.
+    prompt_id
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+/// Completions whose groups are not complete yet.
+struct Groups<'a> {
+    view: &'a PromptsView<'a>,
+    source: &'a Source<'a>,
+    served: &'a [usize],
+    open: Vec<Vec<(Completion, i64)>>,
+}
+
+impl Groups<'_> {
+    fn take(
+        &mut self,
+        completion: Completion,
+        done: &mut dyn FnMut(usize, RecordBatch) -> Result<()>,
+    ) -> Result<()> {
+        let idx = completion.request_idx;
+        let group = &mut self.open[idx];
+        group.push((completion, clock::now_us()));
+        if group.len() < self.source.samples as usize {
+            return Ok(());
+        }
+        let mut group = std::mem::take(group);
+        group.sort_by_key(|(completion, _)| completion.sample_idx);
+        let row = self.served[idx];
+        done(row, self.rows(row, &group)?)
+    }
+
+    fn rows(&self, row: usize, group: &[(Completion, i64)]) -> Result<RecordBatch> {
+        let view = self.view;
+        let decode = |c: &Completion| self.source.tokenizer.decode(&c.token_ids, true);
+        let texts = group.iter().map(|(c, _)| decode(c)).collect::<Result<Vec<_>, _>>()?;
+        let rows: Vec<RolloutRow<'_>> = group
+            .iter()
+            .zip(&texts)
+            .map(|((completion, finished_at_us), text)| RolloutRow {
+                stage: view.stage(row),
+                step: view.step(row),
+                prompt_id: view.prompt_id(row),
+                source: view.source(row),
+                sample_idx: completion.sample_idx,
+                policy_version: self.source.policy_version,
+                prompt: view.prompt(row),
+                completion: text,
+                answer: view.answer(row),
+                tests: view.tests(row),
+                prompt_token_ids: view.prompt_token_ids(row),
+                completion_token_ids: &completion.token_ids,
+                completion_logprobs: &completion.logprobs,
+                finish_reason: completion.finish_reason.as_str(),
+                finished_at_us: *finished_at_us,
+            })
+            .collect();
+        Ok(rows::rollouts(&rows)?)
+    }
+}
+
+/// The family of a stage's draws.
+pub fn stage_random(seed: u64, stage: &str) -> Philox {
+    Philox::new(seed).derive(stage)
+}
+
+/// A sampler for models of this shape.
+pub fn sampler(model: &Model, tokenizer: &Arc<Tokenizer>, run: &crate::pipeline::Run) -> Sampler {
+    let limits = aha_sample::Limits {
+        sequences_max: run.sequences_max as usize,
+        cache_bytes: run.kv_cache.0 as usize,
+        ..aha_sample::Limits::default()
+    };
+    Sampler::new(model, Arc::clone(tokenizer), limits)
+}

@@ -1,0 +1,1 @@
+//! Pipeline files, stages, actors and their supervision, checkpoints and resume.

@@ -1,0 +1,120 @@
+//! The table of metrics, and the timings that only watchers see.
+
+use std::collections::BTreeMap;
+
+use aha_rollout::rows::{self, MetricRow};
+use aha_rollout::schema;
+use aha_rollout::table::{self, TableWriter};
+
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::rundir::RunDir;
+
+/// Rows that wait for a sink that fails, at most; the oldest go first.
+const PENDING_MAX: usize = 100_000;
+
+/// Measures of one stage. A sink that fails never stops training: rows wait, with a warning.
+pub struct MetricsLog {
+    writer: TableWriter,
+    stage: String,
+    pending: Vec<(u64, String, f64, i64)>,
+}
+
+impl MetricsLog {
+    /// The log of `stage`, without what was measured after step `after`.
+    pub fn open(dir: &RunDir, stage: &str, after: u64) -> Result<MetricsLog> {
+        let writer = TableWriter::open(&dir.metrics(), schema::metrics())?;
+        for part in table::parts(&dir.metrics())? {
+            let Some((_, last)) = steps_of(&part.name, stage) else { continue };
+            if last > after {
+                fs_err::remove_file(&part.path).map_err(Error::io("remove", &part.path))?;
+            }
+        }
+        Ok(MetricsLog { writer, stage: stage.to_owned(), pending: Vec::new() })
+    }
+
+    /// Notes the measures of a step.
+    pub fn record(&mut self, step: u64, metrics: &BTreeMap<String, f64>) {
+        let at_us = clock::now_us();
+        self.pending.extend(metrics.iter().map(|(name, value)| (step, name.clone(), *value, at_us)));
+        let excess = self.pending.len().saturating_sub(PENDING_MAX);
+        self.pending.drain(..excess);
+    }
+
+    /// Steps whose measures aren't durable yet.
+    pub fn pending_steps(&self) -> usize {
+        let mut steps: Vec<u64> = self.pending.iter().map(|row| row.0).collect();
+        steps.dedup();
+        steps.len()
+    }
+
+    /// Makes what was noted durable. Parts never reach over a checkpoint, because every checkpoint flushes.
+    pub fn flush(&mut self) {
+        let (Some(first), Some(last)) = (self.pending.first(), self.pending.last()) else { return };
+        let name = part_name(&self.stage, first.0, last.0);
+        let rows: Vec<MetricRow<'_>> = self
+            .pending
+            .iter()
+            .map(|(step, name, value, at_us)| MetricRow {
+                stage: &self.stage,
+                step: *step,
+                name,
+                value: *value,
+                at_us: *at_us,
+            })
+            .collect();
+        match self.writer.write(&name, &[rows::metrics(&rows)]) {
+            Ok(_) => self.pending.clear(),
+            Err(error) => tracing::warn!(%error, stage = self.stage, "Metrics wait for the next flush."),
+        }
+    }
+}
+
+fn part_name(stage: &str, first: u64, last: u64) -> String {
+    format!("{stage}-{first:06}-{last:06}.parquet")
+}
+
+/// The steps of a part's name, if it is of `stage`.
+fn steps_of(name: &str, stage: &str) -> Option<(u64, u64)> {
+    let steps = name.strip_prefix(stage)?.strip_prefix('-')?.strip_suffix(".parquet")?;
+    let (first, last) = steps.split_once('-')?;
+    Some((first.parse().ok()?, last.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn measures_after_the_checkpoint_are_dropped_on_resume() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(temp.path());
+        let metrics = BTreeMap::from([("loss".to_owned(), 1.0)]);
+        let mut log = MetricsLog::open(&dir, "a", 0).unwrap();
+        for step in 1..=4 {
+            log.record(step, &metrics);
+            if step % 2 == 0 {
+                log.flush();
+            }
+        }
+        let mut other = MetricsLog::open(&dir, "ab", 0).unwrap();
+        other.record(9, &metrics);
+        other.flush();
+        MetricsLog::open(&dir, "a", 2).unwrap();
+        assert_eq!(aha_rollout::read::rows_count(&dir.metrics()).unwrap(), 3);
+    }
+
+    #[test]
+    fn a_failing_sink_keeps_its_rows() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(temp.path());
+        let mut log = MetricsLog::open(&dir, "a", 0).unwrap();
+        fs_err::remove_dir_all(dir.metrics()).unwrap();
+        log.record(1, &BTreeMap::from([("loss".to_owned(), 1.0)]));
+        log.flush();
+        assert_eq!(log.pending_steps(), 1);
+        fs_err::create_dir_all(dir.metrics()).unwrap();
+        log.flush();
+        assert_eq!(log.pending_steps(), 0);
+    }
+}

@@ -1,0 +1,160 @@
+//! Models by name: loaded, made from nothing, or written by an earlier stage.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aha_compute::Device;
+use aha_compute::random::Philox;
+use aha_data::Session;
+use aha_model::config::{Architecture, Config, Rope};
+use aha_model::save::{self, SaveDtype, SaveOptions};
+use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
+use aha_model::{Model, Tokenizer};
+
+use crate::error::{Error, Result};
+use crate::pipeline::{self, ModelSource, Pipeline, Places, RandomModel, TokenizerSource, TokenizerTraining};
+use crate::prompts;
+use crate::rundir::RunDir;
+
+/// The token that ends a completion of a model made from nothing.
+pub const END_TOKEN: &str = "<|end|>";
+
+/// A model and its tokenizer.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The weights.
+    pub model: Arc<Model>,
+    /// The tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+}
+
+/// Where a run's models come from.
+pub struct Models<'a> {
+    /// The pipeline.
+    pub pipeline: &'a Pipeline,
+    /// The run directory, with the models of stages that are done.
+    pub dir: &'a RunDir,
+    /// Where the weights go.
+    pub device: &'a Device,
+    /// For the texts that tokenizers are trained on.
+    pub session: &'a Session,
+    /// Where paths start.
+    pub places: &'a Places,
+}
+
+impl Models<'_> {
+    /// The model called `name`: one of `[models]`, or that of a stage that is done.
+    pub async fn load(&self, name: &str) -> Result<Loaded> {
+        match self.pipeline.model(name) {
+            Some(ModelSource::Path(path)) => load(&self.locate(path)?, self.device),
+            Some(ModelSource::Random(random)) => self.make(name, random).await,
+            None => load(&self.dir.model(name), self.device),
+        }
+        .map_err(|error| error.within(&format!("model `{name}`")))
+    }
+
+    fn locate(&self, path: &str) -> Result<PathBuf> {
+        self.places.locate(path).map_err(|found| Error::input_with(found.message, found.hint))
+    }
+
+    async fn make(&self, name: &str, random: &RandomModel) -> Result<Loaded> {
+        let tokenizer = Arc::new(self.tokenizer(&random.tokenizer).await?);
+        let config = config_of(random, &tokenizer)?;
+        tokenizer.check_fits(&config)?;
+        let seed = random.init_seed.unwrap_or(self.pipeline.run.seed);
+        let model = Model::random(config, self.device, Philox::new(seed).derive(name))?;
+        Ok(Loaded { model: Arc::new(model), tokenizer })
+    }
+
+    async fn tokenizer(&self, source: &TokenizerSource) -> Result<Tokenizer> {
+        match source {
+            TokenizerSource::Train(training) => self.train_tokenizer(training).await,
+            TokenizerSource::Of(name) => match self.pipeline.model(name) {
+                Some(ModelSource::Random(random)) => match &random.tokenizer {
+                    TokenizerSource::Train(training) => self.train_tokenizer(training).await,
+                    TokenizerSource::Of(path) => Ok(Tokenizer::load(&self.locate(path)?)?),
+                },
+                Some(ModelSource::Path(path)) => Ok(Tokenizer::load(&self.locate(path)?)?),
+                None => Ok(Tokenizer::load(&self.locate(name)?)?),
+            },
+        }
+    }
+
+    async fn train_tokenizer(&self, training: &TokenizerTraining) -> Result<Tokenizer> {
+        let mut texts = Vec::new();
+        for batch in self.session.collect(&training.train.0).await? {
+            let column = prompts::required_text(&batch, "text")?;
+            texts.extend(column.iter().flatten().map(str::to_owned));
+        }
+        let mut special_tokens = vec![END_TOKEN.to_owned()];
+        special_tokens.extend(training.special_tokens.iter().cloned());
+        let options = TrainOptions {
+            vocab_size: training.vocab_size as usize,
+            special_tokens,
+            eos_token: Some(END_TOKEN.to_owned()),
+            alphabet: match training.alphabet {
+                pipeline::Alphabet::Seen => Alphabet::Seen,
+                pipeline::Alphabet::Bytes => Alphabet::Full,
+            },
+            ..TrainOptions::default()
+        };
+        Ok(tokenizer_train::train(texts, &options)?)
+    }
+}
+
+/// Loads a Hugging Face directory or a GGUF file, and checks that tokenizer and weights agree.
+pub fn load(path: &Path, device: &Device) -> Result<Loaded> {
+    let model = Model::load(path, device)?;
+    let tokenizer = Tokenizer::load(path)?;
+    tokenizer.check_fits(model.config())?;
+    Ok(Loaded { model: Arc::new(model), tokenizer: Arc::new(tokenizer) })
+}
+
+/// Writes a model in Hugging Face layout, aside and then renamed.
+pub fn save(dir: &Path, model: &Model, tokenizer: &Tokenizer, dtype: SaveDtype) -> Result<()> {
+    let params = model.params();
+    let tensors = params.ids().map(|id| {
+        let value = params.value(id);
+        (params.name(id).to_owned(), value.shape().to_vec(), value.as_slice())
+    });
+    let options = SaveOptions { dtype, ..SaveOptions::default() };
+    save::save(dir, model.config(), Some(tokenizer), tensors, options)?;
+    crate::rundir::sync_parent(dir)
+}
+
+/// The config of a model made from nothing.
+pub fn config_of(random: &RandomModel, tokenizer: &Tokenizer) -> Result<Config> {
+    let or = |value: u32, default: usize| if value == 0 { default } else { value as usize };
+    let config = Config {
+        architecture: match random.architecture {
+            pipeline::Architecture::Llama => Architecture::Llama,
+            pipeline::Architecture::Qwen2 => Architecture::Qwen2,
+            pipeline::Architecture::Qwen3 => Architecture::Qwen3,
+        },
+        vocab_size: or(random.vocab_size, tokenizer.vocab_len()),
+        hidden_size: random.hidden_size as usize,
+        intermediate_size: random.intermediate_size as usize,
+        layer_count: random.layers as usize,
+        head_count: random.heads as usize,
+        kv_head_count: random.kv_heads as usize,
+        head_dim: or(random.head_dim, random.hidden_size as usize / (random.heads as usize).max(1)),
+        rms_norm_eps: random.rms_norm_eps as f32,
+        rope: Rope { theta: random.rope_theta, ..Rope::default() },
+        tie_word_embeddings: random.tie_word_embeddings,
+        attention_bias: false,
+        max_position_embeddings: random.max_position_embeddings as usize,
+        bos_id: tokenizer.bos().map(|token| token.id),
+        eos_ids: tokenizer.eos_ids().to_vec(),
+        pad_id: tokenizer.pad().map(|token| token.id),
+        initializer_range: random.init_std as f32,
+        extra: serde_json::Map::new(),
+    };
+    config.validate()?;
+    if !config.head_dim.is_multiple_of(16) {
+        return Err(Error::input_with(
+            format!("`head_dim` is {}: expected a multiple of 16", config.head_dim),
+            "choose `hidden_size` and `heads` so that each head is 16, 32, 48, … wide",
+        ));
+    }
+    Ok(config)
+}

@@ -1,0 +1,198 @@
+//! The tree as a [`Pipeline`], and a [`Pipeline`] as a file.
+
+use super::models::ModelSource;
+use super::problem::{nearest, suggest};
+use super::reader::{Field, Key, Reader, Section, join, read_key, read_word, refuse_unknown};
+use super::run::Run;
+use super::source::{Entry, Node, Value, stage_name};
+use super::stages::{
+    EvalStage, ExportStage, Pipeline, QueryStage, RlStage, SampleStage, SftStage, Stage, StageKind,
+};
+use super::write::{Out, table};
+
+const SECTIONS: [&str; 4] = ["run", "models", "tables", "stage"];
+const COMMON: [&str; 3] = ["name", "kind", "description"];
+/// The kinds of stage, in the order of the docs; the last is known but not built.
+const KINDS: [&str; 7] = ["sft", "rl", "sample", "query", "eval", "export", "reward-model"];
+
+/// Reads the whole tree; what is wrong is in the reader, and stages that can't be read are left out.
+pub(crate) fn read(root: &Node, reader: &mut Reader<'_>) -> Pipeline {
+    let Value::Table(entries) = &root.value else { unreachable!("the root of TOML is a table") };
+    let find = |name: &str| entries.iter().find(|entry| entry.key == name);
+    for entry in entries.iter().filter(|entry| !SECTIONS.contains(&entry.key.as_str())) {
+        let hint = match nearest(&entry.key, SECTIONS) {
+            Some("stage") => "did you mean `[[stage]]`?".to_owned(),
+            Some(name) => format!("did you mean `[{name}]`?"),
+            None => "a pipeline has [run], [models], [tables] and [[stage]]".to_owned(),
+        };
+        let message = format!("unknown key `{}`", entry.key);
+        let problem = reader.sources.problem(entry.key_span, &entry.key, message, Some(hint));
+        reader.problems.push(problem);
+    }
+    let run = read_key(entries, ("run", false), "", reader, Run::default());
+    let models = find("models").map(|e| read_named::<ModelSource>(e, reader)).unwrap_or_default();
+    let tables = find("tables").map(|e| read_named::<String>(e, reader)).unwrap_or_default();
+    let stages = find("stage").map(|e| read_stages(e, reader)).unwrap_or_default();
+    if stages.is_empty() && reader.problems.is_empty() {
+        let hint = "add a `[[stage]]` with `name` and `kind`".to_owned();
+        reader.report_at("stage", "the pipeline has no stage".into(), Some(hint));
+    }
+    Pipeline { run, models, tables, stages }
+}
+
+/// A table whose keys are names.
+fn read_named<T: Field + Default>(section: &Entry, reader: &mut Reader<'_>) -> Vec<(String, T)> {
+    reader.remember(&section.key, section.node.span);
+    let Value::Table(entries) = &section.node.value else {
+        reader.wrong_type(&section.node, &section.key, "a table of names");
+        return Vec::new();
+    };
+    entries
+        .iter()
+        .map(|entry| {
+            let name = entry.key.as_str();
+            let key = (name, false);
+            (name.to_owned(), read_key(entries, key, &section.key, reader, T::default()))
+        })
+        .collect()
+}
+
+fn read_stages(section: &Entry, reader: &mut Reader<'_>) -> Vec<Stage> {
+    reader.remember("stage", section.key_span);
+    let Value::Array(nodes) = &section.node.value else {
+        let hint = "write each stage under a heading `[[stage]]`".to_owned();
+        let message =
+            format!("`stage` must be an array of tables, got {}", section.node.value.describe());
+        reader.report(section.key_span, "stage", message, Some(hint));
+        return Vec::new();
+    };
+    let mut paths: Vec<String> = Vec::new();
+    let mut stages = Vec::new();
+    for (idx, node) in nodes.iter().enumerate() {
+        // Two stages of one name are a problem, and must not share the places of their keys.
+        let path = match stage_name(node).map(|name| format!("stage.{name}")) {
+            Some(path) if !paths.contains(&path) => path,
+            _ => format!("stage[{idx}]"),
+        };
+        paths.push(path.clone());
+        reader.remember(&path, node.span);
+        stages.extend(read_stage(node, &path, reader));
+    }
+    stages
+}
+
+fn read_stage(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Stage> {
+    let Value::Table(entries) = &node.value else {
+        reader.wrong_type(node, path, "a table");
+        return None;
+    };
+    let name = read_key(entries, ("name", true), path, reader, String::new());
+    let description = read_key(entries, ("description", false), path, reader, String::new());
+    let kind_path = join(path, "kind");
+    let Some(kind) = entries.iter().find(|entry| entry.key == "kind") else {
+        let hint = suggest("", &KINDS[..6], "the kinds are");
+        reader.report_at(&kind_path, format!("`{kind_path}` is missing"), Some(hint));
+        return None;
+    };
+    reader.remember(&kind_path, kind.node.span);
+    let kind = match read_word(&kind.node, &kind_path, reader, &KINDS)? {
+        "sft" => StageKind::Sft(Box::new(read_kind(entries, path, reader))),
+        "rl" => StageKind::Rl(Box::new(read_kind::<RlStage>(entries, path, reader))),
+        "sample" => StageKind::Sample(Box::new(read_kind(entries, path, reader))),
+        "query" => StageKind::Query(read_kind(entries, path, reader)),
+        "eval" => StageKind::Eval(Box::new(read_kind(entries, path, reader))),
+        "export" => StageKind::Export(read_kind(entries, path, reader)),
+        refused => {
+            let message = format!("stages of kind `{refused}` are not built in this version");
+            let hint = "use rewards that can be checked: `math`, `format`, `regex`, `exact`".into();
+            reader.report_at(&kind_path, message, Some(hint));
+            return None;
+        }
+    };
+    Some(Stage { name, description, kind })
+}
+
+fn read_kind<S: Section + Default>(entries: &[Entry], path: &str, reader: &mut Reader<'_>) -> S {
+    refuse_unknown(entries, &S::section_keys(), &COMMON, path, reader);
+    reader.completion_len_tokens_max = completion_len_tokens_max(entries);
+    S::read_over(S::default(), entries, path, reader)
+}
+
+/// `sampling.max_tokens` as written, ahead of the other keys: the objective's default needs it.
+fn completion_len_tokens_max(entries: &[Entry]) -> u32 {
+    let inside = |entries: &[Entry], name: &str| {
+        entries.iter().find(|entry| entry.key == name).map(|entry| entry.node.value.clone())
+    };
+    let written = match inside(entries, "sampling") {
+        Some(Value::Table(sampling)) => inside(&sampling, "max_tokens"),
+        _ => None,
+    };
+    match written {
+        Some(Value::Integer(tokens)) => u32::try_from(tokens).unwrap_or(0).max(1),
+        _ => super::sampling::Sampling::default().max_tokens,
+    }
+}
+
+impl Pipeline {
+    /// The pipeline as a file with every default written out; it reads back as an equal value.
+    pub fn to_toml(&self) -> String {
+        let mut text = String::from("# As resolved, with every default written out.\n\n");
+        table(&mut text, "[run]", "run", &self.run.write_section());
+        if !self.models.is_empty() {
+            let keys = named(&self.models);
+            text.push('\n');
+            table(&mut text, "[models]", "models", &keys);
+        }
+        if !self.tables.is_empty() {
+            text.push('\n');
+            table(&mut text, "[tables]", "tables", &named(&self.tables));
+        }
+        for stage in &self.stages {
+            text.push('\n');
+            table(&mut text, "[[stage]]", "stage", &stage.write());
+        }
+        text
+    }
+}
+
+fn named<T: Field>(values: &[(String, T)]) -> Vec<(String, Out)> {
+    values.iter().filter_map(|(name, value)| Some((name.clone(), value.write()?))).collect()
+}
+
+impl Stage {
+    fn write(&self) -> Vec<(String, Out)> {
+        let mut keys = vec![
+            ("name".to_owned(), Out::string(&self.name)),
+            ("kind".to_owned(), Out::string(self.kind.word())),
+            ("description".to_owned(), Out::string(&self.description)),
+        ];
+        keys.extend(match &self.kind {
+            StageKind::Sft(stage) => stage.write_section(),
+            StageKind::Rl(stage) => stage.write_section(),
+            StageKind::Sample(stage) => stage.write_section(),
+            StageKind::Query(stage) => stage.write_section(),
+            StageKind::Eval(stage) => stage.write_section(),
+            StageKind::Export(stage) => stage.write_section(),
+        });
+        keys
+    }
+}
+
+/// The keys of every table of a pipeline file, for the reference: (heading, keys).
+pub fn reference() -> Vec<(String, Vec<Key>)> {
+    let mut tables = vec![
+        ("[run]".to_owned(), Run::section_keys()),
+        ("[models] NAME = { … }".to_owned(), super::models::RandomModel::section_keys()),
+    ];
+    for (kind, keys) in [
+        ("sft", SftStage::section_keys()),
+        ("rl", RlStage::section_keys()),
+        ("sample", SampleStage::section_keys()),
+        ("query", QueryStage::section_keys()),
+        ("eval", EvalStage::section_keys()),
+        ("export", ExportStage::section_keys()),
+    ] {
+        tables.push((format!("[[stage]] kind = \"{kind}\""), keys));
+    }
+    tables
+}

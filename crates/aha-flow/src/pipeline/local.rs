@@ -1,0 +1,242 @@
+//! What a pipeline's own text can get wrong beyond types and ranges: names, arithmetic, what this
+//! version does not do. Needs no file and no table.
+
+use super::models::{ModelSource, RandomModel, TokenizerSource};
+use super::reader::Reader;
+use super::stages::{Pipeline, RlStage, SftStage, Stage, StageKind};
+
+/// Tables that every query sees; no stage and no table may take their names.
+pub(crate) const TABLES_OF_THE_RUN: [&str; 3] = ["rollouts", "metrics", "evals"];
+
+/// Words that an SQL parser would not take for a table's name.
+const SQL_WORDS: [&str; 40] = [
+    "all",
+    "and",
+    "as",
+    "between",
+    "by",
+    "case",
+    "cross",
+    "delete",
+    "distinct",
+    "else",
+    "end",
+    "except",
+    "false",
+    "from",
+    "full",
+    "group",
+    "having",
+    "in",
+    "inner",
+    "insert",
+    "intersect",
+    "is",
+    "join",
+    "left",
+    "like",
+    "limit",
+    "natural",
+    "not",
+    "null",
+    "on",
+    "or",
+    "order",
+    "outer",
+    "right",
+    "select",
+    "table",
+    "true",
+    "union",
+    "where",
+    "with",
+];
+
+/// The path of a stage's keys. Mirrors what the reader gave it.
+pub(crate) fn stage_path(pipeline: &Pipeline, idx: usize, reader: &Reader<'_>) -> String {
+    let name = &pipeline.stages[idx].name;
+    let is_first = !pipeline.stages[..idx].iter().any(|stage| stage.name == *name);
+    let path = format!("stage.{name}");
+    if is_first && reader.has(&path) { path } else { format!("stage[{idx}]") }
+}
+
+/// Checks everything that the file alone decides.
+pub(crate) fn check(pipeline: &Pipeline, reader: &mut Reader<'_>) {
+    check_names(pipeline, reader);
+    for (name, source) in &pipeline.models {
+        if let ModelSource::Random(model) = source {
+            check_random_model(name, model, reader);
+        }
+    }
+    for (idx, stage) in pipeline.stages.iter().enumerate() {
+        let path = stage_path(pipeline, idx, reader);
+        check_stage(stage, &path, reader);
+    }
+}
+
+/// Every name is an SQL identifier and stands for one thing.
+fn check_names(pipeline: &Pipeline, reader: &mut Reader<'_>) {
+    let mut taken: Vec<(&str, String)> = Vec::new();
+    let models = pipeline.models.iter().map(|(name, _)| (name, format!("models.{name}")));
+    let tables = pipeline.tables.iter().map(|(name, _)| (name, format!("tables.{name}")));
+    let stages: Vec<_> = pipeline
+        .stages
+        .iter()
+        .enumerate()
+        .map(|(idx, stage)| (&stage.name, format!("{}.name", stage_path(pipeline, idx, reader))))
+        .collect();
+    for (name, path) in models.chain(tables).chain(stages) {
+        if !reader.is_good(&path) {
+            continue;
+        }
+        if let Some(why) = bad_name(name) {
+            let hint = "a name is lower-case letters, digits and `_`, and starts with a letter";
+            let message = format!("`{name}` can't be a name: {why}");
+            reader.report_at(&path, message, Some(hint.into()));
+            continue;
+        }
+        match taken.iter().find(|(other, _)| *other == name.as_str()) {
+            Some((_, first)) => {
+                let what = first.split('.').next().unwrap_or_default().trim_end_matches('s');
+                let message = format!("the name `{name}` is taken by a {what} above");
+                let hint = "models, tables and stages share one set of names".to_owned();
+                reader.report_at(&path, message, Some(hint));
+            }
+            None => taken.push((name, path)),
+        }
+    }
+}
+
+fn bad_name(name: &str) -> Option<&'static str> {
+    let is_word = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if !name.starts_with(|c: char| c.is_ascii_lowercase()) || !is_word {
+        Some("queries could not name it without quotes")
+    } else if TABLES_OF_THE_RUN.contains(&name) {
+        Some("it is a table of every run")
+    } else if SQL_WORDS.contains(&name) {
+        Some("it is a word of SQL")
+    } else {
+        None
+    }
+}
+
+fn check_random_model(name: &str, model: &RandomModel, reader: &mut Reader<'_>) {
+    let path = format!("models.{name}");
+    if !reader.is_good(&path) {
+        return;
+    }
+    for (key, message, hint) in model.mismatches() {
+        reader.report_at(
+            &format!("{path}.{key}"),
+            format!("model `{name}`: {message}"),
+            Some(hint),
+        );
+    }
+    if let TokenizerSource::Train(training) = &model.tokenizer {
+        let tokenizer_size = training.vocab_size;
+        if model.vocab_size != 0 && model.vocab_size < tokenizer_size {
+            report_mismatch(name, model.vocab_size, tokenizer_size, reader);
+        }
+    }
+}
+
+/// Reports a model with fewer rows than its tokenizer has tokens.
+pub(crate) fn report_mismatch(
+    name: &str,
+    vocab_size: u32,
+    tokenizer_vocab_size: u32,
+    reader: &mut Reader<'_>,
+) {
+    let path = format!("models.{name}.vocab_size");
+    let message = format!(
+        "model `{name}` embeds {vocab_size} tokens, but its tokenizer has {tokenizer_vocab_size}"
+    );
+    let hint = if reader.has(&path) {
+        format!("set `vocab_size = {tokenizer_vocab_size}`, or leave it out")
+    } else {
+        "use the tokenizer that the model was trained with".to_owned()
+    };
+    reader.report_at(&path, message, Some(hint));
+}
+
+fn check_stage(stage: &Stage, path: &str, reader: &mut Reader<'_>) {
+    match &stage.kind {
+        StageKind::Sft(sft) => check_sft(sft, path, reader),
+        StageKind::Rl(rl) => check_rl(rl, path, reader),
+        StageKind::Sample(sample) => check_rewards(&sample.rewards, path, reader),
+        StageKind::Query(_) | StageKind::Eval(_) | StageKind::Export(_) => {}
+    }
+}
+
+/// Two rewards of one name would write one column.
+fn check_rewards(rewards: &[super::rewards::Reward], path: &str, reader: &mut Reader<'_>) {
+    for (idx, reward) in rewards.iter().enumerate() {
+        let name = reward.name();
+        let path = format!("{path}.rewards[{idx}]");
+        if reader.is_good(&path) && rewards[..idx].iter().any(|other| other.name() == name) {
+            let message = format!("two rewards would write the column `reward_{name}`");
+            let hint = "give one of them another `name`".to_owned();
+            reader.report_at(&path, message, Some(hint));
+        }
+    }
+}
+
+fn check_sft(sft: &SftStage, path: &str, reader: &mut Reader<'_>) {
+    let key = format!("{path}.micro_batch_tokens");
+    if sft.micro_batch_tokens < sft.max_tokens
+        && reader.is_good(&key)
+        && reader.is_good(&format!("{path}.max_tokens"))
+    {
+        let message = format!(
+            "a sequence of `max_tokens` = {} tokens does not fit into a micro-batch of {}",
+            sft.max_tokens, sft.micro_batch_tokens
+        );
+        let hint =
+            format!("raise `micro_batch_tokens` to {} or lower `max_tokens`", sft.max_tokens);
+        reader.report_at(&key, message, Some(hint));
+    }
+}
+
+fn check_rl(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
+    check_rewards(&rl.rewards, path, reader);
+    let good = |reader: &Reader<'_>, keys: &[&str]| {
+        keys.iter().all(|key| reader.is_good(&format!("{path}.{key}")))
+    };
+    if good(reader, &["minibatches", "prompts_per_step"])
+        && !rl.prompts_per_step.is_multiple_of(rl.minibatches.max(1))
+    {
+        let message = format!(
+            "{} groups a step can't be split into {} equal minibatches",
+            rl.prompts_per_step, rl.minibatches
+        );
+        let hint = "`prompts_per_step` must be a multiple of `minibatches`: a group stays whole";
+        reader.report_at(&format!("{path}.minibatches"), message, Some(hint.into()));
+    }
+    if good(reader, &["sampling", "micro_batch_tokens"])
+        && rl.micro_batch_tokens <= rl.sampling.max_tokens
+    {
+        let message = format!(
+            "a completion of `sampling.max_tokens` = {} tokens and its prompt do not fit into a \
+             micro-batch of {}",
+            rl.sampling.max_tokens, rl.micro_batch_tokens
+        );
+        let hint = "raise `micro_batch_tokens` or lower `sampling.max_tokens`".to_owned();
+        reader.report_at(&format!("{path}.micro_batch_tokens"), message, Some(hint));
+    }
+    // The reader has refused what is negative or not a number.
+    if good(reader, &["sampling.temperature"]) && rl.sampling.temperature == 0.0 {
+        let message = "an `rl` stage can't sample at temperature 0: a group's completions would \
+                       all be the same"
+            .to_owned();
+        let hint = "1.0 samples from the policy itself".to_owned();
+        reader.report_at(&format!("{path}.sampling.temperature"), message, Some(hint));
+    }
+    if good(reader, &["max_staleness"]) && rl.max_staleness > 0 {
+        let message = format!(
+            "`{path}.max_staleness` is {}, but the asynchronous mode isn't built in this version",
+            rl.max_staleness
+        );
+        let hint = "set it to 0, or leave it out".to_owned();
+        reader.report_at(&format!("{path}.max_staleness"), message, Some(hint));
+    }
+}

@@ -1,0 +1,314 @@
+//! The plan of a pipeline, as `aha check` prints it: what runs, on what, with which formula, and how
+//! much memory it will want.
+
+use std::fmt::Write as _;
+
+use aha_learn::objective::formula;
+use serde_json::{Value as Json, json};
+
+use super::memory::{Breakdown, predict, shown};
+use super::models::{ModelSource, TokenizerSource};
+use super::resolve::Facts;
+use super::sampling::{Optimizer, ScheduleKind, Template};
+use super::stages::{Pipeline, Stage, StageKind};
+
+/// A pipeline with what was found out about it.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// The pipeline as it runs.
+    pub pipeline: Pipeline,
+    /// What was learned of tables and models.
+    pub facts: Facts,
+    /// The memory of each stage, in their order.
+    pub memory: Vec<Breakdown>,
+}
+
+impl Plan {
+    pub(crate) fn new(pipeline: Pipeline, facts: Facts) -> Self {
+        let memory = pipeline
+            .stages
+            .iter()
+            .map(|stage| {
+                let models = stage.kind.models().iter().filter_map(|name| facts.models.get(name));
+                predict(&pipeline, stage, models.max_by_key(|model| model.param_count))
+            })
+            .collect();
+        Self { pipeline, facts, memory }
+    }
+
+    /// The stage that wants most memory, with what it wants.
+    pub fn peak(&self) -> Option<(&Stage, &Breakdown)> {
+        // The first of several equal ones, so that the text doesn't depend on the search.
+        self.pipeline.stages.iter().zip(&self.memory).rev().max_by_key(|(_, m)| m.total_bytes())
+    }
+
+    /// The plan for people.
+    pub fn to_text(&self) -> String {
+        let mut text = String::new();
+        let run = &self.pipeline.run;
+        let threads = match run.threads {
+            0 => "all threads".to_owned(),
+            1 => "1 thread".to_owned(),
+            n => format!("{n} threads"),
+        };
+        let _ = writeln!(text, "run: seed {}, {threads}, device {}", run.seed, run.device.word());
+        self.write_models(&mut text);
+        self.write_tables(&mut text);
+        text.push_str("stages:\n");
+        for (idx, stage) in self.pipeline.stages.iter().enumerate() {
+            let _ = writeln!(text, "  {}. {}: {}", idx + 1, stage.name, headline(stage));
+            if !stage.description.is_empty() {
+                let _ = writeln!(text, "     {}", stage.description);
+            }
+            for line in details(stage) {
+                let _ = writeln!(text, "     {line}");
+            }
+            let _ = writeln!(text, "     memory {}", self.memory[idx].describe());
+        }
+        if let Some((stage, memory)) = self.peak() {
+            let total = shown(memory.total_bytes());
+            let limit =
+                run.memory.map(|limit| format!(" of {}", shown(limit.0))).unwrap_or_default();
+            let _ = writeln!(text, "peak memory: {total}{limit}, in stage `{}`", stage.name);
+        }
+        text
+    }
+
+    fn write_models(&self, text: &mut String) {
+        if self.pipeline.models.is_empty() {
+            return;
+        }
+        text.push_str("models:\n");
+        for (name, source) in &self.pipeline.models {
+            let from = match source {
+                ModelSource::Path(path) => path.clone(),
+                ModelSource::Random(model) => match &model.tokenizer {
+                    TokenizerSource::Of(other) => {
+                        format!("made from nothing, tokenizer of {other}")
+                    }
+                    TokenizerSource::Train(_) => "made from nothing, tokenizer trained".to_owned(),
+                },
+            };
+            let what = self.facts.models.get(name).map(|model| {
+                format!(
+                    "; {}, {} layers, width {}, {} parameters, {} tokens",
+                    model.architecture,
+                    model.layers,
+                    model.hidden_size,
+                    grouped(model.param_count),
+                    grouped(u64::from(model.vocab_size))
+                )
+            });
+            let _ = writeln!(text, "  {name}: {from}{}", what.unwrap_or_default());
+        }
+    }
+
+    fn write_tables(&self, text: &mut String) {
+        if self.pipeline.tables.is_empty() {
+            return;
+        }
+        text.push_str("tables:\n");
+        for (name, path) in &self.pipeline.tables {
+            let table = self.facts.tables.get(name);
+            let rows = table.and_then(|table| table.row_count);
+            let rows = rows.map(|n| format!("; {} rows", grouped(n))).unwrap_or_default();
+            let columns: Vec<&str> = table
+                .map(|table| table.columns.iter().map(|column| column.name.as_str()).collect())
+                .unwrap_or_default();
+            let _ = writeln!(text, "  {name}: {path}{rows} ({})", columns.join(", "));
+        }
+    }
+
+    /// The plan for programs.
+    pub fn to_json(&self) -> Json {
+        let tables: serde_json::Map<String, Json> = self
+            .pipeline
+            .tables
+            .iter()
+            .map(|(name, path)| {
+                let table = self.facts.tables.get(name);
+                let columns = table.map(|t| {
+                    t.columns.iter().map(|c| json!({"name": c.name, "type": c.type_name})).collect()
+                });
+                let columns: Vec<Json> = columns.unwrap_or_default();
+                let row_count = table.and_then(|table| table.row_count);
+                (name.clone(), json!({"path": path, "row_count": row_count, "columns": columns}))
+            })
+            .collect();
+        let models: serde_json::Map<String, Json> = self
+            .facts
+            .models
+            .iter()
+            .map(|(name, model)| {
+                let value = json!({
+                    "architecture": model.architecture,
+                    "param_count": model.param_count,
+                    "vocab_size": model.vocab_size,
+                    "layers": model.layers,
+                    "hidden_size": model.hidden_size,
+                });
+                (name.clone(), value)
+            })
+            .collect();
+        let stages = self.pipeline.stages.iter().zip(&self.memory).map(|(stage, memory)| {
+            let formula = match &stage.kind {
+                StageKind::Rl(rl) => Some(formula(&rl.objective)),
+                _ => None,
+            };
+            json!({
+                "name": stage.name,
+                "kind": stage.kind.word(),
+                "models": stage.kind.models(),
+                "formula": formula,
+                "memory_bytes": memory.total_bytes(),
+                "memory": memory.parts,
+            })
+        });
+        json!({
+            "seed": self.pipeline.run.seed,
+            "models": models,
+            "tables": tables,
+            "stages": stages.collect::<Vec<_>>(),
+            "memory_bytes": self.peak().map(|(_, memory)| memory.total_bytes()),
+        })
+    }
+}
+
+fn headline(stage: &Stage) -> String {
+    let from = stage.kind.models().join("`, `");
+    let from = if from.is_empty() { String::new() } else { format!(" of `{from}`") };
+    format!("{}{from}", stage.kind.word())
+}
+
+/// The lines of a stage's settings.
+fn details(stage: &Stage) -> Vec<String> {
+    match &stage.kind {
+        StageKind::Sft(sft) => {
+            let limit = sft.max_steps.map(|n| format!(", at most {n} steps")).unwrap_or_default();
+            vec![
+                format!("data      {}", one_line(&sft.data.0)),
+                format!("template  {}", template(&sft.template)),
+                format!("{} epochs of batches of {}{limit}", sft.epochs, sft.batch_size),
+                format!("loss      mean over the {} tokens of a batch", sft.loss_on.word()),
+                format!("optimizer {}", optimizer(&sft.optimizer, sft.grad_clip)),
+            ]
+        }
+        StageKind::Rl(rl) => {
+            let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
+            let optimizer_steps = u64::from(rl.minibatches) * u64::from(rl.inner_epochs);
+            let mut lines = vec![
+                format!("prompts   {}", one_line(&rl.prompts.0)),
+                format!("template  {}", template(&rl.template)),
+                format!(
+                    "{} steps of {} prompts x {} completions = {} rollouts, {} optimizer steps each",
+                    rl.steps,
+                    rl.prompts_per_step,
+                    rl.group_size,
+                    grouped(rows),
+                    optimizer_steps
+                ),
+                format!(
+                    "sampling  temperature {:?}, top_p {:?}, top_k {}, at most {} tokens",
+                    rl.sampling.temperature,
+                    rl.sampling.top_p,
+                    rl.sampling.top_k,
+                    rl.sampling.max_tokens
+                ),
+                format!("rewards   {}", rewards(&rl.rewards)),
+                "objective".to_owned(),
+            ];
+            lines.extend(formula(&rl.objective).lines().map(|line| format!("    {line}")));
+            if rl.objective.kl_coef > 0.0 {
+                lines.push(match rl.reference.refresh_every {
+                    0 => "reference the model that the stage starts from".to_owned(),
+                    n => format!("reference the policy of every {n} optimizer steps"),
+                });
+            }
+            lines.push(format!("optimizer {}", optimizer(&rl.optimizer, rl.grad_clip)));
+            if let Some(eval) = &rl.eval {
+                lines.push(format!(
+                    "eval      every {} steps: {}",
+                    eval.every,
+                    one_line(&eval.data.0)
+                ));
+            }
+            lines
+        }
+        StageKind::Sample(sample) => vec![
+            format!("prompts   {}", one_line(&sample.prompts.0)),
+            format!("template  {}", template(&sample.template)),
+            format!(
+                "{} completions a prompt, temperature {:?}, at most {} tokens",
+                sample.n, sample.sampling.temperature, sample.sampling.max_tokens
+            ),
+            format!("rewards   {}", rewards(&sample.rewards)),
+        ],
+        StageKind::Query(query) => vec![format!("sql       {}", one_line(&query.sql.0))],
+        StageKind::Eval(eval) => vec![
+            format!("data      {}", one_line(&eval.data.0)),
+            format!("template  {}", template(&eval.template)),
+            format!(
+                "{} completions a problem, temperature {:?}, top_p {:?}, at most {} tokens",
+                eval.k, eval.temperature, eval.top_p, eval.max_tokens
+            ),
+            format!("reward    {}", eval.reward.name()),
+        ],
+        StageKind::Export(export) => {
+            let out = export.out.clone().unwrap_or_else(|| format!("models/{}", stage.name));
+            vec![format!("out       {out} ({})", export.dtype.word())]
+        }
+    }
+}
+
+fn rewards(rewards: &[super::rewards::Reward]) -> String {
+    let parts: Vec<String> =
+        rewards.iter().map(|r| format!("{} x {:?}", r.name(), r.weight())).collect();
+    if parts.is_empty() { "none".into() } else { parts.join(" + ") }
+}
+
+fn optimizer(optimizer: &Optimizer, grad_clip: f64) -> String {
+    let schedule = &optimizer.schedule;
+    let curve = match schedule.kind {
+        ScheduleKind::Constant => "constant".to_owned(),
+        kind => format!("{} to {:?}", kind.word(), schedule.min_lr),
+    };
+    let warmup = match schedule.warmup_steps {
+        0 => String::new(),
+        n => format!(" after {n} steps of warm-up"),
+    };
+    let clip = if grad_clip > 0.0 {
+        format!(", gradient norm at most {grad_clip:?}")
+    } else {
+        String::new()
+    };
+    format!(
+        "AdamW lr {:?} {curve}{warmup}, betas {:?}, weight decay {:?}{clip}",
+        optimizer.lr, optimizer.betas, optimizer.weight_decay
+    )
+}
+
+fn template(template: &Template) -> &str {
+    match template {
+        Template::Raw => "the prompt as it is",
+        Template::R1Zero => "r1-zero",
+        Template::Chat => "the model's chat template",
+        Template::Text(_) => "the pipeline's own text",
+    }
+}
+
+fn one_line(sql: &str) -> String {
+    sql.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// 1234567 as 1,234,567.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (idx, digit) in digits.chars().enumerate() {
+        if idx > 0 && (digits.len() - idx).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}

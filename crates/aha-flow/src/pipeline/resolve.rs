@@ -1,0 +1,559 @@
+//! Checks a pipeline against the world: tables, queries, models, memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::catalogue::{
+    Catalogue, Column, ModelFacts, ModelProbe, SqlProblem, StageOutput, TableFacts,
+};
+use super::local::{TABLES_OF_THE_RUN, report_mismatch, stage_path};
+use super::models::{ModelSource, Places, RandomModel, TokenizerSource};
+use super::problem::suggest;
+use super::reader::Reader;
+use super::references::{self, Read, Reads};
+use super::rewards::Reward;
+use super::sampling::Template;
+use super::stages::{Pipeline, StageKind};
+use super::values::Sql;
+
+/// What was learned of the world while checking.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Facts {
+    /// Input tables by name.
+    pub tables: BTreeMap<String, TableFacts>,
+    /// Models by name; a training stage has those of the model it starts from.
+    pub models: BTreeMap<String, ModelFacts>,
+    /// The columns of each stage's query by the path of its key: `stage.zero.prompts`.
+    pub queries: BTreeMap<String, Vec<Column>>,
+}
+
+/// A query of a stage and the columns it must give.
+struct Query<'p> {
+    path: String,
+    sql: &'p Sql,
+    /// Alternatives, the usual one first; no alternative: any columns will do.
+    needs: Vec<Vec<&'static str>>,
+}
+
+/// Columns that hold text wherever they are asked for.
+const TEXT_COLUMNS: [&str; 4] = ["prompt", "completion", "text", "answer"];
+
+pub(crate) struct World<'a> {
+    pub catalogue: &'a mut dyn Catalogue,
+    pub probe: &'a dyn ModelProbe,
+    pub places: &'a Places,
+}
+
+/// Checks the pipeline against the world; problems are in the reader.
+pub(crate) fn resolve(
+    pipeline: &Pipeline,
+    world: &mut World<'_>,
+    reader: &mut Reader<'_>,
+) -> Facts {
+    let mut facts = Facts::default();
+    register_tables(pipeline, world, &mut facts, reader);
+    find_models(pipeline, world, &mut facts, reader);
+    let queries: Vec<Vec<Query<'_>>> = (0..pipeline.stages.len())
+        .map(|idx| queries_of(&pipeline.stages[idx].kind, &stage_path(pipeline, idx, reader)))
+        .collect();
+    let reads = reads_of(pipeline, &queries, world, reader);
+    let broken = references::check(pipeline, &reads, reader);
+    plan_queries(pipeline, &queries, broken, world, &mut facts, reader);
+    for idx in 0..pipeline.stages.len() {
+        check_against_model(pipeline, idx, &mut facts, reader);
+    }
+    facts
+}
+
+fn register_tables(
+    pipeline: &Pipeline,
+    world: &mut World<'_>,
+    facts: &mut Facts,
+    reader: &mut Reader<'_>,
+) {
+    for (name, files) in &pipeline.tables {
+        let path = format!("tables.{name}");
+        if !reader.is_good(&path) {
+            continue;
+        }
+        match world.catalogue.register_table(name, files) {
+            Ok(table) => {
+                facts.tables.insert(name.clone(), table);
+            }
+            Err(problem) => {
+                let message = format!("table `{name}`: {}", problem.message);
+                reader.report_at(&path, message, problem.hint);
+            }
+        }
+    }
+    let reward_names: BTreeSet<String> = pipeline.stages.iter().flat_map(reward_names).collect();
+    let outputs = [
+        StageOutput::Rollouts { reward_names: reward_names.into_iter().collect() },
+        StageOutput::Metrics,
+        StageOutput::Evals,
+    ];
+    for (name, output) in TABLES_OF_THE_RUN.iter().zip(outputs) {
+        if let Err(problem) = world.catalogue.register_output(name, &output) {
+            reader.report_at(
+                "tables",
+                format!("table `{name}`: {}", problem.message),
+                problem.hint,
+            );
+        }
+    }
+}
+
+fn reward_names(stage: &super::stages::Stage) -> Vec<String> {
+    let rewards: &[Reward] = match &stage.kind {
+        StageKind::Rl(rl) => &rl.rewards,
+        StageKind::Sample(sample) => &sample.rewards,
+        StageKind::Eval(eval) => std::slice::from_ref(&eval.reward),
+        StageKind::Sft(_) | StageKind::Query(_) | StageKind::Export(_) => &[],
+    };
+    let mut names: Vec<String> = Vec::new();
+    for reward in rewards {
+        // Names taken twice are reported elsewhere, and a table has each column once.
+        if !names.iter().any(|name| name == reward.name()) {
+            names.push(reward.name().to_owned());
+        }
+    }
+    names
+}
+
+/// What a stage leaves under its name, but for queries, whose columns must be planned first.
+fn output_of(stage: &super::stages::Stage) -> Option<StageOutput> {
+    match &stage.kind {
+        StageKind::Rl(_) | StageKind::Sample(_) => {
+            Some(StageOutput::Rollouts { reward_names: reward_names(stage) })
+        }
+        StageKind::Sft(_) => Some(StageOutput::SftExamples),
+        StageKind::Eval(_) => Some(StageOutput::Evals),
+        StageKind::Query(_) | StageKind::Export(_) => None,
+    }
+}
+
+/// The queries of a stage with the columns they must give.
+fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
+    let query =
+        |key: &str, sql: &'p Sql, needs| Query { path: format!("{path}.{key}"), sql, needs };
+    let problems = |rewards: &[&Reward]| {
+        let mut columns = vec!["id", "prompt"];
+        columns.extend(rewards.iter().any(|reward| reward.needs_answer()).then_some("answer"));
+        vec![columns]
+    };
+    match kind {
+        StageKind::Sft(sft) => {
+            vec![query("data", &sft.data, vec![vec!["prompt", "completion"], vec!["text"]])]
+        }
+        StageKind::Rl(rl) => {
+            let rewards: Vec<&Reward> = rl.rewards.iter().collect();
+            let mut queries = vec![query("prompts", &rl.prompts, problems(&rewards))];
+            if let Some(eval) = &rl.eval {
+                queries.push(query("eval.data", &eval.data, problems(&[&eval.reward])));
+            }
+            queries
+        }
+        StageKind::Sample(sample) => {
+            let rewards: Vec<&Reward> = sample.rewards.iter().collect();
+            vec![query("prompts", &sample.prompts, problems(&rewards))]
+        }
+        StageKind::Eval(eval) => vec![query("data", &eval.data, problems(&[&eval.reward]))],
+        StageKind::Query(stage) => vec![query("sql", &stage.sql, Vec::new())],
+        StageKind::Export(_) => Vec::new(),
+    }
+}
+
+/// Which models and tables each stage reads. A query that is no SQL is reported and reads nothing.
+fn reads_of(
+    pipeline: &Pipeline,
+    queries: &[Vec<Query<'_>>],
+    world: &World<'_>,
+    reader: &mut Reader<'_>,
+) -> Vec<Reads> {
+    let mut reads = Vec::new();
+    for (idx, stage) in pipeline.stages.iter().enumerate() {
+        let path = stage_path(pipeline, idx, reader);
+        let mut of_stage = Reads::default();
+        let several = stage.kind.models().len() > 1;
+        for (model_idx, name) in stage.kind.models().iter().enumerate() {
+            let key = format!("{path}.model");
+            let path = if several { format!("{key}[{model_idx}]") } else { key };
+            if reader.is_good(&path) {
+                let span = reader.span_of(&path);
+                of_stage.models.push(Read { name: name.clone(), path, span });
+            }
+        }
+        for query in queries[idx].iter().filter(|query| !query.sql.0.is_empty()) {
+            if !reader.is_good(&query.path) {
+                continue;
+            }
+            match world.catalogue.tables_of(&query.sql.0) {
+                Ok(names) => {
+                    for name in names {
+                        let (line, column) = position_of_word(&query.sql.0, &name);
+                        let string = reader.span_of(&query.path);
+                        let span = reader.sources.span_within(string, line, column, name.len());
+                        of_stage.tables.push(Read { name, path: query.path.clone(), span });
+                    }
+                }
+                Err(problem) => report_sql(&query.path, query.sql, problem, reader),
+            }
+        }
+        reads.push(of_stage);
+    }
+    reads
+}
+
+/// Line and column (from 1) of the first whole-word occurrence, case ignored; else of the start.
+fn position_of_word(text: &str, word: &str) -> (u32, u32) {
+    let is_part = |c: char| c.is_alphanumeric() || c == '_';
+    let (text_lower, word) = (text.to_ascii_lowercase(), word.to_ascii_lowercase());
+    let found = text_lower.match_indices(&word).find(|(at, _)| {
+        let before = text_lower[..*at].chars().next_back();
+        let after = text_lower[at + word.len()..].chars().next();
+        !before.is_some_and(is_part) && !after.is_some_and(is_part)
+    });
+    let at = found.map_or(0, |(at, _)| at);
+    let line = text[..at].matches('\n').count() + 1;
+    let column = text[..at].chars().rev().take_while(|c| *c != '\n').count() + 1;
+    (u32::try_from(line).unwrap_or(1), u32::try_from(column).unwrap_or(1))
+}
+
+fn report_sql(path: &str, sql: &Sql, problem: SqlProblem, reader: &mut Reader<'_>) {
+    let string = reader.span_of(path);
+    let (line, column) = match (problem.line, problem.column) {
+        (Some(line), column) => (line, column.unwrap_or(1)),
+        (None, _) => first_word(&sql.0),
+    };
+    let word_len = sql
+        .0
+        .lines()
+        .nth(line.saturating_sub(1) as usize)
+        .map(|text| text.chars().skip(column.saturating_sub(1) as usize))
+        .map_or(1, |rest| rest.take_while(|c| c.is_alphanumeric() || "_.".contains(*c)).count());
+    let span = reader.sources.span_within(string, line, column, word_len.max(1));
+    reader.report(span, path, format!("bad query in `{path}`: {}", problem.message), problem.hint);
+}
+
+/// Where the text of a query begins.
+fn first_word(sql: &str) -> (u32, u32) {
+    let word: String = sql.trim_start().chars().take_while(|c| c.is_alphanumeric()).collect();
+    position_of_word(sql, &word)
+}
+
+/// Plans every query in the order of the stages and registers what each stage writes.
+fn plan_queries(
+    pipeline: &Pipeline,
+    queries: &[Vec<Query<'_>>],
+    mut broken: BTreeSet<String>,
+    world: &mut World<'_>,
+    facts: &mut Facts,
+    reader: &mut Reader<'_>,
+) {
+    for (name, source) in &pipeline.models {
+        if let ModelSource::Random(model) = source
+            && let TokenizerSource::Train(training) = &model.tokenizer
+        {
+            let path = format!("models.{name}.tokenizer.train");
+            check_inputs_only(pipeline, &path, &training.train, world, reader);
+            let query = Query { path, sql: &training.train, needs: vec![vec!["text"]] };
+            plan_query(&query, &broken, world, reader);
+        }
+    }
+    for (idx, stage) in pipeline.stages.iter().enumerate() {
+        let mut output = output_of(stage);
+        let mut is_planned = true;
+        for query in &queries[idx] {
+            let columns = plan_query(query, &broken, world, reader);
+            is_planned &= columns.is_some();
+            if let (StageKind::Query(_), Some(columns)) = (&stage.kind, &columns) {
+                output = Some(StageOutput::Query { columns: columns.clone() });
+            }
+            if let Some(columns) = columns {
+                facts.queries.insert(query.path.clone(), columns);
+            }
+        }
+        match output.map(|output| world.catalogue.register_output(&stage.name, &output)) {
+            Some(Ok(())) => {}
+            Some(Err(problem)) => {
+                let path = format!("{}.name", stage_path(pipeline, idx, reader));
+                let message = format!("stage `{}`: {}", stage.name, problem.message);
+                reader.report_at(&path, message, problem.hint);
+                broken.insert(stage.name.clone());
+            }
+            // What reads the table of a query that can't be planned is not to blame.
+            None => {
+                if matches!(stage.kind, StageKind::Query(_)) && !is_planned {
+                    broken.insert(stage.name.clone());
+                }
+            }
+        }
+    }
+}
+
+/// A tokenizer is trained before the first stage runs, so its query sees the input tables only.
+fn check_inputs_only(
+    pipeline: &Pipeline,
+    path: &str,
+    sql: &Sql,
+    world: &World<'_>,
+    reader: &mut Reader<'_>,
+) {
+    let Ok(names) = world.catalogue.tables_of(&sql.0) else { return };
+    let inputs: Vec<&str> = pipeline.tables.iter().map(|(name, _)| name.as_str()).collect();
+    for name in names.iter().filter(|name| !inputs.contains(&name.as_str())) {
+        let (line, column) = position_of_word(&sql.0, name);
+        let span = reader.sources.span_within(reader.span_of(path), line, column, name.len());
+        let message = if pipeline.stage(name).is_some() {
+            format!(
+                "`{path}` reads stage `{name}`, but tokenizers are trained before any stage runs"
+            )
+        } else {
+            format!("unknown table `{name}`")
+        };
+        let hint = suggest(name, &inputs, "tables that it can read");
+        reader.report(span, path, message, Some(hint));
+    }
+}
+
+/// The columns of a query, or `None` where something was wrong with it or with what it reads.
+fn plan_query(
+    query: &Query<'_>,
+    broken: &BTreeSet<String>,
+    world: &World<'_>,
+    reader: &mut Reader<'_>,
+) -> Option<Vec<Column>> {
+    if query.sql.0.is_empty() || !reader.is_good(&query.path) {
+        return None;
+    }
+    let tables = match world.catalogue.tables_of(&query.sql.0) {
+        Ok(tables) => tables,
+        Err(problem) => {
+            report_sql(&query.path, query.sql, problem, reader);
+            return None;
+        }
+    };
+    if tables
+        .iter()
+        .any(|table| broken.contains(table) || !reader.is_good(&format!("tables.{table}")))
+    {
+        return None;
+    }
+    match world.catalogue.schema_of(&query.sql.0) {
+        Ok(columns) => {
+            check_columns(query, &columns, reader);
+            Some(columns)
+        }
+        Err(problem) => {
+            report_sql(&query.path, query.sql, problem, reader);
+            None
+        }
+    }
+}
+
+fn check_columns(query: &Query<'_>, columns: &[Column], reader: &mut Reader<'_>) {
+    let names: Vec<&str> = columns.iter().map(|column| column.name.as_str()).collect();
+    let missing = |needs: &Vec<&'static str>| -> Vec<&'static str> {
+        needs.iter().copied().filter(|need| !names.contains(need)).collect()
+    };
+    let Some(usual) = query.needs.first() else { return };
+    let found = query.needs.iter().find(|needs| missing(needs).is_empty());
+    let string = reader.span_of(&query.path);
+    let (line, column) = first_word(&query.sql.0);
+    let span = reader.sources.span_within(string, line, column, 6);
+    let Some(found) = found else {
+        let alternative = match query.needs.get(1) {
+            Some(other) => format!(" (or `{}` alone)", other.join("`, `")),
+            None => String::new(),
+        };
+        for need in missing(usual) {
+            let message =
+                format!("the query of `{}` gives no column `{need}`{alternative}", query.path);
+            let hint = suggest(need, &names, "the columns of the query");
+            let hint = match super::problem::nearest(need, names.iter().copied()) {
+                Some(name) => format!(
+                    "write `{name} AS {need}`, or did the query forget it? it gives: {}",
+                    names.join(", ")
+                ),
+                None => hint,
+            };
+            reader.report(span, &query.path, message, Some(hint));
+        }
+        return;
+    };
+    for column in columns {
+        if let Some(name) = found.iter().find(|name| **name == column.name)
+            && TEXT_COLUMNS.contains(name)
+            && !column.is_text()
+        {
+            let message = format!(
+                "column `{name}` of `{}` must be text, got {}",
+                query.path, column.type_name
+            );
+            let hint = format!("write `CAST({name} AS VARCHAR) AS {name}`");
+            reader.report(span, &query.path, message, Some(hint));
+        }
+    }
+}
+
+/// Finds every model that the pipeline starts from and what it is.
+fn find_models(pipeline: &Pipeline, world: &World<'_>, facts: &mut Facts, reader: &mut Reader<'_>) {
+    for (name, source) in &pipeline.models {
+        let path = format!("models.{name}");
+        if let ModelSource::Path(text) = source
+            && reader.is_good(&path)
+            && let Some(found) = probe(text, &path, world, reader)
+        {
+            if found.vocab_size < found.tokenizer_vocab_size {
+                report_mismatch(name, found.vocab_size, found.tokenizer_vocab_size, reader);
+            }
+            facts.models.insert(name.clone(), found);
+        }
+    }
+    // Those made from nothing may take the tokenizer of another one, in any order; each round
+    // settles at least one of them, or the rest is a circle.
+    let mut waiting: Vec<(&String, &RandomModel)> = pipeline
+        .models
+        .iter()
+        .filter_map(|(name, source)| match source {
+            ModelSource::Random(model) => Some((name, &**model)),
+            ModelSource::Path(_) => None,
+        })
+        .filter(|(name, _)| reader.is_good(&format!("models.{name}")))
+        .collect();
+    while !waiting.is_empty() {
+        let before_count = waiting.len();
+        let names: Vec<String> = waiting.iter().map(|(name, _)| (*name).clone()).collect();
+        waiting.retain(|(name, model)| {
+            if matches!(&model.tokenizer, TokenizerSource::Of(other) if names.contains(other)) {
+                return true;
+            }
+            settle_random(name, model, pipeline, world, facts, reader);
+            false
+        });
+        if waiting.len() == before_count {
+            for (name, _) in waiting {
+                let message = format!("model `{name}` takes its tokenizer from itself in the end");
+                let hint = "one of the models must train a tokenizer or have one".to_owned();
+                reader.report_at(&format!("models.{name}.tokenizer"), message, Some(hint));
+            }
+            return;
+        }
+    }
+}
+
+fn probe(
+    source: &str,
+    path: &str,
+    world: &World<'_>,
+    reader: &mut Reader<'_>,
+) -> Option<ModelFacts> {
+    let located = match world.places.locate(source) {
+        Ok(located) => located,
+        Err(not_found) => {
+            reader.report_at(path, not_found.message, Some(not_found.hint));
+            return None;
+        }
+    };
+    match world.probe.probe(&located) {
+        Ok(found) => Some(found),
+        Err(problem) => {
+            reader.report_at(path, format!("`{source}`: {}", problem.message), problem.hint);
+            None
+        }
+    }
+}
+
+/// Adds the facts of a model made from nothing, once its tokenizer is known.
+fn settle_random(
+    name: &str,
+    model: &RandomModel,
+    pipeline: &Pipeline,
+    world: &World<'_>,
+    facts: &mut Facts,
+    reader: &mut Reader<'_>,
+) {
+    let path = format!("models.{name}.tokenizer");
+    let (tokenizer_vocab_size, has_chat_template) = match &model.tokenizer {
+        TokenizerSource::Train(training) => (training.vocab_size, false),
+        TokenizerSource::Of(other) => {
+            let found = match facts.models.get(other) {
+                Some(found) => Some(found.clone()),
+                // The other model is at fault and has been reported.
+                None if pipeline.model(other).is_some() => None,
+                None => probe(other, &path, world, reader),
+            };
+            match found {
+                Some(found) => (found.tokenizer_vocab_size, found.has_chat_template),
+                None => return,
+            }
+        }
+    };
+    if model.vocab_size != 0 && model.vocab_size < tokenizer_vocab_size {
+        let vocab_path = format!("models.{name}.vocab_size");
+        if reader.is_good(&vocab_path) {
+            report_mismatch(name, model.vocab_size, tokenizer_vocab_size, reader);
+        }
+        return;
+    }
+    let vocab_size = if model.vocab_size == 0 { tokenizer_vocab_size } else { model.vocab_size };
+    let mut found = super::memory::facts_of_random(model, vocab_size);
+    found.tokenizer_vocab_size = tokenizer_vocab_size;
+    found.has_chat_template = has_chat_template;
+    facts.models.insert(name.to_owned(), found);
+}
+
+/// Checks lengths and template of a stage against its model, and hands the facts on to the model
+/// that the stage makes.
+fn check_against_model(
+    pipeline: &Pipeline,
+    idx: usize,
+    facts: &mut Facts,
+    reader: &mut Reader<'_>,
+) {
+    let stage = &pipeline.stages[idx];
+    let path = stage_path(pipeline, idx, reader);
+    let known: Vec<ModelFacts> =
+        stage.kind.models().iter().filter_map(|name| facts.models.get(name).cloned()).collect();
+    let (template, key, len) = match &stage.kind {
+        StageKind::Sft(sft) => (&sft.template, "max_tokens", sft.max_tokens),
+        StageKind::Rl(rl) => (&rl.template, "sampling.max_tokens", rl.sampling.max_tokens),
+        StageKind::Sample(s) => (&s.template, "sampling.max_tokens", s.sampling.max_tokens),
+        StageKind::Eval(eval) => (&eval.template, "max_tokens", eval.max_tokens),
+        StageKind::Query(_) | StageKind::Export(_) => return,
+    };
+    for model in &known {
+        let positions = model.max_position_embeddings;
+        let len_path = format!("{path}.{key}");
+        if len > positions && reader.is_good(&len_path) {
+            let message = format!("`{len_path}` is {len}, but the model has {positions} positions");
+            let hint = format!("set it to at most {positions}, the prompt included");
+            reader.report_at(&len_path, message, Some(hint));
+        }
+        let template_path = format!("{path}.template");
+        if *template == Template::Chat && !model.has_chat_template && reader.is_good(&template_path)
+        {
+            let message =
+                format!("`{template_path}` is \"chat\", but the model has no chat template");
+            let hint = "use \"raw\", \"r1-zero\", or a text with {prompt} in it".to_owned();
+            reader.report_at(&template_path, message, Some(hint));
+        }
+    }
+    if stage.kind.is_training()
+        && let Some(model) = known.into_iter().next()
+    {
+        facts.models.insert(stage.name.clone(), model);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_is_found_where_it_stands_alone() {
+        let sql = "SELECT problems_id\nFROM  Problems p";
+        assert_eq!(position_of_word(sql, "problems"), (2, 7));
+        assert_eq!(position_of_word(sql, "absent"), (1, 1));
+        assert_eq!(first_word("\n  WITH x AS (SELECT 1)"), (2, 3));
+    }
+}

@@ -1,0 +1,38 @@
+//! `[run]`: what holds for every stage.
+
+use super::reader::{choice, section, section_fields};
+use super::values::ByteSize;
+
+choice! {
+    /// Where tensors live.
+    pub enum Device {
+        /// The processor.
+        Cpu = "cpu",
+        /// The best device of the machine; in this version always the processor.
+        Auto = "auto",
+    }
+}
+
+section! {
+    /// What holds for every stage of the run.
+    pub struct Run {
+        /// Seed of every random draw. The same seed gives the same tables and weights.
+        pub seed: u64 = 1;
+        /// Threads that compute; 0 takes every core. Results do not depend on it.
+        pub threads: u32 = 0;
+        /// Where tensors live.
+        pub device: Device = Device::Cpu;
+        /// Memory that the run may use: `aha check` and `aha run` refuse a pipeline whose predicted
+        /// need is larger. Absent: no limit of ours.
+        pub memory: Option<ByteSize> = None, "more than nothing" |size| size.is_none_or(|s| s.0 > 0);
+        /// Memory for keys and values of sequences being sampled. A sequence that finds no room
+        /// waits. Results do not depend on it.
+        pub kv_cache: ByteSize = ByteSize(256 << 20), "at least 1MiB" |size| size.0 >= 1 << 20;
+        /// Sequences decoded at once, at most. Results do not depend on it.
+        pub sequences_max: u32 = 64, "at least 1" |n| *n >= 1;
+        /// Checkpoints kept per stage; older ones are removed once a newer one is complete.
+        pub checkpoint_keep: u32 = 2, "at least 1" |n| *n >= 1;
+    }
+}
+
+section_fields!(Run);

@@ -1,0 +1,144 @@
+//! Settings that several kinds of stage share: drawing tokens, the optimizer, the prompt template.
+
+use super::reader::{Field, Reader, choice, section, section_fields};
+use super::source::{Node, Value};
+use super::write::Out;
+
+section! {
+    /// How tokens are drawn.
+    pub struct Sampling {
+        /// Logits are divided by it before the softmax; 0 takes the likeliest token. At 1 the
+        /// sampled distribution is the policy.
+        pub temperature: f64 = 1.0, "at least 0" |t| *t >= 0.0;
+        /// Smallest set of likeliest tokens whose probability reaches this share; 1 keeps all.
+        pub top_p: f64 = 1.0, "in (0, 1]" |p| *p > 0.0 && *p <= 1.0;
+        /// Number of likeliest tokens to draw from; 0 keeps all.
+        pub top_k: u32 = 0;
+        /// Tokens of a completion, at most; a longer one is cut and counts as truncated.
+        pub max_tokens: u32 = 256, "at least 1" |n| *n >= 1;
+        /// Texts that end a completion, besides the model's own end token.
+        pub stop: Vec<String> = Vec::new(), "without empty texts" |s| !s.iter().any(String::is_empty);
+        /// Token ids that end a completion, besides the model's own end token.
+        pub stop_token_ids: Vec<u32> = Vec::new();
+    }
+}
+
+choice! {
+    /// How the learning rate moves after the warm-up.
+    pub enum ScheduleKind {
+        /// It stays.
+        Constant = "constant",
+        /// A line down to `min_lr` at the last step.
+        Linear = "linear",
+        /// Half a cosine down to `min_lr` at the last step.
+        Cosine = "cosine",
+    }
+}
+
+section! {
+    /// Learning rate by step.
+    pub struct Schedule {
+        /// The curve after the warm-up.
+        pub kind: ScheduleKind = ScheduleKind::Constant;
+        /// Optimizer steps over which the rate rises in a line from 0 to `lr`.
+        pub warmup_steps: u64 = 0;
+        /// Where a falling schedule ends.
+        pub min_lr: f64 = 0.0, "at least 0" |lr| *lr >= 0.0;
+    }
+}
+
+section! {
+    /// AdamW: `m = b1 m + (1-b1) g`, `v = b2 v + (1-b2) g^2`,
+    /// `w -= lr (m^ / (sqrt(v^) + eps) + weight_decay w)` with bias-corrected `m^` and `v^`.
+    pub struct Optimizer {
+        /// Learning rate. R1-Zero's is 3e-6; small models made from nothing want 1e-4 to 3e-3.
+        pub lr: f64 = 3e-6, "above 0" |lr| *lr > 0.0;
+        /// Decay of the two moments.
+        pub betas: [f64; 2] = [0.9, 0.999], "two numbers in [0, 1)" |b| b.iter().all(|b| *b >= 0.0 && *b < 1.0);
+        /// Added to the root of the second moment.
+        pub eps: f64 = 1e-8, "above 0" |eps| *eps > 0.0;
+        /// Decoupled weight decay; norms and biases are spared.
+        pub weight_decay: f64 = 0.0, "at least 0" |w| *w >= 0.0;
+        /// How the rate moves.
+        pub schedule: Schedule = Schedule::default();
+    }
+}
+
+section_fields!(Sampling, Schedule, Optimizer);
+
+/// How a prompt becomes the model's input.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Template {
+    /// The prompt as it is.
+    #[default]
+    Raw,
+    /// R1-Zero's conversation between User and Assistant, with think and answer tags.
+    R1Zero,
+    /// The model's own chat template, the prompt as one user message.
+    Chat,
+    /// Text of the pipeline with `{prompt}` in it.
+    Text(String),
+}
+
+/// R1-Zero's template (DeepSeek-R1, table 1).
+const R1_ZERO: &str = "A conversation between User and Assistant. The user asks a question, and \
+the Assistant solves it. The assistant first thinks about the reasoning process in the mind and \
+then provides the user with the answer. The reasoning process and answer are enclosed within \
+<think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process here \
+</think> <answer> answer here </answer>. User: {prompt}. Assistant:";
+
+const TEMPLATES: [&str; 3] = ["raw", "r1-zero", "chat"];
+
+impl Template {
+    /// The text around the prompt, `{prompt}` standing for it; `None` for the model's own template.
+    pub fn text(&self) -> Option<&str> {
+        match self {
+            Template::Raw => Some("{prompt}"),
+            Template::R1Zero => Some(R1_ZERO),
+            Template::Chat => None,
+            Template::Text(text) => Some(text),
+        }
+    }
+
+    /// The model's input for a prompt; `None` where the model's own chat template decides.
+    pub fn render(&self, prompt: &str) -> Option<String> {
+        self.text().map(|text| text.replacen("{prompt}", prompt, 1))
+    }
+}
+
+impl Field for Template {
+    fn expects() -> String {
+        "\"raw\", \"r1-zero\", \"chat\", or a text with {prompt} in it".into()
+    }
+    fn read(node: &Node, path: &str, reader: &mut Reader<'_>, base: Self) -> Self {
+        let Value::String(text) = &node.value else {
+            reader.wrong_type(node, path, &Self::expects());
+            return base;
+        };
+        match (text.as_str(), text.matches("{prompt}").count()) {
+            ("raw", _) => Template::Raw,
+            ("r1-zero", _) => Template::R1Zero,
+            ("chat", _) => Template::Chat,
+            (_, 1) => Template::Text(text.clone()),
+            (_, count) => {
+                let hint = super::problem::nearest(text, TEMPLATES)
+                    .map(|name| format!("did you mean \"{name}\"?"));
+                let message = if count == 0 {
+                    format!("`{path}` must be {}, got \"{text}\"", Self::expects())
+                } else {
+                    format!("`{path}` must hold {{prompt}} once, got it {count} times")
+                };
+                reader.report(node.span, path, message, hint);
+                base
+            }
+        }
+    }
+    fn write(&self) -> Option<Out> {
+        Some(Out::string(match self {
+            Template::Raw => "raw",
+            Template::R1Zero => "r1-zero",
+            Template::Chat => "chat",
+            Template::Text(text) => text,
+        }))
+    }
+}

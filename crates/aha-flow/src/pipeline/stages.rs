@@ -1,0 +1,356 @@
+//! `[[stage]]`: the kinds of stage and their settings.
+
+use aha_learn::objective::Objective;
+use aha_learn::preset::Preset;
+
+use super::models::ModelSource;
+use super::reader::{choice, section, section_fields};
+use super::rewards::Reward;
+use super::run::Run;
+use super::sampling::{Optimizer, Sampling, Schedule, ScheduleKind, Template};
+use super::values::{Names, Sql};
+use super::watchdogs::Watchdogs;
+
+/// A pipeline as it runs: every default filled in, every name known.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Pipeline {
+    /// What holds for every stage.
+    pub run: Run,
+    /// Models by name, in the order of the file.
+    pub models: Vec<(String, ModelSource)>,
+    /// Input tables by name: a path, a folder or a glob.
+    pub tables: Vec<(String, String)>,
+    /// Stages in the order they run.
+    pub stages: Vec<Stage>,
+}
+
+impl Pipeline {
+    /// The stage of that name.
+    pub fn stage(&self, name: &str) -> Option<&Stage> {
+        self.stages.iter().find(|stage| stage.name == name)
+    }
+
+    /// The model of that name, among those the pipeline starts from.
+    pub fn model(&self, name: &str) -> Option<&ModelSource> {
+        self.models.iter().find(|(known, _)| known == name).map(|(_, source)| source)
+    }
+}
+
+/// One named step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stage {
+    /// Its name, and that of the table and the model it makes.
+    pub name: String,
+    /// One line for the plan and the report.
+    pub description: String,
+    /// What it does.
+    pub kind: StageKind,
+}
+
+/// What a stage does.
+#[derive(Clone, Debug, PartialEq)]
+pub enum StageKind {
+    /// Supervised fine-tuning.
+    Sft(Box<SftStage>),
+    /// Reinforcement learning.
+    Rl(Box<RlStage>),
+    /// Sampling of completions.
+    Sample(Box<SampleStage>),
+    /// A query whose result is a table.
+    Query(QueryStage),
+    /// Evaluation of models.
+    Eval(Box<EvalStage>),
+    /// A model written out.
+    Export(ExportStage),
+}
+
+impl StageKind {
+    /// The word of the file.
+    pub fn word(&self) -> &'static str {
+        match self {
+            StageKind::Sft(_) => "sft",
+            StageKind::Rl(_) => "rl",
+            StageKind::Sample(_) => "sample",
+            StageKind::Query(_) => "query",
+            StageKind::Eval(_) => "eval",
+            StageKind::Export(_) => "export",
+        }
+    }
+
+    /// Whether the stage makes a model of its name.
+    pub fn is_training(&self) -> bool {
+        matches!(self, StageKind::Sft(_) | StageKind::Rl(_))
+    }
+
+    /// The key and names of the models that the stage starts from.
+    pub fn models(&self) -> &[String] {
+        use std::slice::from_ref;
+        match self {
+            StageKind::Sft(stage) => from_ref(&stage.model),
+            StageKind::Rl(stage) => from_ref(&stage.model),
+            StageKind::Sample(stage) => from_ref(&stage.model),
+            StageKind::Query(_) => &[],
+            StageKind::Eval(stage) => &stage.model.0,
+            StageKind::Export(stage) => from_ref(&stage.model),
+        }
+    }
+}
+
+choice! {
+    /// What happens to a sequence that is longer than `max_tokens`.
+    pub enum Overlong {
+        /// It is left out and counted.
+        Drop = "drop",
+        /// Its end is cut off.
+        Truncate = "truncate",
+        /// The stage stops before its first step.
+        Error = "error",
+    }
+}
+
+choice! {
+    /// The tokens that the loss is over.
+    pub enum LossOn {
+        /// The completion and the end token.
+        Completion = "completion",
+        /// The prompt as well.
+        All = "all",
+    }
+}
+
+section! {
+    /// Supervised fine-tuning of `model` on the rows of a query.
+    pub struct SftStage {
+        /// The model to start from: one of `[models]` or an earlier training stage.
+        pub model: String;
+        /// The examples: columns `prompt` and `completion`, or `text` for plain text; `id` optional.
+        pub data: Sql;
+        /// How a prompt becomes the model's input. Plain text takes none.
+        pub template: Template = Template::Raw;
+        /// Passes over the data.
+        pub epochs: u32 = 2, "at least 1" |n| *n >= 1;
+        /// Optimizer steps, at most; absent: as many as the epochs need.
+        pub max_steps: Option<u64> = None, "at least 1" |n| n.is_none_or(|n| n >= 1);
+        /// Sequences of one optimizer step.
+        pub batch_size: u32 = 32, "at least 1" |n| *n >= 1;
+        /// Tokens of one forward and backward pass, at most. Memory depends on it, results do not.
+        pub micro_batch_tokens: u32 = 4096, "at least 1" |n| *n >= 1;
+        /// Tokens of a sequence, prompt and end token included, at most.
+        pub max_tokens: u32 = 1024, "at least 2" |n| *n >= 2;
+        /// What happens to a longer sequence.
+        pub overlong: Overlong = Overlong::Drop;
+        /// The tokens that the loss is over.
+        pub loss_on: LossOn = LossOn::Completion;
+        /// AdamW. R1's fine-tuning falls from 5e-5 to 5e-6 along a cosine.
+        pub optimizer: Optimizer = Optimizer {
+            lr: 5e-5,
+            schedule: Schedule { kind: ScheduleKind::Cosine, warmup_steps: 0, min_lr: 5e-6 },
+            ..Optimizer::default()
+        };
+        /// Largest global norm of the gradient; a larger one is scaled down to it; 0 is off.
+        pub grad_clip: f64 = 1.0, "at least 0" |x| *x >= 0.0;
+        /// Whether each epoch has its own order, drawn from the seed.
+        pub shuffle: bool = true;
+        /// Optimizer steps between checkpoints.
+        pub checkpoint_every: u64 = 100, "at least 1" |n| *n >= 1;
+        /// Keeps one activation per layer and computes the rest again in the backward pass: about a
+        /// third more work, a fraction of the memory.
+        pub activation_checkpointing: bool = false;
+    }
+}
+
+choice! {
+    /// What happens to a completion that no verifier could score.
+    pub enum OnNull {
+        /// It is left out of its group and not trained on.
+        Drop = "drop",
+        /// It counts as 0.
+        Zero = "zero",
+        /// The run stops.
+        Stop = "stop",
+    }
+}
+
+section! {
+    /// The reference model of the KL term.
+    pub struct Reference {
+        /// Optimizer steps after which the policy becomes the reference; 0: never. R1-Zero's is 400.
+        pub refresh_every: u64 = 400;
+    }
+}
+
+section! {
+    /// A look at held-out problems while an `rl` stage trains.
+    pub struct RlEval {
+        /// The problems: columns `id`, `prompt`, `answer`.
+        pub data: Sql;
+        /// Steps between evaluations; the first is before the first step.
+        pub every: u64 = 20, "at least 1" |n| *n >= 1;
+        /// Completions per problem.
+        pub k: u32 = 1, "at least 1" |n| *n >= 1;
+        /// Sampling temperature.
+        pub temperature: f64 = 0.6, "at least 0" |t| *t >= 0.0;
+        /// Nucleus of the sampling.
+        pub top_p: f64 = 0.95, "in (0, 1]" |p| *p > 0.0 && *p <= 1.0;
+        /// Tokens of a completion, at most; 0 takes the stage's.
+        pub max_tokens: u32 = 0;
+        /// The verifier; a score of 1 counts as right.
+        pub reward: Reward = Reward::default();
+    }
+}
+
+section! {
+    /// Reinforcement learning of `model` on the prompts of a query.
+    pub struct RlStage {
+        /// The model to start from: one of `[models]` or an earlier training stage.
+        pub model: String;
+        /// The prompts: columns `id`, `prompt`, `answer`; `source` and `tests` optional.
+        pub prompts: Sql;
+        /// How a prompt becomes the model's input.
+        pub template: Template = Template::Raw;
+        /// Steps: rounds of sampling, each followed by `inner_epochs * minibatches` optimizer steps.
+        pub steps: u64 = 100, "at least 1" |n| *n >= 1;
+        /// Prompts of one step. R1-Zero's is 32.
+        pub prompts_per_step: u32 = 32, "at least 1" |n| *n >= 1;
+        /// Completions per prompt; advantages are relative to this group. R1-Zero's is 16.
+        pub group_size: u32 = 16, "at least 2" |n| *n >= 2;
+        /// Whether each pass over the prompts has its own order, drawn from the seed.
+        pub shuffle: bool = true;
+        /// How tokens are drawn.
+        pub sampling: Sampling = Sampling::default();
+        /// What a completion is worth: the weighted sum of these.
+        pub rewards: Vec<Reward>, "at least one reward" |r| !r.is_empty();
+        /// What happens to a completion that no verifier could score.
+        pub reward_null: OnNull = OnNull::Drop;
+        /// Times a prompt may fail before it is set aside.
+        pub prompt_failures_max: u32 = 3, "at least 1" |n| *n >= 1;
+        /// The objective; `aha check` prints its formula. Keys: `aha_learn::objective::ObjectiveFile`.
+        pub objective: Objective = Preset::default().objective(256);
+        /// The reference model of the KL term.
+        pub reference: Reference = Reference::default();
+        /// Optimizer steps that one pass over a step's completions is split into, by whole groups.
+        pub minibatches: u32 = 1, "at least 1" |n| *n >= 1;
+        /// Passes over a step's completions.
+        pub inner_epochs: u32 = 1, "at least 1" |n| *n >= 1;
+        /// Tokens of one forward and backward pass, at most. Memory depends on it, results do not.
+        pub micro_batch_tokens: u32 = 4096, "at least 1" |n| *n >= 1;
+        /// AdamW. R1-Zero's rate is 3e-6, constant.
+        pub optimizer: Optimizer = Optimizer::default();
+        /// Largest global norm of the gradient; a larger one is scaled down to it; 0 is off.
+        pub grad_clip: f64 = 1.0, "at least 0" |x| *x >= 0.0;
+        /// Policy versions that the sampler may run ahead of the learner; only 0 in this version.
+        pub max_staleness: u32 = 0;
+        /// Steps between checkpoints.
+        pub checkpoint_every: u64 = 20, "at least 1" |n| *n >= 1;
+        /// Keeps one activation per layer and computes the rest again in the backward pass.
+        pub activation_checkpointing: bool = false;
+        /// A look at held-out problems while training; absent: none.
+        pub eval: Option<RlEval> = None;
+        /// What is watched, and what happens then.
+        pub watchdogs: Watchdogs = Watchdogs::default();
+    }
+}
+
+section! {
+    /// Sampling of completions from `model`, scored where rewards are given.
+    pub struct SampleStage {
+        /// The model: one of `[models]` or an earlier training stage.
+        pub model: String;
+        /// The prompts: columns `id`, `prompt`; `answer`, `source` and `tests` optional.
+        pub prompts: Sql;
+        /// How a prompt becomes the model's input.
+        pub template: Template = Template::Raw;
+        /// Completions per prompt.
+        pub n: u32 = 4, "at least 1" |n| *n >= 1;
+        /// How tokens are drawn.
+        pub sampling: Sampling = Sampling::default();
+        /// What is scored; empty: nothing.
+        pub rewards: Vec<Reward> = Vec::new();
+        /// Times a prompt may fail before it is set aside.
+        pub prompt_failures_max: u32 = 3, "at least 1" |n| *n >= 1;
+    }
+}
+
+choice! {
+    /// What a query must find.
+    pub enum Expect {
+        /// Whatever it finds.
+        Any = "any",
+        /// At least one row, else the run stops.
+        Rows = "rows",
+        /// No row, else the run stops: an assertion.
+        NoRows = "no-rows",
+    }
+}
+
+section! {
+    /// A query over earlier tables; its result is a table.
+    pub struct QueryStage {
+        /// The query. It sees `[tables]`, earlier stages, and `rollouts`, `metrics`, `evals`.
+        pub sql: Sql;
+        /// What it must find.
+        pub expect: Expect = Expect::Any;
+        /// Whether its result is printed at the end of the run.
+        pub print: bool = false;
+    }
+}
+
+section! {
+    /// Evaluation: pass@1, pass@k and cons@k with their standard errors.
+    pub struct EvalStage {
+        /// The models, one or several: of `[models]` or earlier training stages.
+        pub model: Names, "at least one model" |names| !names.0.is_empty();
+        /// The problems: columns `id`, `prompt`, `answer`; `source` and `tests` optional.
+        pub data: Sql;
+        /// How a prompt becomes the model's input.
+        pub template: Template = Template::Raw;
+        /// Completions per problem.
+        pub k: u32 = 16, "at least 1" |n| *n >= 1;
+        /// Sampling temperature.
+        pub temperature: f64 = 0.6, "at least 0" |t| *t >= 0.0;
+        /// Nucleus of the sampling.
+        pub top_p: f64 = 0.95, "in (0, 1]" |p| *p > 0.0 && *p <= 1.0;
+        /// Number of likeliest tokens to draw from; 0 keeps all.
+        pub top_k: u32 = 0;
+        /// Tokens of a completion, at most.
+        pub max_tokens: u32 = 256, "at least 1" |n| *n >= 1;
+        /// Texts that end a completion, besides the model's own end token.
+        pub stop: Vec<String> = Vec::new(), "without empty texts" |s| !s.iter().any(String::is_empty);
+        /// The verifier; a score of 1 counts as right.
+        pub reward: Reward = Reward::default();
+    }
+}
+
+choice! {
+    /// The layout of an exported model.
+    pub enum Format {
+        /// A Hugging Face directory: config.json, safetensors, tokenizer.
+        Hf = "hf",
+    }
+}
+
+choice! {
+    /// The numbers of an exported model's weights.
+    pub enum Dtype {
+        /// 32 bits, exact.
+        F32 = "f32",
+        /// bfloat16, rounded to nearest even.
+        Bf16 = "bf16",
+    }
+}
+
+section! {
+    /// A model written out for other programs.
+    pub struct ExportStage {
+        /// The model: one of `[models]` or an earlier training stage.
+        pub model: String;
+        /// The directory; absent: `models/NAME` of the run directory.
+        pub out: Option<String> = None, "not empty" |out| out.as_ref().is_none_or(|o| !o.is_empty());
+        /// The layout.
+        pub format: Format = Format::Hf;
+        /// The numbers of the weights.
+        pub dtype: Dtype = Dtype::F32;
+    }
+}
+
+section_fields!(Reference, RlEval);

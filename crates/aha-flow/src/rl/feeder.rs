@@ -1,0 +1,126 @@
+//! Feeder: the prompts of a step, as rows.
+//! - Inbox: one credit per step, from the learner; unbounded only in name, since steps follow each other.
+//! - State: none. Which prompts a step has is a function of the step and the seed.
+//! - Fails with [`Error`] where a prompt can't be encoded; a restart changes nothing then.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use aha_compute::random::Philox;
+use aha_rollout::rows::{self, PromptRow};
+use arrow::array::RecordBatch;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use super::fault::Point;
+use super::stage::Shared;
+use super::{advantage, sampler};
+use crate::error::{Error, Result};
+
+/// Makes prompts on demand.
+pub struct Feeder;
+
+/// What the feeder is told.
+pub enum Msg {
+    /// The learner can take the groups of this step.
+    Credit {
+        /// The step.
+        step: u64,
+        /// Prompts that are left out.
+        set_aside: BTreeSet<String>,
+    },
+}
+
+/// What the feeder needs.
+pub struct Args {
+    /// What the stage's actors share.
+    pub shared: Arc<Shared>,
+    /// Where prompts go.
+    pub sampler: sampler::Handle,
+    /// Who has to know which groups to wait for.
+    pub advantage: advantage::Handle,
+    /// Which spawn of the left side this is.
+    pub attempt: u64,
+}
+
+impl Actor for Feeder {
+    type Msg = Msg;
+    type State = Args;
+    type Arguments = Args;
+
+    async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<Args, ActorProcessingErr> {
+        Ok(args)
+    }
+
+    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, args: &mut Args) -> Result<(), ActorProcessingErr> {
+        let Msg::Credit { step, set_aside } = msg;
+        let shared = &args.shared;
+        shared.faults.at(Point::Feed, step)?;
+        let prompts = prompts_of(shared, step, &set_aside)?;
+        args.advantage.expect(step, args.attempt, &prompts)?;
+        args.sampler.sample(step, prompts).await;
+        Ok(())
+    }
+}
+
+/// Indices of a step's problems. Each pass over the data has its own order; what is left over at the end of
+/// a pass is not asked in it, so that no step has a problem twice.
+pub fn problems_of(problem_count: usize, per_step: usize, shuffle: bool, random: Philox, step: u64) -> Vec<usize> {
+    let steps_per_pass = (problem_count / per_step.max(1)).max(1) as u64;
+    let (pass, within) = ((step - 1) / steps_per_pass, ((step - 1) % steps_per_pass) as usize);
+    let order =
+        if shuffle { random.permutation(pass, problem_count) } else { (0..problem_count).collect() };
+    order.into_iter().skip(within * per_step).take(per_step).collect()
+}
+
+fn prompts_of(shared: &Shared, step: u64, set_aside: &BTreeSet<String>) -> Result<RecordBatch> {
+    let settings = &shared.settings;
+    let random = shared.random.derive("order of the prompts");
+    let per_step = settings.prompts_per_step as usize;
+    let chosen = problems_of(shared.problems.len(), per_step, settings.shuffle, random, step);
+    let chosen: Vec<_> = chosen
+        .into_iter()
+        .map(|i| &shared.problems[i])
+        .filter(|problem| !set_aside.contains(&problem.id))
+        .collect();
+    let ids = chosen
+        .iter()
+        .map(|p| shared.prompter.prompt_ids(&p.prompt).map_err(|e| e.within(&format!("prompt `{}`", p.id))))
+        .collect::<Result<Vec<_>, Error>>()?;
+    let rows: Vec<PromptRow<'_>> = chosen
+        .iter()
+        .zip(&ids)
+        .map(|(problem, ids)| PromptRow {
+            stage: &shared.stage,
+            step,
+            prompt_id: &problem.id,
+            source: problem.source.as_deref(),
+            prompt: &problem.prompt,
+            answer: problem.answer.as_deref(),
+            tests: problem.tests.as_deref(),
+            prompt_token_ids: ids,
+        })
+        .collect();
+    Ok(rows::prompts(&rows))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pass_asks_every_problem_once_and_no_step_has_one_twice() {
+        let step = |s| problems_of(10, 3, true, Philox::new(1), s);
+        let mut pass: Vec<usize> = (1..=3).flat_map(step).collect();
+        pass.sort_unstable();
+        pass.dedup();
+        assert_eq!(pass.len(), 9);
+        assert_ne!(step(1), step(4), "the second pass has its own order");
+        assert_eq!(step(5), step(5));
+    }
+
+    #[test]
+    fn without_shuffling_the_order_is_that_of_the_data() {
+        assert_eq!(problems_of(4, 2, false, Philox::new(1), 2), [2, 3]);
+        assert_eq!(problems_of(4, 2, false, Philox::new(1), 3), [0, 1]);
+    }
+}

@@ -1,0 +1,37 @@
+//! The `rl` stage: a ring of actors under one supervisor.
+//!
+//! ```text
+//! Feeder ─prompts▶ Sampler ─rollouts▶ Reward ─scored▶ Advantage ─groups▶ Learner ─weights▶ Sampler
+//!                                                                          │ └─credit▶ Feeder
+//!                                                     Recorder ◀─rows──────┤
+//!                                                 Checkpointer ◀─state─────┘
+//! ```
+//!
+//! # Map
+//! - [`stage`]: what the actors share, and the loop that restarts the stage from its last checkpoint.
+//! - [`supervisor`]: spawns the actors and decides what a failure means; [`credit`]: bounded edges.
+//! - [`feeder`], [`sampler`], [`reward`], [`advantage`], [`learner`], [`recorder`], [`checkpointer`]:
+//!   the actors, in the order of the data.
+//! - [`train`]: what the learner does with a step's rows. Pure but for the weights.
+//! - [`fault`]: faults that tests inject.
+//!
+//! # Invariants
+//! - Each data edge holds a fixed number of batches: a sender that has no credit waits.
+//! - A step is trained on once: the learner takes a step's groups only if they are of the step and the
+//!   attempt that it waits for. Everything left of it can be restarted and yields the same rows.
+//! - A row is durable before the checkpoint that has trained on it.
+
+pub mod advantage;
+pub mod checkpointer;
+pub mod credit;
+pub mod fault;
+pub mod feeder;
+pub mod learner;
+pub mod recorder;
+pub mod reward;
+pub mod sampler;
+pub mod stage;
+pub mod supervisor;
+pub mod train;
+
+pub use stage::run;

@@ -1,0 +1,117 @@
+//! Reward actor: scores finished groups; same rows out, same order.
+//! - Inbox: at most `groups_max` groups, each with the credit that pays for its place.
+//! - State: none. After a restart the step is issued again.
+//! - Fails with [`Error`] where a row must stop the run; a verifier that panics costs its row the reward.
+
+use std::sync::Arc;
+
+use arrow::array::RecordBatch;
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+
+use super::advantage;
+use super::credit::{Credit, Credits};
+use super::fault::Point;
+use super::stage::Shared;
+use crate::error::{Error, Result};
+
+/// Groups that may wait to be scored.
+const GROUPS_MAX: usize = 256;
+
+/// Others talk to the reward actor through this.
+#[derive(Clone)]
+pub struct Handle {
+    actor: ActorRef<Msg>,
+    credits: Credits,
+}
+
+impl Handle {
+    /// The actor, for its supervisor.
+    pub fn cell(&self) -> ractor::ActorCell {
+        self.actor.get_cell()
+    }
+
+    /// Sends a group to be scored once there is room for it; called on the sampler's thread.
+    pub fn score(&self, step: u64, attempt: u64, rows: RecordBatch) -> Result<()> {
+        let gone = || Error::bug("the reward actor has ended");
+        let credit = self.credits.take_blocking().ok_or_else(gone)?;
+        self.actor.cast(Msg::Score { step, attempt, rows, credit }).map_err(|_| gone())
+    }
+
+    /// Lets a sender that waits for room go.
+    pub fn close(&self) {
+        self.credits.close();
+    }
+}
+
+/// What the reward actor is told.
+pub enum Msg {
+    /// Score a group.
+    Score {
+        /// The step.
+        step: u64,
+        /// Which spawn of the left side sent it.
+        attempt: u64,
+        /// Rows of `aha_rollout::schema::sampled`.
+        rows: RecordBatch,
+        /// Pays for the group's place.
+        credit: Credit,
+    },
+    /// A group is scored.
+    Scored {
+        /// The step.
+        step: u64,
+        /// Which spawn of the left side sent it.
+        attempt: u64,
+        /// Rows of `aha_rollout::schema::scored`, or why the run must stop.
+        rows: Result<RecordBatch>,
+        /// Pays for the group's place.
+        credit: Credit,
+    },
+}
+
+/// What the reward actor needs.
+pub struct Args {
+    /// What the stage's actors share.
+    pub shared: Arc<Shared>,
+    /// Where scored groups go.
+    pub advantage: advantage::Handle,
+}
+
+/// Scores rollouts.
+pub struct Reward;
+
+/// Spawns the reward actor under `supervisor`.
+pub async fn spawn(args: Args, supervisor: ractor::ActorCell) -> Result<Handle> {
+    let (actor, _) = Actor::spawn_linked(None, Reward, args, supervisor)
+        .await
+        .map_err(|error| Error::bug(format!("the reward actor doesn't start: {error}")))?;
+    Ok(Handle { actor, credits: Credits::new(GROUPS_MAX) })
+}
+
+impl Actor for Reward {
+    type Msg = Msg;
+    type State = Args;
+    type Arguments = Args;
+
+    async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<Args, ActorProcessingErr> {
+        Ok(args)
+    }
+
+    async fn handle(&self, me: ActorRef<Msg>, msg: Msg, args: &mut Args) -> Result<(), ActorProcessingErr> {
+        match msg {
+            Msg::Score { step, attempt, rows, credit } => {
+                args.shared.faults.at(Point::Reward, step)?;
+                let scorer = args.shared.scorer.clone();
+                // Verifiers may take their time: they run beside the runtime.
+                tokio::task::spawn_blocking(move || {
+                    let rows = scorer.score(&rows);
+                    let _ = me.cast(Msg::Scored { step, attempt, rows, credit }); // The actor may have ended.
+                });
+            }
+            Msg::Scored { step, attempt, rows, credit } => {
+                args.advantage.take(step, attempt, rows?, credit);
+            }
+        }
+        Ok(())
+    }
+}

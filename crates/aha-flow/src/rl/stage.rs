@@ -1,0 +1,158 @@
+//! What the actors of an `rl` stage share, and the loop that goes on from the last checkpoint.
+
+use std::sync::Arc;
+
+use aha_compute::Device;
+use aha_compute::random::Philox;
+use aha_learn::learner::Learner;
+use aha_model::Tokenizer;
+use ractor::Actor;
+use tokio::sync::oneshot;
+
+use super::fault::Faults;
+use super::supervisor::{self, Ending, Supervisor};
+use crate::checkpoint::{self, Position};
+use crate::error::{Error, Result};
+use crate::models::Loaded;
+use crate::pipeline::{RlStage, Run, Template, Watch};
+use crate::progress::{Event, Watcher};
+use crate::prompts::{Problem, Prompter};
+use crate::rundir::RunDir;
+use crate::score::Scorer;
+use crate::stop::Stop;
+
+/// Times that a stage goes on from the same checkpoint, at most.
+const STAGE_RESTARTS_MAX: u32 = 2;
+
+/// What the actors of a stage share.
+pub struct Shared {
+    /// The stage.
+    pub stage: String,
+    /// Its settings.
+    pub settings: RlStage,
+    /// What holds for every stage.
+    pub run: Run,
+    /// Where everything is written.
+    pub dir: RunDir,
+    /// Problems that prompts are made of.
+    pub problems: Vec<Problem>,
+    /// How prompts are made.
+    pub prompter: Prompter,
+    /// How tokens are drawn.
+    pub sampling: aha_sample::Sampling,
+    /// The tokenizer.
+    pub tokenizer: Arc<Tokenizer>,
+    /// The rewards.
+    pub scorer: Scorer,
+    /// The family of the stage's draws.
+    pub random: Philox,
+    /// Who watches.
+    pub watcher: Watcher,
+    /// Faults that a test injects.
+    pub faults: Faults,
+}
+
+impl Shared {
+    /// Optimizer steps of the whole stage.
+    pub fn optimizer_steps(&self) -> u64 {
+        let settings = &self.settings;
+        let groups = u64::from(settings.prompts_per_step).min(u64::from(settings.minibatches));
+        settings.steps * u64::from(settings.inner_epochs) * groups
+    }
+
+    /// Whether the objective measures its distance from a reference model.
+    pub fn needs_reference(&self) -> bool {
+        self.settings.objective.kl_coef != 0.0
+    }
+
+    /// Whether the part called `name` is 1 for a right answer.
+    pub fn is_accuracy(&self, name: &str) -> bool {
+        self.settings.rewards.iter().any(|reward| reward.name() == name && reward.kind().needs_answer())
+    }
+
+    /// Whether a reward reads the final answer out of the completion.
+    pub fn reads_answers(&self) -> bool {
+        self.settings.rewards.iter().any(|reward| reward.kind().needs_answer())
+    }
+}
+
+/// Runs a stage from its last checkpoint, or from the start, to its end.
+pub async fn run(shared: Arc<Shared>, base: Loaded, device: &Device, stop: &Stop) -> Result<()> {
+    check_template(&shared)?;
+    let mut restarts = 0;
+    let mut restarted_from = None;
+    loop {
+        let (engine, position) = begin(&shared, &base, device)?;
+        let step = position.step;
+        if restarted_from == Some(step) {
+            restarts += 1;
+        } else {
+            (restarts, restarted_from) = (0, Some(step));
+        }
+        (shared.watcher)(Event::StageStarted {
+            stage: shared.stage.clone(),
+            kind: "rl",
+            step,
+            steps: shared.settings.steps,
+        });
+        match spawn_and_wait(&shared, engine, position, stop).await? {
+            Ending::Final(outcome) => return outcome,
+            Ending::Restart(error) if restarts < STAGE_RESTARTS_MAX => {
+                tracing::warn!(%error, stage = shared.stage, step, "Stage goes on from its last checkpoint.");
+            }
+            Ending::Restart(error) => return Err(error),
+        }
+    }
+}
+
+async fn spawn_and_wait(shared: &Arc<Shared>, engine: Learner, position: Position, stop: &Stop) -> Result<Ending> {
+    let (ended, ending) = oneshot::channel();
+    let args = supervisor::Args { shared: Arc::clone(shared), engine: Box::new(engine), position, ended };
+    let (supervisor, joined) = Actor::spawn(None, Supervisor, args)
+        .await
+        .map_err(|error| Error::Environment { message: format!("the stage's actors don't start: {error}") })?;
+    let outcome = tokio::select! {
+        ending = ending => ending,
+        ending = async {
+            stop.requested().await;
+            let _ = supervisor.cast(supervisor::Msg::Stop); // It may have ended meanwhile.
+            std::future::pending().await
+        } => ending,
+    };
+    // Nobody may still write when the stage begins again.
+    supervisor.stop_children_and_wait(None, None).await;
+    let _ = joined.await; // The outcome is known already.
+    outcome.map_err(|_| Error::bug("the stage's supervisor ended without an outcome"))
+}
+
+/// Weights, optimizer and position to go on from.
+fn begin(shared: &Shared, base: &Loaded, device: &Device) -> Result<(Learner, Position)> {
+    let needs_reference = shared.needs_reference();
+    if let Some(saved) = checkpoint::newest(&shared.dir, &shared.stage, device)? {
+        let mut learner = Learner::new(saved.model);
+        learner.restore(saved.optimizer, saved.position.version);
+        learner.set_reference(needs_reference.then(|| saved.reference.unwrap_or_else(|| Arc::clone(&base.model))));
+        return Ok((learner, saved.position));
+    }
+    let mut learner = Learner::new(Arc::clone(&base.model));
+    learner.set_reference(needs_reference.then(|| Arc::clone(&base.model)));
+    let position = Position { stage: shared.stage.clone(), ..Position::default() };
+    Ok((learner, position))
+}
+
+/// A chat template has to give the same tokens for a prompt alone as before its completion: otherwise the
+/// model learns from another place than it samples at.
+fn check_template(shared: &Shared) -> Result<()> {
+    let watch = shared.settings.watchdogs.template_breaks_mask;
+    if shared.settings.template != Template::Chat || watch == Watch::Off {
+        return Ok(());
+    }
+    let Some(problem) = shared.problems.first() else { return Ok(()) };
+    let Some(message) = shared.prompter.example(&problem.prompt, "4")?.mask_problem else { return Ok(()) };
+    let hint = "use another `template`, or mend the model's chat template";
+    if watch == Watch::Stop {
+        return Err(Error::Watchdog { message, hint: hint.to_owned() });
+    }
+    (shared.watcher)(Event::Warning { stage: shared.stage.clone(), message, hint: hint.to_owned() });
+    Ok(())
+}

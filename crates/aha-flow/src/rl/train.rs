@@ -1,0 +1,269 @@
+//! What the learner does with a step's rows.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use aha_compute::ops::adamw::Hyper;
+use aha_learn::learner::{Learner, Rollout, StepSettings};
+use aha_learn::objective::{Normaliser, Totals};
+use aha_learn::packing::minibatches;
+use aha_learn::schedule::{Schedule, Shape};
+use aha_reward::{extract_boxed, extract_tag};
+use aha_rollout::schema::Progress;
+use aha_rollout::steps::{self, Outcome};
+use aha_rollout::view::RolloutsView;
+use arrow::array::RecordBatch;
+
+use super::advantage::Groups;
+use super::stage::Shared;
+use crate::error::{Error, Result};
+use crate::pipeline::{Optimizer, ScheduleKind};
+use crate::watchdog::Facts;
+
+/// A step that is done.
+pub struct Trained {
+    /// Rows of `aha_rollout::schema::rollouts`, in the order of the groups.
+    pub rows: RecordBatch,
+    /// What was measured.
+    pub metrics: BTreeMap<String, f64>,
+    /// What the watchdogs look at; the counters over steps are the learner's to fill in.
+    pub facts: Facts,
+    /// The optimizer step at which the policy last became the reference.
+    pub reference_version: u64,
+    /// Prompts that failed: not served, or none of their completions could be scored.
+    pub failures: Vec<(String, String)>,
+}
+
+/// Trains on a step's groups: `inner_epochs` passes of `minibatches` optimizer steps each.
+pub fn train(learner: &mut Learner, shared: &Shared, step: u64, groups: &Groups, mut reference_version: u64) -> Result<Trained> {
+    let view = RolloutsView::new(&groups.rows, Progress::Grouped)?;
+    let settings = &shared.settings;
+    let mut outcomes = first_outcomes(&view, groups, shared);
+    let starts = starts(&groups.lens);
+    let mut run = Minibatches { learner, shared, view: &view, totals: Totals::default(), grad_norms: Vec::new(), nan: 0, lr: 0.0 };
+    for epoch in 0..u64::from(settings.inner_epochs) {
+        let random = shared.random.derive("minibatches");
+        let address = step * u64::from(settings.inner_epochs) + epoch;
+        let split = minibatches(groups.lens.len(), settings.minibatches as usize, |i| random.bits(&[address, i]));
+        let trained_total = scored_tokens(&view, 0..view.rows_count());
+        for hand in &split {
+            let rows: Vec<usize> = hand.iter().flat_map(|&g| starts[g]..starts[g] + groups.lens[g]).collect();
+            run.minibatch(&rows, &mut outcomes, (trained_total, split.len()))?;
+            let refresh = settings.reference.refresh_every;
+            if refresh > 0 && run.learner.version() - reference_version >= refresh && shared.needs_reference() {
+                run.learner.set_reference(Some(Arc::clone(run.learner.model())));
+                reference_version = run.learner.version();
+            }
+        }
+    }
+    let mut metrics = measure(&view, groups, shared);
+    run.measure(&mut metrics);
+    let nan_batches = run.nan;
+    let facts = facts(&view, groups, shared, &outcomes, nan_batches);
+    let rows = steps::add_outcomes(&groups.rows, &outcomes)?;
+    let failures = failures(&view, groups, &starts);
+    Ok(Trained { rows, metrics, facts, reference_version, failures })
+}
+
+/// Prompts that could not be served, and those none of whose completions could be scored.
+fn failures(view: &RolloutsView<'_>, groups: &Groups, starts: &[usize]) -> Vec<(String, String)> {
+    let unscored = starts.iter().zip(&groups.lens).filter_map(|(&start, &len)| {
+        let all = (start..start + len).all(|row| view.reward(row).is_none());
+        let error = || view.reward_error(start).unwrap_or("no reward").to_owned();
+        (all && len > 0).then(|| (view.prompt_id(start).to_owned(), error()))
+    });
+    groups.failed.iter().cloned().chain(unscored).collect()
+}
+
+/// First rows of the groups.
+fn starts(lens: &[usize]) -> Vec<usize> {
+    lens.iter().scan(0, |at, &len| Some(std::mem::replace(at, *at + len))).collect()
+}
+
+/// Which rows can be trained on, before anything is.
+fn first_outcomes(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> Vec<Outcome> {
+    let skip = |reason: &str| Outcome::Skipped(reason.to_owned());
+    let needs_all = shared.settings.objective.kl_coef != 0.0 || shared.settings.objective.entropy_coef != 0.0;
+    let signal = groups.lens.iter().zip(&groups.has_signal).flat_map(|(&len, &s)| std::iter::repeat_n(s, len));
+    (0..view.rows_count())
+        .zip(signal)
+        .map(|(row, has_signal)| match view.advantage(row) {
+            None => skip("reward_null"),
+            // Its gradient is exactly zero; it still counts in the loss's mean.
+            Some(_) if !has_signal && !needs_all => skip("no_signal"),
+            Some(_) => Outcome::Trained,
+        })
+        .collect()
+}
+
+fn scored_tokens(view: &RolloutsView<'_>, rows: impl Iterator<Item = usize>) -> usize {
+    rows.filter(|&r| view.advantage(r).is_some()).map(|r| view.completion_token_ids(r).len()).sum()
+}
+
+/// Optimizer steps of one step of the stage.
+struct Minibatches<'a> {
+    learner: &'a mut Learner,
+    shared: &'a Shared,
+    view: &'a RolloutsView<'a>,
+    totals: Totals,
+    grad_norms: Vec<f64>,
+    nan: u32,
+    lr: f64,
+}
+
+impl Minibatches<'_> {
+    /// One optimizer step over `rows`. `rollout` has the trained tokens and the minibatches of the step.
+    fn minibatch(&mut self, rows: &[usize], outcomes: &mut [Outcome], rollout: (usize, usize)) -> Result<()> {
+        let settings = &self.shared.settings;
+        let view = self.view;
+        // Rows without signal count in the mean although they are not run.
+        let lens: Vec<usize> = rows
+            .iter()
+            .filter(|&&r| view.advantage(r).is_some())
+            .map(|&r| view.completion_token_ids(r).len())
+            .collect();
+        let normaliser = Normaliser::of(&settings.objective, &lens).with_rollout(rollout.0, rollout.1);
+        let trained: Vec<usize> = rows.iter().copied().filter(|&r| outcomes[r] == Outcome::Trained).collect();
+        if trained.is_empty() {
+            return Ok(());
+        }
+        let rollouts: Vec<Rollout<'_>> = trained
+            .iter()
+            .map(|&r| Rollout {
+                prompt_ids: view.prompt_token_ids(r),
+                completion_ids: view.completion_token_ids(r),
+                behaviour_logps: view.completion_logprobs(r),
+                advantage: view.advantage(r).unwrap_or(0.0) as f32,
+                mask: None,
+            })
+            .collect();
+        self.lr = learning_rate(&settings.optimizer, self.shared.optimizer_steps(), self.learner.version());
+        let step = step_settings(
+            &settings.optimizer,
+            self.lr,
+            settings.grad_clip,
+            settings.micro_batch_tokens,
+            settings.activation_checkpointing,
+        );
+        let temperature = 1.0 / self.shared.sampling.inv_temperature();
+        let outcome =
+            self.learner.policy_step(&rollouts, &settings.objective, normaliser, temperature, &step)?;
+        self.totals.add(&outcome.totals);
+        self.grad_norms.push(outcome.grad_norm);
+        if !outcome.applied {
+            self.nan += 1;
+            for row in trained {
+                outcomes[row] = Outcome::Skipped("not_finite".to_owned());
+            }
+            if !self.learner.model().params().is_finite() {
+                return Err(Error::Environment { message: "weights are not finite".to_owned() });
+            }
+        }
+        Ok(())
+    }
+
+    fn measure(&self, metrics: &mut BTreeMap<String, f64>) {
+        let totals = &self.totals;
+        let mut set = |name: &str, value: f64| metrics.insert(name.to_owned(), value);
+        set("lr", self.lr);
+        set("policy_version", self.learner.version() as f64);
+        if self.grad_norms.is_empty() {
+            return;
+        }
+        let count = self.grad_norms.len() as f64;
+        set("loss", totals.loss / count);
+        set("grad_norm", self.grad_norms.iter().sum::<f64>() / count);
+        set("clip_low_share", totals.clip_low_fraction());
+        set("clip_high_share", totals.clip_high_fraction());
+        set("ratio_max", totals.ratio_max);
+        set("ratio_mean", totals.ratio_mean());
+        set("entropy", totals.entropy_mean());
+        if totals.kl_count > 0 {
+            set("kl", totals.kl_mean());
+        }
+    }
+}
+
+/// AdamW's constants and the step's bounds.
+pub fn step_settings(
+    optimizer: &Optimizer,
+    lr: f64,
+    grad_clip: f64,
+    micro_batch_tokens: u32,
+    activation_checkpointing: bool,
+) -> StepSettings {
+    StepSettings {
+        hyper: Hyper {
+            lr,
+            beta1: optimizer.betas[0],
+            beta2: optimizer.betas[1],
+            eps: optimizer.eps,
+            weight_decay: optimizer.weight_decay,
+        },
+        grad_norm_max: (grad_clip > 0.0).then_some(grad_clip),
+        micro_batch_tokens: micro_batch_tokens as usize,
+        activation_checkpointing,
+    }
+}
+
+/// The learning rate of the optimizer step that follows `done` others, of `total`.
+pub fn learning_rate(optimizer: &Optimizer, total: u64, done: u64) -> f64 {
+    let schedule = Schedule {
+        shape: match optimizer.schedule.kind {
+            ScheduleKind::Constant => Shape::Constant,
+            ScheduleKind::Linear => Shape::Linear,
+            ScheduleKind::Cosine => Shape::Cosine,
+        },
+        lr: optimizer.lr,
+        lr_min: optimizer.schedule.min_lr,
+        warmup_steps: optimizer.schedule.warmup_steps,
+        total_steps: total,
+    };
+    schedule.lr(done)
+}
+
+/// What a step's rows show by themselves.
+fn measure(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> BTreeMap<String, f64> {
+    let count = view.rows_count();
+    let mut metrics = BTreeMap::new();
+    let mut mean = |name: String, values: &mut dyn Iterator<Item = Option<f64>>| {
+        let values: Vec<f64> = values.flatten().collect();
+        if !values.is_empty() {
+            metrics.insert(name, values.iter().sum::<f64>() / values.len() as f64);
+        }
+    };
+    mean("reward".to_owned(), &mut (0..count).map(|r| view.reward(r)));
+    for (part, name) in shared.scorer.names().iter().enumerate() {
+        mean(format!("reward_{name}"), &mut (0..count).map(|r| view.reward_part(part, r)));
+    }
+    let flag = |x: bool| Some(f64::from(u8::from(x)));
+    if let Some(part) = shared.scorer.names().iter().position(|n| shared.is_accuracy(n)) {
+        mean("accuracy".to_owned(), &mut (0..count).map(|r| flag(view.reward_part(part, r) == Some(1.0))));
+    }
+    mean("completion_len_tokens".to_owned(), &mut (0..count).map(|r| Some(view.completion_token_ids(r).len() as f64)));
+    mean("truncated_share".to_owned(), &mut (0..count).map(|r| flag(is_truncated(view, r))));
+    mean("no_signal_share".to_owned(), &mut groups.has_signal.iter().map(|&s| flag(!s)));
+    metrics
+}
+
+fn is_truncated(view: &RolloutsView<'_>, row: usize) -> bool {
+    view.finish_reason(row) == aha_sample::FinishReason::Length.as_str()
+}
+
+fn facts(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared, outcomes: &[Outcome], nan_batches: u32) -> Facts {
+    let rows = 0..view.rows_count();
+    let unparsed = |r: &usize| {
+        let text = view.completion(*r);
+        extract_boxed(text).is_none() && extract_tag(text, "answer").is_none()
+    };
+    Facts {
+        completions: view.rows_count(),
+        truncated: rows.clone().filter(|&r| is_truncated(view, r)).count(),
+        unparsed: shared.reads_answers().then(|| rows.filter(unparsed).count()),
+        groups: groups.lens.len(),
+        without_signal: groups.has_signal.iter().filter(|&&s| !s).count(),
+        trained: outcomes.iter().filter(|o| **o == Outcome::Trained).count(),
+        nan_batches,
+        ..Facts::default()
+    }
+}

@@ -1,0 +1,261 @@
+//! A run: the stages of a pipeline one after the other, from where the run directory says it is.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use aha_compute::Device;
+use aha_data::source::TableSource;
+use aha_data::{Session, SessionOptions};
+
+use crate::error::{Error, Result};
+use crate::models::{Loaded, Models};
+use crate::pipeline::{Pipeline, Places, Plan, Problems, RlStage, Stage, StageKind};
+use crate::progress::{Event, Watcher};
+use crate::prompts::{self, Prompter};
+use crate::rl::fault::Faults;
+use crate::rl::stage::Shared;
+use crate::rundir::{RunDir, write_file};
+use crate::score::Scorer;
+use crate::stages::{self, eval::Eval, export::Export, query::Query, sample::Sample, sft::Sft};
+use crate::state::{self, Machine, Opening, RunState, Status};
+use crate::stop::Stop;
+use crate::{generate, planning, rl};
+
+/// What to run, and how.
+pub struct Options {
+    /// The pipeline file.
+    pub pipeline: PathBuf,
+    /// Overrides `KEY=VALUE`.
+    pub sets: Vec<String>,
+    /// The run directory; absent: `runs/` and the pipeline's name.
+    pub dir: Option<PathBuf>,
+    /// Go on with an unfinished run.
+    pub resume: bool,
+    /// Who watches.
+    pub watcher: Watcher,
+    /// A request to stop.
+    pub stop: Stop,
+    /// Faults that a test injects.
+    pub faults: Faults,
+}
+
+/// Why there was no run, or why it ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The pipeline is wrong.
+    #[error("{0}")]
+    Problems(Problems),
+    /// The run failed.
+    #[error(transparent)]
+    Run(#[from] Error),
+}
+
+/// The run directory of a pipeline that is given none.
+pub fn default_dir(pipeline: &Path) -> PathBuf {
+    Path::new("runs").join(pipeline.file_stem().unwrap_or(pipeline.as_os_str()))
+}
+
+/// Checks the pipeline, then runs its stages. `opened` hears of the run directory before anything is run.
+pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Result<RunDir, Failure> {
+    let places = planning::places();
+    let plan = planning::check(&options.pipeline, &options.sets, &places).await?;
+    let dir = RunDir::new(options.dir.clone().unwrap_or_else(|| default_dir(&options.pipeline)));
+    let text = plan.pipeline.to_toml();
+    let sha256 = state::digest(&text);
+    let pipeline = Arc::new(plan.pipeline.clone());
+    let opening = state::decide(RunState::read(&dir)?, &sha256, options.resume);
+    let device = Device::cpu(pipeline.run.threads as usize);
+    let state = match opening {
+        Opening::Refuse { message, hint } => {
+            let message = format!("`{}`: {message}", dir.root().display());
+            return Err(Error::input_with(message, hint).into());
+        }
+        Opening::Begin => None,
+        Opening::Resume(state) | Opening::Finished(state) => Some(state),
+    };
+    let lock = dir.open()?;
+    let state = match state {
+        Some(state) => state,
+        None => {
+            write_file(&dir.pipeline(), text.as_bytes())?;
+            RunState::begin(&pipeline, sha256, machine(&device))
+        }
+    };
+    state.write(&dir)?;
+    opened(&dir, &plan);
+    let session = session(&pipeline, &places).await?;
+    let mut runner =
+        Runner { pipeline, dir: dir.clone(), device, session, places, state, options };
+    runner.stages().await?;
+    drop(lock);
+    Ok(dir)
+}
+
+/// A session with the pipeline's input tables.
+async fn session(pipeline: &Pipeline, places: &Places) -> Result<Session> {
+    let session = Session::new(&SessionOptions::default())?;
+    for (name, address) in &pipeline.tables {
+        let source = TableSource::new(address, &places.base_dir)?;
+        session.register(name, &source).await.map_err(|error| Error::from(error).within(&format!("table `{name}`")))?;
+    }
+    Ok(session)
+}
+
+fn machine(device: &Device) -> Machine {
+    Machine {
+        platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
+        instruction_set: device.isa().to_string(),
+        threads: device.threads(),
+    }
+}
+
+struct Runner {
+    pipeline: Arc<Pipeline>,
+    dir: RunDir,
+    device: Device,
+    session: Session,
+    places: Places,
+    state: RunState,
+    options: Options,
+}
+
+impl Runner {
+    async fn stages(&mut self) -> Result<()> {
+        let pipeline = Arc::clone(&self.pipeline);
+        for stage in &pipeline.stages {
+            let is_done = self.state.stages.iter().any(|s| s.name == stage.name && s.status == Status::Done);
+            if is_done {
+                stages::register_outputs(&self.session, &self.dir)?;
+                self.print_again(stage).await?;
+                continue;
+            }
+            if self.options.stop.is_requested() {
+                return Err(Error::Interrupted);
+            }
+            self.state.set(&self.dir, &stage.name, Status::Running)?;
+            tracing::info!(stage = stage.name, kind = stage.kind.word(), "Stage started.");
+            self.stage(stage).await.map_err(|error| error.within(&format!("stage `{}`", stage.name)))?;
+            self.state.set(&self.dir, &stage.name, Status::Done)?;
+            stages::register_outputs(&self.session, &self.dir)?;
+            tracing::info!(stage = stage.name, "Stage done.");
+            (self.options.watcher)(Event::StageDone { stage: stage.name.clone(), summary: String::new() });
+            self.device.trim();
+        }
+        Ok(())
+    }
+
+    /// A run that is looked at again shows its results again.
+    async fn print_again(&self, stage: &Stage) -> Result<()> {
+        match &stage.kind {
+            StageKind::Query(settings) if settings.print => self.query(stage, settings).print().await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn stage(&self, stage: &Stage) -> Result<()> {
+        match &stage.kind {
+            StageKind::Sft(settings) => {
+                let base = self.load(&settings.model).await?;
+                self.set_tokenizer(&base);
+                let sft = Sft {
+                    stage: &stage.name,
+                    settings,
+                    run: &self.pipeline.run,
+                    dir: &self.dir,
+                    device: &self.device,
+                    session: &self.session,
+                    watcher: &self.options.watcher,
+                    stop: &self.options.stop,
+                };
+                sft.run(base).await
+            }
+            StageKind::Rl(settings) => self.rl(&stage.name, settings).await,
+            StageKind::Sample(settings) => {
+                let base = self.load(&settings.model).await?;
+                self.set_tokenizer(&base);
+                let sample = Sample {
+                    stage: &stage.name,
+                    settings,
+                    run: &self.pipeline.run,
+                    dir: &self.dir,
+                    session: &self.session,
+                    watcher: &self.options.watcher,
+                    stop: &self.options.stop,
+                };
+                sample.run(base).await
+            }
+            StageKind::Query(settings) => self.query(stage, settings).run().await,
+            StageKind::Eval(settings) => {
+                let eval = Eval {
+                    stage: &stage.name,
+                    settings,
+                    run: &self.pipeline.run,
+                    dir: &self.dir,
+                    session: &self.session,
+                    models: &self.models(),
+                    watcher: &self.options.watcher,
+                    stop: &self.options.stop,
+                };
+                eval.run().await
+            }
+            StageKind::Export(settings) => {
+                let base = self.load(&settings.model).await?;
+                Export { stage: &stage.name, settings, dir: &self.dir }.run(&base)
+            }
+        }
+    }
+
+    fn query<'a>(&'a self, stage: &'a Stage, settings: &'a crate::pipeline::QueryStage) -> Query<'a> {
+        Query {
+            stage: &stage.name,
+            description: &stage.description,
+            settings,
+            dir: &self.dir,
+            session: &self.session,
+            watcher: &self.options.watcher,
+        }
+    }
+
+    async fn rl(&self, stage: &str, settings: &RlStage) -> Result<()> {
+        let base = self.load(&settings.model).await?;
+        self.set_tokenizer(&base);
+        let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
+        let shared = Shared {
+            stage: stage.to_owned(),
+            settings: settings.clone(),
+            run: self.pipeline.run.clone(),
+            dir: self.dir.clone(),
+            problems: prompts::load(&self.session, &settings.prompts).await?,
+            prompter: Prompter::new(&base.tokenizer, &settings.template)?,
+            sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
+            tokenizer: Arc::clone(&base.tokenizer),
+            scorer: Scorer::new(&specs, settings.reward_null)?,
+            random: generate::stage_random(self.pipeline.run.seed, stage),
+            watcher: Arc::clone(&self.options.watcher),
+            faults: self.options.faults.clone(),
+        };
+        rl::run(Arc::new(shared), base, &self.device, &self.options.stop).await
+    }
+
+    fn models(&self) -> Models<'_> {
+        Models {
+            pipeline: &self.pipeline,
+            dir: &self.dir,
+            device: &self.device,
+            session: &self.session,
+            places: &self.places,
+        }
+    }
+
+    async fn load(&self, name: &str) -> Result<Loaded> {
+        self.models().load(name).await
+    }
+
+    /// `token_count` in later queries counts with the tokenizer of the newest stage's model.
+    fn set_tokenizer(&self, loaded: &Loaded) {
+        let tokenizer = Arc::clone(&loaded.tokenizer);
+        self.session.set_tokenizer(Arc::new(move |text: &str| {
+            tokenizer.encode(text, false).map(|ids| ids.len()).map_err(|error| error.to_string())
+        }));
+    }
+}

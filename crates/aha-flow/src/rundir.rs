@@ -1,0 +1,155 @@
+//! A run directory: what is where, and how files are written so that a kill leaves none half-done.
+//!
+//! ```text
+//! pipeline.toml   as resolved        run.json      what ran, stage states
+//! tables/NAME/    Parquet parts      metrics/      one row per step and metric
+//! checkpoints/STAGE/step-000120/     models/NAME/  final model of a stage, Hugging Face layout
+//! log.jsonl       tracing events     lock          held while a process works on the run
+//! ```
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+
+/// The directory that a run owns. Cloning it clones the path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunDir {
+    root: PathBuf,
+}
+
+/// Held while a process works on a run.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+}
+
+impl RunDir {
+    /// The directory `root`; nothing is created.
+    pub fn new(root: impl Into<PathBuf>) -> RunDir {
+        RunDir { root: root.into() }
+    }
+
+    /// Creates the directory and takes its lock.
+    pub fn open(&self) -> Result<RunLock> {
+        for dir in [self.root.clone(), self.tables(), self.metrics(), self.models(), self.root.join("checkpoints")] {
+            fs_err::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        }
+        let path = self.root.join("lock");
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        file.try_lock().map_err(|_| {
+            Error::input_with(
+                format!("another process works on the run in `{}`", self.root.display()),
+                "wait for it, or give this run another directory with --dir",
+            )
+        })?;
+        Ok(RunLock { _file: file })
+    }
+
+    /// The directory itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The pipeline as resolved.
+    pub fn pipeline(&self) -> PathBuf {
+        self.root.join("pipeline.toml")
+    }
+
+    /// What ran, and the state of its stages.
+    pub fn state(&self) -> PathBuf {
+        self.root.join("run.json")
+    }
+
+    /// Tracing events.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("log.jsonl")
+    }
+
+    /// All tables.
+    pub fn tables(&self) -> PathBuf {
+        self.root.join("tables")
+    }
+
+    /// One table.
+    pub fn table(&self, name: &str) -> PathBuf {
+        self.tables().join(name)
+    }
+
+    /// The table of metrics.
+    pub fn metrics(&self) -> PathBuf {
+        self.root.join("metrics")
+    }
+
+    /// All final models.
+    pub fn models(&self) -> PathBuf {
+        self.root.join("models")
+    }
+
+    /// A stage's final model.
+    pub fn model(&self, name: &str) -> PathBuf {
+        self.models().join(name)
+    }
+
+    /// A stage's checkpoints.
+    pub fn checkpoints(&self, stage: &str) -> PathBuf {
+        self.root.join("checkpoints").join(stage)
+    }
+}
+
+/// Writes a file aside, makes it durable, and renames it over `path`.
+pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    let aside = aside(path);
+    let mut file = File::create(&aside).map_err(Error::io("create", &aside))?;
+    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", &aside))?;
+    fs_err::rename(&aside, path).map_err(Error::io("rename", &aside))?;
+    sync_parent(path)
+}
+
+/// Renames a finished directory to its place, replacing what is there. A kill in between leaves either.
+pub fn replace_dir(aside: &Path, path: &Path) -> Result<()> {
+    if path.exists() {
+        fs_err::remove_dir_all(path).map_err(Error::io("remove", path))?;
+    }
+    fs_err::rename(aside, path).map_err(Error::io("rename", aside))?;
+    sync_parent(path)
+}
+
+/// The hidden sibling that something is written to before it gets its name.
+pub fn aside(path: &Path) -> PathBuf {
+    let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    path.with_file_name(format!(".{name}.tmp"))
+}
+
+/// Makes the renames in a directory durable.
+pub fn sync_parent(path: &Path) -> Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let dir = File::open(parent).map_err(Error::io("open", parent))?;
+    dir.sync_all().map_err(Error::io("write", parent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_directory_is_worked_on_by_one_process() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(temp.path().join("run"));
+        let lock = dir.open().unwrap();
+        assert!(dir.open().unwrap_err().to_string().contains("another process"));
+        drop(lock);
+        dir.open().unwrap();
+    }
+
+    #[test]
+    fn a_written_file_replaces_the_old_one_whole() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("run.json");
+        write_file(&path, b"old and long").unwrap();
+        write_file(&path, b"new").unwrap();
+        assert_eq!(fs_err::read(&path).unwrap(), b"new");
+        assert_eq!(fs_err::read_dir(temp.path()).unwrap().count(), 1);
+    }
+}

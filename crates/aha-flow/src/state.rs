@@ -1,0 +1,191 @@
+//! `run.json`: what ran, and how far each stage is.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::pipeline::Pipeline;
+use crate::rundir::{RunDir, write_file};
+
+/// What ran. Written aside and renamed at each change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunState {
+    /// Version of the program.
+    pub version: String,
+    /// Seed of every draw.
+    pub seed: u64,
+    /// The machine.
+    pub machine: Machine,
+    /// Digest of the resolved pipeline: a run is resumed with the pipeline it began with.
+    pub pipeline_sha256: String,
+    /// When the run began, in µs since 1970, UTC.
+    pub started_at_us: i64,
+    /// Stages in the order they run.
+    pub stages: Vec<StageState>,
+}
+
+/// What the run ran on. Results do not depend on it within one instruction set family.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Machine {
+    /// Operating system and architecture.
+    pub platform: String,
+    /// Instruction set of the kernels.
+    pub instruction_set: String,
+    /// Compute threads.
+    pub threads: usize,
+}
+
+/// One stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StageState {
+    /// Its name.
+    pub name: String,
+    /// Its kind.
+    pub kind: String,
+    /// How far it is.
+    pub status: Status,
+}
+
+/// How far a stage is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// Not begun.
+    Pending,
+    /// Begun; after a kill it goes on from its last checkpoint.
+    Running,
+    /// Its outputs are complete.
+    Done,
+}
+
+/// What to do with a run directory, decided from what is in it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Opening {
+    /// Begin: nothing is there.
+    Begin,
+    /// Go on from this state.
+    Resume(RunState),
+    /// Everything is done already.
+    Finished(RunState),
+    /// Don't touch it: what is wrong and the remedy.
+    Refuse {
+        /// What is wrong.
+        message: String,
+        /// The remedy.
+        hint: String,
+    },
+}
+
+/// Decides from what was found. `resume` is whether the operator asked to go on.
+pub fn decide(found: Option<RunState>, pipeline_sha256: &str, resume: bool) -> Opening {
+    match found {
+        None => Opening::Begin,
+        Some(state) if state.pipeline_sha256 != pipeline_sha256 => Opening::Refuse {
+            message: "the run directory holds a run of another pipeline".to_owned(),
+            hint: "give the pipeline and overrides that it began with, or another directory with --dir".to_owned(),
+        },
+        Some(state) if state.stages.iter().all(|s| s.status == Status::Done) => Opening::Finished(state),
+        Some(_) if !resume => Opening::Refuse {
+            message: "the run directory holds an unfinished run".to_owned(),
+            hint: "go on with --resume, or give another directory with --dir".to_owned(),
+        },
+        Some(state) => Opening::Resume(state),
+    }
+}
+
+impl RunState {
+    /// The state of a run that begins.
+    pub fn begin(pipeline: &Pipeline, pipeline_sha256: String, machine: Machine) -> RunState {
+        let stage = |stage: &crate::pipeline::Stage| StageState {
+            name: stage.name.clone(),
+            kind: stage.kind.word().to_owned(),
+            status: Status::Pending,
+        };
+        RunState {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            seed: pipeline.run.seed,
+            machine,
+            pipeline_sha256,
+            started_at_us: clock::now_us(),
+            stages: pipeline.stages.iter().map(stage).collect(),
+        }
+    }
+
+    /// Reads the state of a run directory; none if there is none.
+    pub fn read(dir: &RunDir) -> Result<Option<RunState>> {
+        let path = dir.state();
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = fs_err::read(&path).map_err(Error::io("read", &path))?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|error| {
+            Error::input_with(
+                format!("`{}` is not the state of a run: {error}", path.display()),
+                "give another directory with --dir",
+            )
+        })
+    }
+
+    /// Writes the state; durable when this returns.
+    pub fn write(&self, dir: &RunDir) -> Result<()> {
+        let mut text = serde_json::to_vec_pretty(self)
+            .map_err(|error| Error::bug(format!("the run's state has no JSON: {error}")))?;
+        text.push(b'\n');
+        write_file(&dir.state(), &text)
+    }
+
+    /// Sets a stage's status and writes the state.
+    pub fn set(&mut self, dir: &RunDir, stage: &str, status: Status) -> Result<()> {
+        for state in self.stages.iter_mut().filter(|s| s.name == stage) {
+            state.status = status;
+        }
+        self.write(dir)
+    }
+}
+
+/// The digest of a resolved pipeline's text.
+pub fn digest(text: &str) -> String {
+    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(statuses: &[Status]) -> RunState {
+        let stage = |&status| StageState { name: "a".into(), kind: "sft".into(), status };
+        RunState {
+            version: "1".into(),
+            seed: 1,
+            machine: Machine { platform: "x".into(), instruction_set: "avx2".into(), threads: 2 },
+            pipeline_sha256: "abc".into(),
+            started_at_us: 0,
+            stages: statuses.iter().map(stage).collect(),
+        }
+    }
+
+    #[test]
+    fn an_empty_directory_begins() {
+        assert_eq!(decide(None, "abc", false), Opening::Begin);
+        assert_eq!(decide(None, "abc", true), Opening::Begin);
+    }
+
+    #[test]
+    fn an_unfinished_run_goes_on_only_when_asked() {
+        let half = state(&[Status::Done, Status::Running]);
+        assert_eq!(decide(Some(half.clone()), "abc", true), Opening::Resume(half.clone()));
+        assert!(matches!(decide(Some(half), "abc", false), Opening::Refuse { .. }));
+    }
+
+    #[test]
+    fn a_finished_run_is_left_as_it_is() {
+        let done = state(&[Status::Done]);
+        assert_eq!(decide(Some(done.clone()), "abc", false), Opening::Finished(done));
+    }
+
+    #[test]
+    fn another_pipeline_is_refused() {
+        assert!(matches!(decide(Some(state(&[Status::Running])), "xyz", true), Opening::Refuse { .. }));
+    }
+}

@@ -1,0 +1,176 @@
+//! `aha check` on pipelines: ten broken ones and a good one, word for word.
+//!
+//! Each `NAME.toml` here is checked, and what comes out must be `NAME.expected`. After a change that
+//! is meant, `UPDATE_EXPECT=1 cargo nextest run -p aha-flow` writes the files anew.
+
+mod world;
+
+use std::path::{Path, PathBuf};
+
+use aha_flow::pipeline::{Places, Plan, Problems, Text, check, parse};
+use world::{FakeModels, Tables};
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/check")
+}
+
+/// Checks a text against the tables and models of [`world`].
+fn check_text(path: &str, text: &str, sets: &[String]) -> Result<Plan, Problems> {
+    let dir = tempfile::tempdir().unwrap();
+    world::write_models(dir.path());
+    let places = Places { base_dir: dir.path().to_owned(), hf_cache: None };
+    check(Text { path, text, sets }, &mut Tables::default(), &FakeModels, &places)
+}
+
+fn outcome(name: &str) -> String {
+    let text = fs_err::read_to_string(folder().join(format!("{name}.toml"))).unwrap();
+    match check_text(&format!("{name}.toml"), &text, &[]) {
+        Ok(plan) => plan.to_text(),
+        Err(problems) => problems.to_string(),
+    }
+}
+
+fn expect(name: &str) {
+    let path = folder().join(format!("{name}.expected"));
+    let found = outcome(name);
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        fs_err::write(&path, &found).unwrap();
+    }
+    let expected = fs_err::read_to_string(&path).unwrap_or_default();
+    assert!(found == expected, "{name}: expected\n{expected}\nbut found\n{found}");
+}
+
+macro_rules! golden {
+    ($($test:ident: $name:literal),+ $(,)?) => { $(
+        #[test]
+        fn $test() {
+            expect($name);
+        }
+    )+ };
+}
+
+golden! {
+    an_unknown_key_is_refused: "unknown_key",
+    a_wrong_type_is_refused: "wrong_type",
+    a_missing_column_is_refused: "missing_column",
+    an_unknown_table_is_refused: "unknown_table",
+    stages_in_a_circle_are_refused: "cyclic_stages",
+    bad_sql_is_refused: "bad_sql",
+    a_group_of_one_is_refused: "group_size_1",
+    a_missing_model_is_refused: "missing_model",
+    a_negative_temperature_is_refused: "negative_temperature",
+    a_tokenizer_that_does_not_fit_is_refused: "tokenizer_mismatch",
+    everything_wrong_is_reported_at_once: "everything",
+    a_good_pipeline_gives_a_plan: "good",
+}
+
+fn good() -> String {
+    fs_err::read_to_string(folder().join("good.toml")).unwrap()
+}
+
+#[test]
+fn a_problem_names_file_line_and_remedy() {
+    for entry in fs_err::read_dir(folder()).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if !name.ends_with(".toml") || name == "good.toml" {
+            continue;
+        }
+        let text = fs_err::read_to_string(&path).unwrap();
+        let problems = check_text(&name, &text, &[]).expect_err(&name);
+        for problem in problems.iter() {
+            assert_eq!(problem.file, name);
+            let line = text.lines().nth(problem.line as usize - 1).unwrap();
+            assert_eq!(line, problem.source_line);
+            assert!(problem.column as usize <= line.chars().count(), "{problem}");
+            assert!(problem.hint.is_some() || problem.message.contains("must"), "{problem}");
+        }
+        let count = problems.to_json().as_array().map_or(0, Vec::len);
+        assert_eq!(count, problems.iter().count());
+    }
+}
+
+#[test]
+fn what_is_written_reads_back_as_the_same_pipeline() {
+    let plan = check_text("good.toml", &good(), &[]).unwrap();
+    let written = plan.pipeline.to_toml();
+    let again = parse(Text { path: "pipeline.toml", text: &written, sets: &[] })
+        .unwrap_or_else(|problems| panic!("{problems}\n{written}"));
+    assert_eq!(again, plan.pipeline);
+    assert_eq!(again.to_toml(), written);
+    for key in ["kv_cache", "checkpoint_keep", "no_signal_share_max", "advantage_eps", "betas"] {
+        assert!(written.contains(&format!("{key} = ")), "{key} in\n{written}");
+    }
+}
+
+#[test]
+fn overrides_replace_what_the_file_says() {
+    let sets = [
+        "run.seed=7",
+        "run.device=auto",
+        "stage.zero.steps=3",
+        "stage.zero.sampling.temperature=0.5",
+        "stage.zero.objective = { kl = 0 }",
+        "stage.zero.rewards=[{ kind = \"exact\" }]",
+    ]
+    .map(str::to_owned);
+    let plan = check_text("good.toml", &good(), &sets).unwrap();
+    assert_eq!(plan.pipeline.run.seed, 7);
+    assert_eq!(plan.pipeline.run.device, aha_flow::pipeline::Device::Auto);
+    let aha_flow::pipeline::StageKind::Rl(rl) = &plan.pipeline.stage("zero").unwrap().kind else {
+        panic!("zero is an rl stage")
+    };
+    assert_eq!((rl.steps, rl.sampling.temperature, rl.objective.kl_coef), (3, 0.5, 0.0));
+    // Tables are merged: what the override doesn't name stays.
+    assert_eq!((rl.sampling.max_tokens, rl.objective.clip_high), (128, 0.2));
+    assert_eq!(rl.rewards.len(), 1);
+}
+
+#[test]
+fn problems_of_overrides_are_shown_like_those_of_the_file() {
+    let sets =
+        ["stage.zeroo.steps=3", "stage.zero.stepps=3", "stage.zero.steps=many", "run.seed", "x.=1"]
+            .map(str::to_owned);
+    let problems = check_text("good.toml", &good(), &sets).unwrap_err();
+    let shown: Vec<(&str, u32, &str)> =
+        problems.iter().map(|p| (p.file.as_str(), p.column, p.message.as_str())).collect();
+    assert_eq!(
+        shown,
+        [
+            ("--set", 7, "there is no stage `zeroo`"),
+            ("--set", 12, "unknown key `stage.zero.stepps`"),
+            (
+                "--set",
+                18,
+                "`stage.zero.steps` must be a whole number, got the string \"many\""
+            ),
+            ("--set", 1, "an override is KEY=VALUE, got `run.seed`"),
+            ("--set", 1, "the key of the override `x.=1` is not valid TOML"),
+        ]
+    );
+}
+
+#[test]
+fn every_syntax_error_is_reported() {
+    let problems = check_text("p.toml", "[run\nseed = = 1\n", &[]).unwrap_err();
+    assert!(problems.iter().count() >= 2, "{problems}");
+    assert!(problems.iter().all(|p| p.message.starts_with("not valid TOML")), "{problems}");
+}
+
+#[test]
+fn a_pipeline_that_wants_more_memory_than_allowed_is_refused() {
+    let sets = ["run.memory=64MiB".to_owned()];
+    let problems = check_text("good.toml", &good(), &sets).unwrap_err();
+    let problem = problems.iter().next().unwrap();
+    assert!(problem.message.contains("will want more than `run.memory` = 64 MiB"), "{problem}");
+}
+
+#[test]
+fn every_default_passes_its_own_check_and_every_key_is_documented() {
+    for (table, keys) in aha_flow::pipeline::reference() {
+        assert!(!keys.is_empty(), "{table}");
+        for key in keys {
+            assert!(!key.doc.trim().is_empty(), "{table} {}", key.name);
+        }
+    }
+}

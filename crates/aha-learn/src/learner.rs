@@ -1,0 +1,368 @@
+//! One optimizer step: sequences in, changed weights out.
+//!
+//! A minibatch is packed in micro-batches without padding; gradients are summed over tokens in order, so
+//! the weights after a step have the same bits whatever `micro_batch_tokens` and activation checkpointing.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use aha_compute::ops::adamw::{AdamW, Hyper};
+use aha_compute::ops::grad_norm;
+use aha_compute::{Grads, Tape, Tensor};
+use aha_model::Model;
+use aha_model::model::Batch;
+
+use crate::Error;
+use crate::objective::{self, Normaliser, Objective, Totals};
+use crate::packing::pack;
+use crate::sft;
+
+/// What one optimizer step does beside its objective.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepSettings {
+    /// Optimizer constants; the learning rate is the step's.
+    pub hyper: Hyper,
+    /// Gradients are scaled down to this global L2 norm; absent: not at all.
+    pub grad_norm_max: Option<f64>,
+    /// Most tokens that run through the model at once. Changes memory and speed, never results.
+    pub micro_batch_tokens: usize,
+    /// Keep only the inputs of each layer, and compute the rest again for the backward pass.
+    pub activation_checkpointing: bool,
+}
+
+/// A completion to learn from by reinforcement.
+#[derive(Clone, Copy, Debug)]
+pub struct Rollout<'a> {
+    /// The prompt's tokens; at least one.
+    pub prompt_ids: &'a [u32],
+    /// The completion's tokens, exactly as they were sampled.
+    pub completion_ids: &'a [u32],
+    /// Log-probs of the completion's tokens under the weights that sampled them.
+    pub behaviour_logps: &'a [f32],
+    /// The completion's advantage.
+    pub advantage: f32,
+    /// Which tokens count; all where absent.
+    pub mask: Option<&'a [bool]>,
+}
+
+/// A text to imitate.
+#[derive(Clone, Copy, Debug)]
+pub struct Example<'a> {
+    /// Tokens.
+    pub ids: &'a [u32],
+    /// Which tokens count; the first never does, since nothing precedes it. As long as `ids`.
+    pub loss_mask: &'a [bool],
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepOutcome {
+    /// Sums over the minibatch's tokens.
+    pub totals: Totals,
+    /// Global L2 norm of the gradient, before it was scaled down.
+    pub grad_norm: f64,
+    /// Whether the weights changed. They don't where the loss or the gradient isn't finite.
+    pub applied: bool,
+}
+
+/// A model being trained, and its optimizer.
+pub struct Learner {
+    model: Arc<Model>,
+    reference: Option<Arc<Model>>,
+    adamw: AdamW,
+    grads: Grads,
+    version: u64,
+}
+
+impl Learner {
+    /// A learner that has made no step.
+    pub fn new(model: Arc<Model>) -> Learner {
+        let adamw = AdamW::new(model.params());
+        let grads = Grads::zeros(model.device(), model.params());
+        Learner { model, reference: None, adamw, grads, version: 0 }
+    }
+
+    /// The weights. A holder of this handle keeps them: the next step then changes a copy.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Optimizer steps made.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The optimizer's state, to save.
+    pub fn optimizer(&self) -> &AdamW {
+        &self.adamw
+    }
+
+    /// Continues from saved state.
+    pub fn restore(&mut self, optimizer: AdamW, version: u64) {
+        self.adamw = optimizer;
+        self.version = version;
+    }
+
+    /// The model that KL is measured from; absent where no objective needs it.
+    pub fn set_reference(&mut self, reference: Option<Arc<Model>>) {
+        self.reference = reference;
+    }
+
+    /// The model that KL is measured from.
+    pub fn reference(&self) -> Option<&Arc<Model>> {
+        self.reference.as_ref()
+    }
+
+    /// Replaces the weights, as a rollback to a checkpoint does.
+    pub fn set_model(&mut self, model: Arc<Model>) {
+        self.model = model;
+    }
+
+    /// One step of policy optimization on `rollouts`. Log-probs are those of the softmax at `temperature`,
+    /// as the sampler drew them.
+    pub fn policy_step(
+        &mut self,
+        rollouts: &[Rollout<'_>],
+        objective: &Objective,
+        normaliser: Normaliser,
+        temperature: f32,
+        settings: &StepSettings,
+    ) -> Result<StepOutcome, Error> {
+        for rollout in rollouts {
+            check_rollout(rollout)?;
+        }
+        let lens: Vec<usize> = rollouts.iter().map(|r| r.prompt_ids.len() + r.completion_ids.len()).collect();
+        let mut totals = Totals::default();
+        self.grads.clear();
+        for range in pack(&lens, settings.micro_batch_tokens) {
+            let packed = Packed::completions(&rollouts[range.clone()]);
+            let terms = PolicyTerms { rollouts: &rollouts[range], objective, normaliser };
+            self.policy_micro_batch(&packed, terms, temperature, settings, &mut totals)?;
+        }
+        Ok(self.apply(totals, settings))
+    }
+
+    fn policy_micro_batch(
+        &mut self,
+        packed: &Packed,
+        terms: PolicyTerms<'_>,
+        temperature: f32,
+        settings: &StepSettings,
+        totals: &mut Totals,
+    ) -> Result<(), Error> {
+        let inv_temperature = 1.0 / temperature;
+        let objective = terms.objective;
+        let reference = match &self.reference {
+            Some(reference) if objective.kl_coef != 0.0 => Some(packed.score(reference, inv_temperature)),
+            None if objective.kl_coef != 0.0 => {
+                return Err(Error::Bug("a KL term needs a reference model".to_owned()));
+            }
+            _ => None,
+        };
+        let model = Arc::clone(&self.model);
+        let mut tape = Tape::recording(model.device(), model.params());
+        let (log_probs, entropies) =
+            packed.run(&model, &mut tape, inv_temperature, settings.activation_checkpointing);
+        let out = {
+            let logps = log_probs.value().as_slice();
+            let entropies = entropies.value().as_slice();
+            terms.loss(packed, logps, entropies, reference.as_deref())
+        };
+        out.sequences.iter().for_each(|sequence| totals.add(sequence));
+        let seed = |values: &[f32]| Tensor::from_slice(model.device(), &[values.len()], values);
+        let mut seeds = vec![(log_probs, seed(&out.dlogps))];
+        if let Some(dentropies) = &out.dentropies {
+            seeds.push((entropies, seed(dentropies)));
+        }
+        tape.backward(seeds, &mut self.grads);
+        Ok(())
+    }
+
+    /// One step of imitation: the loss is the mean negative log-prob of all counted tokens.
+    pub fn sft_step(&mut self, examples: &[Example<'_>], settings: &StepSettings) -> Result<StepOutcome, Error> {
+        for example in examples {
+            check_example(example)?;
+        }
+        let trained = |e: &Example<'_>| e.loss_mask.iter().skip(1).filter(|&&m| m).count();
+        let normaliser = sft::Normaliser::of(examples.iter().map(trained));
+        let lens: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
+        let mut totals = Totals::default();
+        self.grads.clear();
+        for range in pack(&lens, settings.micro_batch_tokens) {
+            let packed = Packed::examples(&examples[range]);
+            let model = Arc::clone(&self.model);
+            let mut tape = Tape::recording(model.device(), model.params());
+            let (log_probs, _) = packed.run(&model, &mut tape, 1.0, settings.activation_checkpointing);
+            let logps = log_probs.value().as_slice();
+            let terms: Vec<_> = packed
+                .outputs
+                .iter()
+                .map(|range| sft::SequenceTerms { logps: &logps[range.clone()], mask: None })
+                .collect();
+            let out = sft::loss(&terms, normaliser);
+            out.sequence_losses.iter().for_each(|loss| totals.loss += loss);
+            totals.token_count += out.token_count;
+            let seed = Tensor::from_slice(model.device(), &[out.dlogps.len()], &out.dlogps);
+            tape.backward(vec![(log_probs, seed)], &mut self.grads);
+        }
+        Ok(self.apply(totals, settings))
+    }
+
+    /// Clips the gradient and steps the optimizer, unless something isn't finite.
+    fn apply(&mut self, totals: Totals, settings: &StepSettings) -> StepOutcome {
+        self.grads.finish();
+        let grad_norm = grad_norm::global_norm(self.grads.iter());
+        let applied = grad_norm.is_finite() && totals.loss.is_finite();
+        if applied {
+            let scale = settings.grad_norm_max.map_or(1.0, |max| grad_norm::clip_scale(grad_norm, max));
+            let model = Arc::make_mut(&mut self.model);
+            self.adamw.step(model.params_mut(), &self.grads, &settings.hyper, scale);
+            self.version += 1;
+        }
+        StepOutcome { totals, grad_norm, applied }
+    }
+}
+
+/// Log-probs of completions under `model`, in micro-batches: what a reference model is asked for.
+pub fn score(
+    model: &Model,
+    rollouts: &[Rollout<'_>],
+    temperature: f32,
+    micro_batch_tokens: usize,
+) -> Vec<Vec<f32>> {
+    let lens: Vec<usize> = rollouts.iter().map(|r| r.prompt_ids.len() + r.completion_ids.len()).collect();
+    let mut scores = Vec::with_capacity(rollouts.len());
+    for range in pack(&lens, micro_batch_tokens) {
+        let packed = Packed::completions(&rollouts[range]);
+        let logps = packed.score(model, 1.0 / temperature);
+        scores.extend(packed.outputs.iter().map(|range| logps[range.clone()].to_vec()));
+    }
+    scores
+}
+
+/// Sequences one after the other, and which of their tokens' log-probs are wanted.
+struct Packed {
+    ids: Vec<u32>,
+    lens: Vec<usize>,
+    /// Rows whose next token is wanted.
+    rows: Arc<[usize]>,
+    targets: Arc<[u32]>,
+    /// Each sequence's part of the wanted log-probs.
+    outputs: Vec<Range<usize>>,
+}
+
+impl Packed {
+    fn completions(rollouts: &[Rollout<'_>]) -> Packed {
+        Packed::new(rollouts.iter().map(|r| {
+            let ids = [r.prompt_ids, r.completion_ids].concat();
+            let wanted = (r.prompt_ids.len()..ids.len()).collect();
+            (ids, wanted)
+        }))
+    }
+
+    fn examples(examples: &[Example<'_>]) -> Packed {
+        Packed::new(examples.iter().map(|e| {
+            let wanted = (1..e.ids.len()).filter(|&i| e.loss_mask[i]).collect();
+            (e.ids.to_vec(), wanted)
+        }))
+    }
+
+    /// From sequences and the indices of their wanted tokens, none of which is the first.
+    fn new(sequences: impl Iterator<Item = (Vec<u32>, Vec<usize>)>) -> Packed {
+        let (mut ids, mut lens) = (Vec::new(), Vec::new());
+        let (mut rows, mut targets, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
+        for (sequence, wanted) in sequences {
+            let first = targets.len();
+            for i in wanted {
+                rows.push(ids.len() + i - 1);
+                targets.push(sequence[i]);
+            }
+            outputs.push(first..targets.len());
+            lens.push(sequence.len());
+            ids.extend(sequence);
+        }
+        Packed { ids, lens, rows: rows.into(), targets: targets.into(), outputs }
+    }
+
+    fn run<'m>(
+        &self,
+        model: &'m Model,
+        tape: &mut Tape<'m>,
+        inv_temperature: f32,
+        checkpointing: bool,
+    ) -> (aha_compute::Var, aha_compute::Var) {
+        let batch = Batch::packed(&self.ids, self.lens.iter().copied());
+        let hidden = model.hidden(tape, batch, checkpointing);
+        let hidden = tape.select_rows(&hidden, &self.rows);
+        tape.log_probs(&hidden, model.head(), &self.targets, inv_temperature)
+    }
+
+    fn score(&self, model: &Model, inv_temperature: f32) -> Vec<f32> {
+        let mut tape = Tape::inference(model.device(), model.params());
+        self.run(model, &mut tape, inv_temperature, false).0.value().as_slice().to_vec()
+    }
+}
+
+/// What the loss of a micro-batch needs beside log-probs.
+#[derive(Clone, Copy)]
+struct PolicyTerms<'a> {
+    rollouts: &'a [Rollout<'a>],
+    objective: &'a Objective,
+    normaliser: Normaliser,
+}
+
+impl PolicyTerms<'_> {
+    fn loss(
+        self,
+        packed: &Packed,
+        logps: &[f32],
+        entropies: &[f32],
+        reference: Option<&[f32]>,
+    ) -> objective::LossOut {
+        let terms: Vec<_> = self
+            .rollouts
+            .iter()
+            .zip(&packed.outputs)
+            .map(|(rollout, range)| objective::SequenceTerms {
+                logps: &logps[range.clone()],
+                old_logps: Some(rollout.behaviour_logps),
+                ref_logps: reference.map(|r| &r[range.clone()]),
+                entropies: Some(&entropies[range.clone()]),
+                advantage: rollout.advantage,
+                mask: rollout.mask,
+                weights: None,
+            })
+            .collect();
+        objective::loss(self.objective, &terms, self.normaliser)
+    }
+}
+
+fn check_rollout(rollout: &Rollout<'_>) -> Result<(), Error> {
+    let input = |what: &str, expected: String, found: usize| {
+        Err(Error::Input { what: what.to_owned(), expected, found: found.to_string() })
+    };
+    if rollout.prompt_ids.is_empty() {
+        return input("tokens of a rollout's prompt", "at least one".to_owned(), 0);
+    }
+    let len = rollout.completion_ids.len();
+    if rollout.behaviour_logps.len() != len {
+        return input("log-probs of a rollout", format!("one per token, {len}"), rollout.behaviour_logps.len());
+    }
+    match rollout.mask {
+        Some(mask) if mask.len() != len => {
+            input("mask of a rollout", format!("one flag per token, {len}"), mask.len())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_example(example: &Example<'_>) -> Result<(), Error> {
+    if example.loss_mask.len() == example.ids.len() {
+        return Ok(());
+    }
+    Err(Error::Input {
+        what: "loss mask of an example".to_owned(),
+        expected: format!("one flag per token, {}", example.ids.len()),
+        found: example.loss_mask.len().to_string(),
+    })
+}

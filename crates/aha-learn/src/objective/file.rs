@@ -1,0 +1,436 @@
+//! The keys of a pipeline's `objective` table, and their resolution into an [`Objective`].
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Aggregation, EntropyMean, KlEstimator, Objective, RatioLevel};
+use crate::Problem;
+use crate::advantage::{AdvantageRule, Scale, SingleRule, StdEstimator};
+use crate::preset::Preset;
+
+/// An `objective` table as the file has it. What is absent comes from the preset.
+///
+/// An [`Objective`] serialises as this table with every key written out, and is read back from it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default, rename_all = "snake_case")]
+pub struct ObjectiveFile {
+    /// The family of the loss. Default `grpo`, the only one so far.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kind: Option<Kind>,
+    /// Where absent keys come from: `deepseek-r1` (default), `trl-1.16`, `verl-0.9`, `dr-grpo`, `dapo`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preset: Option<String>,
+    /// Sets `clip_low` and `clip_high` at once. At least 0; 0.2 in all papers but R1's own, which has 10.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<f64>,
+    /// The ratio is clipped below at 1 - this. At least 0; from 1 on there is no lower clip.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_low: Option<f64>,
+    /// The ratio is clipped above at 1 + this. At least 0; DAPO's "clip-higher" is 0.28.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip_high: Option<f64>,
+    /// Where the advantage is negative a token's loss is at most this times its size. Above 1, or `false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dual_clip: Option<Switch>,
+    /// Upper bound of the ratio in the unclipped branch. Above 0, or `false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub delta: Option<Switch>,
+    /// `token` (GRPO) or `sequence` (GSPO).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ratio: Option<RatioLevel>,
+    /// Clamp of the log-ratio before the exponential. Above 0, or `false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_ratio_clamp: Option<Switch>,
+    /// Factor of the KL term. At least 0; 0 needs no reference model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl: Option<f64>,
+    /// `k1`, `k2` or `k3`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_estimator: Option<KlEstimator>,
+    /// Whether the KL term is multiplied by the ratio.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_times_ratio: Option<bool>,
+    /// Clamp of the log-ratio inside `k3`. Above 0, or `false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_log_ratio_clamp: Option<Switch>,
+    /// Clamp of the value of `k3`. Above 0, or `false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_value_clamp: Option<Switch>,
+    /// Factor of the entropy bonus. At least 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<f64>,
+    /// `tokens` or `as_loss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub entropy_mean: Option<EntropyMean>,
+    /// `sequence_mean`, `token_mean`, `rollout_token_mean` or `constant`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<AggregationName>,
+    /// The constant of `aggregation = "constant"`. At least 1; default the stage's longest completion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aggregation_length_tokens: Option<u32>,
+    /// Whether completions without a trained token count in means over completions.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub count_empty_sequences: Option<bool>,
+    /// What advantages are divided by: `group`, `batch` or `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advantage_scale: Option<Scale>,
+    /// `population` (n) or `sample` (n - 1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advantage_std: Option<StdEstimator>,
+    /// Added to the standard deviation. At least 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advantage_eps: Option<f64>,
+    /// Groups with a standard deviation up to this have no signal. At least 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advantage_no_signal_std_max: Option<f64>,
+    /// A lone scored completion's advantage: `zero` or `reward`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advantage_single: Option<SingleRule>,
+}
+
+/// The family of a loss.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// Group-relative policy optimisation and what it becomes with other constants.
+    Grpo,
+}
+
+/// A bound that may be switched off: a number, or `false`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Switch {
+    /// `false`: off. `true` says nothing and is a problem.
+    Flag(bool),
+    /// On, with this value.
+    At(f64),
+}
+
+impl Switch {
+    fn bound(self) -> Option<f64> {
+        match self {
+            Self::Flag(_) => None,
+            Self::At(bound) => Some(bound),
+        }
+    }
+}
+
+impl From<Option<f64>> for Switch {
+    fn from(bound: Option<f64>) -> Self {
+        bound.map_or(Self::Flag(false), Self::At)
+    }
+}
+
+/// The name of an [`Aggregation`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AggregationName {
+    /// [`Aggregation::SequenceMean`].
+    SequenceMean,
+    /// [`Aggregation::TokenMean`].
+    TokenMean,
+    /// [`Aggregation::RolloutTokenMean`].
+    RolloutTokenMean,
+    /// [`Aggregation::Constant`].
+    Constant,
+}
+
+impl ObjectiveFile {
+    /// The objective this table stands for, or every problem in it.
+    ///
+    /// `completion_len_tokens_max` is the longest completion of the stage, for the constant aggregation.
+    pub fn resolve(
+        &self,
+        completion_len_tokens_max: Option<u32>,
+    ) -> Result<Objective, Vec<Problem>> {
+        let mut problems = Problems::default();
+        let preset = problems.preset(self.preset.as_deref());
+        let base = preset.objective(completion_len_tokens_max.unwrap_or(0));
+        let clip = self.clip;
+        let advantage = AdvantageRule {
+            scale: self.advantage_scale.unwrap_or(base.advantage.scale),
+            std: self.advantage_std.unwrap_or(base.advantage.std),
+            eps: self.advantage_eps.unwrap_or(base.advantage.eps),
+            no_signal_std_max: self
+                .advantage_no_signal_std_max
+                .unwrap_or(base.advantage.no_signal_std_max),
+            single: self.advantage_single.unwrap_or(base.advantage.single),
+        };
+        let objective = Objective {
+            clip_low: self.clip_low.or(clip).unwrap_or(base.clip_low),
+            clip_high: self.clip_high.or(clip).unwrap_or(base.clip_high),
+            dual_clip: self.dual_clip.map_or(base.dual_clip, Switch::bound),
+            delta: self.delta.map_or(base.delta, Switch::bound),
+            ratio: self.ratio.unwrap_or(base.ratio),
+            log_ratio_clamp: self.log_ratio_clamp.map_or(base.log_ratio_clamp, Switch::bound),
+            kl_coef: self.kl.unwrap_or(base.kl_coef),
+            kl_estimator: self.kl_estimator.unwrap_or(base.kl_estimator),
+            kl_times_ratio: self.kl_times_ratio.unwrap_or(base.kl_times_ratio),
+            kl_log_ratio_clamp: self
+                .kl_log_ratio_clamp
+                .map_or(base.kl_log_ratio_clamp, Switch::bound),
+            kl_value_clamp: self.kl_value_clamp.map_or(base.kl_value_clamp, Switch::bound),
+            entropy_coef: self.entropy.unwrap_or(base.entropy_coef),
+            entropy_mean: self.entropy_mean.unwrap_or(base.entropy_mean),
+            aggregation: self.aggregation(&base, completion_len_tokens_max),
+            count_empty_sequences: self.count_empty_sequences.unwrap_or(base.count_empty_sequences),
+            advantage,
+        };
+        self.check_keys(&mut problems);
+        check_ranges(&objective, &mut problems);
+        if problems.found.is_empty() { Ok(objective) } else { Err(problems.found) }
+    }
+
+    fn aggregation(&self, base: &Objective, completion_len_tokens_max: Option<u32>) -> Aggregation {
+        match self.aggregation {
+            Some(AggregationName::SequenceMean) => Aggregation::SequenceMean,
+            Some(AggregationName::TokenMean) => Aggregation::TokenMean,
+            Some(AggregationName::RolloutTokenMean) => Aggregation::RolloutTokenMean,
+            Some(AggregationName::Constant) => Aggregation::Constant {
+                length_tokens: self
+                    .aggregation_length_tokens
+                    .or(completion_len_tokens_max)
+                    .unwrap_or(0),
+            },
+            None => match (base.aggregation, self.aggregation_length_tokens) {
+                (Aggregation::Constant { .. }, Some(length_tokens)) => {
+                    Aggregation::Constant { length_tokens }
+                }
+                (aggregation, _) => aggregation,
+            },
+        }
+    }
+
+    /// What can only be seen in the file: keys that say nothing.
+    fn check_keys(&self, problems: &mut Problems) {
+        for (key, switch) in [
+            ("dual_clip", self.dual_clip),
+            ("delta", self.delta),
+            ("log_ratio_clamp", self.log_ratio_clamp),
+            ("kl_log_ratio_clamp", self.kl_log_ratio_clamp),
+            ("kl_value_clamp", self.kl_value_clamp),
+        ] {
+            let is_true = switch == Some(Switch::Flag(true));
+            problems.require(!is_true, key, "a number or false", "true");
+        }
+        let clips = [self.clip_low, self.clip_high];
+        problems.require(
+            self.clip.is_none() || clips.iter().any(Option::is_none),
+            "clip",
+            "absent where both clip_low and clip_high are set",
+            format!("{:?}", self.clip.unwrap_or_default()),
+        );
+        if let (Some(length), Some(name)) = (self.aggregation_length_tokens, self.aggregation) {
+            problems.require(
+                name == AggregationName::Constant,
+                "aggregation_length_tokens",
+                "absent unless aggregation is \"constant\"",
+                length,
+            );
+        }
+    }
+}
+
+/// Ranges are written so that NaN fails.
+fn check_ranges(objective: &Objective, problems: &mut Problems) {
+    let mut at_least_0 = |key, value: f64| {
+        let ok = 0.0 <= value && value.is_finite();
+        problems.require(ok, key, "a finite number of at least 0", format!("{value:?}"));
+    };
+    at_least_0("clip_low", objective.clip_low);
+    at_least_0("clip_high", objective.clip_high);
+    at_least_0("kl", objective.kl_coef);
+    at_least_0("entropy", objective.entropy_coef);
+    at_least_0("advantage_eps", objective.advantage.eps);
+    at_least_0("advantage_no_signal_std_max", objective.advantage.no_signal_std_max);
+    let mut above = |key, bound: Option<f64>, floor: f64| {
+        let ok = bound.is_none_or(|bound| floor < bound && bound.is_finite());
+        let got = format!("{:?}", bound.unwrap_or_default());
+        problems.require(ok, key, format!("a finite number above {floor:?}, or false"), got);
+    };
+    above("dual_clip", objective.dual_clip, 1.0);
+    above("delta", objective.delta, 0.0);
+    above("log_ratio_clamp", objective.log_ratio_clamp, 0.0);
+    above("kl_log_ratio_clamp", objective.kl_log_ratio_clamp, 0.0);
+    above("kl_value_clamp", objective.kl_value_clamp, 0.0);
+    if let Aggregation::Constant { length_tokens } = objective.aggregation {
+        let must = "at least 1 token where aggregation is \"constant\"";
+        problems.require(1 <= length_tokens, "aggregation_length_tokens", must, length_tokens);
+    }
+}
+
+#[derive(Default)]
+struct Problems {
+    found: Vec<Problem>,
+}
+
+impl Problems {
+    fn require(
+        &mut self,
+        ok: bool,
+        key: &'static str,
+        must: impl Into<String>,
+        got: impl fmt::Display,
+    ) {
+        if !ok {
+            self.found.push(Problem { key, must: must.into(), got: got.to_string() });
+        }
+    }
+
+    fn preset(&mut self, name: Option<&str>) -> Preset {
+        let Some(name) = name else { return Preset::default() };
+        Preset::from_name(name).unwrap_or_else(|| {
+            let names: Vec<String> =
+                Preset::ALL.iter().map(|p| format!("{:?}", p.name())).collect();
+            self.require(false, "preset", format!("one of {}", names.join(", ")), name);
+            Preset::default()
+        })
+    }
+}
+
+impl From<Objective> for ObjectiveFile {
+    fn from(objective: Objective) -> Self {
+        let (aggregation, length_tokens) = match objective.aggregation {
+            Aggregation::SequenceMean => (AggregationName::SequenceMean, None),
+            Aggregation::TokenMean => (AggregationName::TokenMean, None),
+            Aggregation::RolloutTokenMean => (AggregationName::RolloutTokenMean, None),
+            Aggregation::Constant { length_tokens } => {
+                (AggregationName::Constant, Some(length_tokens))
+            }
+        };
+        Self {
+            kind: Some(Kind::Grpo),
+            preset: None,
+            clip: None,
+            clip_low: Some(objective.clip_low),
+            clip_high: Some(objective.clip_high),
+            dual_clip: Some(objective.dual_clip.into()),
+            delta: Some(objective.delta.into()),
+            ratio: Some(objective.ratio),
+            log_ratio_clamp: Some(objective.log_ratio_clamp.into()),
+            kl: Some(objective.kl_coef),
+            kl_estimator: Some(objective.kl_estimator),
+            kl_times_ratio: Some(objective.kl_times_ratio),
+            kl_log_ratio_clamp: Some(objective.kl_log_ratio_clamp.into()),
+            kl_value_clamp: Some(objective.kl_value_clamp.into()),
+            entropy: Some(objective.entropy_coef),
+            entropy_mean: Some(objective.entropy_mean),
+            aggregation: Some(aggregation),
+            aggregation_length_tokens: length_tokens,
+            count_empty_sequences: Some(objective.count_empty_sequences),
+            advantage_scale: Some(objective.advantage.scale),
+            advantage_std: Some(objective.advantage.std),
+            advantage_eps: Some(objective.advantage.eps),
+            advantage_no_signal_std_max: Some(objective.advantage.no_signal_std_max),
+            advantage_single: Some(objective.advantage.single),
+        }
+    }
+}
+
+impl TryFrom<ObjectiveFile> for Objective {
+    type Error = String;
+
+    fn try_from(file: ObjectiveFile) -> Result<Self, String> {
+        file.resolve(None).map_err(|problems| {
+            problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::objective::reference::variants;
+
+    fn read(value: serde_json::Value) -> Result<Objective, Vec<String>> {
+        let file: ObjectiveFile = serde_json::from_value(value).map_err(|e| vec![e.to_string()])?;
+        file.resolve(Some(256)).map_err(|all| all.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn an_empty_table_is_the_papers_objective() {
+        assert_eq!(read(json!({})).unwrap(), Preset::DeepseekR1.objective(256));
+        let example = json!({"kind": "grpo", "clip": 0.2, "kl": 0.001});
+        assert_eq!(read(example).unwrap(), Preset::DeepseekR1.objective(256));
+    }
+
+    #[test]
+    fn keys_override_the_preset() {
+        let objective =
+            read(json!({"preset": "verl-0.9", "dual_clip": false, "clip": 0.3, "clip_low": 0.1, "kl": 1}))
+                .unwrap();
+        let expected = Objective {
+            dual_clip: None,
+            clip_low: 0.1,
+            clip_high: 0.3,
+            kl_coef: 1.0,
+            ..Preset::Verl0_9.objective(256)
+        };
+        assert_eq!(objective, expected);
+    }
+
+    #[test]
+    fn the_constant_is_the_longest_completion_unless_said() {
+        let constant = |length_tokens| Aggregation::Constant { length_tokens };
+        for (value, expected) in [
+            (json!({"aggregation": "constant"}), constant(256)),
+            (json!({"aggregation": "constant", "aggregation_length_tokens": 7}), constant(7)),
+            (json!({"preset": "dr-grpo"}), constant(256)),
+            (json!({"preset": "dr-grpo", "aggregation_length_tokens": 7}), constant(7)),
+            (json!({"preset": "dr-grpo", "aggregation": "token_mean"}), Aggregation::TokenMean),
+        ] {
+            assert_eq!(read(value).unwrap().aggregation, expected);
+        }
+    }
+
+    #[test]
+    fn the_written_form_reads_back_as_the_same_objective() {
+        let presets = Preset::ALL.iter().map(|preset| preset.objective(256));
+        for objective in presets.chain(variants().into_iter().map(|(_, with, _)| with)) {
+            let text = serde_json::to_string(&objective).unwrap();
+            assert_eq!(serde_json::from_str::<Objective>(&text).unwrap(), objective, "{text}");
+        }
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once() {
+        let problems = read(json!({
+            "preset": "trl", "clip_low": -1.0, "dual_clip": 0.5, "delta": true, "kl": -0.1,
+            "aggregation": "constant", "aggregation_length_tokens": 0, "advantage_eps": -1.0,
+        }))
+        .unwrap_err();
+        assert_eq!(
+            problems,
+            [
+                "`preset` must be one of \"deepseek-r1\", \"trl-1.16\", \"verl-0.9\", \"dr-grpo\", \
+                 \"dapo\", found trl",
+                "`delta` must be a number or false, found true",
+                "`clip_low` must be a finite number of at least 0, found -1.0",
+                "`kl` must be a finite number of at least 0, found -0.1",
+                "`advantage_eps` must be a finite number of at least 0, found -1.0",
+                "`dual_clip` must be a finite number above 1.0, or false, found 0.5",
+                "`aggregation_length_tokens` must be at least 1 token where aggregation is \
+                 \"constant\", found 0",
+            ]
+        );
+    }
+
+    #[test]
+    fn keys_that_would_be_ignored_are_problems() {
+        for (value, key) in [
+            (json!({"clip": 0.2, "clip_low": 0.1, "clip_high": 0.3}), "`clip` must be absent"),
+            (
+                json!({"aggregation": "token_mean", "aggregation_length_tokens": 9}),
+                "`aggregation_len",
+            ),
+            (json!({"klx": 0.1}), "unknown field `klx`"),
+            (json!({"ratio": "word"}), "unknown variant `word`"),
+        ] {
+            let problems = read(value).unwrap_err();
+            assert!(problems.len() == 1 && problems[0].starts_with(key), "{problems:?}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The formula that will run, as text.
+
+use super::{Aggregation, EntropyMean, KlEstimator, Objective, RatioLevel};
+use crate::advantage::{Scale, SingleRule, StdEstimator};
+
+/// The loss in words and symbols, every constant filled in, for people to read before a run.
+///
+/// Two objectives that compute different things have different texts.
+pub fn formula(objective: &Objective) -> String {
+    let mut lines = advantage_lines(objective);
+    lines.extend(ratio_lines(objective));
+    lines.extend(policy_lines(objective));
+    lines.extend(kl_lines(objective));
+    lines.extend(loss_lines(objective));
+    let mut text = lines.join("\n");
+    text.push('\n');
+    text
+}
+
+fn advantage_lines(objective: &Objective) -> Vec<String> {
+    let rule = &objective.advantage;
+    let divisor = match rule.std {
+        StdEstimator::Population => "n",
+        StdEstimator::Sample => "n-1",
+    };
+    let eps = rule.eps;
+    let (advantage, std) = match rule.scale {
+        Scale::Group => (
+            format!("(r_i - mean_g) / (std_g + {eps:?})"),
+            format!("over the scored completions of a prompt, std divides by {divisor}"),
+        ),
+        Scale::Batch => (
+            format!("(r_i - mean_g) / (std_batch + {eps:?})"),
+            format!(
+                "mean over the scored completions of a prompt, std over those of the batch, \
+                 divides by {divisor}"
+            ),
+        ),
+        Scale::None => {
+            ("r_i - mean_g".to_owned(), "over the scored completions of a prompt".to_owned())
+        }
+    };
+    let group_std = match rule.scale {
+        Scale::Group => "std_g",
+        Scale::Batch | Scale::None => &format!("the group's std (divides by {divisor})"),
+    };
+    let single = match rule.single {
+        SingleRule::Zero => "one scored completion: A_i = 0",
+        SingleRule::Reward => "one scored completion: as if mean were 0 and std 1",
+    };
+    vec![
+        format!("A_i    = {advantage}"),
+        format!("         {std}"),
+        format!("         A_i = 0 where {group_std} <= {:?}; {single}", rule.no_signal_std_max),
+    ]
+}
+
+fn ratio_lines(objective: &Objective) -> Vec<String> {
+    let clamp = |inner: &str| match objective.log_ratio_clamp {
+        Some(bound) => format!("clamp({inner}, ±{bound:?})"),
+        None => inner.to_owned(),
+    };
+    let line = match objective.ratio {
+        RatioLevel::Token => format!("rho_t  = exp({})", clamp("logp_t - old_t")),
+        RatioLevel::Sequence => {
+            format!(
+                "rho_t  = exp({}), the same for all t of o_i",
+                clamp("1/|o_i| sum_s (logp_s - old_s)")
+            )
+        }
+    };
+    vec![line]
+}
+
+fn policy_lines(objective: &Objective) -> Vec<String> {
+    let (low, high) = (objective.clip_low, objective.clip_high);
+    let free = match objective.delta {
+        Some(delta) => format!("min(rho_t, {delta:?})"),
+        None => "rho_t".to_owned(),
+    };
+    let mut lines =
+        vec![format!("L_t    = -min({free} A_i, clip(rho_t, 1 - {low:?}, 1 + {high:?}) A_i)")];
+    if let Some(bound) = objective.dual_clip {
+        lines.push(format!("         where A_i < 0: L_t = min(L_t, -{bound:?} A_i)"));
+    }
+    lines
+}
+
+fn kl_lines(objective: &Objective) -> Vec<String> {
+    if objective.kl_coef == 0.0 {
+        return Vec::new();
+    }
+    let estimate = match objective.kl_estimator {
+        KlEstimator::K1 => "logp_t - ref_t".to_owned(),
+        KlEstimator::K2 => "(ref_t - logp_t)^2 / 2".to_owned(),
+        KlEstimator::K3 => match objective.kl_value_clamp {
+            Some(bound) => format!("clamp(exp(d_t) - d_t - 1, ±{bound:?})"),
+            None => "exp(d_t) - d_t - 1".to_owned(),
+        },
+    };
+    let estimate = match (objective.kl_times_ratio, objective.kl_estimator) {
+        (false, _) => estimate,
+        (true, _) => format!("rho_t ({estimate}), differentiated through rho_t"),
+    };
+    let mut lines = vec![format!("KL_t   = {estimate}")];
+    if objective.kl_estimator == KlEstimator::K3 {
+        lines.push(match objective.kl_log_ratio_clamp {
+            Some(bound) => format!("         d_t = clamp(ref_t - logp_t, ±{bound:?})"),
+            None => "         d_t = ref_t - logp_t".to_owned(),
+        });
+    }
+    lines
+}
+
+fn loss_lines(objective: &Objective) -> Vec<String> {
+    let kl = match objective.kl_coef {
+        0.0 => String::new(),
+        coef => format!(" + {coef:?} KL_t"),
+    };
+    let sequences = if objective.count_empty_sequences {
+        "B: completions of the minibatch, empty ones too"
+    } else {
+        "B: completions of the minibatch that have a trained token"
+    };
+    let (aggregate, legend) = match objective.aggregation {
+        Aggregation::SequenceMean => ("1/B sum_i 1/|o_i| sum_t".to_owned(), sequences),
+        Aggregation::TokenMean => {
+            ("1/N sum_i sum_t".to_owned(), "N: trained tokens of the minibatch")
+        }
+        Aggregation::RolloutTokenMean => (
+            "1/N sum_i sum_t".to_owned(),
+            "N: trained tokens of the rollout batch / its minibatches",
+        ),
+        Aggregation::Constant { length_tokens } => {
+            (format!("1/(B {length_tokens}) sum_i sum_t"), sequences)
+        }
+    };
+    let mut lines = vec![format!("loss   = {aggregate} (w_t L_t{kl})")];
+    if objective.entropy_coef != 0.0 {
+        let mean = match objective.entropy_mean {
+            EntropyMean::Tokens => "1/(trained tokens of the minibatch) sum_i sum_t",
+            EntropyMean::AsLoss => &aggregate,
+        };
+        lines.push(format!("         - {:?} {mean} entropy_t", objective.entropy_coef));
+    }
+    lines.push(format!("         {legend}"));
+    lines.push("         w_t: truncated importance weight, 1 while max_staleness = 0".to_owned());
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::objective::reference::variants;
+    use crate::preset::Preset;
+
+    fn check(preset: Preset, expected: &str) {
+        let found = formula(&preset.objective(256));
+        assert_eq!(found.trim(), expected.trim(), "\n{found}");
+    }
+
+    #[test]
+    fn the_paper() {
+        check(
+            Preset::DeepseekR1,
+            "
+A_i    = (r_i - mean_g) / (std_g + 1e-8)
+         over the scored completions of a prompt, std divides by n
+         A_i = 0 where std_g <= 1e-6; one scored completion: A_i = 0
+rho_t  = exp(logp_t - old_t)
+L_t    = -min(rho_t A_i, clip(rho_t, 1 - 0.2, 1 + 0.2) A_i)
+KL_t   = exp(d_t) - d_t - 1
+         d_t = ref_t - logp_t
+loss   = 1/B sum_i 1/|o_i| sum_t (w_t L_t + 0.001 KL_t)
+         B: completions of the minibatch, empty ones too
+         w_t: truncated importance weight, 1 while max_staleness = 0",
+        );
+    }
+
+    #[test]
+    fn verl() {
+        check(
+            Preset::Verl0_9,
+            "
+A_i    = (r_i - mean_g) / (std_g + 1e-6)
+         over the scored completions of a prompt, std divides by n-1
+         A_i = 0 where std_g <= 0.0; one scored completion: as if mean were 0 and std 1
+rho_t  = exp(clamp(logp_t - old_t, ±20.0))
+L_t    = -min(rho_t A_i, clip(rho_t, 1 - 0.2, 1 + 0.2) A_i)
+         where A_i < 0: L_t = min(L_t, -3.0 A_i)
+loss   = 1/N sum_i sum_t (w_t L_t)
+         N: trained tokens of the minibatch
+         w_t: truncated importance weight, 1 while max_staleness = 0",
+        );
+    }
+
+    #[test]
+    fn dr_grpo_and_the_entropy_bonus() {
+        let objective = Objective {
+            entropy_coef: 0.01,
+            entropy_mean: EntropyMean::AsLoss,
+            ..Preset::DrGrpo.objective(256)
+        };
+        let text = formula(&objective);
+        assert!(text.starts_with("A_i    = r_i - mean_g\n"), "{text}");
+        assert!(text.contains("loss   = 1/(B 256) sum_i sum_t (w_t L_t)\n"), "{text}");
+        assert!(text.contains("- 0.01 1/(B 256) sum_i sum_t entropy_t\n"), "{text}");
+    }
+
+    #[test]
+    fn every_option_shows() {
+        for (name, with, without) in variants() {
+            assert_ne!(formula(&with), formula(&without), "{name}");
+        }
+    }
+}

@@ -1,0 +1,173 @@
+//! Named settings of the objective, each as its source has it.
+//!
+//! A name with a version is that version of a program with its default settings; changing a program's
+//! version is a new preset, never a new meaning of an old one.
+
+use crate::advantage::{AdvantageRule, Scale, SingleRule, StdEstimator};
+use crate::objective::{Aggregation, EntropyMean, KlEstimator, Objective, RatioLevel};
+
+/// A named setting of every constant of [`Objective`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Preset {
+    /// GRPO as DeepSeek-R1 has it: arXiv:2501.12948, eq. 1–3; arXiv:2402.03300, eq. 3–4, for `1/|o_i|`.
+    ///
+    /// Clip 0.2, KL 0.001 in the loss with k3, the mean over completions of the mean over their tokens. The
+    /// papers write `std({r_1 … r_G})` without saying which: we divide by n, as the set is all there
+    /// is, not a sample of something (TRL and verl divide by n - 1, which shrinks advantages by
+    /// sqrt((G-1)/G), 3 % at G = 16). The papers divide by std alone; our 1e-8 only guards the division, and a
+    /// group whose std is at most 1e-6 counts as without signal. R1's first RL stage was published with
+    /// clip 10, which is `clip = 10`.
+    #[default]
+    DeepseekR1,
+    /// TRL 1.16.0, `GRPOConfig` and `GRPOTrainer` at their defaults: `loss_type = "dapo"`, `beta = 0`,
+    /// `epsilon = 0.2`, `scale_rewards = "group"`, `use_bias_correction_kl = True` (seen once `kl` is set).
+    ///
+    /// Two things of TRL are not in the loss: its correction of sampler against trainer log-probs,
+    /// which is 1 where both are one program, and the tokens of unscorable completions, which it
+    /// keeps with advantage 0 and we leave out.
+    Trl1_16,
+    /// verl 0.9.1, `core_algos.py` with `adv_estimator = grpo` and the actor's defaults: `clip_ratio = 0.2`,
+    /// `clip_ratio_c = 3`, `loss_agg_mode = token-mean`, `use_kl_loss = False` (its k3 and clamps are
+    /// seen once `kl` is set), log-ratio clamped to ±20, std with n - 1 and 1e-6, a lone completion's
+    /// advantage its reward.
+    Verl0_9,
+    /// Dr. GRPO: arXiv:2503.20783, sections 3.1 and 3.2. No std, no `1/|o_i|`: sums over tokens
+    /// are divided by the longest completion allowed; no KL.
+    DrGrpo,
+    /// DAPO: arXiv:2503.14476, eq. 8–9. Clip 0.2 below and 0.28 above, mean over tokens, no KL. Its dynamic
+    /// sampling and overlong penalty are settings of the stage and of rewards. The paper's mean is over
+    /// one prompt's tokens; as its own code does, ours is over the minibatch's.
+    Dapo,
+}
+
+impl Preset {
+    /// All presets, the default first.
+    pub const ALL: [Self; 5] =
+        [Self::DeepseekR1, Self::Trl1_16, Self::Verl0_9, Self::DrGrpo, Self::Dapo];
+
+    /// The name in pipeline files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DeepseekR1 => "deepseek-r1",
+            Self::Trl1_16 => "trl-1.16",
+            Self::Verl0_9 => "verl-0.9",
+            Self::DrGrpo => "dr-grpo",
+            Self::Dapo => "dapo",
+        }
+    }
+
+    /// The preset of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|preset| preset.name() == name)
+    }
+
+    /// The constants. `completion_len_tokens_max`, the longest completion of the stage, is Dr. GRPO's divisor.
+    pub fn objective(self, completion_len_tokens_max: u32) -> Objective {
+        match self {
+            Self::DeepseekR1 => DEEPSEEK_R1,
+            Self::Trl1_16 => Objective {
+                kl_coef: 0.0,
+                kl_times_ratio: true,
+                aggregation: Aggregation::RolloutTokenMean,
+                advantage: AdvantageRule {
+                    std: StdEstimator::Sample,
+                    eps: 1e-4,
+                    no_signal_std_max: 0.0,
+                    ..DEEPSEEK_R1.advantage
+                },
+                ..DEEPSEEK_R1
+            },
+            Self::Verl0_9 => Objective {
+                dual_clip: Some(3.0),
+                log_ratio_clamp: Some(20.0),
+                kl_coef: 0.0,
+                kl_log_ratio_clamp: Some(20.0),
+                kl_value_clamp: Some(10.0),
+                entropy_mean: EntropyMean::AsLoss,
+                aggregation: Aggregation::TokenMean,
+                count_empty_sequences: false,
+                advantage: AdvantageRule {
+                    std: StdEstimator::Sample,
+                    eps: 1e-6,
+                    no_signal_std_max: 0.0,
+                    single: SingleRule::Reward,
+                    ..DEEPSEEK_R1.advantage
+                },
+                ..DEEPSEEK_R1
+            },
+            Self::DrGrpo => Objective {
+                kl_coef: 0.0,
+                aggregation: Aggregation::Constant { length_tokens: completion_len_tokens_max },
+                advantage: AdvantageRule { scale: Scale::None, ..DEEPSEEK_R1.advantage },
+                ..DEEPSEEK_R1
+            },
+            Self::Dapo => Objective {
+                clip_high: 0.28,
+                kl_coef: 0.0,
+                aggregation: Aggregation::TokenMean,
+                ..DEEPSEEK_R1
+            },
+        }
+    }
+}
+
+const DEEPSEEK_R1: Objective = Objective {
+    clip_low: 0.2,
+    clip_high: 0.2,
+    dual_clip: None,
+    delta: None,
+    ratio: RatioLevel::Token,
+    log_ratio_clamp: None,
+    kl_coef: 0.001,
+    kl_estimator: KlEstimator::K3,
+    kl_times_ratio: false,
+    kl_log_ratio_clamp: None,
+    kl_value_clamp: None,
+    entropy_coef: 0.0,
+    entropy_mean: EntropyMean::Tokens,
+    aggregation: Aggregation::SequenceMean,
+    count_empty_sequences: true,
+    advantage: AdvantageRule {
+        scale: Scale::Group,
+        std: StdEstimator::Population,
+        eps: 1e-8,
+        no_signal_std_max: 1e-6,
+        single: SingleRule::Zero,
+    },
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::advantage::advantages;
+
+    #[test]
+    fn names_lead_back_to_their_presets() {
+        for preset in Preset::ALL {
+            assert_eq!(Preset::from_name(preset.name()), Some(preset));
+        }
+        assert_eq!(Preset::from_name("trl"), None);
+        assert_eq!(Preset::default(), Preset::ALL[0]);
+    }
+
+    #[test]
+    fn presets_give_their_programs_advantages() {
+        // Rewards 0, 1, 1: mean 2/3, population variance 2/9, sample variance 1/3.
+        let rewards = [Some(0.0), Some(1.0), Some(1.0)];
+        for (preset, divisor) in [
+            (Preset::DeepseekR1, (2.0_f64 / 9.0).sqrt() + 1e-8),
+            (Preset::Trl1_16, (1.0_f64 / 3.0).sqrt() + 1e-4),
+            (Preset::Verl0_9, (1.0_f64 / 3.0).sqrt() + 1e-6),
+            (Preset::DrGrpo, 1.0),
+            (Preset::Dapo, (2.0_f64 / 9.0).sqrt() + 1e-8),
+        ] {
+            let rule = preset.objective(256).advantage;
+            let group = &advantages(&[&rewards], &rule).unwrap()[0];
+            let expected = ((1.0 - 2.0 / 3.0) / divisor) as f32;
+            assert!((group.rows[1].value - expected).abs() < 1e-6, "{preset:?}");
+            let lone = &advantages(&[&[Some(2.0)]], &rule).unwrap()[0];
+            let expected = if preset == Preset::Verl0_9 { 2.0 / (1.0 + 1e-6) } else { 0.0 };
+            assert!((lone.rows[0].value - expected).abs() < 1e-6, "{preset:?}");
+        }
+    }
+}

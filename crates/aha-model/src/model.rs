@@ -1,0 +1,303 @@
+//! The decoder as one forward pass over the ops of `aha-compute`.
+//!
+//! Llama, Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm over query and key heads) differ by switches of the
+//! [`Config`]; learner, sampler and scorer all call [`Model::hidden`].
+
+use std::path::Path;
+use std::sync::Arc;
+
+use aha_compute::ops::{attention, rope};
+use aha_compute::random::Philox;
+use aha_compute::tape::Rows;
+use aha_compute::{Device, ParamId, Params, Tape, Tensor, Var};
+
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::weights::WeightSource;
+
+/// A decoder with its weights.
+#[derive(Clone, Debug)]
+pub struct Model {
+    config: Config,
+    device: Device,
+    params: Params,
+    embedding: ParamId,
+    layers: Vec<Layer>,
+    final_norm: ParamId,
+    head: ParamId,
+    rope: Arc<rope::Table>,
+}
+
+/// Places of one layer's weights.
+#[derive(Clone, Debug)]
+struct Layer {
+    attention_norm: ParamId,
+    q: Projection,
+    k: Projection,
+    v: Projection,
+    o: Projection,
+    q_norm: Option<ParamId>,
+    k_norm: Option<ParamId>,
+    mlp_norm: ParamId,
+    gate: ParamId,
+    up: ParamId,
+    down: ParamId,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Projection {
+    weight: ParamId,
+    bias: Option<ParamId>,
+}
+
+/// Tokens to run through the model: row `i` is `ids[i]` at `positions[i]` of its sequence.
+pub struct Batch<'a> {
+    /// Token ids.
+    pub ids: &'a [u32],
+    /// Positions inside the tokens' sequences.
+    pub positions: Arc<[u32]>,
+    /// Which rows belong together.
+    pub rows: Rows<'a>,
+}
+
+impl Batch<'_> {
+    /// Whole sequences, one after the other and without padding.
+    pub fn packed<'a>(ids: &'a [u32], lengths: impl IntoIterator<Item = usize>) -> Batch<'a> {
+        let mut starts = vec![0];
+        let mut positions = Vec::with_capacity(ids.len());
+        for length in lengths {
+            positions.extend(0..length as u32);
+            starts.push(positions.len());
+        }
+        assert_eq!(positions.len(), ids.len(), "lengths must add up to the ids");
+        Batch { ids, positions: positions.into(), rows: Rows::Packed { starts: starts.into() } }
+    }
+}
+
+impl Model {
+    /// Loads a Hugging Face directory or a GGUF file.
+    pub fn load(path: &Path, device: &Device) -> Result<Model> {
+        let mut source = WeightSource::open(path)?;
+        let config = source.config().clone();
+        Model::build(config, device, |name, values| source.read(name, values))
+    }
+
+    /// A model made from nothing: matrices are normal with the config's `initializer_range`, scaled down
+    /// by `1/sqrt(2 · layers)` where they write to the residual stream (as GPT-2 has it); norms are one,
+    /// biases zero.
+    pub fn random(config: Config, device: &Device, random: Philox) -> Result<Model> {
+        let std = f64::from(config.initializer_range);
+        let residual_std = std / (2.0 * config.layer_count as f64).sqrt();
+        Model::build(config, device, |name, values| {
+            let std = match name {
+                _ if name.ends_with("norm.weight") => {
+                    values.fill(1.0);
+                    return Ok(());
+                }
+                _ if name.ends_with(".bias") => {
+                    values.fill(0.0);
+                    return Ok(());
+                }
+                _ if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => residual_std,
+                _ => std,
+            };
+            let family = random.derive(name);
+            for (i, value) in values.iter_mut().enumerate() {
+                *value = (family.normal(i as u64) * std) as f32;
+            }
+            Ok(())
+        })
+    }
+
+    fn build(
+        config: Config,
+        device: &Device,
+        mut fill: impl FnMut(&str, &mut [f32]) -> Result<()>,
+    ) -> Result<Model> {
+        config.validate()?;
+        check_head_dim(&config)?;
+        let mut params = Params::default();
+        for (name, shape) in config.param_shapes() {
+            let mut tensor = Tensor::zeros(device, &shape);
+            fill(&name, tensor.as_mut_slice())?;
+            params.push(name, tensor);
+        }
+        Model::over(config, device, params)
+    }
+
+    fn over(config: Config, device: &Device, mut params: Params) -> Result<Model> {
+        let find = |name: &str| {
+            params.find(name).ok_or_else(|| Error::Bug(format!("the config names no weight `{name}`")))
+        };
+        let projection = |prefix: &str, name: &str| -> Result<Projection> {
+            let weight = find(&format!("{prefix}self_attn.{name}.weight"))?;
+            Ok(Projection { weight, bias: find(&format!("{prefix}self_attn.{name}.bias")).ok() })
+        };
+        let layer = |i: usize| -> Result<Layer> {
+            let prefix = format!("model.layers.{i}.");
+            let at = |name: &str| find(&format!("{prefix}{name}.weight"));
+            Ok(Layer {
+                attention_norm: at("input_layernorm")?,
+                q: projection(&prefix, "q_proj")?,
+                k: projection(&prefix, "k_proj")?,
+                v: projection(&prefix, "v_proj")?,
+                o: projection(&prefix, "o_proj")?,
+                q_norm: at("self_attn.q_norm").ok(),
+                k_norm: at("self_attn.k_norm").ok(),
+                mlp_norm: at("post_attention_layernorm")?,
+                gate: at("mlp.gate_proj")?,
+                up: at("mlp.up_proj")?,
+                down: at("mlp.down_proj")?,
+            })
+        };
+        let layers = (0..config.layer_count).map(layer).collect::<Result<_>>()?;
+        let embedding = find("model.embed_tokens.weight")?;
+        let final_norm = find("model.norm.weight")?;
+        let head = if config.tie_word_embeddings { embedding } else { find("lm_head.weight")? };
+        if config.tie_word_embeddings {
+            params.tie(embedding);
+        }
+        let (inv_freq, scale) = config.inv_freq();
+        let rope = Arc::new(rope::Table::new(&inv_freq, scale, config.max_position_embeddings));
+        Ok(Model { config, device: device.clone(), params, embedding, layers, final_norm, head, rope })
+    }
+
+    /// The model's shape and constants.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The device that holds the weights.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The weights, under their Hugging Face names.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// The weights, to change.
+    pub fn params_mut(&mut self) -> &mut Params {
+        &mut self.params
+    }
+
+    /// The weight of the LM head `(V, C)`; the embedding where they are tied.
+    pub fn head(&self) -> ParamId {
+        self.head
+    }
+
+    /// Heads of the attention.
+    pub fn attention_dims(&self) -> attention::Dims {
+        attention::Dims {
+            heads: self.config.head_count,
+            kv_heads: self.config.kv_head_count,
+            head_dim: self.config.head_dim,
+        }
+    }
+
+    /// The last layer's normalised hidden states `(T, C)`. With `checkpointing`, a recording tape keeps
+    /// only each layer's inputs and computes the rest again in the backward pass.
+    pub fn hidden<'m>(&'m self, tape: &mut Tape<'m>, batch: Batch<'_>, checkpointing: bool) -> Var {
+        let Batch { ids, positions, mut rows } = batch;
+        let mut stream = vec![tape.embedding(self.embedding, ids)];
+        for (idx, layer) in self.layers.iter().enumerate() {
+            stream = match &rows {
+                Rows::Packed { starts } if checkpointing => {
+                    let (positions, starts) = (Arc::clone(&positions), Arc::clone(starts));
+                    tape.checkpoint(&stream, move |tape, stream| {
+                        let mut rows = Rows::Packed { starts: Arc::clone(&starts) };
+                        self.layer(tape, idx, layer, stream, &positions, &mut rows)
+                    })
+                }
+                _ => self.layer(tape, idx, layer, &stream, &positions, &mut rows),
+            };
+        }
+        self.norm(tape, &stream, self.final_norm).1
+    }
+
+    /// Log-probs of each sequence's tokens from the second on, packed one after the other.
+    pub fn log_probs(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
+        self.check_ids(sequences.iter().flat_map(|s| s.iter().copied()))?;
+        let ids: Vec<u32> = sequences.concat();
+        let mut rows = Vec::new();
+        let mut targets = Vec::new();
+        let mut start = 0;
+        for sequence in sequences {
+            rows.extend(start..start + sequence.len().saturating_sub(1));
+            targets.extend(sequence.iter().skip(1));
+            start += sequence.len();
+        }
+        let mut tape = Tape::inference(&self.device, &self.params);
+        let hidden = self.hidden(&mut tape, Batch::packed(&ids, sequences.iter().map(|s| s.len())), false);
+        let hidden = tape.select_rows(&hidden, &rows.into());
+        let (log_probs, _) = tape.log_probs(&hidden, self.head, &targets.into(), 1.0);
+        let mut rest = log_probs.value().as_slice();
+        let split = |sequence: &&[u32]| {
+            let (mine, others) = rest.split_at(sequence.len().saturating_sub(1));
+            rest = others;
+            mine.to_vec()
+        };
+        Ok(sequences.iter().map(split).collect())
+    }
+
+    /// Fails for a token id that the model has no embedding for.
+    pub fn check_ids(&self, ids: impl IntoIterator<Item = u32>) -> Result<()> {
+        let vocab_size = self.config.vocab_size;
+        match ids.into_iter().find(|&id| id as usize >= vocab_size) {
+            Some(id) => Err(Error::input(format!("token id {id}: expected below the vocabulary size, {vocab_size}"))
+                .hint("use the tokenizer that belongs to this model")),
+            None => Ok(()),
+        }
+    }
+
+    /// One decoder layer. The stream is the residual sum, or that sum and what is still to be added to it:
+    /// so each addition is done together with the norm that follows.
+    fn layer<'m>(
+        &'m self,
+        tape: &mut Tape<'m>,
+        idx: usize,
+        layer: &'m Layer,
+        stream: &[Var],
+        positions: &Arc<[u32]>,
+        rows: &mut Rows<'_>,
+    ) -> Vec<Var> {
+        let (residual, x) = self.norm(tape, stream, layer.attention_norm);
+        let project = |tape: &mut Tape<'m>, x: &Var, p: Projection| tape.linear(x, p.weight, p.bias);
+        let (mut q, mut k) = (project(tape, &x, layer.q), project(tape, &x, layer.k));
+        let v = project(tape, &x, layer.v);
+        let eps = self.config.rms_norm_eps;
+        if let (Some(q_norm), Some(k_norm)) = (layer.q_norm, layer.k_norm) {
+            q = tape.rms_norm(&q, q_norm, eps);
+            k = tape.rms_norm(&k, k_norm, eps);
+        }
+        q = tape.rope(&q, positions, &self.rope);
+        k = tape.rope(&k, positions, &self.rope);
+        let scale = (self.config.head_dim as f32).sqrt().recip();
+        let mixed = tape.attention([&q, &k, &v], rows, idx, self.attention_dims(), scale);
+        let mixed = project(tape, &mixed, layer.o);
+        let (residual, x) = tape.add_rms_norm(&mixed, &residual, layer.mlp_norm, eps);
+        let gate = tape.linear(&x, layer.gate, None);
+        let up = tape.linear(&x, layer.up, None);
+        let x = tape.swiglu(&gate, &up);
+        vec![tape.linear(&x, layer.down, None), residual]
+    }
+
+    /// The residual sum of a stream, and its norm.
+    fn norm<'m>(&'m self, tape: &mut Tape<'m>, stream: &[Var], weight: ParamId) -> (Var, Var) {
+        let eps = self.config.rms_norm_eps;
+        match stream {
+            [delta, residual] => tape.add_rms_norm(delta, residual, weight, eps),
+            [sum] => (sum.clone(), tape.rms_norm(sum, weight, eps)),
+            _ => unreachable!("a stream is a sum, or a sum and an addend"),
+        }
+    }
+}
+
+/// The attention kernels take sixteen lanes of a head at a time.
+fn check_head_dim(config: &Config) -> Result<()> {
+    if config.head_dim.is_multiple_of(16) {
+        return Ok(());
+    }
+    Err(Error::input(format!("`head_dim` is {}: expected a multiple of 16", config.head_dim)))
+}

@@ -1,0 +1,108 @@
+//! Checks of a `tokenizer.json` that `tokenizers` doesn't make, before and after it reads it.
+
+use std::collections::HashSet;
+
+use serde_json::{Map, Value};
+
+use super::byte_chars;
+use crate::config::VOCAB_SIZE_MAX;
+use crate::error::{Error, Result};
+
+/// Deepest nesting that is believed; a real file has about six levels.
+const DEPTH_MAX: usize = 16;
+
+/// Refuses what would make `tokenizers` panic, allocate without measure, or draw at random.
+pub(super) fn tokenizer_json(json: &Value) -> Result<()> {
+    if depth(json) > DEPTH_MAX {
+        return Err(Error::input(format!("nested deeper than {DEPTH_MAX} levels")));
+    }
+    let model = &json["model"];
+    if !model["dropout"].is_null() && model["dropout"] != 0.0 {
+        return Err(Error::input(
+            "`model.dropout` is set: the same text would have many encodings",
+        ));
+    }
+    if let Some(added) = json["added_tokens"].as_array() {
+        if added.len() > VOCAB_SIZE_MAX {
+            return Err(Error::input("`added_tokens` has too many entries"));
+        }
+        for id in added.iter().map(|token| &token["id"]) {
+            check_id("added_tokens", id)?;
+        }
+    }
+    if let Some(vocab) = model["vocab"].as_object() {
+        let mut seen = HashSet::new();
+        for (token, id) in vocab {
+            let id = check_id(token, id)?;
+            if !seen.insert(id) {
+                return Err(Error::input(format!("id {id} stands for two tokens")));
+            }
+        }
+        if let Some(merges) = model["merges"].as_array() {
+            let prefix = model["continuing_subword_prefix"].as_str().unwrap_or_default();
+            merges.iter().try_for_each(|merge| check_merge(vocab, merge, prefix))?;
+        }
+    }
+    Ok(())
+}
+
+fn depth(value: &Value) -> usize {
+    let deepest = match value {
+        Value::Array(list) => list.iter().map(depth).max(),
+        Value::Object(map) => map.values().map(depth).max(),
+        _ => return 0,
+    };
+    deepest.unwrap_or(0) + 1
+}
+
+fn check_id(token: &str, id: &Value) -> Result<u64> {
+    id.as_u64().filter(|id| *id < VOCAB_SIZE_MAX as u64).ok_or_else(|| {
+        Error::input(format!("token {token:?} has the id {id}: expected below {VOCAB_SIZE_MAX}"))
+    })
+}
+
+fn check_merge(vocab: &Map<String, Value>, merge: &Value, prefix: &str) -> Result<()> {
+    let pair = match merge {
+        Value::String(text) => text.split_once(' '),
+        Value::Array(pair) => match &pair[..] {
+            [Value::String(left), Value::String(right)] => Some((left.as_str(), right.as_str())),
+            _ => None,
+        },
+        _ => None,
+    };
+    let Some((left, right)) = pair else {
+        return Err(Error::input(format!("merge {merge} is not a pair of tokens")));
+    };
+    let joined = right.get(prefix.len()..).map(|rest| format!("{left}{rest}"));
+    let is_known = |token: &str| vocab.contains_key(token);
+    if is_known(left) && is_known(right) && joined.is_some_and(|joined| is_known(&joined)) {
+        return Ok(());
+    }
+    Err(Error::input(format!("merge {left:?} {right:?} uses or makes a token without an id")))
+}
+
+/// `tokenizers` numbers added tokens itself; a file whose numbers have gaps would silently get
+/// other ids than its model was trained with.
+pub(super) fn added_token_ids(json: &Value, inner: &tokenizers::Tokenizer) -> Result<()> {
+    for token in json["added_tokens"].as_array().into_iter().flatten() {
+        let (Some(content), Some(id)) = (token["content"].as_str(), token["id"].as_u64()) else {
+            continue;
+        };
+        let found = inner.token_to_id(content).map(u64::from);
+        if !content.is_empty() && found != Some(id) {
+            return Err(Error::input(format!(
+                "added token {content:?} has the id {id}, which leaves a gap in the vocabulary"
+            ))
+            .hint("number the added tokens without gaps, after the vocabulary"));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a byte-level vocabulary has bytes without a token and no token for the unknown: then
+/// `tokenizers` would drop them without a word.
+pub(super) fn lacks_bytes(json: &Value, inner: &tokenizers::Tokenizer) -> bool {
+    json["decoder"]["type"] == "ByteLevel"
+        && json["model"]["unk_token"].is_null()
+        && byte_chars().iter().any(|c| inner.token_to_id(&c.to_string()).is_none())
+}

@@ -1,0 +1,159 @@
+//! Broken and hostile files: errors, never a panic, never an allocation out of proportion.
+//!
+//! Thousands of mutations of each kind of file are opened and, where they open, read and used. An
+//! allocator that counts says how much memory that took.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod common;
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use aha_model::chat_template::Message;
+use aha_model::config::{Architecture, Config};
+use aha_model::save::SaveOptions;
+use aha_model::tokenizer::Tokenizer;
+use aha_model::weights;
+use common::{Random, random_weights, read_all, save_weights, small_config, small_gguf};
+
+/// Live bytes at most, over what was there before: the files have less than 1 MB.
+const LIVE_BYTES_MAX: usize = 96 << 20;
+
+struct Counting;
+
+static LIVE: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
+
+fn add(bytes: usize) {
+    let live = LIVE.fetch_add(bytes, Ordering::Relaxed) + bytes;
+    PEAK.fetch_max(live, Ordering::Relaxed);
+}
+
+// SAFETY: every call goes on to the system's allocator unchanged.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        add(layout.size());
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        LIVE.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: the caller's promise is passed on.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Bytes changed in one of the ways in which files break or are made to break.
+fn mutate(original: &[u8], random: &mut Random) -> Vec<u8> {
+    let mut bytes = original.to_vec();
+    // Most of the structure is near the beginning.
+    let end = if random.below(3) == 0 { bytes.len() } else { bytes.len().min(6000) };
+    let at = random.below(end);
+    match random.below(7) {
+        0 => bytes.truncate(at),
+        1 => bytes[at] ^= 1 << random.below(8),
+        2 => (0..8).for_each(|_| bytes[at] = random.next() as u8),
+        3 => drop(bytes.drain(at..(at + 1 + random.below(64)).min(original.len()))),
+        4 => drop(bytes.splice(at..at, original[..random.below(200).min(original.len())].to_vec())),
+        5 => {
+            let hostile: u64 =
+                [u64::MAX, 1 << 62, 1 << 40, 1 << 32, u32::MAX.into(), 1 << 31, 0][random.below(7)];
+            let len = [4, 8][random.below(2)].min(bytes.len() - at);
+            bytes[at..at + len].copy_from_slice(&hostile.to_le_bytes()[..len]);
+        }
+        _ => replace_number(&mut bytes, at, random),
+    }
+    bytes
+}
+
+/// Replaces the next number of a text by one that nobody expects.
+fn replace_number(bytes: &mut Vec<u8>, from: usize, random: &mut Random) {
+    let Some(start) = (from..bytes.len()).find(|i| bytes[*i].is_ascii_digit()) else { return };
+    let len = bytes[start..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let hostile = ["18446744073709551615", "-1", "1e400", "4294967295", "0", "null", "[[[[]]]]"]
+        [random.below(7)];
+    bytes.splice(start..start + len, hostile.bytes());
+}
+
+/// Feeds mutations of `file`, beside the unbroken rest of its directory, to `open`. At least one in
+/// eight must be refused, or the mutations test nothing.
+fn feed(file: &Path, count: usize, open: impl Fn() -> aha_model::error::Result<()>) {
+    open().expect("the unbroken file opens");
+    let original = std::fs::read(file).unwrap();
+    let mut random = Random(original.len() as u64);
+    let mut refused_count = 0;
+    for i in 0..count {
+        std::fs::write(file, mutate(&original, &mut random)).unwrap();
+        let before = LIVE.load(Ordering::Relaxed);
+        PEAK.store(before, Ordering::Relaxed);
+        refused_count += usize::from(open().is_err());
+        let grown = PEAK.load(Ordering::Relaxed).saturating_sub(before);
+        assert!(grown < LIVE_BYTES_MAX, "mutation {i} of {} took {grown} bytes", file.display());
+    }
+    std::fs::write(file, original).unwrap();
+    assert!(refused_count * 8 > count, "only {refused_count} of {count} were refused");
+}
+
+fn open_weights(path: &Path) -> aha_model::error::Result<()> {
+    read_all(weights::open(path)?.as_mut()).map(drop)
+}
+
+fn use_tokenizer(path: &Path) -> aha_model::error::Result<()> {
+    let tokenizer = Tokenizer::load(path)?;
+    let ids = tokenizer.encode("the cat's <|end|> 12 é", true)?;
+    tokenizer.decode(&ids, true)?;
+    if let Some(template) = tokenizer.chat_template() {
+        let turns = [Message::new("user", "a"), Message::new("assistant", "b")];
+        let rendered = template.render(&turns, false)?;
+        tokenizer.encode_rendered(&rendered)?;
+    }
+    Ok(())
+}
+
+// One test, because the allocator counts for the whole process.
+#[test]
+fn broken_files_are_errors() {
+    // `tokenizers` panics on some files; the panics are caught and need not be printed.
+    std::panic::set_hook(Box::new(|info| {
+        let place = info.location().map(|at| at.file().to_owned()).unwrap_or_default();
+        if !place.contains("tokenizers-") {
+            eprintln!("{info}");
+        }
+    }));
+    let temporary = tempfile::tempdir().unwrap();
+    let config = Config { vocab_size: 280, ..small_config(Architecture::Qwen2) };
+    let weights = random_weights(&config, 1);
+    let tokenizer = common::trained_tokenizer();
+
+    let dir = temporary.path().join("single");
+    save_weights(&dir, &config, Some(&tokenizer), &weights, SaveOptions::default());
+    feed(&dir.join("model.safetensors"), 900, || open_weights(&dir));
+    feed(&dir.join("config.json"), 900, || open_weights(&dir));
+    feed(&dir.join("tokenizer.json"), 900, || use_tokenizer(&dir));
+    feed(&dir.join("tokenizer_config.json"), 300, || use_tokenizer(&dir));
+    feed(&dir.join("generation_config.json"), 100, || use_tokenizer(&dir));
+
+    let dir = temporary.path().join("sharded");
+    let options = SaveOptions { shard_bytes_max: 4000, ..SaveOptions::default() };
+    save_weights(&dir, &config, None, &weights, options);
+    feed(&dir.join("model.safetensors.index.json"), 800, || open_weights(&dir));
+
+    let path = temporary.path().join("model.gguf");
+    std::fs::write(&path, small_gguf(Architecture::Llama, 1).bytes()).unwrap();
+    feed(&path, 900, || {
+        let weights = open_weights(&path);
+        weights.and(use_tokenizer(&path))
+    });
+}

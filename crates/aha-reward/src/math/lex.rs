@@ -1,0 +1,548 @@
+//! Text of an answer → tokens. LaTeX's and Unicode's many spellings of a thing become one token here,
+//! so that the parser knows none of them.
+//!
+//! Punctuation is one `char`, the Unicode character where ASCII has none: `*` (also `\cdot`,
+//! `\times`, `×`), `/`, `±`, `∓`, `≤`, `≥`, `≠`, `≈`, `∈`, `∪`, `∩`, `°`, `⦃` and `⦄` for `\{` and `\}`,
+//! `\n` for a matrix's `\\`, `$ € £` for a currency.
+
+/// One token.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Token {
+    pub kind: Kind,
+    /// Whether blanks stand before it.
+    pub is_spaced: bool,
+    /// Whether it stands in `\text{…}` or its like.
+    pub is_text: bool,
+}
+
+/// What a token is.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Kind {
+    Number(Literal),
+    /// One letter, a Greek name, `π`, `∞`: something that stands for a value.
+    Letter(String),
+    /// Two letters or more that are no known name.
+    Word(String),
+    /// `sin`, `log`, …
+    Function(&'static str),
+    /// `frac`, `sqrt`, `binom`: takes arguments in braces.
+    Command(&'static str),
+    Begin(String),
+    End(String),
+    Punct(char),
+}
+
+/// A decimal number as written, separators of thousands removed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Literal {
+    pub integer: String,
+    pub fraction: String,
+    /// The digits under a bar.
+    pub repeating: String,
+    pub exponent: i64,
+}
+
+/// How a comma between digits outside of brackets is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Commas {
+    /// `1,234` is one number.
+    GroupDigits,
+    /// `1,234` is two numbers.
+    Separate,
+}
+
+/// Commands that stand for one punctuation character.
+const PUNCTUATION: &[(&str, char)] = &[
+    ("cdot", '*'),
+    ("times", '*'),
+    ("ast", '*'),
+    ("div", '/'),
+    ("pm", '±'),
+    ("mp", '∓'),
+    ("le", '≤'),
+    ("leq", '≤'),
+    ("leqslant", '≤'),
+    ("ge", '≥'),
+    ("geq", '≥'),
+    ("geqslant", '≥'),
+    ("lt", '<'),
+    ("gt", '>'),
+    ("ne", '≠'),
+    ("neq", '≠'),
+    ("approx", '≈'),
+    ("in", '∈'),
+    ("cup", '∪'),
+    ("cap", '∩'),
+    ("circ", '°'),
+    ("degree", '°'),
+    ("lbrace", '⦃'),
+    ("rbrace", '⦄'),
+    ("lbrack", '['),
+    ("rbrack", ']'),
+    ("langle", '('),
+    ("rangle", ')'),
+    ("vert", '|'),
+    ("lvert", '|'),
+    ("rvert", '|'),
+    ("euro", '€'),
+    ("pounds", '£'),
+];
+
+/// Commands that change nothing about the value.
+const IGNORED: &[&str] = &[
+    "left",
+    "right",
+    "big",
+    "Big",
+    "bigg",
+    "Bigg",
+    "bigl",
+    "bigr",
+    "Bigl",
+    "Bigr",
+    "displaystyle",
+    "textstyle",
+    "limits",
+    "boxed",
+    "fbox",
+    "mathopen",
+    "mathclose",
+];
+
+/// Commands that are a blank.
+const BLANKS: &[&str] = &["quad", "qquad", "thinspace", "enspace", "space", "newline"];
+
+/// Commands whose argument is words, or a name in another face.
+const TEXT: &[&str] = &[
+    "text",
+    "textbf",
+    "textit",
+    "textrm",
+    "textsf",
+    "texttt",
+    "textnormal",
+    "mathrm",
+    "mathbf",
+    "mathit",
+    "mathsf",
+    "mbox",
+    "hbox",
+    "operatorname",
+    "bf",
+    "rm",
+];
+
+const FUNCTIONS: &[&str] = &[
+    "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh",
+    "log", "ln", "lg", "exp",
+];
+
+/// Names that words and commands share.
+const NAMES: &[(&str, &str)] =
+    &[("pi", "π"), ("infty", "∞"), ("infinity", "∞"), ("emptyset", "∅"), ("varnothing", "∅")];
+
+/// Tokens of `text`. Never fails: what is no known command is a letter of that name.
+pub(super) fn lex(text: &str, commas: Commas) -> Vec<Token> {
+    let mut lexer = Lexer {
+        rest: text,
+        commas,
+        bracket_depth: 0,
+        braces: Vec::new(),
+        next_group_is_text: false,
+        is_spaced: false,
+        tokens: Vec::new(),
+    };
+    while let Some(c) = lexer.rest.chars().next() {
+        lexer.step(c);
+    }
+    // A full stop that ends the sentence is no part of the answer.
+    if lexer.tokens.last().is_some_and(|t| t.kind == Kind::Punct('.')) {
+        lexer.tokens.pop();
+    }
+    lexer.tokens
+}
+
+struct Lexer<'a> {
+    rest: &'a str,
+    commas: Commas,
+    bracket_depth: u32,
+    /// For each open brace whether it is a text command's, whose braces make no token.
+    braces: Vec<bool>,
+    next_group_is_text: bool,
+    is_spaced: bool,
+    tokens: Vec<Token>,
+}
+
+impl Lexer<'_> {
+    fn step(&mut self, c: char) {
+        match c {
+            '\\' => self.command(),
+            '0'..='9' => self.number(),
+            '.' if self.rest[1..].starts_with(|c: char| c.is_ascii_digit()) => self.number(),
+            '{' => self.open_brace(),
+            '}' => self.close_brace(),
+            _ if c.is_whitespace() || c == '~' => self.blank(c.len_utf8()),
+            _ if c.is_alphabetic() => self.word(),
+            _ => self.other(c),
+        }
+    }
+
+    fn push(&mut self, kind: Kind) {
+        let is_text = self.braces.contains(&true);
+        self.tokens.push(Token { kind, is_spaced: self.is_spaced, is_text });
+        self.is_spaced = false;
+    }
+
+    fn punct(&mut self, c: char) {
+        match c {
+            '(' | '[' | '⦃' => self.bracket_depth += 1,
+            ')' | ']' | '⦄' => self.bracket_depth = self.bracket_depth.saturating_sub(1),
+            _ => {}
+        }
+        self.push(Kind::Punct(c));
+    }
+
+    fn blank(&mut self, len: usize) {
+        self.rest = &self.rest[len..];
+        self.is_spaced = true;
+    }
+
+    fn open_brace(&mut self) {
+        self.rest = &self.rest[1..];
+        let is_text = std::mem::take(&mut self.next_group_is_text);
+        self.braces.push(is_text);
+        if is_text {
+            self.is_spaced = true;
+        } else {
+            self.punct('{');
+        }
+    }
+
+    fn close_brace(&mut self) {
+        self.rest = &self.rest[1..];
+        if self.braces.pop() == Some(true) {
+            self.is_spaced = true;
+        } else {
+            self.punct('}');
+        }
+    }
+
+    fn other(&mut self, c: char) {
+        self.rest = &self.rest[c.len_utf8()..];
+        match c {
+            // The dollar of TeX; that of money is written `\$`.
+            '$' | '`' => {}
+            '−' | '–' | '‐' => self.punct('-'),
+            '×' | '·' | '⋅' | '∙' => self.punct('*'),
+            '*' if self.rest.starts_with('*') => {
+                self.rest = &self.rest[1..];
+                self.punct('^');
+            }
+            '÷' | '∕' | '⁄' => self.punct('/'),
+            '，' | '、' => self.punct(','),
+            '；' => self.punct(';'),
+            '（' => self.punct('('),
+            '）' => self.punct(')'),
+            '＝' => self.punct('='),
+            '％' => self.punct('%'),
+            '。' => self.punct('.'),
+            '⩽' => self.punct('≤'),
+            '⩾' => self.punct('≥'),
+            '√' => self.push(Kind::Command("sqrt")),
+            '∞' | '∅' => self.push(Kind::Letter(c.to_string())),
+            '²' => self.superscript('2'),
+            '³' => self.superscript('3'),
+            '½' => self.fraction('1', '2'),
+            '⅓' => self.fraction('1', '3'),
+            '⅔' => self.fraction('2', '3'),
+            '¼' => self.fraction('1', '4'),
+            '¾' => self.fraction('3', '4'),
+            '<' | '>' if self.rest.starts_with('=') => {
+                self.rest = &self.rest[1..];
+                self.punct(if c == '<' { '≤' } else { '≥' });
+            }
+            _ => self.punct(c),
+        }
+    }
+
+    fn superscript(&mut self, digit: char) {
+        self.punct('^');
+        self.digit(digit);
+    }
+
+    fn fraction(&mut self, numerator: char, denominator: char) {
+        self.push(Kind::Command("frac"));
+        self.digit(numerator);
+        self.digit(denominator);
+    }
+
+    fn digit(&mut self, digit: char) {
+        self.push(Kind::Number(Literal { integer: digit.to_string(), ..Literal::default() }));
+    }
+
+    fn command(&mut self) {
+        let after = &self.rest[1..];
+        let name_len = after.find(|c: char| !c.is_ascii_alphabetic()).unwrap_or(after.len());
+        if name_len == 0 {
+            return self.command_of_one_character(after);
+        }
+        let (name, rest) = after.split_at(name_len);
+        self.rest = rest;
+        if let Some((_, c)) = PUNCTUATION.iter().find(|(n, _)| *n == name) {
+            self.punct(*c);
+        } else if IGNORED.contains(&name) {
+            // `\left.` is an invisible bracket.
+            if matches!(name, "left" | "right") {
+                self.rest = self.rest.strip_prefix('.').unwrap_or(self.rest);
+            }
+        } else if TEXT.contains(&name) {
+            self.next_group_is_text = self.rest.trim_start().starts_with('{');
+            self.is_spaced = true;
+        } else if BLANKS.contains(&name) {
+            self.is_spaced = true;
+        } else if let "begin" | "end" = name {
+            self.environment(name == "begin");
+        } else {
+            self.name(name);
+        }
+    }
+
+    fn command_of_one_character(&mut self, after: &str) {
+        let Some(c) = after.chars().next() else {
+            self.rest = "";
+            return;
+        };
+        self.rest = &self.rest[1 + c.len_utf8()..];
+        match c {
+            '{' => self.punct('⦃'),
+            '}' => self.punct('⦄'),
+            '\\' => self.punct('\n'),
+            '%' | '$' => self.punct(c),
+            '|' => self.punct('|'),
+            '!' => {}
+            // Blanks of several widths, and `\(`, `\[` around a formula.
+            _ => self.is_spaced = true,
+        }
+    }
+
+    fn environment(&mut self, is_begin: bool) {
+        let Some((name, rest)) = self.rest.strip_prefix('{').and_then(|rest| rest.split_once('}'))
+        else {
+            return;
+        };
+        self.rest = rest;
+        let name = name.to_owned();
+        self.push(if is_begin { Kind::Begin(name) } else { Kind::End(name) });
+    }
+
+    /// A command or a word that may be the name of something.
+    fn name(&mut self, name: &str) {
+        if let Some(function) = FUNCTIONS.iter().find(|f| **f == name) {
+            self.push(Kind::Function(function));
+        } else if let Some((_, letter)) = NAMES.iter().find(|(n, _)| *n == name) {
+            self.push(Kind::Letter((*letter).to_owned()));
+        } else {
+            match name {
+                "frac" | "dfrac" | "tfrac" | "cfrac" => self.push(Kind::Command("frac")),
+                "sqrt" => self.push(Kind::Command("sqrt")),
+                "binom" | "dbinom" | "tbinom" => self.push(Kind::Command("binom")),
+                _ => self.push(Kind::Letter(format!("\\{name}"))),
+            }
+        }
+    }
+
+    fn word(&mut self) {
+        let len = self.rest.find(|c: char| !c.is_alphabetic()).unwrap_or(self.rest.len());
+        let (word, rest) = self.rest.split_at(len);
+        self.rest = rest;
+        let is_name =
+            FUNCTIONS.contains(&word) || NAMES.iter().any(|(n, _)| *n == word) || word == "sqrt";
+        if is_name {
+            self.name(word);
+        } else if word.chars().nth(1).is_none() {
+            self.push(Kind::Letter(word.to_owned()));
+        } else {
+            self.push(Kind::Word(word.to_owned()));
+        }
+    }
+
+    fn number(&mut self) {
+        let integer = self.integer();
+        let mut literal = Literal { integer, ..Literal::default() };
+        if let Some(rest) = self.rest.strip_prefix('.') {
+            let fraction_len = digit_count(rest);
+            // "5." ends a sentence at the end of the text, "5.x" is left to the parser to refuse.
+            if fraction_len > 0 {
+                literal.fraction = rest[..fraction_len].to_owned();
+                self.rest = &rest[fraction_len..];
+            }
+            self.bar(&mut literal);
+        }
+        self.exponent(&mut literal);
+        self.push(Kind::Number(literal));
+    }
+
+    /// The digits before the point; where separators of thousands are well placed, without them.
+    fn integer(&mut self) -> String {
+        let first_len = digit_count(self.rest);
+        let mut digits = self.rest[..first_len].to_owned();
+        let mut rest = &self.rest[first_len..];
+        self.rest = rest;
+        if !(1..=3).contains(&first_len) || (digits.starts_with('0')) {
+            return digits;
+        }
+        let may_be_comma = self.commas == Commas::GroupDigits && self.bracket_depth == 0;
+        while let Some(len) = separator_len(rest, may_be_comma) {
+            if digit_count(&rest[len..]) != 3 {
+                // Not "1,234,5": then none of its commas groups digits.
+                if rest.starts_with(',') && digit_count(&rest[len..]) > 0 {
+                    digits.truncate(first_len);
+                    return digits;
+                }
+                break;
+            }
+            digits.push_str(&rest[len..len + 3]);
+            rest = &rest[len + 3..];
+        }
+        self.rest = rest;
+        digits
+    }
+
+    /// `\overline{36}` or `\bar{3}` straight after the digits.
+    fn bar(&mut self, literal: &mut Literal) {
+        let rest = self.rest.strip_prefix('.').unwrap_or(self.rest);
+        let Some(rest) = ["\\overline{", "\\bar{"].iter().find_map(|p| rest.strip_prefix(*p))
+        else {
+            return;
+        };
+        let len = digit_count(rest);
+        if len > 0 && rest[len..].starts_with('}') {
+            literal.repeating = rest[..len].to_owned();
+            self.rest = &rest[len + 1..];
+        }
+    }
+
+    /// `e3`, `E-3` straight after the digits; not `e3x`, and not more than nine digits.
+    fn exponent(&mut self, literal: &mut Literal) {
+        let Some(rest) = self.rest.strip_prefix(['e', 'E']) else {
+            return;
+        };
+        let sign_len = usize::from(rest.starts_with(['+', '-']));
+        let len = sign_len + digit_count(&rest[sign_len..]);
+        let is_followed = rest[len..].starts_with(|c: char| c.is_alphabetic() || c == '.');
+        if len == sign_len || len > sign_len + 9 || is_followed {
+            return;
+        }
+        if let Ok(exponent) = rest[..len].parse() {
+            literal.exponent = exponent;
+            self.rest = &rest[len..];
+        }
+    }
+}
+
+fn digit_count(text: &str) -> usize {
+    text.bytes().take_while(u8::is_ascii_digit).count()
+}
+
+/// Length of a separator of thousands at the start of `text`.
+fn separator_len(text: &str, may_be_comma: bool) -> Option<usize> {
+    const MARKS: &[&str] =
+        &["{,}\\!", "{,}", ",\\! ", ",\\!", ", \\!", "\\,", "\\!", "\u{2009}", "\u{202f}"];
+    if let Some(mark) = MARKS.iter().find(|mark| text.starts_with(**mark)) {
+        return Some(mark.len());
+    }
+    (may_be_comma && text.starts_with(',')).then_some(1)
+}
+
+/// The tokens as one string, equal for two texts that differ only in blanks, letter case of words
+/// and LaTeX's spelling.
+pub(super) fn key(tokens: &[Token]) -> String {
+    use std::fmt::Write;
+    // A lone word, letter or choice such as "(b)" is text, whose case says nothing; in an
+    // expression x and X are two things.
+    let is_text = tokens.iter().all(|t| {
+        matches!(t.kind, Kind::Word(_) | Kind::Letter(_) | Kind::Punct('(' | ')' | '.' | ','))
+    });
+    let mut key = String::new();
+    for token in tokens {
+        // Writing to a string never fails.
+        let _ = match &token.kind {
+            Kind::Number(Literal { integer, fraction, repeating, exponent }) => {
+                write!(key, "{integer}.{fraction}_{repeating}e{exponent}")
+            }
+            Kind::Letter(name) if !is_text => write!(key, "{name}"),
+            Kind::Letter(word) | Kind::Word(word) => write!(key, "{}", word.to_lowercase()),
+            Kind::Function(name) | Kind::Command(name) => write!(key, "\\{name}"),
+            Kind::Begin(name) => write!(key, "\\begin {name}"),
+            Kind::End(name) => write!(key, "\\end {name}"),
+            Kind::Punct(c) => write!(key, "{c}"),
+        };
+        key.push('\u{1f}');
+    }
+    key
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn integers(text: &str, commas: Commas) -> Vec<String> {
+        let number = |token: Token| match token.kind {
+            Kind::Number(literal) => Some(literal.integer),
+            _ => None,
+        };
+        lex(text, commas).into_iter().filter_map(number).collect()
+    }
+
+    #[test]
+    fn separators_of_thousands_join_digits() {
+        let cases: [(&str, &[&str]); 14] = [
+            ("1,234", &["1234"]),
+            ("1,234,567", &["1234567"]),
+            ("1{,}234", &["1234"]),
+            (r"1\,234", &["1234"]),
+            (r"10,\!080", &["10080"]),
+            (r"11,\! 111,\! 111,\! 100", &["11111111100"]),
+            ("1, 234", &["1", "234"]),
+            ("1,2,3", &["1", "2", "3"]),
+            ("1,23", &["1", "23"]),
+            ("1,234,5", &["1", "234", "5"]),
+            ("1234,567", &["1234", "567"]),
+            ("(1,234)", &["1", "234"]),
+            ("(1{,}234)", &["1234"]),
+            ("0,123", &["0", "123"]),
+        ];
+        for (text, want) in cases {
+            assert_eq!(integers(text, Commas::GroupDigits), want, "{text}");
+        }
+        assert_eq!(integers("1,234", Commas::Separate), ["1", "234"]);
+    }
+
+    #[test]
+    fn spellings_share_a_key() {
+        let same = [
+            (r"\dfrac{1}{2}", r"\frac{1}{2}"),
+            (r"\text{Evelyn}", "evelyn"),
+            (r"\text{(B)}", "(b)"),
+            (r"\left( 1 , 2\right)", "(1,2)"),
+            (r"$x \leq 5$.", "x≤5"),
+            ("New  York", "new york"),
+            ("2 × 3", r"2 \cdot 3"),
+        ];
+        for (a, b) in same {
+            assert_eq!(
+                key(&lex(a, Commas::GroupDigits)),
+                key(&lex(b, Commas::GroupDigits)),
+                "{a} {b}"
+            );
+        }
+        let different = [("1 1/2", "11/2"), ("x", "y"), ("2x", "2X"), ("12", "1 2")];
+        for (a, b) in different {
+            assert_ne!(
+                key(&lex(a, Commas::GroupDigits)),
+                key(&lex(b, Commas::GroupDigits)),
+                "{a} {b}"
+            );
+        }
+    }
+}

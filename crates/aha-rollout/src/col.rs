@@ -1,0 +1,99 @@
+//! The names of columns: one constant each, so that one quantity has one name in every table.
+
+/// Advantage of a completion over its group.
+pub const ADVANTAGE: &str = "advantage";
+/// Reference answer of a problem.
+pub const ANSWER: &str = "answer";
+/// When a row was written, by the wall clock.
+pub const AT: &str = "at";
+/// Text that came out of the model.
+pub const COMPLETION: &str = "completion";
+/// Number of a completion's tokens.
+pub const COMPLETION_LEN_TOKENS: &str = "completion_len_tokens";
+/// Mean number of tokens of an evaluation's completions.
+pub const COMPLETION_LEN_TOKENS_MEAN: &str = "completion_len_tokens_mean";
+/// Behaviour log-prob of each of a completion's tokens.
+pub const COMPLETION_LOGPROBS: &str = "completion_logprobs";
+/// A completion's tokens.
+pub const COMPLETION_TOKEN_IDS: &str = "completion_token_ids";
+/// Share of problems whose majority answer is right.
+pub const CONS_AT_K: &str = "cons_at_k";
+/// Standard error of `cons_at_k`.
+pub const CONS_AT_K_SE: &str = "cons_at_k_se";
+/// Name of an evaluation's data set.
+pub const DATASET: &str = "dataset";
+/// What went wrong.
+pub const ERROR: &str = "error";
+/// Identity of a training example.
+pub const EXAMPLE_ID: &str = "example_id";
+/// Number of a training example's tokens.
+pub const EXAMPLE_LEN_TOKENS: &str = "example_len_tokens";
+/// How often a prompt failed.
+pub const FAILURES_COUNT: &str = "failures_count";
+/// Why a completion ended.
+pub const FINISH_REASON: &str = "finish_reason";
+/// When a completion's last token was drawn, by the wall clock.
+pub const FINISHED_AT: &str = "finished_at";
+/// Whether the learner used a row.
+pub const IS_TRAINED: &str = "is_trained";
+/// Samples per problem.
+pub const K: &str = "k";
+/// Whether each token of a training example counts in the loss.
+pub const LOSS_MASK: &str = "loss_mask";
+/// Name of a model.
+pub const MODEL: &str = "model";
+/// Name of a metric.
+pub const NAME: &str = "name";
+/// Mean share of right samples.
+pub const PASS_AT_1: &str = "pass_at_1";
+/// Standard error of `pass_at_1`.
+pub const PASS_AT_1_SE: &str = "pass_at_1_se";
+/// Share of problems with at least one right sample among k.
+pub const PASS_AT_K: &str = "pass_at_k";
+/// Optimizer steps that the weights that wrote a row had seen.
+pub const POLICY_VERSION: &str = "policy_version";
+/// Number of an evaluation's problems.
+pub const PROBLEM_COUNT: &str = "problem_count";
+/// A problem's text.
+pub const PROMPT: &str = "prompt";
+/// Identity of a prompt.
+pub const PROMPT_ID: &str = "prompt_id";
+/// The tokens that went into the model.
+pub const PROMPT_TOKEN_IDS: &str = "prompt_token_ids";
+/// A completion's whole reward.
+pub const REWARD: &str = "reward";
+/// Why a part of the reward is missing.
+pub const REWARD_ERROR: &str = "reward_error";
+/// Identity of a rollout.
+pub const ROLLOUT_ID: &str = "rollout_id";
+/// Name of a run; only in tables that join several.
+pub const RUN: &str = "run";
+/// Which of its group's samples a completion is.
+pub const SAMPLE_IDX: &str = "sample_idx";
+/// Why the learner didn't use a row.
+pub const SKIP_REASON: &str = "skip_reason";
+/// Which data set or topic a problem is from.
+pub const SOURCE: &str = "source";
+/// Name of a pipeline's stage.
+pub const STAGE: &str = "stage";
+/// A stage's step.
+pub const STEP: &str = "step";
+/// Tests that check a problem's answer.
+pub const TESTS: &str = "tests";
+/// A training example's tokens.
+pub const TOKEN_IDS: &str = "token_ids";
+/// A metric's value.
+pub const VALUE: &str = "value";
+
+/// What the column of a reward's part starts with.
+pub const REWARD_PREFIX: &str = "reward_";
+
+/// The column of the reward part called `name`.
+pub fn reward(name: &str) -> String {
+    format!("{REWARD_PREFIX}{name}")
+}
+
+/// The reward part whose column is called `column`.
+pub fn reward_name(column: &str) -> Option<&str> {
+    (column != REWARD_ERROR).then(|| column.strip_prefix(REWARD_PREFIX)).flatten()
+}

@@ -1,0 +1,23 @@
+//! The sampler: continuous batching over a paged key/value cache.
+//!
+//! # Map
+//! - [`settings`]: what to draw and within which limits; start here.
+//! - [`draw`]: from a row of logits to a token: temperature, top-k, top-p, addressed randomness. Pure.
+//! - [`pages`]: which pages of the cache are free, and who shares them.
+//! - [`engine`]: admits groups, prefills prompts once, decodes all sequences together.
+//!
+//! # Invariants
+//! - A completion is a function of weights, prompt, settings and its address alone: not of the batch, the
+//!   limits, or the threads.
+//! - Behaviour log-probs have the bits of the learner's forward pass over the same tokens.
+//! - Admitted sequences can always finish: their pages are reserved when they start.
+
+pub mod draw;
+pub mod engine;
+pub mod error;
+pub mod pages;
+pub mod settings;
+
+pub use engine::{Completion, Request, Sampler};
+pub use error::Error;
+pub use settings::{FinishReason, Limits, Sampling};
