@@ -73,6 +73,30 @@ impl Params {
         param.packed.get_or_init(|| Packed::of_weight(&param.value))
     }
 
+    /// A number that changes, but for chance, when any bit of any weight does.
+    pub fn checksum(&self) -> u64 {
+        let start = 0xcbf2_9ce4_8422_2325_u64;
+        // One multiplication per weight and lane: eight chains, so that they overlap.
+        self.params.iter().fold(start, |sum, param| {
+            let mut lanes = [sum; 8];
+            for chunk in param.value.as_slice().chunks(lanes.len()) {
+                for (lane, x) in lanes.iter_mut().zip(chunk) {
+                    *lane = (*lane ^ u64::from(x.to_bits()))
+                        .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+                        .rotate_left(29);
+                }
+            }
+            lanes.iter().fold(sum, |sum, lane| {
+                (sum ^ lane).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17)
+            })
+        })
+    }
+
+    /// Whether no weight is infinite or NaN.
+    pub fn is_finite(&self) -> bool {
+        self.params.iter().all(|param| param.value.as_slice().iter().all(|x| x.is_finite()))
+    }
+
     /// Elements of all weights.
     pub fn element_count(&self) -> usize {
         self.params.iter().map(|p| p.value.len()).sum()
@@ -82,7 +106,11 @@ impl Params {
 impl Clone for Params {
     /// Copies the values; the copy packs its weights anew.
     fn clone(&self) -> Params {
-        let copy = |p: &Param| Param { name: p.name.clone(), value: p.value.clone(), packed: OnceLock::new() };
+        let copy = |p: &Param| Param {
+            name: p.name.clone(),
+            value: p.value.clone(),
+            packed: OnceLock::new(),
+        };
         Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
     }
 }
@@ -144,5 +172,70 @@ impl Grads {
         if let Some((_, lookups)) = &mut self.lookups {
             lookups.fill(0.0);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::noise_tensor;
+
+    fn params(device: &Device) -> Params {
+        let mut params = Params::default();
+        params.push("a", noise_tensor(device, 1, &[5, 7]));
+        params.push("b", noise_tensor(device, 2, &[3]));
+        params
+    }
+
+    #[test]
+    fn a_checksum_sees_every_bit_of_every_weight() {
+        let device = Device::cpu(1);
+        let mut params = params(&device);
+        let before = params.checksum();
+        for id in params.ids() {
+            for i in 0..params.value(id).len() {
+                for bit in [0, 13, 31] {
+                    let flip = |params: &mut Params| {
+                        let x = &mut params.value_mut(id).as_mut_slice()[i];
+                        *x = f32::from_bits(x.to_bits() ^ (1 << bit));
+                    };
+                    flip(&mut params);
+                    assert_ne!(params.checksum(), before, "weight {i}, bit {bit}");
+                    flip(&mut params);
+                }
+            }
+        }
+        assert_eq!(params.checksum(), before);
+    }
+
+    #[test]
+    fn one_weight_that_is_not_finite_shows() {
+        let mut params = params(&Device::cpu(1));
+        assert!(params.is_finite());
+        let last = params.find("b").expect("it was pushed");
+        params.value_mut(last).as_mut_slice()[2] = f32::NEG_INFINITY;
+        assert!(!params.is_finite());
+    }
+
+    #[test]
+    fn a_changed_weight_is_packed_again_and_a_copy_is_independent() {
+        let device = Device::cpu(1);
+        let mut params = params(&device);
+        let id = params.find("a").expect("it was pushed");
+        let copy = params.clone();
+        let product = |params: &Params| {
+            let mut y = Tensor::uninit(&device, &[1, 5]);
+            crate::ops::matmul::forward(
+                &mut y,
+                &noise_tensor(&device, 3, &[1, 7]),
+                params.packed(id),
+                None,
+            );
+            y.as_slice().to_vec()
+        };
+        let before = product(&params);
+        params.value_mut(id).fill(0.0);
+        assert_eq!(product(&params), [0.0; 5]);
+        assert_eq!(product(&copy), before);
     }
 }

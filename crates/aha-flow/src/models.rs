@@ -139,7 +139,7 @@ pub fn config_of(random: &RandomModel, tokenizer: &Tokenizer) -> Result<Config> 
         kv_head_count: random.kv_heads as usize,
         head_dim: or(random.head_dim, random.hidden_size as usize / (random.heads as usize).max(1)),
         rms_norm_eps: random.rms_norm_eps as f32,
-        rope: Rope { theta: random.rope_theta, ..Rope::default() },
+        rope: Rope::plain(random.rope_theta),
         tie_word_embeddings: random.tie_word_embeddings,
         attention_bias: false,
         max_position_embeddings: random.max_position_embeddings as usize,

@@ -32,7 +32,7 @@ impl Scorer {
             let texts: Vec<String> = problems.iter().map(|(idx, problem)| format!("reward {idx}: {problem}")).collect();
             Error::input(texts.join("; "))
         })?;
-        let names: Vec<String> = composite.names().iter().map(|name| (*name).to_owned()).collect();
+        let names: Vec<String> = composite.names().map(str::to_owned).collect();
         Ok(Scorer { composite: Arc::new(composite), names: names.into() })
     }
 

@@ -131,7 +131,8 @@ impl Learner {
         for rollout in rollouts {
             check_rollout(rollout)?;
         }
-        let lens: Vec<usize> = rollouts.iter().map(|r| r.prompt_ids.len() + r.completion_ids.len()).collect();
+        let lens: Vec<usize> =
+            rollouts.iter().map(|r| r.prompt_ids.len() + r.completion_ids.len()).collect();
         let mut totals = Totals::default();
         self.grads.clear();
         for range in pack(&lens, settings.micro_batch_tokens) {
@@ -153,7 +154,9 @@ impl Learner {
         let inv_temperature = 1.0 / temperature;
         let objective = terms.objective;
         let reference = match &self.reference {
-            Some(reference) if objective.kl_coef != 0.0 => Some(packed.score(reference, inv_temperature)),
+            Some(reference) if objective.kl_coef != 0.0 => {
+                Some(packed.score(reference, inv_temperature))
+            }
             None if objective.kl_coef != 0.0 => {
                 return Err(Error::Bug("a KL term needs a reference model".to_owned()));
             }
@@ -179,7 +182,11 @@ impl Learner {
     }
 
     /// One step of imitation: the loss is the mean negative log-prob of all counted tokens.
-    pub fn sft_step(&mut self, examples: &[Example<'_>], settings: &StepSettings) -> Result<StepOutcome, Error> {
+    pub fn sft_step(
+        &mut self,
+        examples: &[Example<'_>],
+        settings: &StepSettings,
+    ) -> Result<StepOutcome, Error> {
         for example in examples {
             check_example(example)?;
         }
@@ -192,7 +199,8 @@ impl Learner {
             let packed = Packed::examples(&examples[range]);
             let model = Arc::clone(&self.model);
             let mut tape = Tape::recording(model.device(), model.params());
-            let (log_probs, _) = packed.run(&model, &mut tape, 1.0, settings.activation_checkpointing);
+            let (log_probs, _) =
+                packed.run(&model, &mut tape, 1.0, settings.activation_checkpointing);
             let logps = log_probs.value().as_slice();
             let terms: Vec<_> = packed
                 .outputs
@@ -214,7 +222,8 @@ impl Learner {
         let grad_norm = grad_norm::global_norm(self.grads.iter());
         let applied = grad_norm.is_finite() && totals.loss.is_finite();
         if applied {
-            let scale = settings.grad_norm_max.map_or(1.0, |max| grad_norm::clip_scale(grad_norm, max));
+            let scale =
+                settings.grad_norm_max.map_or(1.0, |max| grad_norm::clip_scale(grad_norm, max));
             let model = Arc::make_mut(&mut self.model);
             self.adamw.step(model.params_mut(), &self.grads, &settings.hyper, scale);
             self.version += 1;
@@ -230,7 +239,8 @@ pub fn score(
     temperature: f32,
     micro_batch_tokens: usize,
 ) -> Vec<Vec<f32>> {
-    let lens: Vec<usize> = rollouts.iter().map(|r| r.prompt_ids.len() + r.completion_ids.len()).collect();
+    let lens: Vec<usize> =
+        rollouts.iter().map(|r| r.prompt_ids.len() + r.completion_ids.len()).collect();
     let mut scores = Vec::with_capacity(rollouts.len());
     for range in pack(&lens, micro_batch_tokens) {
         let packed = Packed::completions(&rollouts[range]);
@@ -333,7 +343,7 @@ impl PolicyTerms<'_> {
                 weights: None,
             })
             .collect();
-        objective::loss(self.objective, &terms, self.normaliser)
+        objective::loss(self.objective, &terms, &self.normaliser)
     }
 }
 
@@ -346,7 +356,11 @@ fn check_rollout(rollout: &Rollout<'_>) -> Result<(), Error> {
     }
     let len = rollout.completion_ids.len();
     if rollout.behaviour_logps.len() != len {
-        return input("log-probs of a rollout", format!("one per token, {len}"), rollout.behaviour_logps.len());
+        return input(
+            "log-probs of a rollout",
+            format!("one per token, {len}"),
+            rollout.behaviour_logps.len(),
+        );
     }
     match rollout.mask {
         Some(mask) if mask.len() != len => {

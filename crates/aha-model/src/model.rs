@@ -13,7 +13,7 @@ use aha_compute::{Device, ParamId, Params, Tape, Tensor, Var};
 
 use crate::config::Config;
 use crate::error::{Error, Result};
-use crate::weights::WeightSource;
+use crate::weights;
 
 /// A decoder with its weights.
 #[derive(Clone, Debug)]
@@ -77,9 +77,9 @@ impl Batch<'_> {
 impl Model {
     /// Loads a Hugging Face directory or a GGUF file.
     pub fn load(path: &Path, device: &Device) -> Result<Model> {
-        let mut source = WeightSource::open(path)?;
+        let mut source = weights::open(path)?;
         let config = source.config().clone();
-        Model::build(config, device, |name, values| source.read(name, values))
+        Model::build(config, device, |name, values| source.tensor(name, values))
     }
 
     /// A model made from nothing: matrices are normal with the config's `initializer_range`, scaled down

@@ -30,13 +30,15 @@ pub struct TrainOptions {
     /// Tokens at most, special ones and single bytes included. Fewer if the corpus has no more
     /// pairs to merge.
     pub vocab_size: usize,
-    /// Special tokens, which get the first ids in this order.
+    /// Tokens that are never split, such as `<think>`. They get the first ids in this order. Those
+    /// with a role below are left out where a text is decoded without special tokens; all others
+    /// are text of the model and stay.
     pub special_tokens: Vec<String>,
-    /// The special token that begins a text, if any.
+    /// Which of them begins a text, if any.
     pub bos_token: Option<String>,
-    /// The special token that ends a completion, if any.
+    /// Which of them ends a completion, if any.
     pub eos_token: Option<String>,
-    /// The special token that fills, if any.
+    /// Which of them fills, if any.
     pub pad_token: Option<String>,
     /// Split numbers into single digits.
     pub split_digits: bool,
@@ -46,6 +48,18 @@ pub struct TrainOptions {
     pub pair_count_min: u64,
     /// A chat template to go with it.
     pub chat_template: Option<String>,
+}
+
+impl TrainOptions {
+    /// The tokens with a role, each with its key in `tokenizer_config.json`.
+    fn roles(&self) -> impl Iterator<Item = (&'static str, &String)> {
+        let roles = [
+            ("bos_token", &self.bos_token),
+            ("eos_token", &self.eos_token),
+            ("pad_token", &self.pad_token),
+        ];
+        roles.into_iter().filter_map(|(key, token)| Some((key, token.as_ref()?)))
+    }
 }
 
 impl Default for TrainOptions {
@@ -76,19 +90,11 @@ pub fn train<S: AsRef<str>>(
 
     let byte_level = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false,
                             "use_regex": true});
-    let added: Vec<Value> = options
-        .special_tokens
-        .iter()
-        .enumerate()
-        .map(|(id, token)| {
-            json!({"id": id, "content": token, "single_word": false, "lstrip": false,
-                   "rstrip": false, "normalized": false, "special": true})
-        })
-        .collect();
     let ids: Map<String, Value> =
         vocab.tokens.into_iter().enumerate().map(|(id, token)| (token, json!(id))).collect();
     let json = json!({
-        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "version": "1.0", "truncation": null, "padding": null,
+        "added_tokens": added_tokens(options),
         "normalizer": null, "pre_tokenizer": pre_tokenizer,
         "post_processor": byte_level, "decoder": byte_level,
         "model": {
@@ -97,19 +103,18 @@ pub fn train<S: AsRef<str>>(
             "byte_fallback": false, "ignore_merges": false, "vocab": ids, "merges": merges,
         },
     });
-    let mut settings = Map::new();
-    let roles = [
-        ("bos_token", &options.bos_token),
-        ("eos_token", &options.eos_token),
-        ("pad_token", &options.pad_token),
-    ];
-    for (role, token) in roles {
-        if let Some(token) = token {
-            settings.insert(role.to_owned(), json!(token));
-        }
-    }
+    let settings = options.roles().map(|(key, token)| (key.to_owned(), json!(token))).collect();
     let chat_template = options.chat_template.clone();
     Tokenizer::from_parts(Parts { json, settings, chat_template, eos_ids: Vec::new() })
+}
+
+fn added_tokens(options: &TrainOptions) -> Vec<Value> {
+    let has_role = |token: &String| options.roles().any(|(_, with_role)| with_role == token);
+    let added = options.special_tokens.iter().enumerate().map(|(id, token)| {
+        json!({"id": id, "content": token, "single_word": false, "lstrip": false,
+               "rstrip": false, "normalized": false, "special": has_role(token)})
+    });
+    added.collect()
 }
 
 fn pre_tokenizer_json(split_digits: bool) -> Value {
@@ -182,6 +187,12 @@ fn first_tokens(words: &BTreeMap<String, u64>, options: &TrainOptions) -> Result
     for (i, special) in options.special_tokens.iter().enumerate() {
         if special.is_empty() || vocab.intern(special.clone()) as usize != i {
             return Err(Error::input(format!("special token {special:?} is empty or given twice")));
+        }
+    }
+    for (role, token) in options.roles() {
+        if !options.special_tokens.contains(token) {
+            return Err(Error::input(format!("`{role}` is {token:?}, which is no special token"))
+                .hint("list it among the special tokens"));
         }
     }
     let alphabet: BTreeSet<char> = match options.alphabet {
@@ -339,6 +350,36 @@ mod tests {
         assert_eq!(tokenizer.token_bytes(257), b"he");
         assert_eq!(tokenizer.token_bytes(258), b"the");
         assert_eq!(tokenizer.eos_ids(), [0]);
+    }
+
+    #[test]
+    fn only_tokens_with_a_role_are_left_out_of_decoded_text() {
+        let added = ["<|bos|>", "<think>", "</think>", "<|end|>", "<answer>", "</answer>", "<pad>"];
+        let options = TrainOptions {
+            special_tokens: added.map(String::from).to_vec(),
+            bos_token: Some("<|bos|>".into()),
+            pad_token: Some("<pad>".into()),
+            ..options(300, Alphabet::Full)
+        };
+        let dir = tempfile::tempdir().unwrap();
+        train(TEXTS, &options).unwrap().save(dir.path()).unwrap();
+        let tokenizer = Tokenizer::load(dir.path()).unwrap();
+        let text = "<|bos|><think>the cat</think> <answer>12</answer><|end|><pad>";
+        let ids = tokenizer.encode(text, true).unwrap();
+        assert_eq!(ids.iter().filter(|id| (**id as usize) < added.len()).count(), added.len());
+        let kept = "<think>the cat</think> <answer>12</answer>";
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), kept);
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+        let special: Vec<u32> = (0..300).filter(|id| tokenizer.is_special(*id)).collect();
+        assert_eq!(special, [0, 3, 6]);
+    }
+
+    #[test]
+    fn a_role_without_its_token_is_refused() {
+        let pad_token = Some("<pad>".to_owned());
+        let error = train(TEXTS, &TrainOptions { pad_token, ..options(300, Alphabet::Full) });
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("`pad_token` is \"<pad>\""), "{error}");
     }
 
     #[test]

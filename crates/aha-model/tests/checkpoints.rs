@@ -231,3 +231,36 @@ fn a_sampler_sees_the_tokens_that_are_trained_on() {
         assert_eq!(ids[prompt_ids.len()..][..written.len()], written);
     }
 }
+
+/// SmolLM2's template needs no weights: expected texts are those of transformers.
+#[test]
+fn smollm2s_template_renders_as_transformers_renders_it() {
+    use aha_model::chat_template::{ChatTemplate, Message};
+    use aha_model::tokenizer::SpecialToken;
+    const SOURCE: &str = "{% for message in messages %}\
+        {% if loop.first and messages[0]['role'] != 'system' %}\
+        {{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face\
+        <|im_end|>\n' }}{% endif %}\
+        {{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}\
+        {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let eos = SpecialToken { id: 2, text: "<|im_end|>".into() };
+    let template = ChatTemplate::new(SOURCE, None, Some(&eos), None).unwrap();
+    for case in json_at(&fixture("smollm2_135m.json"))["chat_template"].as_array().unwrap() {
+        let messages: Vec<Message> = case["messages"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|m| Message::new(m["role"].as_str().unwrap(), m["content"].as_str().unwrap()))
+            .collect();
+        let prompts = case["add_generation_prompt"].as_bool().unwrap();
+        let rendered = template.render(&messages, prompts).unwrap();
+        assert_eq!(rendered.text, case["text"].as_str().unwrap());
+        assert_eq!(rendered.mask_problem, None);
+        let written: Vec<&str> =
+            rendered.assistant_spans.iter().map(|span| &rendered.text[span.clone()]).collect();
+        let answers = messages.iter().filter(|message| message.role == "assistant");
+        let expected: Vec<String> =
+            answers.map(|answer| format!("{}<|im_end|>", answer.content)).collect();
+        assert_eq!(written, expected);
+    }
+}

@@ -17,8 +17,10 @@ use aha_model::save::SaveOptions;
 use aha_model::tokenizer::Tokenizer;
 use aha_model::weights;
 use common::{Random, random_weights, read_all, save_weights, small_config, small_gguf};
+use serde_json::{Value, json};
 
-/// Live bytes at most, over what was there before: the files have less than 1 MB.
+/// Live bytes at most, over what was there before, so that no single allocation is larger either:
+/// the files have less than 1 MB.
 const LIVE_BYTES_MAX: usize = 96 << 20;
 
 struct Counting;
@@ -64,7 +66,7 @@ fn mutate(original: &[u8], random: &mut Random) -> Vec<u8> {
     match random.below(7) {
         0 => bytes.truncate(at),
         1 => bytes[at] ^= 1 << random.below(8),
-        2 => (0..8).for_each(|_| bytes[at] = random.next() as u8),
+        2 => bytes[at..].iter_mut().take(8).for_each(|byte| *byte = random.next() as u8),
         3 => drop(bytes.drain(at..(at + 1 + random.below(64)).min(original.len()))),
         4 => drop(bytes.splice(at..at, original[..random.below(200).min(original.len())].to_vec())),
         5 => {
@@ -106,6 +108,118 @@ fn feed(file: &Path, count: usize, open: impl Fn() -> aha_model::error::Result<(
     assert!(refused_count * 8 > count, "only {refused_count} of {count} were refused");
 }
 
+/// Parts of a `tokenizer.json` that ask `tokenizers` for what isn't there, for too much, or for what
+/// never ends. Some may be harmless; none may panic.
+fn hostile_tokenizers() -> Vec<(&'static str, Value)> {
+    let nested =
+        (0..200).fold(json!(null), |inner, _| json!({"type": "Sequence", "normalizers": [inner]}));
+    let bos = json!([{"SpecialToken": {"id": "nowhere", "type_id": 0}}]);
+    let huge = u32::MAX;
+    vec![
+        ("normalizer", nested),
+        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": "/////w=="})),
+        ("normalizer", json!({"type": "Precompiled", "precompiled_charsmap": ""})),
+        ("normalizer", json!({"type": "Replace", "pattern": {"String": ""}, "content": "aa"})),
+        ("normalizer", json!({"type": "Replace", "pattern": {"Regex": "(a*)*$"}, "content": ""})),
+        ("normalizer", json!({"type": "Replace", "pattern": {"Regex": "("}, "content": ""})),
+        (
+            "pre_tokenizer",
+            json!({"type": "Split", "pattern": {"Regex": ""},
+                                 "behavior": "Isolated", "invert": true}),
+        ),
+        (
+            "pre_tokenizer",
+            json!({"type": "Split", "pattern": {"Regex": "a{99999}{99999}"},
+                                 "behavior": "Isolated", "invert": false}),
+        ),
+        (
+            "pre_tokenizer",
+            json!({"type": "Split", "pattern": {"Regex": "(?=(a+)+)(\\2|\\9)"},
+                                 "behavior": "Removed", "invert": false}),
+        ),
+        ("pre_tokenizer", json!({"type": "FixedLength", "length": 0})),
+        (
+            "post_processor",
+            json!({"type": "TemplateProcessing", "single": bos, "pair": bos,
+                                  "special_tokens": {}}),
+        ),
+        (
+            "post_processor",
+            json!({"type": "TemplateProcessing", "single": [], "pair": [],
+                                  "special_tokens": {}}),
+        ),
+        (
+            "post_processor",
+            json!({"type": "RobertaProcessing", "sep": ["x", huge],
+                                  "cls": ["y", huge], "trim_offsets": true,
+                                  "add_prefix_space": true}),
+        ),
+        ("decoder", json!({"type": "Strip", "content": "a", "start": 9, "stop": 1u64 << 60})),
+        ("decoder", json!({"type": "Strip", "content": "", "start": 0, "stop": 0})),
+        (
+            "decoder",
+            json!({"type": "CTC", "pad_token": "", "word_delimiter_token": "",
+                           "cleanup": true}),
+        ),
+        (
+            "truncation",
+            json!({"direction": "Left", "max_length": 0, "stride": 9,
+                              "strategy": "OnlySecond"}),
+        ),
+        (
+            "padding",
+            json!({"strategy": {"Fixed": 1u64 << 60}, "direction": "Left",
+                           "pad_to_multiple_of": 0, "pad_id": huge, "pad_type_id": 0,
+                           "pad_token": "x"}),
+        ),
+        (
+            "added_tokens",
+            json!([{"id": huge, "content": "a", "single_word": true, "lstrip": true,
+                                 "rstrip": true, "normalized": true, "special": true}]),
+        ),
+        (
+            "added_tokens",
+            json!([{"id": 0, "content": "", "single_word": true, "lstrip": true,
+                                 "rstrip": true, "normalized": true, "special": true}]),
+        ),
+        ("model", json!({"type": "Unigram", "unk_id": 7, "vocab": [["a", -1.0]]})),
+        ("model", json!({"type": "Unigram", "unk_id": null, "vocab": []})),
+        ("model", json!({"type": "Unigram", "unk_id": 0, "vocab": [["", 0.0], ["", -1e308]]})),
+        (
+            "model",
+            json!({"type": "WordPiece", "unk_token": "none", "vocab": {"a": 0},
+                         "continuing_subword_prefix": "é", "max_input_chars_per_word": 0}),
+        ),
+        ("model", json!({"type": "WordLevel", "unk_token": "none", "vocab": {"a": huge}})),
+        (
+            "model",
+            json!({"type": "BPE", "vocab": {"a": 0, "é": 1, "aé": 2},
+                         "merges": [["a", "é"]], "continuing_subword_prefix": "#"}),
+        ),
+        ("model", json!({"type": "BPE", "vocab": {}, "merges": [], "dropout": 2.0})),
+        ("model", json!({"type": "BPE", "vocab": {"a": 4_000_000_000u64}, "merges": []})),
+    ]
+}
+
+/// Puts each part into a good `tokenizer.json` and uses what opens.
+fn feed_hostile_tokenizers(dir: &Path) {
+    let path = dir.join("tokenizer.json");
+    let original = std::fs::read_to_string(&path).unwrap();
+    let mut refused_count = 0;
+    for (key, part) in hostile_tokenizers() {
+        let mut json: Value = serde_json::from_str(&original).unwrap();
+        json[key] = part.clone();
+        std::fs::write(&path, json.to_string()).unwrap();
+        let before = LIVE.load(Ordering::Relaxed);
+        PEAK.store(before, Ordering::Relaxed);
+        refused_count += usize::from(use_tokenizer(dir).is_err());
+        let grown = PEAK.load(Ordering::Relaxed).saturating_sub(before);
+        assert!(grown < LIVE_BYTES_MAX, "{key} = {part} took {grown} bytes");
+    }
+    std::fs::write(&path, original).unwrap();
+    assert!(refused_count >= 12, "only {refused_count} were refused");
+}
+
 fn open_weights(path: &Path) -> aha_model::error::Result<()> {
     read_all(weights::open(path)?.as_mut()).map(drop)
 }
@@ -139,20 +253,21 @@ fn broken_files_are_errors() {
 
     let dir = temporary.path().join("single");
     save_weights(&dir, &config, Some(&tokenizer), &weights, SaveOptions::default());
-    feed(&dir.join("model.safetensors"), 900, || open_weights(&dir));
-    feed(&dir.join("config.json"), 900, || open_weights(&dir));
-    feed(&dir.join("tokenizer.json"), 900, || use_tokenizer(&dir));
-    feed(&dir.join("tokenizer_config.json"), 300, || use_tokenizer(&dir));
+    feed(&dir.join("model.safetensors"), 600, || open_weights(&dir));
+    feed(&dir.join("config.json"), 600, || open_weights(&dir));
+    feed(&dir.join("tokenizer.json"), 600, || use_tokenizer(&dir));
+    feed_hostile_tokenizers(&dir);
+    feed(&dir.join("tokenizer_config.json"), 200, || use_tokenizer(&dir));
     feed(&dir.join("generation_config.json"), 100, || use_tokenizer(&dir));
 
     let dir = temporary.path().join("sharded");
     let options = SaveOptions { shard_bytes_max: 4000, ..SaveOptions::default() };
     save_weights(&dir, &config, None, &weights, options);
-    feed(&dir.join("model.safetensors.index.json"), 800, || open_weights(&dir));
+    feed(&dir.join("model.safetensors.index.json"), 600, || open_weights(&dir));
 
     let path = temporary.path().join("model.gguf");
     std::fs::write(&path, small_gguf(Architecture::Llama, 1).bytes()).unwrap();
-    feed(&path, 900, || {
+    feed(&path, 700, || {
         let weights = open_weights(&path);
         weights.and(use_tokenizer(&path))
     });

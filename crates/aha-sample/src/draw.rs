@@ -139,7 +139,10 @@ mod tests {
         let logits = logits_of(&[0.4, 0.4, 0.2]);
         let half = draws(&logits, &Sampling { temperature: 0.5, ..Sampling::default() }, 40_000);
         assert!((half[2] as f32 / 40_000.0 - 0.04 / 0.36).abs() < 0.01, "{half:?}");
-        assert_eq!(draws(&logits, &Sampling { temperature: 0.0, ..Sampling::default() }, 10), [10, 0, 0]);
+        assert_eq!(
+            draws(&logits, &Sampling { temperature: 0.0, ..Sampling::default() }, 10),
+            [10, 0, 0]
+        );
     }
 
     #[test]
@@ -167,7 +170,8 @@ mod tests {
         let stats = lm_head::row_stats(Isa::best(), &logits);
         let sampling = Sampling { top_k: 1, ..Sampling::default() };
         let address = Address { prompt: 0, sample: 0, position: 0 };
-        let drawn = draw(Isa::best(), &logits, &stats, &sampling, Philox::new(0), address, &mut [0.0; 2]);
+        let drawn =
+            draw(Isa::best(), &logits, &stats, &sampling, Philox::new(0), address, &mut [0.0; 2]);
         assert_eq!(drawn.id, 1);
         assert!((drawn.logprob - 0.9f32.ln()).abs() < 1e-6);
     }

@@ -105,11 +105,19 @@ impl Sampler {
     }
 
     /// Fails for a request that this sampler can't serve, whatever else is running.
-    pub fn check(&self, model: &Model, request: &Request, sampling: &Sampling) -> Result<(), Error> {
+    pub fn check(
+        &self,
+        model: &Model,
+        request: &Request,
+        sampling: &Sampling,
+    ) -> Result<(), Error> {
         let prompt_len = request.prompt_ids.len();
         let input = |what: String, hint: &str| Err(Error::Input { what, hint: hint.to_owned() });
         if prompt_len == 0 {
-            return input("a prompt without tokens".into(), "give a prompt, or a template that begins it");
+            return input(
+                "a prompt without tokens".into(),
+                "give a prompt, or a template that begins it",
+            );
         }
         model.check_ids(request.prompt_ids.iter().copied())?;
         let positions = prompt_len + sampling.max_tokens;
@@ -144,12 +152,19 @@ fn pages_for(positions: usize) -> usize {
 /// A request whose prompt is in the cache, or on its way there.
 struct Group {
     request_idx: usize,
-    /// The prompt's pages, the last perhaps partly filled.
+    /// The prompt's pages, the last perhaps partly filled. Reserved until the last completion has ended.
     pages: Vec<u32>,
+    /// Pages that each of its completions reserves.
+    completion_pages: usize,
+    /// Whether pages are reserved for a completion that has not started. A group keeps them from its
+    /// admission on, and passes them from a completion that ends to the next one: so it always goes on.
+    holds_next: bool,
     /// Prompt tokens in the cache.
     prefilled: usize,
     /// First tokens of the completions that have not started, last one first.
     waiting: Vec<(u32, Drawn)>,
+    /// Completions being decoded.
+    live_count: usize,
 }
 
 /// A completion being decoded.
@@ -157,11 +172,12 @@ struct Sequence {
     request_idx: usize,
     sample_idx: u32,
     pages: Vec<u32>,
-    reserved: usize,
     /// Tokens whose keys and values are in the cache.
     cached: usize,
     token_ids: Vec<u32>,
     logprobs: Vec<f32>,
+    /// Whether the newest token was looked at for an end.
+    is_checked: bool,
     /// The end of the text, as long as the longest stop text needs.
     tail: Vec<u8>,
 }
@@ -186,7 +202,9 @@ impl Running<'_> {
     fn admit(&mut self) -> bool {
         self.start_waiting();
         let mut open: usize = self.groups.iter().map(|g| self.open_samples(g)).sum();
-        while self.next_request < self.requests.len() && self.live.len() + open < self.limits.sequences_max {
+        while self.next_request < self.requests.len()
+            && self.live.len() + open < self.limits.sequences_max
+        {
             let request_idx = self.next_request;
             let request = &self.requests[request_idx];
             if request.samples.is_empty() {
@@ -194,14 +212,20 @@ impl Running<'_> {
                 continue;
             }
             let page_count = pages_for(request.prompt_ids.len());
-            // A group that could not start one of its completions would hold its prompt for nothing.
-            let first = self.pages_of_completion(request);
-            if !self.pages.reserve(page_count + first) {
+            let completion_pages = self.pages_of_completion(request);
+            if !self.pages.reserve(page_count + completion_pages) {
                 break;
             }
-            self.pages.unreserve(first);
             let pages = (0..page_count).map(|_| self.pages.take()).collect();
-            self.groups.push_back(Group { request_idx, pages, prefilled: 0, waiting: Vec::new() });
+            self.groups.push_back(Group {
+                request_idx,
+                pages,
+                completion_pages,
+                holds_next: true,
+                prefilled: 0,
+                waiting: Vec::new(),
+                live_count: 0,
+            });
             self.next_request += 1;
             open += request.samples.len();
         }
@@ -211,7 +235,11 @@ impl Running<'_> {
     /// Completions of a group that are still to start.
     fn open_samples(&self, group: &Group) -> usize {
         let request = &self.requests[group.request_idx];
-        if group.prefilled < request.prompt_ids.len() { request.samples.len() } else { group.waiting.len() }
+        if group.prefilled < request.prompt_ids.len() {
+            request.samples.len()
+        } else {
+            group.waiting.len()
+        }
     }
 
     /// Pages that a completion needs beside the full pages of its prompt.
@@ -220,35 +248,32 @@ impl Running<'_> {
         pages_for(prompt_len + self.sampling.max_tokens) - prompt_len / PAGE_LEN
     }
 
-    /// Gives waiting completions their places in the batch.
+    /// Gives waiting completions their places in the batch, oldest groups first.
     fn start_waiting(&mut self) {
-        let mut at = 0;
-        while at < self.groups.len() {
-            let request = &self.requests[self.groups[at].request_idx];
-            let prompt_len = request.prompt_ids.len();
-            let reserved = self.pages_of_completion(request);
-            while self.live.len() < self.limits.sequences_max
-                && !self.groups[at].waiting.is_empty()
-                && self.pages.reserve(reserved)
-            {
-                self.start(at, prompt_len, reserved);
-            }
-            let group = &self.groups[at];
-            if group.prefilled == prompt_len && group.waiting.is_empty() {
-                let group = self.groups.remove(at).expect("the index is in bounds");
-                self.pages.unreserve(group.pages.len());
-                group.pages.into_iter().for_each(|page| self.pages.release(page));
-            } else {
-                at += 1;
+        for at in 0..self.groups.len() {
+            while self.live.len() < self.limits.sequences_max && self.take_place(at) {
+                self.start(at);
             }
         }
     }
 
-    fn start(&mut self, group_idx: usize, prompt_len: usize, reserved: usize) {
+    /// Whether a completion of the group is waiting and its pages are reserved now.
+    fn take_place(&mut self, group_idx: usize) -> bool {
         let group = &mut self.groups[group_idx];
+        if group.waiting.is_empty() {
+            return false;
+        }
+        std::mem::take(&mut group.holds_next) || self.pages.reserve(group.completion_pages)
+    }
+
+    fn start(&mut self, group_idx: usize) {
+        let group = &mut self.groups[group_idx];
+        let prompt_len = self.requests[group.request_idx].prompt_ids.len();
         let (sample_idx, first) = group.waiting.pop().expect("a completion is waiting");
+        group.live_count += 1;
         let full = prompt_len / PAGE_LEN;
-        let mut pages: Vec<u32> = group.pages[..full].iter().map(|&page| self.pages.share(page)).collect();
+        let mut pages: Vec<u32> =
+            group.pages[..full].iter().map(|&page| self.pages.share(page)).collect();
         if let Some(&partial) = group.pages.get(full) {
             let page = self.pages.take();
             self.cache.copy_page(partial, page);
@@ -258,10 +283,10 @@ impl Running<'_> {
             request_idx: group.request_idx,
             sample_idx,
             pages,
-            reserved,
             cached: prompt_len,
             token_ids: vec![first.id],
             logprobs: vec![first.logprob],
+            is_checked: false,
             tail: Vec::new(),
         });
     }
@@ -317,7 +342,11 @@ impl Running<'_> {
             let prompt_ids = &self.requests[group.request_idx].prompt_ids;
             let count = (prompt_ids.len() - group.prefilled).min(budget);
             if count > 0 {
-                plan.push(&prompt_ids[group.prefilled..group.prefilled + count], group.prefilled, &group.pages);
+                plan.push(
+                    &prompt_ids[group.prefilled..group.prefilled + count],
+                    group.prefilled,
+                    &group.pages,
+                );
                 plan.prefilled.push((group_idx, count));
                 budget -= count;
             }
@@ -340,6 +369,7 @@ impl Running<'_> {
         for (sequence, drawn) in self.live.iter_mut().zip(drawn) {
             sequence.token_ids.push(drawn.id);
             sequence.logprobs.push(drawn.logprob);
+            sequence.is_checked = false;
         }
     }
 
@@ -350,10 +380,14 @@ impl Running<'_> {
         let (logits, stats) = self.logits(hidden);
         let mut scratch = vec![0.0; logits.cols()];
         for sample_idx in request.samples.clone() {
-            let address = Address { prompt: request.address, sample: u64::from(sample_idx), position: 0 };
+            let address =
+                Address { prompt: request.address, sample: u64::from(sample_idx), position: 0 };
             let isa = self.model.device().isa();
             let row = logits.row(0);
-            waiting.push((sample_idx, draw(isa, row, &stats[0], self.sampling, self.random, address, &mut scratch)));
+            waiting.push((
+                sample_idx,
+                draw(isa, row, &stats[0], self.sampling, self.random, address, &mut scratch),
+            ));
         }
         waiting.reverse();
         self.groups[group_idx].waiting = waiting;
@@ -367,13 +401,22 @@ impl Running<'_> {
             let end = (start + chunk).min(addresses.len());
             let (logits, stats) = self.logits(&hidden.rows_range(start..end));
             let device = self.model.device();
-            let out: Vec<std::sync::OnceLock<Drawn>> = (start..end).map(|_| std::sync::OnceLock::new()).collect();
+            let out: Vec<std::sync::OnceLock<Drawn>> =
+                (start..end).map(|_| std::sync::OnceLock::new()).collect();
             device.run_blocks(end - start, 8, |from, to| {
                 let mut scratch = vec![0.0; vocab_size];
                 for i in from..to {
                     let row = logits.row(i);
                     let address = addresses[start + i];
-                    let token = draw(device.isa(), row, &stats[i], self.sampling, self.random, address, &mut scratch);
+                    let token = draw(
+                        device.isa(),
+                        row,
+                        &stats[i],
+                        self.sampling,
+                        self.random,
+                        address,
+                        &mut scratch,
+                    );
                     out[i].set(token).expect("each row is drawn once");
                 }
             });
@@ -387,7 +430,8 @@ impl Running<'_> {
         let packed = self.model.params().packed(self.model.head());
         let mut logits = Tensor::uninit(device, &[hidden.rows(), packed.out_len()]);
         lm_head::logits(&mut logits, hidden, packed, self.sampling.inv_temperature());
-        let stats = (0..logits.rows()).map(|i| lm_head::row_stats(device.isa(), logits.row(i))).collect();
+        let stats =
+            (0..logits.rows()).map(|i| lm_head::row_stats(device.isa(), logits.row(i))).collect();
         (logits, stats)
     }
 
@@ -395,12 +439,14 @@ impl Running<'_> {
     fn retire(&mut self, done: &mut dyn FnMut(Completion) -> bool) {
         let mut i = 0;
         while i < self.live.len() && !self.stopped {
-            let Some(finish_reason) = ended(&mut self.live[i], self.tokenizer, self.sampling) else {
+            let Some(finish_reason) = ended(&mut self.live[i], self.tokenizer, self.sampling)
+            else {
                 i += 1;
                 continue;
             };
             let sequence = self.live.swap_remove(i);
-            self.free(sequence.reserved, sequence.pages);
+            sequence.pages.into_iter().for_each(|page| self.pages.release(page));
+            self.leave(sequence.request_idx);
             self.stopped = !done(Completion {
                 request_idx: sequence.request_idx,
                 sample_idx: sequence.sample_idx,
@@ -411,17 +457,35 @@ impl Running<'_> {
         }
     }
 
-    fn free(&mut self, reserved: usize, pages: Vec<u32>) {
-        self.pages.unreserve(reserved);
-        pages.into_iter().for_each(|page| self.pages.release(page));
+    /// A completion of this request has ended: its reservation goes to the next one, or back.
+    fn leave(&mut self, request_idx: usize) {
+        let at = self.groups.iter().position(|group| group.request_idx == request_idx);
+        let at = at.expect("a group stays until its last completion has ended");
+        let group = &mut self.groups[at];
+        group.live_count -= 1;
+        if !group.waiting.is_empty() && !group.holds_next {
+            group.holds_next = true;
+            return;
+        }
+        self.pages.unreserve(group.completion_pages);
+        if group.waiting.is_empty() && group.live_count == 0 {
+            let group = self.groups.remove(at).expect("the index is in bounds");
+            self.release(group);
+        }
+    }
+
+    fn release(&mut self, group: Group) {
+        let next = if group.holds_next { group.completion_pages } else { 0 };
+        self.pages.unreserve(group.pages.len() + group.live_count * group.completion_pages + next);
+        group.pages.into_iter().for_each(|page| self.pages.release(page));
     }
 
     fn release_all(&mut self) {
         for sequence in std::mem::take(&mut self.live) {
-            self.free(sequence.reserved, sequence.pages);
+            sequence.pages.into_iter().for_each(|page| self.pages.release(page));
         }
         for group in std::mem::take(&mut self.groups) {
-            self.free(group.pages.len(), group.pages);
+            self.release(group);
         }
     }
 }
@@ -442,18 +506,30 @@ impl Plan {
         let row_start = self.ids.len();
         self.ids.extend(ids);
         self.positions.extend((position..position + ids.len()).map(|p| p as u32));
-        self.seqs.push(PagedSeq { row_start, row_count: ids.len(), position, pages: pages.to_vec() });
+        self.seqs.push(PagedSeq {
+            row_start,
+            row_count: ids.len(),
+            position,
+            pages: pages.to_vec(),
+        });
         self.wanted_rows.push(row_start + ids.len() - 1);
     }
 }
 
 /// Whether the newest token ends the sequence.
-fn ended(sequence: &mut Sequence, tokenizer: &Tokenizer, sampling: &Sampling) -> Option<FinishReason> {
+fn ended(
+    sequence: &mut Sequence,
+    tokenizer: &Tokenizer,
+    sampling: &Sampling,
+) -> Option<FinishReason> {
+    if std::mem::replace(&mut sequence.is_checked, true) {
+        return None;
+    }
     let id = *sequence.token_ids.last()?;
     if sampling.stop_token_ids.contains(&id) {
         return Some(FinishReason::Stop);
     }
-    if completes_stop_text(&mut sequence.tail, &tokenizer.token_bytes(id), &sampling.stop) {
+    if completes_stop_text(&mut sequence.tail, tokenizer.token_bytes(id), &sampling.stop) {
         return Some(FinishReason::StopString);
     }
     (sequence.token_ids.len() >= sampling.max_tokens).then_some(FinishReason::Length)

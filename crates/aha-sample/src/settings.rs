@@ -39,13 +39,22 @@ impl Sampling {
     pub fn check(&self) -> Result<(), Error> {
         let require = |ok: bool, key: &str, must: &str, got: String| {
             let what = format!("sampling setting `{key}` is {got}");
-            if ok { Ok(()) } else { Err(Error::Input { what, hint: format!("`{key}` must be {must}") }) }
+            if ok {
+                Ok(())
+            } else {
+                Err(Error::Input { what, hint: format!("`{key}` must be {must}") })
+            }
         };
         let (t, p) = (self.temperature, self.top_p);
         require(0.0 <= t && t < f32::INFINITY, "temperature", "at least 0", t.to_string())?;
         require(0.0 < p && p <= 1.0, "top_p", "in (0, 1]", p.to_string())?;
         require(1 <= self.max_tokens, "max_tokens", "at least 1", self.max_tokens.to_string())?;
-        require(self.stop.iter().all(|s| !s.is_empty()), "stop", "texts of at least one byte", "empty".into())
+        require(
+            self.stop.iter().all(|s| !s.is_empty()),
+            "stop",
+            "texts of at least one byte",
+            "empty".into(),
+        )
     }
 
     /// The factor on logits. At temperature 0 log-probs are those of temperature 1.

@@ -21,7 +21,10 @@ pub(crate) fn noise_tensor(device: &Device, seed: u64, shape: &[usize]) -> Tenso
 
 /// Every instruction set of this machine with one and with two threads.
 pub(crate) fn devices() -> Vec<Device> {
-    Isa::available().into_iter().flat_map(|isa| [1, 2].map(|threads| Device::cpu_with(threads, isa))).collect()
+    Isa::available()
+        .into_iter()
+        .flat_map(|isa| [1, 2].map(|threads| Device::cpu_with(threads, isa)))
+        .collect()
 }
 
 /// How far apart two values may be: `|a - b| <= abs + rel * |b|`.
@@ -80,6 +83,10 @@ pub(crate) fn assert_grad(name: &str, gradient: &[f64], x: &[f64], loss: impl Fn
         let slope = (up - down) / (2.0 * h);
         let tolerance = 1e-7 + 1e-6 * slope.abs();
         let off = (gradient[i] - slope).abs();
-        assert!(off <= tolerance, "{name}[{i}]: gradient {}, slope {slope}, off by {off:e}", gradient[i]);
+        assert!(
+            off <= tolerance,
+            "{name}[{i}]: gradient {}, slope {slope}, off by {off:e}",
+            gradient[i]
+        );
     }
 }

@@ -43,6 +43,8 @@ pub enum StageOutput {
     Evals,
     /// Rows of metrics.
     Metrics,
+    /// Prompts that could not be served.
+    SetAside,
     /// What a query gave.
     Query {
         /// Its columns.
@@ -102,6 +104,8 @@ pub struct ModelFacts {
     pub max_position_embeddings: u32,
     /// Whether there is a chat template.
     pub has_chat_template: bool,
+    /// Why the weights can't be loaded, if so: a model whose tokenizer alone is used needs none.
+    pub weights_problem: Option<ProbeProblem>,
 }
 
 /// Why a model's files can't be used.

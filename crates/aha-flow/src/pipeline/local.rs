@@ -105,6 +105,24 @@ fn check_names(pipeline: &Pipeline, reader: &mut Reader<'_>) {
             None => taken.push((name, path)),
         }
     }
+    let taken: Vec<String> = taken.into_iter().map(|(name, _)| name.to_owned()).collect();
+    check_side_tables(pipeline, taken, reader);
+}
+
+/// The tables that a stage writes besides its own must not take a name either.
+fn check_side_tables(pipeline: &Pipeline, mut taken: Vec<String>, reader: &mut Reader<'_>) {
+    for (idx, stage) in pipeline.stages.iter().enumerate() {
+        let path = format!("{}.name", stage_path(pipeline, idx, reader));
+        for (table, _) in stage.side_tables() {
+            if taken.contains(&table) && reader.is_good(&path) {
+                let message =
+                    format!("stage `{}` would write `{table}`, a name that is taken", stage.name);
+                let hint = "rename the stage, or what has that name; an eval names each model once";
+                reader.report_at(&path, message, Some(hint.to_owned()));
+            }
+            taken.push(table);
+        }
+    }
 }
 
 fn bad_name(name: &str) -> Option<&'static str> {

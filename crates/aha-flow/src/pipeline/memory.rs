@@ -121,6 +121,7 @@ pub(crate) fn facts_of_random(model: &RandomModel, vocab_size: u32) -> ModelFact
         head_dim: model.head_dim(),
         max_position_embeddings: model.max_position_embeddings,
         has_chat_template: false,
+        weights_problem: None,
     }
 }
 

@@ -8,7 +8,7 @@
 //! - `source`: TOML and `--set` as one tree with positions. `reader`, `values`, `foreign`, `write`:
 //!   from the tree to structs and back.
 //! - `layout`: the file's sections. `local`: names and arithmetic. `references`: who reads whom.
-//!   `resolve`: tables, queries and models, asked through [`Catalogue`] and [`ModelProbe`]; [`session`] is DataFusion's part of it.
+//!   `resolve`: tables, queries and models, asked through [`Catalogue`] and [`ModelProbe`].
 //! - [`memory`]: the prediction and its formulas. [`Plan`]: what `aha check` prints.
 //!
 //! # Invariants
@@ -32,7 +32,6 @@ mod resolve;
 mod rewards;
 mod run;
 mod sampling;
-pub mod session;
 mod source;
 mod stages;
 mod values;
@@ -56,10 +55,10 @@ pub use run::{Device, Run};
 pub use sampling::{Optimizer, Sampling, Schedule, ScheduleKind, Template};
 pub use stages::{
     Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong, Pipeline, QueryStage,
-    Reference, RlEval, RlStage, SampleStage, SftStage, Stage, StageKind,
+    Reference, RlStage, SampleStage, SftStage, Stage, StageKind,
 };
 pub use values::{ByteSize, Names, Sql};
-pub use watchdogs::{Watch, Watchdogs};
+pub use watchdogs::{SftWatchdogs, Watch, Watchdogs};
 
 use reader::Reader;
 use source::Sources;

@@ -9,6 +9,9 @@ use super::source::{Node, Value};
 use super::values::Sql;
 use super::write::Out;
 
+/// Heads are a multiple of this wide: the kernels of attention have that many lanes.
+const HEAD_DIM_STEP: u32 = 16;
+
 /// A model that a pipeline starts from.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ModelSource {
@@ -218,6 +221,16 @@ impl RandomModel {
                     self.heads, self.hidden_size
                 ),
                 "set `head_dim`, or a `hidden_size` that is a multiple of twice `heads`".into(),
+            ));
+        }
+        if !self.head_dim().is_multiple_of(HEAD_DIM_STEP) && found.is_empty() {
+            found.push((
+                "head_dim",
+                format!(
+                    "heads of {} are not a multiple of {HEAD_DIM_STEP} wide",
+                    self.head_dim()
+                ),
+                format!("choose `head_dim`, or `hidden_size` and `heads`, so that each head is {HEAD_DIM_STEP}, {}, … wide", 2 * HEAD_DIM_STEP),
             ));
         }
         if !self.heads.is_multiple_of(self.kv_heads) {

@@ -225,13 +225,6 @@ fn details(stage: &Stage) -> Vec<String> {
                 });
             }
             lines.push(format!("optimizer {}", optimizer(&rl.optimizer, rl.grad_clip)));
-            if let Some(eval) = &rl.eval {
-                lines.push(format!(
-                    "eval      every {} steps: {}",
-                    eval.every,
-                    one_line(&eval.data.0)
-                ));
-            }
             lines
         }
         StageKind::Sample(sample) => vec![

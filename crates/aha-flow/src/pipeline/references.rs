@@ -6,7 +6,7 @@ use super::local::{TABLES_OF_THE_RUN, stage_path};
 use super::problem::suggest;
 use super::reader::Reader;
 use super::source::Span;
-use super::stages::{Pipeline, StageKind};
+use super::stages::{Pipeline, Stage, StageKind};
 
 /// One name that a stage reads.
 #[derive(Clone, Debug)]
@@ -60,14 +60,21 @@ fn edges_of(pipeline: &Pipeline, reads: &[Reads]) -> Vec<Vec<usize>> {
     reads
         .iter()
         .map(|of_stage| {
-            let names = of_stage.models.iter().chain(&of_stage.tables).map(|read| &read.name);
-            names.filter_map(|name| stage_idx(pipeline, name)).collect()
+            let models = of_stage.models.iter().filter_map(|read| stage_idx(pipeline, &read.name));
+            let tables = of_stage.tables.iter().filter_map(|read| writer_idx(pipeline, &read.name));
+            models.chain(tables).collect()
         })
         .collect()
 }
 
 fn stage_idx(pipeline: &Pipeline, name: &str) -> Option<usize> {
     pipeline.stages.iter().position(|stage| stage.name == name)
+}
+
+/// The stage that writes a table: the one of its name, or one that writes it as well.
+fn writer_idx(pipeline: &Pipeline, name: &str) -> Option<usize> {
+    let writes = |stage: &Stage| stage.side_tables().iter().any(|(table, _)| table == name);
+    stage_idx(pipeline, name).or_else(|| pipeline.stages.iter().position(writes))
 }
 
 fn bad_model(
@@ -122,7 +129,7 @@ fn bad_table(
         .chain(earlier.map(|stage| stage.name.as_str()))
         .chain(TABLES_OF_THE_RUN)
         .collect();
-    match stage_idx(pipeline, name) {
+    match writer_idx(pipeline, name) {
         Some(other) if !writes_table(&pipeline.stages[other].kind) => Some((
             format!("stage `{name}` is of kind `export` and writes no table"),
             suggest(name, &known, "tables that it can read"),

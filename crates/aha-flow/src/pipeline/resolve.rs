@@ -146,11 +146,7 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
         }
         StageKind::Rl(rl) => {
             let rewards: Vec<&Reward> = rl.rewards.iter().collect();
-            let mut queries = vec![query("prompts", &rl.prompts, problems(&rewards))];
-            if let Some(eval) = &rl.eval {
-                queries.push(query("eval.data", &eval.data, problems(&[&eval.reward])));
-            }
-            queries
+            vec![query("prompts", &rl.prompts, problems(&rewards))]
         }
         StageKind::Sample(sample) => {
             let rewards: Vec<&Reward> = sample.rewards.iter().collect();
@@ -272,19 +268,17 @@ fn plan_queries(
                 facts.queries.insert(query.path.clone(), columns);
             }
         }
-        match output.map(|output| world.catalogue.register_output(&stage.name, &output)) {
-            Some(Ok(())) => {}
-            Some(Err(problem)) => {
+        // What reads the table of a query that can't be planned is not to blame.
+        if matches!(stage.kind, StageKind::Query(_)) && !is_planned {
+            broken.insert(stage.name.clone());
+        }
+        let own = output.map(|output| (stage.name.clone(), output));
+        for (name, output) in own.into_iter().chain(stage.side_tables()) {
+            if let Err(problem) = world.catalogue.register_output(&name, &output) {
                 let path = format!("{}.name", stage_path(pipeline, idx, reader));
                 let message = format!("stage `{}`: {}", stage.name, problem.message);
                 reader.report_at(&path, message, problem.hint);
-                broken.insert(stage.name.clone());
-            }
-            // What reads the table of a query that can't be planned is not to blame.
-            None => {
-                if matches!(stage.kind, StageKind::Query(_)) && !is_planned {
-                    broken.insert(stage.name.clone());
-                }
+                broken.insert(name);
             }
         }
     }
@@ -403,7 +397,10 @@ fn find_models(pipeline: &Pipeline, world: &World<'_>, facts: &mut Facts, reader
             && reader.is_good(&path)
             && let Some(found) = probe(text, &path, world, reader)
         {
-            if found.vocab_size < found.tokenizer_vocab_size {
+            if let Some(problem) = &found.weights_problem {
+                let message = format!("`{text}`: {}", problem.message);
+                reader.report_at(&path, message, problem.hint.clone());
+            } else if found.vocab_size < found.tokenizer_vocab_size {
                 report_mismatch(name, found.vocab_size, found.tokenizer_vocab_size, reader);
             }
             facts.models.insert(name.clone(), found);

@@ -80,31 +80,7 @@ pub enum Template {
     Text(String),
 }
 
-/// R1-Zero's template (DeepSeek-R1, table 1).
-const R1_ZERO: &str = "A conversation between User and Assistant. The user asks a question, and \
-the Assistant solves it. The assistant first thinks about the reasoning process in the mind and \
-then provides the user with the answer. The reasoning process and answer are enclosed within \
-<think> </think> and <answer> </answer> tags, respectively, i.e., <think> reasoning process here \
-</think> <answer> answer here </answer>. User: {prompt}. Assistant:";
-
 const TEMPLATES: [&str; 3] = ["raw", "r1-zero", "chat"];
-
-impl Template {
-    /// The text around the prompt, `{prompt}` standing for it; `None` for the model's own template.
-    pub fn text(&self) -> Option<&str> {
-        match self {
-            Template::Raw => Some("{prompt}"),
-            Template::R1Zero => Some(R1_ZERO),
-            Template::Chat => None,
-            Template::Text(text) => Some(text),
-        }
-    }
-
-    /// The model's input for a prompt; `None` where the model's own chat template decides.
-    pub fn render(&self, prompt: &str) -> Option<String> {
-        self.text().map(|text| text.replacen("{prompt}", prompt, 1))
-    }
-}
 
 impl Field for Template {
     fn expects() -> String {

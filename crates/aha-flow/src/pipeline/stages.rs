@@ -3,13 +3,14 @@
 use aha_learn::objective::Objective;
 use aha_learn::preset::Preset;
 
+use super::catalogue::StageOutput;
 use super::models::ModelSource;
 use super::reader::{choice, section, section_fields};
 use super::rewards::Reward;
 use super::run::Run;
 use super::sampling::{Optimizer, Sampling, Schedule, ScheduleKind, Template};
 use super::values::{Names, Sql};
-use super::watchdogs::Watchdogs;
+use super::watchdogs::{SftWatchdogs, Watchdogs};
 
 /// A pipeline as it runs: every default filled in, every name known.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -62,6 +63,33 @@ pub enum StageKind {
     Eval(Box<EvalStage>),
     /// A model written out.
     Export(ExportStage),
+}
+
+impl Stage {
+    /// The tables that the stage writes besides the one of its name, with what they hold.
+    pub fn side_tables(&self) -> Vec<(String, StageOutput)> {
+        let set_aside = |name: &str| (format!("{name}_set_aside"), StageOutput::SetAside);
+        match &self.kind {
+            StageKind::Rl(_) | StageKind::Sample(_) => vec![set_aside(&self.name)],
+            StageKind::Eval(eval) => {
+                let reward_names = vec![eval.reward.name().to_owned()];
+                let of_model = |model: &String| {
+                    let name = EvalStage::completions(&self.name, model);
+                    let rollouts = StageOutput::Rollouts { reward_names: reward_names.clone() };
+                    [set_aside(&name), (name, rollouts)]
+                };
+                eval.model.0.iter().flat_map(of_model).collect()
+            }
+            StageKind::Sft(_) | StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
+        }
+    }
+}
+
+impl EvalStage {
+    /// The name of the table with a model's completions.
+    pub fn completions(stage: &str, model: &str) -> String {
+        format!("{stage}_{model}")
+    }
 }
 
 impl StageKind {
@@ -156,6 +184,8 @@ section! {
         /// Keeps one activation per layer and computes the rest again in the backward pass: about a
         /// third more work, a fraction of the memory.
         pub activation_checkpointing: bool = false;
+        /// What is watched, and what happens then.
+        pub watchdogs: SftWatchdogs = SftWatchdogs::default();
     }
 }
 
@@ -176,26 +206,6 @@ section! {
     pub struct Reference {
         /// Optimizer steps after which the policy becomes the reference; 0: never. R1-Zero's is 400.
         pub refresh_every: u64 = 400;
-    }
-}
-
-section! {
-    /// A look at held-out problems while an `rl` stage trains.
-    pub struct RlEval {
-        /// The problems: columns `id`, `prompt`, `answer`.
-        pub data: Sql;
-        /// Steps between evaluations; the first is before the first step.
-        pub every: u64 = 20, "at least 1" |n| *n >= 1;
-        /// Completions per problem.
-        pub k: u32 = 1, "at least 1" |n| *n >= 1;
-        /// Sampling temperature.
-        pub temperature: f64 = 0.6, "at least 0" |t| *t >= 0.0;
-        /// Nucleus of the sampling.
-        pub top_p: f64 = 0.95, "in (0, 1]" |p| *p > 0.0 && *p <= 1.0;
-        /// Tokens of a completion, at most; 0 takes the stage's.
-        pub max_tokens: u32 = 0;
-        /// The verifier; a score of 1 counts as right.
-        pub reward: Reward = Reward::default();
     }
 }
 
@@ -244,8 +254,6 @@ section! {
         pub checkpoint_every: u64 = 20, "at least 1" |n| *n >= 1;
         /// Keeps one activation per layer and computes the rest again in the backward pass.
         pub activation_checkpointing: bool = false;
-        /// A look at held-out problems while training; absent: none.
-        pub eval: Option<RlEval> = None;
         /// What is watched, and what happens then.
         pub watchdogs: Watchdogs = Watchdogs::default();
     }
@@ -266,8 +274,6 @@ section! {
         pub sampling: Sampling = Sampling::default();
         /// What is scored; empty: nothing.
         pub rewards: Vec<Reward> = Vec::new();
-        /// Times a prompt may fail before it is set aside.
-        pub prompt_failures_max: u32 = 3, "at least 1" |n| *n >= 1;
     }
 }
 
@@ -296,7 +302,8 @@ section! {
 }
 
 section! {
-    /// Evaluation: pass@1, pass@k and cons@k with their standard errors.
+    /// Evaluation: pass@1, pass@k and cons@k with their standard errors. The stage's table and `evals`
+    /// have a row per model; the completions of each model are the table `NAME_MODEL`.
     pub struct EvalStage {
         /// The models, one or several: of `[models]` or earlier training stages.
         pub model: Names, "at least one model" |names| !names.0.is_empty();
@@ -353,4 +360,4 @@ section! {
     }
 }
 
-section_fields!(Reference, RlEval);
+section_fields!(Reference);

@@ -1,4 +1,4 @@
-//! Watchdogs of an `rl` stage: what they look at each step, and what they do.
+//! Watchdogs of the training stages: what they look at, and what they do.
 
 use super::reader::{choice, section, section_fields};
 
@@ -51,4 +51,16 @@ section! {
     }
 }
 
-section_fields!(Watchdogs);
+section! {
+    /// What is watched before an `sft` stage trains.
+    pub struct SftWatchdogs {
+        /// No example has the stop token inside its loss mask, so that the model never learns to
+        /// stop.
+        pub stop_token_masked: Watch = Watch::Stop;
+        /// A chat template that gives other tokens for a prompt alone than for the prompt with a
+        /// completion after it.
+        pub template_breaks_mask: Watch = Watch::Stop;
+    }
+}
+
+section_fields!(Watchdogs, SftWatchdogs);

@@ -67,12 +67,12 @@ impl Shared {
 
     /// Whether the part called `name` is 1 for a right answer.
     pub fn is_accuracy(&self, name: &str) -> bool {
-        self.settings.rewards.iter().any(|reward| reward.name() == name && reward.kind().needs_answer())
+        self.settings.rewards.iter().any(|reward| reward.name() == name && reward.needs_answer())
     }
 
     /// Whether a reward reads the final answer out of the completion.
     pub fn reads_answers(&self) -> bool {
-        self.settings.rewards.iter().any(|reward| reward.kind().needs_answer())
+        self.settings.rewards.iter().any(|reward| reward.needs_answer())
     }
 }
 

@@ -177,9 +177,10 @@ impl Minibatches<'_> {
         set("clip_high_share", totals.clip_high_fraction());
         set("ratio_max", totals.ratio_max);
         set("ratio_mean", totals.ratio_mean());
-        set("entropy", totals.entropy_mean());
-        if totals.kl_count > 0 {
-            set("kl", totals.kl_mean());
+        for (name, mean) in [("entropy", totals.entropy_mean()), ("kl", totals.kl_mean())] {
+            if let Some(mean) = mean {
+                set(name, mean);
+            }
         }
     }
 }

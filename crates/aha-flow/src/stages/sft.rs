@@ -22,12 +22,13 @@ use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
 use crate::metrics::MetricsLog;
 use crate::models::{self, Loaded};
-use crate::pipeline::{LossOn, Overlong, Run, SftStage};
+use crate::pipeline::{LossOn, Overlong, Run, SftStage, SftWatchdogs, Watch};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{Example, Prompter, required_text, text};
 use crate::rl::train::{learning_rate, step_settings};
 use crate::rundir::RunDir;
 use crate::stop::Stop;
+use crate::watchdog::Finding;
 
 /// Rows of a part of the stage's table.
 const PART_ROWS: usize = 8192;
@@ -182,7 +183,12 @@ impl Sft<'_> {
                 hint: "look at the query with `aha query`, and at `max_tokens` and `loss_on`".to_owned(),
             });
         }
-        check_masks(&rows, &base.tokenizer)?;
+        for found in mask_findings(&rows, &base.tokenizer, &self.settings.watchdogs) {
+            if found.stops {
+                return Err(Error::Watchdog { message: found.message, hint: found.hint.to_owned() });
+            }
+            self.warn(found.message, found.hint);
+        }
         base.model.check_ids(rows.iter().flat_map(|row| row.example.ids.iter().copied()))?;
         Ok(rows)
     }
@@ -269,12 +275,17 @@ impl Sft<'_> {
 
 /// A model that never learns the end token, or learns from another place than it samples at, fails later and
 /// without a sign.
-fn check_masks(rows: &[Row], tokenizer: &aha_model::Tokenizer) -> Result<()> {
+fn mask_findings(rows: &[Row], tokenizer: &aha_model::Tokenizer, watchdogs: &SftWatchdogs) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut find = |watch: Watch, message: String, hint: &'static str| {
+        if watch != Watch::Off {
+            findings.push(Finding { stops: watch == Watch::Stop, message, hint });
+        }
+    };
     if let Some(problem) = rows.iter().find_map(|row| row.example.mask_problem.as_ref()) {
-        return Err(Error::Watchdog {
-            message: format!("the chat template breaks the loss mask: {problem}"),
-            hint: "use another `template`, or mend the model's chat template".to_owned(),
-        });
+        let hint = "use another `template`, or mend the model's chat template";
+        let message = format!("the chat template breaks the loss mask: {problem}");
+        find(watchdogs.template_breaks_mask, message, hint);
     }
     let ends = |row: &&Row| {
         let tokens = row.example.ids.iter().zip(&row.example.loss_mask);
@@ -282,12 +293,11 @@ fn check_masks(rows: &[Row], tokenizer: &aha_model::Tokenizer) -> Result<()> {
     };
     let whole: Vec<&Row> = rows.iter().filter(|row| row.example.loss_mask.last() == Some(&true)).collect();
     if tokenizer.eos_ids().is_empty() || (!whole.is_empty() && !whole.iter().any(ends)) {
-        return Err(Error::Watchdog {
-            message: "no example has the stop token inside its loss mask: the model would never learn to stop".to_owned(),
-            hint: "check the tokenizer's end token and the `template`".to_owned(),
-        });
+        let message = "no example has the stop token inside its loss mask: the model would never learn to stop";
+        let hint = "check the tokenizer's end token and the `template`";
+        find(watchdogs.stop_token_masked, message.to_owned(), hint);
     }
-    Ok(())
+    findings
 }
 
 fn measure(outcome: &learner::StepOutcome, lr: f64, tokens: usize, began: Instant) -> BTreeMap<String, f64> {

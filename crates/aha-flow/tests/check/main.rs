@@ -7,27 +7,16 @@ mod world;
 
 use std::path::{Path, PathBuf};
 
-use aha_flow::pipeline::{Places, Plan, Problems, Text, check, parse};
-use world::{FakeModels, Tables};
+use aha_flow::pipeline::{Text, parse};
+use world::{check_text, shown};
 
 fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/check")
 }
 
-/// Checks a text against the tables and models of [`world`].
-fn check_text(path: &str, text: &str, sets: &[String]) -> Result<Plan, Problems> {
-    let dir = tempfile::tempdir().unwrap();
-    world::write_models(dir.path());
-    let places = Places { base_dir: dir.path().to_owned(), hf_cache: None };
-    check(Text { path, text, sets }, &mut Tables::default(), &FakeModels, &places)
-}
-
 fn outcome(name: &str) -> String {
     let text = fs_err::read_to_string(folder().join(format!("{name}.toml"))).unwrap();
-    match check_text(&format!("{name}.toml"), &text, &[]) {
-        Ok(plan) => plan.to_text(),
-        Err(problems) => problems.to_string(),
-    }
+    shown(&format!("{name}.toml"), &text)
 }
 
 fn expect(name: &str) {
@@ -139,11 +128,7 @@ fn problems_of_overrides_are_shown_like_those_of_the_file() {
         [
             ("--set", 7, "there is no stage `zeroo`"),
             ("--set", 12, "unknown key `stage.zero.stepps`"),
-            (
-                "--set",
-                18,
-                "`stage.zero.steps` must be a whole number, got the string \"many\""
-            ),
+            ("--set", 18, "`stage.zero.steps` must be a whole number, got the string \"many\""),
             ("--set", 1, "an override is KEY=VALUE, got `run.seed`"),
             ("--set", 1, "the key of the override `x.=1` is not valid TOML"),
         ]

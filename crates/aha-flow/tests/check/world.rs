@@ -1,110 +1,85 @@
-//! Tables and models for pipelines to be checked against: real planning by DataFusion over tables
-//! without files, and models without weights.
+//! Tables and models for pipelines to be checked against: a table of 1200 problems, and models without
+//! weights.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use aha_flow::pipeline::session::{problem_of, schema_of, tables_of};
 use aha_flow::pipeline::{
-    Catalogue, Column, ModelFacts, ModelProbe, ProbeProblem, SqlProblem, StageOutput, TableFacts,
+    ModelFacts, ModelProbe, Places, Plan, ProbeProblem, Problems, Text, check,
 };
-use aha_rollout::schema;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
-use datafusion::datasource::MemTable;
-use datafusion::prelude::SessionContext;
+use aha_flow::planning::Tables;
+use aha_rollout::part::PartWriter;
+use arrow::array::{ArrayRef, Int64Array, RecordBatch, StringArray};
 
-/// A session whose only file is `datasets/problems.parquet`.
-#[derive(Default)]
-pub struct Tables {
-    session: SessionContext,
+const PROBLEMS_COUNT: i64 = 1200;
+
+/// Checks a text against a directory with `datasets/problems.parquet` and `models/`.
+pub fn check_text(path: &str, text: &str, sets: &[String]) -> Result<Plan, Problems> {
+    check_in(tempfile::tempdir().unwrap().path(), path, text, sets)
 }
 
-impl Tables {
-    fn add(&self, name: &str, schema: SchemaRef) -> Result<(), SqlProblem> {
-        let table = MemTable::try_new(schema, vec![vec![]]).map_err(|e| problem_of(&e))?;
-        self.session.register_table(name, Arc::new(table)).map_err(|e| problem_of(&e))?;
-        Ok(())
-    }
+/// The plan or the problems as they are shown, with paths from the directory on.
+pub fn shown(path: &str, text: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    let shown = match check_in(dir.path(), path, text, &[]) {
+        Ok(plan) => plan.to_text(),
+        Err(problems) => problems.to_string(),
+    };
+    shown.replace(&format!("{}/", dir.path().display()), "")
 }
 
-impl Catalogue for Tables {
-    fn register_table(&mut self, name: &str, path: &str) -> Result<TableFacts, SqlProblem> {
-        if path != "datasets/problems.parquet" {
-            return Err(SqlProblem {
-                message: format!("there is no file `{path}`"),
-                hint: Some("relative paths start from the directory `aha` is started in".into()),
-                ..SqlProblem::default()
-            });
-        }
-        let text = |name: &str| Field::new(name, DataType::Utf8, true);
-        let level = Field::new("level", DataType::Int64, true);
-        let fields = vec![text("id"), text("prompt"), text("answer"), text("split"), level];
-        let columns = fields
-            .iter()
-            .map(|field| Column {
-                name: field.name().clone(),
-                type_name: field.data_type().to_string(),
-                nullable: true,
-            })
-            .collect();
-        self.add(name, Arc::new(Schema::new(fields)))?;
-        Ok(TableFacts { row_count: Some(1200), columns })
-    }
-
-    fn register_output(&mut self, name: &str, output: &StageOutput) -> Result<(), SqlProblem> {
-        let schema = match output {
-            StageOutput::Rollouts { reward_names } => {
-                schema::rollouts(reward_names).map_err(|error| SqlProblem {
-                    message: error.to_string(),
-                    ..SqlProblem::default()
-                })?
-            }
-            StageOutput::SftExamples => schema::sft_examples(),
-            StageOutput::Evals => schema::evals(),
-            StageOutput::Metrics => schema::metrics(),
-            StageOutput::Query { columns } => {
-                let fields: Vec<Field> = columns
-                    .iter()
-                    .map(|column| Field::new(&column.name, type_of(column), true))
-                    .collect();
-                Arc::new(Schema::new(fields))
-            }
-        };
-        self.add(name, schema)
-    }
-
-    fn tables_of(&self, sql: &str) -> Result<Vec<String>, SqlProblem> {
-        tables_of(&self.session.state(), sql)
-    }
-
-    fn schema_of(&self, sql: &str) -> Result<Vec<Column>, SqlProblem> {
-        schema_of(&self.session.state(), sql)
-    }
+fn check_in(dir: &Path, path: &str, text: &str, sets: &[String]) -> Result<Plan, Problems> {
+    write_models(dir);
+    write_problems(&dir.join("datasets"));
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let places = Places { base_dir: dir.to_owned(), hf_cache: None };
+    let mut tables = Tables::new(&places, runtime.handle().clone()).unwrap();
+    check(Text { path, text, sets }, &mut tables, &FakeModels, &places)
 }
 
-/// The Arrow type of a column by its name; what these pipelines need.
-fn type_of(column: &Column) -> DataType {
-    column.type_name.parse().unwrap_or(DataType::Utf8)
+fn write_problems(dir: &Path) {
+    fs_err::create_dir_all(dir).unwrap();
+    let text = |make: &dyn Fn(i64) -> String| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values((0..PROBLEMS_COUNT).map(make)))
+    };
+    let batch = RecordBatch::try_from_iter([
+        ("id", text(&|i| format!("p{i}"))),
+        ("prompt", text(&|i| format!("{i} + 1 ="))),
+        ("answer", text(&|i| (i + 1).to_string())),
+        ("split", text(&|i| if i % 6 == 0 { "test" } else { "train" }.to_owned())),
+        (
+            "level",
+            Arc::new(Int64Array::from_iter_values((0..PROBLEMS_COUNT).map(|i| i % 5))) as ArrayRef,
+        ),
+    ])
+    .unwrap();
+    let mut writer = PartWriter::create(&dir.join("problems.parquet"), batch.schema()).unwrap();
+    writer.write(&batch).unwrap();
+    writer.finish().unwrap();
 }
 
-/// Makes what [`Places::locate`](aha_flow::pipeline::Places::locate) looks for.
-pub fn write_models(dir: &Path) {
-    for name in ["base", "shrunk"] {
+/// Makes what [`Places::locate`] looks for.
+fn write_models(dir: &Path) {
+    for name in ["base", "shrunk", "empty"] {
         fs_err::create_dir_all(dir.join("models").join(name)).unwrap();
         fs_err::write(dir.join("models").join(name).join("config.json"), "{}").unwrap();
     }
 }
 
-/// Models by the name of their folder: `base`, and `shrunk` whose embedding lost rows.
-pub struct FakeModels;
+/// Models by the name of their folder: `base`, `shrunk` whose embedding lost rows, and `empty` without
+/// weights.
+struct FakeModels;
 
 impl ModelProbe for FakeModels {
     fn probe(&self, path: &Path) -> Result<ModelFacts, ProbeProblem> {
-        let vocab_size = if path.ends_with("shrunk") { 32_000 } else { 49_152 };
+        let weights_problem = path.ends_with("empty").then(|| ProbeProblem {
+            message: "there are no weights".into(),
+            hint: Some("put model.safetensors there".into()),
+        });
         Ok(ModelFacts {
             architecture: "llama".into(),
             param_count: 134_515_008,
-            vocab_size,
+            vocab_size: if path.ends_with("shrunk") { 32_000 } else { 49_152 },
             tokenizer_vocab_size: 49_152,
             layers: 30,
             hidden_size: 576,
@@ -114,6 +89,7 @@ impl ModelProbe for FakeModels {
             head_dim: 64,
             max_position_embeddings: 2048,
             has_chat_template: true,
+            weights_problem,
         })
     }
 }

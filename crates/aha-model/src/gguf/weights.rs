@@ -97,7 +97,8 @@ fn hugging_face_name(name: &str) -> Option<String> {
         _ => {}
     }
     let (layer_idx, rest) = name.strip_prefix("blk.")?.split_once('.')?;
-    let layer_idx: usize = layer_idx.parse().ok()?;
+    // `00` and `+0` would be second names of layer 0.
+    let layer_idx = layer_idx.parse().ok().filter(|idx: &usize| idx.to_string() == layer_idx)?;
     let (part, kind) = rest.split_once('.')?;
     if kind != "weight" && kind != "bias" {
         return None;
@@ -150,6 +151,8 @@ mod tests {
     fn names_are_those_of_transformers() {
         let name = hugging_face_name("blk.11.attn_output.weight").unwrap();
         assert_eq!(name, "model.layers.11.self_attn.o_proj.weight");
-        assert_eq!(hugging_face_name("blk.0.ffn_gate_inp.weight"), None);
+        for other in ["blk.0.ffn_gate_inp.weight", "blk.00.attn_q.weight", "blk.+0.attn_q.weight"] {
+            assert_eq!(hugging_face_name(other), None, "{other}");
+        }
     }
 }

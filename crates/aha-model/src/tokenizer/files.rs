@@ -1,5 +1,7 @@
 //! The tokenizer's files of a Hugging Face directory.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -101,5 +103,10 @@ pub(crate) fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    std::fs::write(path, bytes).map_err(|error| Error::io("write", path, error))
+    let written = File::create(path).and_then(|mut file| {
+        file.write_all(bytes)?;
+        // A directory is renamed into place once its files are whole on the disk.
+        file.sync_all()
+    });
+    written.map_err(|error| Error::io("write", path, error))
 }

@@ -16,6 +16,7 @@ pub(super) fn tokenizer_json(json: &Value) -> Result<()> {
     if depth(json) > DEPTH_MAX {
         return Err(Error::input(format!("nested deeper than {DEPTH_MAX} levels")));
     }
+    check_charsmaps(&json["normalizer"])?;
     let model = &json["model"];
     if !model["dropout"].is_null() && model["dropout"] != 0.0 {
         return Err(Error::input(
@@ -53,6 +54,38 @@ fn depth(value: &Value) -> usize {
         _ => return 0,
     };
     deepest.unwrap_or(0) + 1
+}
+
+/// SentencePiece's normalizer begins with the length of its trie, which `tokenizers` allocates
+/// (twice) before it looks whether that much is there.
+fn check_charsmaps(normalizer: &Value) -> Result<()> {
+    match normalizer {
+        Value::Array(list) => list.iter().try_for_each(check_charsmaps),
+        Value::Object(map) => {
+            let text = map.get("precompiled_charsmap").and_then(Value::as_str).unwrap_or_default();
+            let len_bytes = text.len() as u64 / 4 * 3;
+            if let Some(trie_bytes) = first_u32(text).filter(|bytes| u64::from(*bytes) > len_bytes)
+            {
+                return Err(Error::input(format!(
+                    "`precompiled_charsmap` promises {trie_bytes} bytes: expected at most \
+                     {len_bytes}"
+                )));
+            }
+            map.values().try_for_each(check_charsmaps)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The first four bytes of a text in base64 as a little-endian number; none if it has not so many.
+fn first_u32(base64: &str) -> Option<u32> {
+    const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bits = 0u64;
+    for c in base64.as_bytes().get(..6)? {
+        bits = bits << 6 | DIGITS.iter().position(|digit| digit == c)? as u64;
+    }
+    // 36 bits are four bytes and four bits over.
+    Some(((bits >> 4) as u32).swap_bytes())
 }
 
 fn check_id(token: &str, id: &Value) -> Result<u64> {
@@ -105,4 +138,22 @@ pub(super) fn lacks_bytes(json: &Value, inner: &tokenizers::Tokenizer) -> bool {
     json["decoder"]["type"] == "ByteLevel"
         && json["model"]["unk_token"].is_null()
         && byte_chars().iter().any(|c| inner.token_to_id(&c.to_string()).is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_charsmap_longer_than_its_text_is_refused() {
+        assert_eq!(first_u32("AQIDBAU="), Some(u32::from_le_bytes([1, 2, 3, 4])));
+        assert_eq!(first_u32("AQID"), None);
+        let map = |text: &str| json!({"normalizers": [{"precompiled_charsmap": text}]});
+        let error = check_charsmaps(&map("/////w==")).unwrap_err().to_string();
+        assert!(error.contains("promises 4294967295 bytes"), "{error}");
+        // A trie of one unit.
+        assert!(check_charsmaps(&map("BAAAAAAAAAA=")).is_ok());
+    }
 }

@@ -134,7 +134,9 @@ unsafe fn tiles<S: Simd, const R: usize, const W: usize, const PACKED: bool>(str
             if PACKED {
                 let a = block.a.add(row * block.depth);
                 for k in 0..block.depth {
-                    step::<S, R, W>(&mut sums, b.add(k * width), block.b_stride, |r| *a.add(k * R + r));
+                    step::<S, R, W>(&mut sums, b.add(k * width), block.b_stride, |r| {
+                        *a.add(k * R + r)
+                    });
                 }
             } else {
                 let a: [*const f32; R] = std::array::from_fn(|r| block.a.add((row + r) * a_stride));

@@ -1,0 +1,300 @@
+//! Completions of many prompts as a table, a part per chunk of prompts: what `sample` and `eval` share.
+//!
+//! A part is written aside and renamed. Draws are addressed, so a chunk that is made again after a kill has
+//! the same rows, and a stage goes on with the chunks that have no part yet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+
+use aha_compute::random::Philox;
+use aha_rollout::rows::{self, PromptRow, SetAsideRow};
+use aha_rollout::schema::{self, Progress};
+use aha_rollout::steps;
+use aha_rollout::table::TableWriter;
+use aha_rollout::view::RolloutsView;
+use arrow::array::RecordBatch;
+use arrow::compute::concat_batches;
+
+use crate::clock;
+use crate::compute::ComputeThread;
+use crate::error::{Error, Result};
+use crate::generate::{self, Source};
+use crate::models::Loaded;
+use crate::pipeline::Run;
+use crate::progress::{Event, Watcher};
+use crate::prompts::{Problem, Prompter};
+use crate::rundir::RunDir;
+use crate::score::Scorer;
+use crate::stop::Stop;
+
+/// Prompts of one part.
+pub const CHUNK_PROMPTS: usize = 64;
+
+/// Why no completion of these stages was trained on.
+const SKIP_REASON: &str = "not_trained";
+
+/// What completions are drawn of, and how.
+pub struct Draws {
+    /// The name in the rows, and of the table.
+    pub table: String,
+    /// The model.
+    pub model: Loaded,
+    /// The problems, in order.
+    pub problems: Vec<Problem>,
+    /// How prompts are made of them.
+    pub prompter: Prompter,
+    /// How tokens are drawn.
+    pub sampling: aha_sample::Sampling,
+    /// The rewards; absent: nothing is scored.
+    pub scorer: Option<Scorer>,
+    /// The family of the draws.
+    pub random: Philox,
+    /// Completions per prompt.
+    pub samples: u32,
+    /// Bounds of the sampler.
+    pub run: Run,
+}
+
+/// What one chunk gave.
+pub struct Chunk {
+    /// Rows of `aha_rollout::schema::rollouts`, in the order of prompts and samples.
+    pub rows: RecordBatch,
+    /// Prompts that can't be served, with their errors.
+    pub set_aside: Vec<(String, Error)>,
+}
+
+impl Draws {
+    /// How many chunks there are.
+    pub fn chunks_count(&self) -> usize {
+        self.problems.len().div_ceil(CHUNK_PROMPTS)
+    }
+
+    /// The names of the reward's parts.
+    pub fn reward_names(&self) -> &[String] {
+        self.scorer.as_ref().map_or(&[], Scorer::names)
+    }
+
+    /// Draws and scores one chunk, on the caller's thread. `group_done` is called after each prompt.
+    pub fn chunk(
+        &self,
+        sampler: &mut aha_sample::Sampler,
+        idx: usize,
+        group_done: &dyn Fn(),
+    ) -> Result<Chunk> {
+        let start = idx * CHUNK_PROMPTS;
+        let problems = &self.problems[start..self.problems.len().min(start + CHUNK_PROMPTS)];
+        let (prompts, mut set_aside) = self.prompts(problems);
+        let source = Source {
+            model: &self.model.model,
+            tokenizer: &self.model.tokenizer,
+            sampling: &self.sampling,
+            random: self.random,
+            policy_version: 0,
+            samples: self.samples,
+        };
+        let mut groups: Vec<(usize, RecordBatch)> = Vec::new();
+        // A chunk is always finished: who wants to stop looks between chunks.
+        let never = AtomicBool::new(false);
+        let failed = generate::generate(sampler, &source, &prompts, &never, &mut |row, rows| {
+            groups.push((row, rows));
+            group_done();
+            Ok(())
+        })?;
+        let view = aha_rollout::view::PromptsView::new(&prompts)?;
+        set_aside
+            .extend(failed.into_iter().map(|(row, error)| (view.prompt_id(row).to_owned(), error)));
+        groups.sort_by_key(|(row, _)| *row);
+        let sampled = concat_batches(&schema::sampled(), groups.iter().map(|(_, rows)| rows))
+            .map_err(|error| Error::bug(format!("groups can't be joined: {error}")))?;
+        let scored = match &self.scorer {
+            Some(scorer) => scorer.score(&sampled)?,
+            None => steps::add_scores(
+                &sampled,
+                &[],
+                &vec![steps::Scores::default(); sampled.num_rows()],
+            )?,
+        };
+        Ok(Chunk { rows: steps::add_untrained(&scored, SKIP_REASON)?, set_aside })
+    }
+
+    /// The prompts as rows, without those that can't be encoded.
+    fn prompts(&self, problems: &[Problem]) -> (RecordBatch, Vec<(String, Error)>) {
+        let mut encoded = Vec::with_capacity(problems.len());
+        let mut set_aside = Vec::new();
+        for problem in problems {
+            match self.prompter.prompt_ids(&problem.prompt) {
+                Ok(ids) => encoded.push((problem, ids)),
+                Err(error) => set_aside.push((problem.id.clone(), error)),
+            }
+        }
+        let rows: Vec<PromptRow<'_>> = encoded
+            .iter()
+            .map(|(problem, ids)| PromptRow {
+                stage: &self.table,
+                step: 0,
+                prompt_id: &problem.id,
+                source: problem.source.as_deref(),
+                prompt: &problem.prompt,
+                answer: problem.answer.as_deref(),
+                tests: problem.tests.as_deref(),
+                prompt_token_ids: ids,
+            })
+            .collect();
+        (rows::prompts(&rows), set_aside)
+    }
+}
+
+/// The stage that the completions are for.
+pub struct Owner<'a> {
+    /// Its name.
+    pub stage: &'a str,
+    /// Where everything is written.
+    pub dir: &'a RunDir,
+    /// Who watches.
+    pub watcher: &'a Watcher,
+    /// A request to stop.
+    pub stop: &'a Stop,
+    /// Chunks of the stage that are done before these; for the steps that watchers see.
+    pub chunks_before: usize,
+}
+
+/// Makes the parts that the table doesn't have yet. Leaves after a chunk when asked to stop.
+pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<()> {
+    let tables = Arc::new(Tables::open(owner.dir, &draws)?);
+    let thread = ComputeThread::start("aha-sampler")?;
+    let draws = Arc::new(draws);
+    let mut sampler = None;
+    for idx in 0..draws.chunks_count() {
+        if tables.has(idx) {
+            continue;
+        }
+        if owner.stop.is_requested() {
+            return Err(Error::Interrupted);
+        }
+        let (job_draws, job_tables) = (Arc::clone(&draws), Arc::clone(&tables));
+        let began = Instant::now();
+        let job = move || -> Result<_> {
+            let model = &job_draws.model;
+            let make = || generate::sampler(&model.model, &model.tokenizer, &job_draws.run);
+            let mut sampler = sampler.unwrap_or_else(make);
+            let chunk = job_draws.chunk(&mut sampler, idx, &|| ())?;
+            job_tables.write(idx, &chunk)?;
+            Ok((sampler, chunk))
+        };
+        let (back, chunk) = thread.run(job).await??;
+        sampler = Some(back);
+        report(owner, &draws, idx, &chunk, began)?;
+    }
+    Ok(())
+}
+
+/// Says how a chunk went, and which prompts were set aside.
+fn report(
+    owner: &Owner<'_>,
+    draws: &Draws,
+    idx: usize,
+    chunk: &Chunk,
+    began: Instant,
+) -> Result<()> {
+    if let Some((prompt_id, error)) = chunk.set_aside.first() {
+        let count = chunk.set_aside.len();
+        let message = format!("{count} prompts are set aside, such as `{prompt_id}`: {error}");
+        tracing::warn!(stage = owner.stage, count, prompt_id, %error, "Prompts set aside.");
+        let hint = format!(
+            "see the table `{}_set_aside`; {}",
+            draws.table,
+            error.hint().unwrap_or("the others go on")
+        );
+        (owner.watcher)(Event::Warning { stage: owner.stage.to_owned(), message, hint });
+    }
+    let metrics = measure(&RolloutsView::new(&chunk.rows, Progress::Trained)?, began);
+    let step = (owner.chunks_before + idx + 1) as u64;
+    (owner.watcher)(Event::Step { stage: owner.stage.to_owned(), step, metrics });
+    Ok(())
+}
+
+fn measure(view: &RolloutsView<'_>, began: Instant) -> BTreeMap<String, f64> {
+    let count = view.rows_count();
+    let mut metrics = BTreeMap::new();
+    let mut mean = |name: &str, values: Vec<f64>| {
+        if !values.is_empty() {
+            metrics.insert(name.to_owned(), values.iter().sum::<f64>() / values.len() as f64);
+        }
+    };
+    mean("reward", (0..count).filter_map(|row| view.reward(row)).collect());
+    for (part, name) in view.reward_names().iter().enumerate() {
+        mean(
+            &format!("reward_{name}"),
+            (0..count).filter_map(|row| view.reward_part(part, row)).collect(),
+        );
+    }
+    let lens: Vec<f64> =
+        (0..count).map(|row| view.completion_token_ids(row).len() as f64).collect();
+    let tokens: f64 = lens.iter().sum();
+    mean("completion_len_tokens", lens);
+    let is_cut = |row| view.finish_reason(row) == aha_sample::FinishReason::Length.as_str();
+    mean("truncated_share", (0..count).map(|row| f64::from(u8::from(is_cut(row)))).collect());
+    if !clock::is_stopped() {
+        metrics.insert(
+            "tokens_per_second".to_owned(),
+            tokens / began.elapsed().as_secs_f64().max(1e-9),
+        );
+    }
+    metrics
+}
+
+/// The table of completions, and that of the prompts set aside.
+struct Tables {
+    name: String,
+    completions: TableWriter,
+    set_aside: TableWriter,
+}
+
+impl Tables {
+    fn open(dir: &RunDir, draws: &Draws) -> Result<Tables> {
+        let schema = schema::rollouts(draws.reward_names())?;
+        let set_aside = dir.table(&format!("{}_set_aside", draws.table));
+        Ok(Tables {
+            name: draws.table.clone(),
+            completions: TableWriter::open(&dir.table(&draws.table), schema)?,
+            set_aside: TableWriter::open(&set_aside, schema::set_aside())?,
+        })
+    }
+
+    fn has(&self, chunk_idx: usize) -> bool {
+        self.completions.dir().join(part_name(chunk_idx)).is_file()
+    }
+
+    /// The part of the completions comes last: a chunk that has it is complete.
+    fn write(&self, chunk_idx: usize, chunk: &Chunk) -> Result<()> {
+        let name = part_name(chunk_idx);
+        if !chunk.set_aside.is_empty() {
+            let errors: Vec<String> =
+                chunk.set_aside.iter().map(|(_, error)| error.to_string()).collect();
+            let rows: Vec<SetAsideRow<'_>> = chunk
+                .set_aside
+                .iter()
+                .zip(&errors)
+                .map(|((prompt_id, _), error)| SetAsideRow {
+                    stage: &self.name,
+                    step: 0,
+                    prompt_id,
+                    // The same prompt would fail again: its failure is a function of it and the model.
+                    failures_count: 1,
+                    error,
+                    at_us: clock::now_us(),
+                })
+                .collect();
+            self.set_aside.write(&name, &[rows::set_aside(&rows)])?;
+        }
+        self.completions.write(&name, std::slice::from_ref(&chunk.rows))?;
+        Ok(())
+    }
+}
+
+/// The part of a chunk.
+pub fn part_name(chunk_idx: usize) -> String {
+    format!("part-{chunk_idx:06}.parquet")
+}

@@ -1,0 +1,22 @@
+//! Stages other than reinforcement learning, one module each.
+//!
+//! Each stage goes on from what it has made durable, and makes the same tables and weights however often it
+//! was interrupted.
+
+pub(crate) mod completions;
+pub mod eval;
+pub mod export;
+pub mod query;
+pub mod sample;
+pub mod sft;
+
+use aha_data::Session;
+
+use crate::error::Result;
+use crate::rundir::RunDir;
+
+/// Makes what the run has written so far the tables of later queries: a table per stage, `rollouts` of all
+/// stages that sampled, `metrics` and `evals`.
+pub fn register_outputs(session: &Session, dir: &RunDir) -> Result<()> {
+    Ok(session.register_run(dir.root())?)
+}

@@ -1,0 +1,239 @@
+//! P1 and P2: a completion has the same tokens and the same log-prob bits whatever shares its batch, and
+//! the learner's forward pass gives those bits again, for every architecture and instruction set.
+
+#![expect(clippy::unwrap_used, reason = "a fixture of another shape fails the test")]
+
+use std::path::Path;
+use std::sync::Arc;
+
+use aha_compute::Device;
+use aha_compute::random::Philox;
+use aha_compute::simd::Isa;
+use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
+use aha_model::{Model, Tokenizer};
+use aha_sample::{Completion, FinishReason, Limits, Request, Sampler, Sampling};
+
+const NAMES: [&str; 4] = ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"];
+const PROMPT_COUNT: usize = 8;
+const GROUP_SIZE: u32 = 8;
+
+fn model(name: &str, device: &Device) -> Model {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../aha-model/tests/fixtures").join(name);
+    Model::load(&dir, device).unwrap()
+}
+
+/// Any tokenizer does: the tests draw tokens and look at no text but that of stop strings.
+fn tokenizer() -> Arc<Tokenizer> {
+    let options = TrainOptions {
+        vocab_size: 257,
+        special_tokens: vec!["<|end|>".to_owned()],
+        eos_token: Some("<|end|>".to_owned()),
+        alphabet: Alphabet::Full,
+        ..TrainOptions::default()
+    };
+    Arc::new(tokenizer_train::train(["a"], &options).unwrap())
+}
+
+/// Prompts of 1 to 47 tokens: shorter than a page of the cache, exactly one, and several.
+fn requests() -> Vec<Request> {
+    let random = Philox::new(7);
+    let lens = [1, 5, 16, 17, 23, 32, 40, 47];
+    let ids =
+        |i: u64, len: u64| (0..len).map(|t| 3 + (random.bits(&[i, t]) % 250) as u32).collect();
+    (0..PROMPT_COUNT as u64)
+        .map(|i| Request {
+            prompt_ids: ids(i, lens[i as usize]),
+            address: 100 + i,
+            samples: 0..GROUP_SIZE,
+        })
+        .collect()
+}
+
+/// A few stop tokens, so that sequences leave the batch at different times.
+fn sampling() -> Sampling {
+    Sampling {
+        temperature: 0.8,
+        max_tokens: 24,
+        stop_token_ids: vec![4, 9, 77, 130],
+        ..Sampling::default()
+    }
+}
+
+fn sample(
+    model: &Model,
+    requests: &[Request],
+    sampling: &Sampling,
+    limits: Limits,
+) -> Vec<Completion> {
+    let mut sampler = Sampler::new(model, tokenizer(), limits);
+    let mut completions = Vec::new();
+    sampler
+        .run(model, requests, sampling, Philox::new(5), &mut |completion| {
+            completions.push(completion);
+            true
+        })
+        .unwrap();
+    completions.sort_by_key(|c| (c.request_idx, c.sample_idx));
+    completions
+}
+
+fn assert_same(what: &str, a: &[Completion], b: &[Completion]) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    for (a, b) in a.iter().zip(b) {
+        let at = format!("{what}: request {}, sample {}", a.request_idx, a.sample_idx);
+        assert_eq!(a.token_ids, b.token_ids, "{at}");
+        assert_eq!(bits(&a.logprobs), bits(&b.logprobs), "{at}");
+        assert_eq!(a.finish_reason, b.finish_reason, "{at}");
+    }
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+/// Limits under which the same completions are made in very different batches.
+fn batchings() -> [Limits; 4] {
+    let limits = |sequences_max, prefill_tokens_max, cache_bytes| Limits {
+        sequences_max,
+        prefill_tokens_max,
+        cache_bytes,
+    };
+    [
+        limits(64, 512, 64 << 20),
+        limits(1, 3, 64 << 20),
+        limits(7, 16, 64 << 20),
+        limits(64, 33, 300 << 10),
+    ]
+}
+
+#[test]
+fn the_learner_finds_the_bits_that_the_sampler_drew() {
+    let requests = requests();
+    let sampling = sampling();
+    for name in NAMES {
+        let mut first: Option<Vec<Completion>> = None;
+        for isa in Isa::available() {
+            // The portable path is slow where the compiler has no fused multiply-add: fewer batchings.
+            let batchings = if isa == Isa::Portable { &batchings()[..2] } else { &batchings()[..] };
+            for threads in [1, 2] {
+                let device = Device::cpu_with(threads, isa);
+                let model = model(name, &device);
+                for &limits in batchings {
+                    let what = format!("{name} {isa} {threads} threads {limits:?}");
+                    let completions = sample(&model, &requests, &sampling, limits);
+                    assert_eq!(completions.len(), 64, "{what}");
+                    assert_same(
+                        &what,
+                        first.get_or_insert_with(|| completions.clone()),
+                        &completions,
+                    );
+                }
+                let completions = first.as_ref().unwrap();
+                for chunk in [1, 5, 64] {
+                    for part in completions.chunks(chunk) {
+                        check_learner(&model, &requests, part, sampling.inv_temperature());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Scores completions as the learner does, packed one after the other, and compares bits.
+fn check_learner(model: &Model, requests: &[Request], part: &[Completion], inv_temperature: f32) {
+    let (mut ids, mut lens, mut rows, mut targets) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for completion in part {
+        let prompt = &requests[completion.request_idx].prompt_ids;
+        rows.extend((0..completion.token_ids.len()).map(|i| ids.len() + prompt.len() + i - 1));
+        targets.extend(&completion.token_ids);
+        lens.push(prompt.len() + completion.token_ids.len());
+        ids.extend(prompt.iter().chain(&completion.token_ids));
+    }
+    let mut tape = aha_compute::Tape::recording(model.device(), model.params());
+    let batch = aha_model::model::Batch::packed(&ids, lens);
+    let hidden = model.hidden(&mut tape, batch, false);
+    let hidden = tape.select_rows(&hidden, &rows.into());
+    let (logps, _) = tape.log_probs(&hidden, model.head(), &targets.into(), inv_temperature);
+    let want: Vec<f32> = part.iter().flat_map(|c| c.logprobs.clone()).collect();
+    assert_eq!(bits(logps.value().as_slice()), bits(&want));
+}
+
+#[test]
+fn a_completion_does_not_depend_on_the_other_requests() {
+    let device = Device::cpu(2);
+    let model = model("tiny_qwen3", &device);
+    let (requests, sampling) = (requests(), sampling());
+    let together = sample(&model, &requests, &sampling, Limits::default());
+    for idx in [0, 3, 7] {
+        let request = Request { samples: 2..5, ..requests[idx].clone() };
+        let alone = sample(&model, &[request], &sampling, Limits::default());
+        assert_eq!(alone.len(), 3);
+        for completion in alone {
+            let same = &together[idx * GROUP_SIZE as usize + completion.sample_idx as usize];
+            assert_eq!(same.token_ids, completion.token_ids);
+            assert_eq!(bits(&same.logprobs), bits(&completion.logprobs));
+        }
+    }
+}
+
+#[test]
+fn a_small_cache_serves_more_sequences_than_it_holds() {
+    let device = Device::cpu(1);
+    let model = model("tiny_llama", &device);
+    let sampling = Sampling { max_tokens: 60, ..Sampling::default() };
+    let dims = model.attention_dims();
+    let page = aha_compute::ops::attention::KvCache::bytes_per_page(2, dims);
+    // The longest request needs 7 pages and one to copy a partly filled one: from no room to spare on.
+    for pages in [8, 9, 11, 14, 20, 33] {
+        let limits =
+            Limits { sequences_max: 64, prefill_tokens_max: 16, cache_bytes: pages * page };
+        let completions = sample(&model, &requests(), &sampling, limits);
+        assert_eq!(completions.len(), 64, "{pages} pages");
+        assert!(
+            completions
+                .iter()
+                .all(|c| c.finish_reason == FinishReason::Length && c.token_ids.len() == 60)
+        );
+    }
+}
+
+#[test]
+fn a_request_that_can_never_fit_is_refused() {
+    let device = Device::cpu(1);
+    let model = model("tiny_llama", &device);
+    let refuse = |request: Request, max_tokens: usize, cache_bytes: usize| {
+        let limits = Limits { cache_bytes, ..Limits::default() };
+        let sampler = Sampler::new(&model, tokenizer(), limits);
+        let sampling = Sampling { max_tokens, ..Sampling::default() };
+        sampler.check(&model, &request, &sampling).unwrap_err().to_string()
+    };
+    let request = |ids: &[u32]| Request { prompt_ids: ids.into(), address: 0, samples: 0..1 };
+    assert!(refuse(request(&[]), 8, 1 << 20).contains("without tokens"));
+    assert!(refuse(request(&[999]), 8, 1 << 20).contains("999"));
+    assert!(refuse(request(&[5]), 4000, 1 << 20).contains("512 positions"));
+    assert!(refuse(request(&[5; 100]), 100, 0).contains("cache pages"));
+}
+
+#[test]
+fn stop_texts_end_completions_and_belong_to_them() {
+    let device = Device::cpu(2);
+    let model = model("tiny_llama", &device);
+    let tokenizer = tokenizer();
+    let free = sample(&model, &requests(), &sampling(), Limits::default());
+    // The text of two neighbouring tokens of a completion, as a stop text.
+    let text = |c: &Completion, at: usize| {
+        let bytes =
+            c.token_ids[at..at + 2].iter().flat_map(|&id| tokenizer.token_bytes(id).to_vec());
+        String::from_utf8(bytes.collect()).ok().filter(|text| text.len() >= 2)
+    };
+    let mut found = free.iter().flat_map(|c| (1..c.token_ids.len() - 1).map(move |at| (c, at)));
+    let (chosen, at) = found.find(|(c, at)| text(c, *at).is_some()).unwrap();
+    let text = text(chosen, at).unwrap();
+    let sampling = Sampling { stop: vec![text], ..sampling() };
+    let stopped = sample(&model, &requests(), &sampling, Limits::default());
+    let same = &stopped[chosen.request_idx * GROUP_SIZE as usize + chosen.sample_idx as usize];
+    assert_eq!(same.finish_reason, FinishReason::StopString);
+    assert_eq!(same.token_ids, chosen.token_ids[..same.token_ids.len()]);
+    assert!(same.token_ids.len() <= at + 2);
+}
