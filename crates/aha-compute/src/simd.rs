@@ -91,6 +91,7 @@ impl FromStr for Isa {
 /// # Safety
 /// The methods may only be called where the processor has the instruction set; [`simd_fn!`] sees to that.
 /// Pointers must be valid for sixteen (or, in the `_part` methods, `len`) floats; no alignment is needed.
+#[expect(clippy::missing_safety_doc, reason = "the trait's section on safety holds for every method")]
 pub unsafe trait Simd: Copy + 'static {
     /// Sixteen lanes.
     type V: Copy;

@@ -12,7 +12,9 @@ use aha_rollout::schema;
 use arrow::array::{Array, Int64Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::error::DataFusionError;
-use datafusion::prelude::{SessionConfig, SessionContext};
+use datafusion::prelude::SessionContext;
+use datafusion::sql::parser::Statement;
+use datafusion::sql::sqlparser::ast;
 use tokio::runtime::Handle;
 
 use crate::error::Error;
@@ -161,7 +163,7 @@ fn problem_of(error: &aha_data::Error) -> SqlProblem {
     let place = |at: u64| u32::try_from(at).ok().filter(|at| *at > 0);
     let at = error.location();
     SqlProblem {
-        message: error.message().to_owned(),
+        message: uncapitalised(error.message()),
         hint: error.hint().map(str::to_owned),
         line: at.and_then(|at| place(at.line)),
         column: at.and_then(|at| place(at.column)),
@@ -170,11 +172,33 @@ fn problem_of(error: &aha_data::Error) -> SqlProblem {
 
 /// The tables that a query names, its own `WITH` excepted; they need not exist.
 pub fn tables_of(sql: &str) -> Result<Vec<String>, SqlProblem> {
-    let state = SessionContext::new_with_config(SessionConfig::new()).state();
+    let state = SessionContext::new().state();
     let dialect = state.config_options().sql_parser.dialect;
     let statement = state.sql_to_statement(sql, &dialect).map_err(|e| syntax_problem(&e))?;
+    if !is_query(&statement) {
+        return Err(SqlProblem {
+            message: "expected a query, got a statement that changes something".to_owned(),
+            hint: Some(QUERY_HINT.to_owned()),
+            ..SqlProblem::default()
+        });
+    }
     let references = state.resolve_table_references(&statement).map_err(|e| syntax_problem(&e))?;
     Ok(references.iter().map(|reference| reference.table().to_owned()).collect())
+}
+
+/// Words that a query is built of.
+const WORDS: [&str; 12] = [
+    "SELECT", "FROM", "WHERE", "WITH", "JOIN", "ORDER", "GROUP", "LIMIT", "HAVING", "UNION",
+    "DISTINCT", "BETWEEN",
+];
+
+const QUERY_HINT: &str = "a stage's query starts with SELECT or WITH";
+
+fn is_query(statement: &Statement) -> bool {
+    match statement {
+        Statement::Statement(statement) => matches!(**statement, ast::Statement::Query(_)),
+        _ => false,
+    }
 }
 
 /// What the parser says, with the place that its message ends in.
@@ -189,7 +213,13 @@ fn syntax_problem(error: &DataFusionError) -> SqlProblem {
         Some((text, line.trim().parse().ok(), column.trim().parse().ok()))
     });
     let (text, line, column) = place.unwrap_or((message, None, None));
-    SqlProblem { message: uncapitalised(text), hint: None, line, column }
+    let message = uncapitalised(text);
+    let found = message.rsplit_once("found: ").map_or("", |(_, word)| word);
+    let hint = match pipeline::nearest(found, WORDS) {
+        Some(word) if !word.eq_ignore_ascii_case(found) => format!("did you mean `{word}`?"),
+        _ => QUERY_HINT.to_owned(),
+    };
+    SqlProblem { message, hint: Some(hint), line, column }
 }
 
 /// A sentence as our messages have it: with a small letter first and no stop at its end.
@@ -262,10 +292,14 @@ mod tests {
 
     #[test]
     fn the_parsers_place_is_split_from_its_message() {
-        let problem = tables_of("SELECT 1,\nFROM").unwrap_err();
+        let problem = tables_of("SELECT 1\nFROM a WERE x").unwrap_err();
         assert_eq!(problem.line, Some(2), "{problem:?}");
         assert!(!problem.message.contains("Line"), "{problem:?}");
         assert!(problem.message.starts_with("expected"), "{problem:?}");
+        let hint = tables_of("SELEC 1").unwrap_err().hint;
+        assert_eq!(hint.as_deref(), Some("did you mean `SELECT`?"));
+        let refused = tables_of("DROP TABLE a").unwrap_err();
+        assert!(refused.message.contains("changes something"), "{refused:?}");
     }
 
     #[tokio::test]

@@ -1,5 +1,4 @@
-//! AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2), in
-//! the order of operations of torch's `AdamW`.
+//! AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101, algorithm 2).
 //!
 //! ```text
 //! g = scale · gradient
@@ -110,7 +109,9 @@ struct Factors {
 
 fn update(value: &mut Tensor, m: &mut Tensor, v: &mut Tensor, gradient: &Tensor, factors: Factors) {
     let device = value.device().clone();
-    let len = gradient.len();
+    let len = value.len();
+    assert_eq!(gradient.len(), len, "the gradient has {} elements: expected {len}", gradient.len());
+    assert_eq!((m.len(), v.len()), (len, len), "the moments must be as long as the weight");
     let [value, m, v] = [value, m, v].map(|t| Shards::new(t.as_mut_slice()));
     device.run_blocks(len, BLOCK_LEN, |start, end| {
         // SAFETY: blocks are disjoint.
@@ -154,65 +155,116 @@ unsafe fn splat<S: Simd>(x: f32) -> S::V {
 mod tests {
     use super::*;
     use crate::Device;
-    use crate::ops::check::{F32, assert_close, assert_same_bits, devices, noise, noise_tensor};
+    use crate::ops::check::{
+        F32, Tol, assert_close, assert_same_bits, devices, noise, noise_tensor,
+    };
 
     const HYPER: Hyper = Hyper { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
 
-    /// The formulas of the module's docs in `f64`, over `steps` steps with the same gradient.
-    fn reference(w: &[f64], gradient: &[f64], scale: f64, decays: bool, steps: i32) -> Vec<f64> {
-        let Hyper { lr, beta1, beta2, eps, weight_decay } = HYPER;
-        let decay = if decays { lr * weight_decay } else { 0.0 };
-        let of = |(&w, &g): (&f64, &f64)| {
-            let (mut w, mut m, mut v, g) = (w, 0.0, 0.0, g * scale);
-            for t in 1..=steps {
-                m = beta1 * m + (1.0 - beta1) * g;
-                v = beta2 * v + (1.0 - beta2) * g * g;
-                let root = (v / (1.0 - beta2.powi(t))).sqrt();
-                w = w * (1.0 - decay) - lr * m / (1.0 - beta1.powi(t)) / (root + eps);
-            }
-            w
-        };
-        w.iter().zip(gradient).map(of).collect()
+    /// Four steps of a hundredth and a few roundings each; `v` is as small as 1e-6, so the bound is mostly
+    /// relative.
+    const STEPS: Tol = Tol { abs: 2e-7, rel: 2e-6 };
+
+    /// Factors on the gradients, one per step. The corrected moments of a constant gradient are the
+    /// gradient and its square whatever the betas, and their quotient is the same for every factor: only
+    /// gradients that change show an error in either.
+    const SCALES: [f32; 4] = [0.5, 1.0, 0.03125, 2.0];
+
+    struct Trajectory {
+        w: Vec<f64>,
+        m: Vec<f64>,
+        v: Vec<f64>,
     }
 
-    fn run(device: &Device, steps: i32) -> (Params, AdamW) {
+    /// The formulas of the module's docs in `f64`, with gradients of seed `seed + t` at step `t`.
+    fn reference(w: Vec<f64>, seed: u64, decays: bool, hyper: Hyper) -> Trajectory {
+        let Hyper { lr, beta1, beta2, eps, weight_decay } = hyper;
+        let decay = if decays { lr * weight_decay } else { 0.0 };
+        let zeros = vec![0.0; w.len()];
+        let mut at = Trajectory { w, m: zeros.clone(), v: zeros };
+        for (t, scale) in (1..).zip(SCALES) {
+            let gradient = noise(seed + t as u64, at.w.len());
+            for (i, g) in gradient.iter().map(|g| g * f64::from(scale)).enumerate() {
+                at.m[i] = beta1 * at.m[i] + (1.0 - beta1) * g;
+                at.v[i] = beta2 * at.v[i] + (1.0 - beta2) * g * g;
+                let root = (at.v[i] / (1.0 - beta2.powi(t))).sqrt();
+                let step = at.m[i] / (1.0 - beta1.powi(t)) / (root + eps);
+                at.w[i] = at.w[i] * (1.0 - decay) - lr * step;
+            }
+        }
+        at
+    }
+
+    fn run(device: &Device, hyper: &Hyper) -> (Params, AdamW) {
         let mut params = Params::default();
         let matrix = params.push("matrix", noise_tensor(device, 1, &[300, 67]));
         let vector = params.push("vector", noise_tensor(device, 2, &[37]));
         let mut grads = Grads::zeros(device, &params);
-        *grads.get_mut(matrix) = noise_tensor(device, 3, &[300, 67]);
-        *grads.get_mut(vector) = noise_tensor(device, 4, &[37]);
         let mut adamw = AdamW::new(&params);
-        (0..steps).for_each(|_| adamw.step(&mut params, &grads, &HYPER, 0.5));
+        for (t, scale) in (1..).zip(SCALES) {
+            *grads.get_mut(matrix) = noise_tensor(device, 10 + t, &[300, 67]);
+            *grads.get_mut(vector) = noise_tensor(device, 20 + t, &[37]);
+            adamw.step(&mut params, &grads, hyper, scale);
+        }
         (params, adamw)
     }
 
     #[test]
     fn every_device_follows_the_reference_and_the_others() {
-        let want = reference(&noise(1, 300 * 67), &noise(3, 300 * 67), 0.5, true, 4);
-        let want_vector = reference(&noise(2, 37), &noise(4, 37), 0.5, false, 4);
-        let mut first: Option<Params> = None;
-        for device in devices() {
-            let (params, adamw) = run(&device, 4);
-            let values: Vec<&Tensor> = params.ids().map(|id| params.value(id)).collect();
-            assert_close("matrix", values[0].as_slice(), &want, F32);
-            assert_close("vector", values[1].as_slice(), &want_vector, F32);
-            assert_eq!(adamw.step_count(), 4);
-            let first = first.get_or_insert_with(|| params.clone());
-            for id in params.ids() {
-                assert_same_bits(
-                    "devices",
-                    params.value(id).as_slice(),
-                    first.value(id).as_slice(),
-                );
+        // An `eps` that small gradients feel, next to the usual one.
+        for hyper in [HYPER, Hyper { eps: 0.01, ..HYPER }] {
+            let want = [
+                reference(noise(1, 300 * 67), 10, true, hyper),
+                reference(noise(2, 37), 20, false, hyper),
+            ];
+            let mut first: Option<(Params, AdamW)> = None;
+            for device in devices() {
+                let (params, adamw) = run(&device, &hyper);
+                let (first_params, first_adamw) =
+                    first.get_or_insert_with(|| (params.clone(), adamw.clone()));
+                assert_eq!(adamw.step_count(), 4);
+                for (id, want) in params.ids().zip(&want) {
+                    let (m, v) = adamw.moments(id);
+                    let (first_m, first_v) = first_adamw.moments(id);
+                    for (name, got, want, first) in [
+                        ("w", params.value(id), &want.w, first_params.value(id)),
+                        ("m", m, &want.m, first_m),
+                        ("v", v, &want.v, first_v),
+                    ] {
+                        assert_close(name, got.as_slice(), want, STEPS);
+                        assert_same_bits(name, got.as_slice(), first.as_slice());
+                    }
+                }
             }
         }
     }
 
     #[test]
+    fn a_first_step_is_the_sign_of_the_gradient_times_the_rate() {
+        let device = Device::cpu(1);
+        let mut params = Params::default();
+        let id = params.push("vector", Tensor::zeros(&device, &[3]));
+        let mut grads = Grads::zeros(&device, &params);
+        grads.get_mut(id).as_mut_slice().copy_from_slice(&[3.0, -1e-3, 0.0]);
+        AdamW::new(&params).step(&mut params, &grads, &HYPER, 1.0);
+        assert_close("w", params.value(id).as_slice(), &[-0.01, 0.01, 0.0], F32);
+    }
+
+    #[test]
+    #[should_panic(expected = "the gradient has 4 elements: expected 3")]
+    fn a_wrong_length_of_a_gradient_panics() {
+        let device = Device::cpu(1);
+        let mut params = Params::default();
+        let id = params.push("vector", Tensor::zeros(&device, &[3]));
+        let mut grads = Grads::zeros(&device, &params);
+        *grads.get_mut(id) = Tensor::zeros(&device, &[4]);
+        AdamW::new(&params).step(&mut params, &grads, &HYPER, 1.0);
+    }
+
+    #[test]
     fn saved_state_goes_on_as_if_never_saved() {
         let device = Device::cpu(1);
-        let (mut params, mut adamw) = run(&device, 3);
+        let (mut params, mut adamw) = run(&device, &HYPER);
         let mut restored = AdamW::new(&params);
         for id in params.ids() {
             let (m, v) = adamw.moments(id);

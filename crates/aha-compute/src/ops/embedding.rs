@@ -117,4 +117,24 @@ mod tests {
         let dy = Tensor::zeros(&device, &[1, 5]);
         backward(&mut Tensor::zeros(&device, &[2, 5]), &dy, &[7]);
     }
+
+    #[test]
+    fn an_empty_batch_is_a_no_op() {
+        for device in devices() {
+            let (table, mut y) =
+                (noise_tensor(&device, 1, &[3, 37]), Tensor::zeros(&device, &[0, 37]));
+            forward(&mut y, &table, &[]);
+            let mut dtable = table.clone();
+            backward(&mut dtable, &y, &[]);
+            assert_same_bits("dtable", dtable.as_slice(), table.as_slice());
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "`dy` must have a row for each of 2 ids")]
+    fn a_wrong_length_of_dy_panics() {
+        let device = crate::Device::cpu(1);
+        let dy = Tensor::zeros(&device, &[1, 5]);
+        backward(&mut Tensor::zeros(&device, &[2, 5]), &dy, &[0, 1]);
+    }
 }

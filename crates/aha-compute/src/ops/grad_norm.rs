@@ -96,5 +96,7 @@ mod tests {
         assert_eq!(clip_scale(0.0, 1.0), 1.0);
         assert!((clip_scale(4.0, 1.0) - 0.25).abs() < 1e-6);
         assert_eq!(clip_scale(4.0, f64::INFINITY), 1.0);
+        // Torch adds 1e-6 to the norm; near that size the sum shows.
+        assert_eq!(clip_scale(3e-6, 1e-6), 0.25);
     }
 }

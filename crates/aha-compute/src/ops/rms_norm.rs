@@ -23,7 +23,7 @@ const BLOCK_LEN: usize = 1 << 13;
 
 /// `y = x r w` and the saved `r`.
 pub fn forward(y: &mut Tensor, r: &mut Tensor, x: &Tensor, w: &Tensor, eps: f32) {
-    let group_len = check(w, &[("y", y), ("x", x)]);
+    let group_len = check(w, r, &[("y", y), ("x", x)]);
     let device = x.device();
     let (ys, rs) = (Shards::new(y.as_mut_slice()), Shards::new(r.as_mut_slice()));
     groups(device, x.len() / group_len, group_len, |start, end| {
@@ -44,7 +44,7 @@ pub fn forward_add(
     w: &Tensor,
     eps: f32,
 ) {
-    let group_len = check(w, &[("y", y), ("sum", sum), ("x", x), ("residual", residual)]);
+    let group_len = check(w, r, &[("y", y), ("sum", sum), ("x", x), ("residual", residual)]);
     let device = x.device();
     let sums = Shards::new(sum.as_mut_slice());
     let (ys, rs) = (Shards::new(y.as_mut_slice()), Shards::new(r.as_mut_slice()));
@@ -61,7 +61,7 @@ pub fn forward_add(
 
 /// Adds the gradients of `x` (the sum, where there was one) and of `w`.
 pub fn backward(dx: &mut Tensor, dw: &mut Tensor, dy: &Tensor, x: &Tensor, w: &Tensor, r: &Tensor) {
-    let group_len = check(w, &[("dx", dx), ("dy", dy), ("x", x)]);
+    let group_len = check(w, r, &[("dx", dx), ("dy", dy), ("x", x)]);
     assert_eq!(dw.len(), group_len, "`dw` must be as long as `w`");
     let device = x.device();
     let (x, dy, r, w) = (x.as_slice(), dy.as_slice(), r.as_slice(), w.as_slice());
@@ -82,7 +82,7 @@ pub fn backward(dx: &mut Tensor, dw: &mut Tensor, dy: &Tensor, x: &Tensor, w: &T
     });
 }
 
-fn check(w: &Tensor, buffers: &[(&str, &Tensor)]) -> usize {
+fn check(w: &Tensor, r: &Tensor, buffers: &[(&str, &Tensor)]) -> usize {
     let (group_len, want) = (w.len(), buffers[0].1.len());
     assert!(
         group_len > 0 && want.is_multiple_of(group_len),
@@ -91,6 +91,7 @@ fn check(w: &Tensor, buffers: &[(&str, &Tensor)]) -> usize {
     for (name, buffer) in buffers {
         assert_eq!(buffer.len(), want, "`{name}` must be as long as `{}`", buffers[0].0);
     }
+    assert_eq!(r.len(), want / group_len, "`r` must have an element for each group");
     group_len
 }
 
@@ -284,5 +285,68 @@ mod tests {
         assert_same_bits("y", &whole.0, &parts.0);
         assert_same_bits("dx", &whole.1, &parts.1);
         assert_same_bits("dw", &whole.2, &parts.2);
+    }
+
+    /// With rows as small as `sqrt(eps)` a misplaced `eps` shows.
+    #[test]
+    fn eps_is_added_to_the_mean_square_under_the_root() {
+        let small = |x: f64| (x * 4e-3) as f32;
+        let x: Vec<f32> = noise(1, 3 * 37).into_iter().map(small).collect();
+        let wide: Vec<f64> = x.iter().map(|&x| f64::from(x)).collect();
+        let (want, want_r) = reference(&wide, &noise(2, 37));
+        for device in devices() {
+            let x = Tensor::from_slice(&device, &[3, 37], &x);
+            let (mut y, mut r) = (x.clone(), Tensor::uninit(&device, &[3]));
+            forward(&mut y, &mut r, &x, &noise_tensor(&device, 2, &[37]), EPS);
+            assert_close("y", y.as_slice(), &want, F32);
+            assert_close("r", r.as_slice(), &want_r, F32);
+        }
+    }
+
+    #[test]
+    fn a_second_backward_doubles_the_gradients() {
+        let device = Device::cpu(2);
+        let [x, dy] = [1, 2].map(|seed| noise_tensor(&device, seed, &[5, 37]));
+        let (w, mut y) = (noise_tensor(&device, 3, &[37]), Tensor::uninit(&device, &[5, 37]));
+        let mut r = Tensor::uninit(&device, &[5]);
+        forward(&mut y, &mut r, &x, &w, EPS);
+        let (mut dx, mut dw) = (Tensor::zeros(&device, &[5, 37]), Tensor::zeros(&device, &[37]));
+        backward(&mut dx, &mut dw, &dy, &x, &w, &r);
+        let twice =
+            |t: &Tensor| t.as_slice().iter().map(|&x| 2.0 * f64::from(x)).collect::<Vec<_>>();
+        let (want_dx, want_dw) = (twice(&dx), twice(&dw));
+        backward(&mut dx, &mut dw, &dy, &x, &w, &r);
+        assert_close("dx", dx.as_slice(), &want_dx, F32);
+        assert_close("dw", dw.as_slice(), &want_dw, F32);
+    }
+
+    #[test]
+    fn an_empty_batch_is_a_no_op() {
+        for device in devices() {
+            let [x, mut y, mut sum, mut dx] = [0; 4].map(|_| Tensor::zeros(&device, &[0, 37]));
+            let (w, mut r) = (noise_tensor(&device, 1, &[37]), Tensor::zeros(&device, &[0]));
+            forward_add(&mut y, &mut r, &mut sum, &x, &x, &w, EPS);
+            let mut dw = w.clone();
+            backward(&mut dx, &mut dw, &y, &sum, &w, &r);
+            assert_same_bits("dw", dw.as_slice(), w.as_slice());
+        }
+    }
+
+    fn run_with_lens(y_len: usize, r_len: usize) {
+        let device = Device::cpu(1);
+        let [x, w, mut y, mut r] = [12, 4, y_len, r_len].map(|len| Tensor::zeros(&device, &[len]));
+        forward(&mut y, &mut r, &x, &w, EPS);
+    }
+
+    #[test]
+    #[should_panic(expected = "`x` must be as long as `y`")]
+    fn a_wrong_length_of_y_panics() {
+        run_with_lens(8, 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "`r` must have an element for each group")]
+    fn a_wrong_length_of_r_panics() {
+        run_with_lens(12, 4);
     }
 }

@@ -140,4 +140,42 @@ mod tests {
         assert!(y.as_slice()[..2].iter().all(|y| y.abs() < 1e-30));
         assert_eq!(y.as_slice()[2..], [1e4, 1e8]);
     }
+
+    #[test]
+    fn a_row_has_the_same_bits_alone_and_in_any_company() {
+        for device in devices() {
+            let [gate, up, dy] = [1, 2, 3].map(|seed| noise_tensor(&device, seed, &[700, 37]));
+            let run = |gate: &Tensor, up: &Tensor, dy: &Tensor| {
+                let [mut y, mut dgate, mut dup] =
+                    [0; 3].map(|_| Tensor::uninit(&device, gate.shape()));
+                forward(&mut y, gate, up);
+                backward(&mut dgate, &mut dup, dy, gate, up);
+                [y, dgate, dup]
+            };
+            let all = run(&gate, &up, &dy);
+            for i in [0, 1, 443, 699] {
+                let [gate, up, dy] = [&gate, &up, &dy].map(|t| t.rows_range(i..i + 1));
+                for (one, all) in run(&gate, &up, &dy).iter().zip(&all) {
+                    assert_same_bits("row", one.as_slice(), all.row(i));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_empty_batch_is_a_no_op() {
+        for device in devices() {
+            let [x, mut y, mut dgate, mut dup] = [0; 4].map(|_| Tensor::zeros(&device, &[0, 37]));
+            forward(&mut y, &x, &x);
+            backward(&mut dgate, &mut dup, &y, &x, &x);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "`y` and `up` must be as long as `gate`")]
+    fn a_wrong_length_of_up_panics() {
+        let device = crate::Device::cpu(1);
+        let [mut y, gate, up] = [5, 5, 4].map(|len| Tensor::zeros(&device, &[len]));
+        forward(&mut y, &gate, &up);
+    }
 }

@@ -67,6 +67,15 @@ fn quoted(message: &str) -> impl Iterator<Item = &str> {
     message.split('`').skip(1).step_by(2)
 }
 
+/// What to do about a value that must be `must` and is `got`.
+pub(crate) fn remedy(must: &str, got: &str) -> String {
+    let words = must.split('"').skip(1).step_by(2);
+    match nearest(got.trim_matches('"'), words) {
+        Some(word) => format!("did you mean \"{word}\"?"),
+        None => "mend it, or leave it out for the default".to_owned(),
+    }
+}
+
 pub(crate) fn refuse_unknown(
     entries: &[Entry],
     names: &[String],

@@ -60,6 +60,7 @@ pub use stages::{
 pub use values::{ByteSize, Names, Sql};
 pub use watchdogs::{SftWatchdogs, Watch, Watchdogs};
 
+pub(crate) use problem::nearest;
 use reader::Reader;
 use source::Sources;
 

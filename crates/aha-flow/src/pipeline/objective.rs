@@ -35,7 +35,8 @@ impl Field for Objective {
                     if reader.is_good(&path) {
                         let message =
                             format!("`{path}` must be {}, got {}", problem.must, problem.got);
-                        reader.report_at(&path, message, None);
+                        let hint = foreign::remedy(&problem.must.to_string(), &problem.got);
+                        reader.report_at(&path, message, Some(hint));
                     }
                 }
                 base

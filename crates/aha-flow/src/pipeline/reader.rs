@@ -101,7 +101,30 @@ impl<'a> Reader<'a> {
 
     pub fn wrong_type(&mut self, node: &Node, path: &str, expects: &str) {
         let message = format!("`{path}` must be {expects}, got {}", node.value.describe());
-        self.report(node.span, path, message, None);
+        let hint = type_remedy(&node.value, path, expects);
+        self.report(node.span, path, message, Some(hint));
+    }
+}
+
+/// What to do about a value of the wrong type.
+fn type_remedy(value: &Value, path: &str, expects: &str) -> String {
+    let name = path.rsplit('.').next().unwrap_or(path);
+    let wants = |what: &str| expects.contains(what);
+    match value {
+        Value::String(text) if wants("number") && text.trim().parse::<f64>().is_ok() => {
+            format!("write it without quotes: `{name} = {}`", text.trim())
+        }
+        Value::String(text) if wants("true") && text.trim().parse::<bool>().is_ok() => {
+            format!("write it without quotes: `{name} = {}`", text.trim())
+        }
+        Value::Float(_) if wants("whole number") => "write it without a fraction".to_owned(),
+        Value::Integer(_) | Value::Float(_) | Value::Boolean(_) if wants("string") => {
+            "put it in quotes".to_owned()
+        }
+        _ if expects.starts_with("a table") => {
+            format!("write its keys in braces: `{name} = {{ … }}`")
+        }
+        _ => format!("write `{name} = …` with {expects}"),
     }
 }
 
@@ -151,11 +174,25 @@ pub(crate) fn read_key<T: Field>(
     }
 }
 
-/// Reports a value outside its range, unless it was reported before.
-pub(crate) fn require(ok: bool, path: &str, must: &str, got: String, reader: &mut Reader<'_>) {
-    if !ok && reader.is_good(path) {
-        reader.report_at(path, format!("`{path}` must be {must}, got {got}"), None);
+/// Reports a value outside its range, unless it was reported before. `default`: what the key is
+/// when it is left out.
+pub(crate) fn require(
+    ok: bool,
+    path: &str,
+    must: &str,
+    [got, default]: [Option<String>; 2],
+    reader: &mut Reader<'_>,
+) {
+    if ok || !reader.is_good(path) {
+        return;
     }
+    let name = path.rsplit('.').next().unwrap_or(path);
+    let hint = match default {
+        Some(default) => format!("the default is `{name} = {default}`"),
+        None => format!("set `{name}` to what is {must}"),
+    };
+    let got = got.unwrap_or_default();
+    reader.report_at(path, format!("`{path}` must be {must}, got {got}"), Some(hint));
 }
 
 /// Reports every key of a table that isn't among `keys`.
@@ -254,10 +291,11 @@ macro_rules! section {
                     let value: $ty = reader::read_key(entries, key, path, reader, base.$field);
                     $( {
                         let check: fn(&$ty) -> bool = $check;
-                        let got = reader::Field::write(&value).map(|out| out.inline());
+                        let shown = |value: &$ty| reader::Field::write(value).map(|out| out.inline());
+                        let default = if key.1 { None } else { shown(&Self::default().$field) };
                         let path = reader::join(path, stringify!($field));
-                        let got = got.unwrap_or_default();
-                        reader::require(check(&value), &path, $must, got, reader);
+                        let texts = [shown(&value), default];
+                        reader::require(check(&value), &path, $must, texts, reader);
                     } )?
                     value
                 } ),+ }

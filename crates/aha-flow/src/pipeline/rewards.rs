@@ -62,8 +62,8 @@ impl Field for Reward {
             for problem in problems {
                 let path = format!("{path}.{}", problem.key);
                 if reader.is_good(&path) {
-                    let message = format!("`{path}` must be {}, got {}", problem.must, problem.got);
-                    reader.report_at(&path, message, None);
+                    let (message, hint) = told(&path, &problem);
+                    reader.report_at(&path, message, Some(hint));
                 }
             }
         }
@@ -77,6 +77,18 @@ impl Field for Reward {
     fn keys() -> Vec<Key> {
         let fixed = [("kind", Json::from(Kind::Math.name()))];
         foreign::field_names::<Spec>(&fixed).iter().map(|name| foreign::key(name)).collect()
+    }
+}
+
+/// What is wrong with a setting, and the remedy.
+fn told(path: &str, problem: &aha_reward::Problem) -> (String, String) {
+    let (must, got) = (&problem.must, &problem.got);
+    match must.strip_prefix("absent: ") {
+        Some(who) => (format!("`{path}` doesn't belong here: {who}"), "leave it out".to_owned()),
+        None if got == "absent" => {
+            (format!("`{path}` is missing"), format!("add `{} = …`", problem.key))
+        }
+        None => (format!("`{path}` must be {must}, got {got}"), foreign::remedy(must, got)),
     }
 }
 

@@ -33,7 +33,8 @@ impl Field for Sql {
     fn read(node: &Node, path: &str, reader: &mut Reader<'_>, base: Self) -> Self {
         match &node.value {
             Value::String(value) if value.trim().is_empty() => {
-                reader.report(node.span, path, format!("`{path}` is an empty query"), None);
+                let hint = "write a query that starts with SELECT or WITH".to_owned();
+                reader.report(node.span, path, format!("`{path}` is an empty query"), Some(hint));
                 base
             }
             Value::String(value) => Self(value.clone()),
@@ -75,7 +76,8 @@ impl Field for f64 {
             Value::Float(value) if value.is_finite() => value,
             Value::Float(value) => {
                 let message = format!("`{path}` must be a finite number, got {value:?}");
-                reader.report(node.span, path, message, None);
+                let hint = "write a number such as 1.0 or 3e-6".to_owned();
+                reader.report(node.span, path, message, Some(hint));
                 base
             }
             // Every whole number that a setting can sensibly have is exact in f64.
@@ -103,12 +105,13 @@ macro_rules! whole_numbers {
                     return base;
                 };
                 <$ty>::try_from(value).unwrap_or_else(|_| {
-                    let message = if value < 0 {
-                        format!("`{path}` must not be negative, got {value}")
+                    let (message, hint) = if value < 0 {
+                        (format!("`{path}` must not be negative, got {value}"), "write 0 or more")
                     } else {
-                        format!("`{path}` must be at most {}, got {value}", <$ty>::MAX)
+                        let max = <$ty>::MAX;
+                        (format!("`{path}` must be at most {max}, got {value}"), "write a smaller number")
                     };
-                    reader.report(node.span, path, message, None);
+                    reader.report(node.span, path, message, Some(hint.to_owned()));
                     base
                 })
             }

@@ -207,7 +207,10 @@ impl State {
     /// Starts training on the parked groups, if the engine is here.
     fn learn(&mut self, me: &ActorRef<Msg>) -> Result<()> {
         let step = self.position.step + 1;
-        let Some((mut engine, groups)) = self.engine.take_if(|_| self.parked.is_some()).zip(self.parked.take()) else {
+        if self.engine.is_none() || self.parked.is_none() {
+            return Ok(());
+        }
+        let Some((mut engine, groups)) = self.engine.take().zip(self.parked.take()) else {
             return Ok(());
         };
         self.shared.faults.at(Point::Learn, step)?;

@@ -9,6 +9,8 @@ pub mod export;
 pub mod query;
 pub mod sample;
 pub mod sft;
+#[cfg(test)]
+mod tests;
 
 use aha_data::Session;
 

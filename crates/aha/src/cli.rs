@@ -1,0 +1,73 @@
+//! The subcommands, and what holds for all of them.
+
+use clap::{ArgAction, Parser, Subcommand};
+
+use crate::commands::{check, doctor, eval, export, generate, grade, logprobs, query, run};
+use crate::logging;
+use crate::screen::Screen;
+
+/// Post-trains reasoning models with DeepSeek-R1's recipe: pipelines are files, and every
+/// completion is a row that you can query.
+#[derive(Parser)]
+#[command(
+    name = "aha",
+    version,
+    arg_required_else_help = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 misused (arguments or pipeline are wrong)."
+)]
+struct Cli {
+    /// Say more on stderr: -v what is done, -vv details, -vvv everything.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a pipeline.
+    Run(run::Args),
+    /// Check a pipeline and print its plan: stages, tables, memory, formula.
+    Check(check::Args),
+    /// Query the tables of runs with SQL.
+    Query(query::Args),
+    /// Measure a model on problems: pass@1, pass@k, cons@k.
+    Eval(eval::Args),
+    /// Let a model complete a prompt.
+    Generate(generate::Args),
+    /// Print the log-probs of token sequences, to check them against other programs.
+    Logprobs(logprobs::Args),
+    /// Grade answers: JSON lines in, JSON lines out.
+    Grade(grade::Args),
+    /// Write a model as a Hugging Face directory.
+    Export(export::Args),
+    /// Say what works on this machine, and what to do about what doesn't.
+    Doctor(doctor::Args),
+}
+
+/// Reads the arguments and does what they say. Wrong arguments end the program with code 2.
+pub fn run(screen: &Screen) -> anyhow::Result<()> {
+    let Cli { verbose, command } = Cli::parse();
+    let log = logging::start(verbose, screen, matches!(command, Command::Run(_)));
+    match command {
+        Command::Run(args) => run::run(args, screen, &log),
+        Command::Check(args) => check::run(&args),
+        Command::Query(args) => query::run(&args, screen),
+        Command::Eval(args) => eval::run(args, screen),
+        Command::Generate(args) => generate::run(&args, screen),
+        Command::Logprobs(args) => logprobs::run(&args),
+        Command::Grade(args) => grade::run(&args, screen),
+        Command::Export(args) => export::run(&args, screen),
+        Command::Doctor(args) => doctor::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_well_defined() {
+        super::Cli::command().debug_assert();
+    }
+}

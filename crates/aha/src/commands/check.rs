@@ -1,0 +1,55 @@
+//! `aha check`: the plan of a pipeline, or everything that is wrong with it.
+
+use std::path::{Path, PathBuf};
+
+use aha_flow::planning;
+use aha_flow::run::Failure;
+use serde_json::json;
+
+use super::shared;
+use crate::report::{misuse, misused};
+use crate::screen;
+use crate::text;
+
+/// The flags of `aha check`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The pipeline file.
+    pipeline: PathBuf,
+    /// Override a key of the pipeline, such as `stage.zero.steps=10`. Can be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Print the plan, or the problems, as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the plan to stdout, or every problem to stderr.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    require_pipeline(&args.pipeline)?;
+    let places = planning::places();
+    let checked = planning::check(&args.pipeline, &args.sets, &places);
+    match shared::runtime()?.block_on(checked) {
+        Ok(plan) if args.json => screen::print_json(&plan.to_json()),
+        Ok(plan) => Ok(screen::print(text::lines(&plan.to_text()))?),
+        Err(Failure::Problems(problems)) => {
+            if args.json {
+                screen::print_json(&json!({ "problems": problems.to_json() }))?;
+            }
+            Err(Failure::Problems(problems).into())
+        }
+        Err(Failure::Run(error @ aha_flow::Error::Input { .. })) => Err(misused(error)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Fails for a path without a file: the first thing that can be wrong.
+pub fn require_pipeline(path: &Path) -> anyhow::Result<()> {
+    if path.is_file() {
+        return Ok(());
+    }
+    Err(misuse(
+        format!("there is no pipeline file at `{}`", path.display()),
+        "give the path of a pipeline, such as pipelines/quickstart.toml",
+    ))
+}

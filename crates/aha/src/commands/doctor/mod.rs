@@ -1,0 +1,196 @@
+//! `aha doctor`: what works on this machine, and what to do about what doesn't.
+
+mod machine;
+mod sandbox;
+
+use std::path::Path;
+
+use aha_compute::simd::Isa;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::report::failed;
+use crate::screen;
+use crate::text;
+
+/// Free space that a run with a small model and its checkpoints takes.
+const DISK_BYTES_MIN: u64 = 2 << 30;
+/// Memory that the quickstart needs.
+const MEMORY_BYTES_MIN: u64 = 2 << 30;
+
+/// The flags of `aha doctor`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Print the findings as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// How well something works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    /// As well as it can.
+    Ok,
+    /// It works, but not as well as it could, or something optional is missing.
+    Limited,
+    /// Runs will fail.
+    Broken,
+}
+
+/// One finding.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    status: Status,
+    found: String,
+    /// What to do, where there is something.
+    advice: Option<String>,
+    facts: Value,
+}
+
+/// Looks at the machine and prints what was found. Fails where runs would.
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let checks =
+        [processor(), memory(), cuda(), disk(Path::new("runs")), sandbox_check(&sandbox::probe())];
+    if args.json {
+        screen::print_json(&json!({ "version": env!("CARGO_PKG_VERSION"), "checks": checks }))?;
+    } else {
+        screen::print(checks.iter().map(shown).collect::<String>())?;
+    }
+    match checks.iter().find(|check| check.status == Status::Broken) {
+        Some(check) => {
+            let hint = check.advice.clone().unwrap_or_default();
+            Err(failed(format!("{} does not work here: {}", check.name, check.found), hint))
+        }
+        None => Ok(()),
+    }
+}
+
+fn shown(check: &Check) -> String {
+    let status = match check.status {
+        Status::Ok => "ok",
+        Status::Limited => "limited",
+        Status::Broken => "broken",
+    };
+    let advice = check.advice.as_ref().map(|advice| format!("{:20}-> {advice}\n", ""));
+    let line = text::lines(&format!("{status:<8}{:<12}{}\n", check.name, check.found));
+    line + &advice.unwrap_or_default()
+}
+
+fn processor() -> Check {
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let (used, available) = (Isa::best(), Isa::available());
+    let names: Vec<String> = available.iter().map(ToString::to_string).collect();
+    let model = machine::processor_model().unwrap_or_else(|| std::env::consts::ARCH.to_owned());
+    let features = machine::features();
+    Check {
+        name: "processor",
+        status: if used == Isa::Portable { Status::Limited } else { Status::Ok },
+        found: format!(
+            "{model}, {threads} threads; kernels use {used} of {}; features: {}",
+            names.join(", "),
+            if features.is_empty() { "none known".to_owned() } else { features.join(" ") }
+        ),
+        advice: (used == Isa::Portable).then(|| {
+            "training works but is slow: use a processor with AVX2 and FMA, or AVX-512".to_owned()
+        }),
+        facts: json!({
+            "model": model, "threads": threads, "instruction_set": used.to_string(),
+            "instruction_sets": names, "features": features,
+        }),
+    }
+}
+
+fn memory() -> Check {
+    let machine::Memory { total_bytes, available_bytes, limit_bytes } = machine::memory();
+    let shown = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), text::size);
+    let limit =
+        limit_bytes.map(|bytes| format!(", limited to {} by the control group", text::size(bytes)));
+    let usable = available_bytes.into_iter().chain(limit_bytes).min();
+    let is_short = usable.is_some_and(|bytes| bytes < MEMORY_BYTES_MIN);
+    Check {
+        name: "memory",
+        status: if is_short { Status::Limited } else { Status::Ok },
+        found: format!(
+            "{} available of {}{}",
+            shown(available_bytes),
+            shown(total_bytes),
+            limit.unwrap_or_default()
+        ),
+        advice: is_short.then(|| {
+            "look at the prediction of `aha check`; lower `micro_batch_tokens` or `run.kv_cache`".to_owned()
+        }),
+        facts: json!({
+            "total_bytes": total_bytes, "available_bytes": available_bytes, "limit_bytes": limit_bytes,
+        }),
+    }
+}
+
+/// This version computes on the processor, so a GPU is never needed and never used.
+fn cuda() -> Check {
+    let is_loadable = machine::is_loadable(c"libcuda.so.1");
+    let driver = machine::nvidia_driver();
+    let found = match (is_loadable, &driver) {
+        (true, Some(version)) => format!("driver {version}"),
+        (true, None) => "libcuda can be loaded".to_owned(),
+        (false, _) => "no CUDA driver".to_owned(),
+    };
+    Check {
+        name: "cuda",
+        status: if is_loadable { Status::Limited } else { Status::Ok },
+        found: format!("{found}; this version computes on the processor only"),
+        advice: is_loadable.then(|| "nothing to do: the GPU is left alone".to_owned()),
+        facts: json!({ "is_loadable": is_loadable, "driver": driver, "is_used": false }),
+    }
+}
+
+fn disk(runs: &Path) -> Check {
+    // The nearest directory that is there: `runs/` comes with the first run.
+    let place = if runs.is_dir() { runs } else { Path::new(".") };
+    let free = machine::disk_free(place);
+    let is_writable = machine::is_writable(place);
+    let is_short = free.is_some_and(|bytes| bytes < DISK_BYTES_MIN);
+    let free_text = free.map_or("unknown".to_owned(), text::size);
+    let (status, advice) = match (is_writable, is_short) {
+        (false, _) => {
+            (Status::Broken, Some("start aha where you may write, or give --dir to `aha run`"))
+        }
+        (true, true) => (
+            Status::Limited,
+            Some("checkpoints take space: make room, or give --dir on a larger disk"),
+        ),
+        (true, false) => (Status::Ok, None),
+    };
+    let written = if is_writable { "can be written" } else { "can't be written" };
+    Check {
+        name: "disk",
+        status,
+        found: format!("runs/ {written}, {free_text} free"),
+        advice: advice.map(str::to_owned),
+        facts: json!({ "free_bytes": free, "is_writable": is_writable }),
+    }
+}
+
+/// No reward of this version runs a model's programs, so all of this is for later versions.
+fn sandbox_check(probe: &sandbox::Probe) -> Check {
+    let yes_no = |has: bool| if has { "yes" } else { "no" };
+    let landlock = probe.landlock_abi.map_or("no".to_owned(), |abi| format!("ABI {abi}"));
+    Check {
+        name: "sandbox",
+        status: if probe.can_isolate() { Status::Ok } else { Status::Limited },
+        found: format!(
+            "user namespaces {}, landlock {landlock}, seccomp {}, bubblewrap {}, python3 {}; no reward of this version runs programs",
+            yes_no(probe.has_user_namespaces),
+            yes_no(probe.has_seccomp),
+            yes_no(probe.has_bubblewrap),
+            yes_no(probe.has_python),
+        ),
+        advice: (!probe.can_isolate()).then(|| {
+            "programs could not be isolated here: allow user namespaces (sysctl user.max_user_namespaces, \
+             kernel.apparmor_restrict_unprivileged_userns; in a container its seccomp profile)"
+                .to_owned()
+        }),
+        facts: json!(probe),
+    }
+}

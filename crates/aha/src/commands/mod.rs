@@ -1,0 +1,13 @@
+//! One module per subcommand: its flags, then what it does.
+
+pub mod check;
+pub mod doctor;
+pub mod eval;
+pub mod export;
+pub mod generate;
+pub mod grade;
+pub mod logprobs;
+pub mod query;
+pub mod run;
+
+mod shared;

@@ -1,0 +1,152 @@
+//! `aha run`: a pipeline, stage by stage, shown while it goes on.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use aha_flow::progress::Watcher;
+use aha_flow::run::{self, Failure, Options};
+use aha_flow::stop::Stop;
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use super::{check, shared};
+use crate::logging::Log;
+use crate::report::failed;
+use crate::screen::Screen;
+use crate::text;
+use crate::view::View;
+
+/// The flags of `aha run`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The pipeline file.
+    pipeline: PathBuf,
+    /// The run directory; by default `runs/` and the pipeline's name.
+    #[arg(long, value_name = "RUN_DIR")]
+    dir: Option<PathBuf>,
+    /// Override a key of the pipeline, such as `stage.zero.steps=10`. Can be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    sets: Vec<String>,
+    /// Go on with an unfinished run, from its last checkpoint.
+    #[arg(long)]
+    resume: bool,
+    /// Print what happens to stdout as JSON lines.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the pipeline. Ctrl-C and SIGTERM stop it after a checkpoint, a second one at once.
+pub fn run(args: Args, screen: &Screen, log: &Log) -> anyhow::Result<()> {
+    check::require_pipeline(&args.pipeline)?;
+    let began = Instant::now();
+    let stop = Stop::default();
+    stop_on_signals(stop.clone(), screen.clone())?;
+    let view = Arc::new(View::new(screen, args.json));
+    let watcher: Watcher = {
+        let view = Arc::clone(&view);
+        Arc::new(move |event| view.watch(event))
+    };
+    let options = Options {
+        pipeline: args.pipeline.clone(),
+        sets: args.sets.clone(),
+        dir: args.dir.clone(),
+        resume: args.resume,
+        watcher,
+        stop,
+        faults: aha_flow::rl::fault::Faults::default(),
+    };
+    let outcome = shared::runtime()?.block_on(run::run(options, |dir, plan| {
+        view.plan(plan.pipeline.stages.iter().map(|stage| stage.name.clone()).collect());
+        screen.line(&format!("run directory: {}", dir.root().display()));
+        if let Err(error) = log.open(&dir.log()) {
+            screen
+                .line(&format!("warning: no log: can't write `{}`: {error}", dir.log().display()));
+        }
+    }));
+    view.finish()?;
+    match outcome {
+        Ok(dir) => {
+            let took = text::duration(began.elapsed());
+            screen.line(&format!("done in {took}; results are in {}", dir.root().display()));
+            Ok(())
+        }
+        Err(Failure::Run(aha_flow::Error::Interrupted)) => {
+            Err(failed("the run was stopped on request", format!("go on with: {}", resume(&args))))
+        }
+        Err(failure) => {
+            tracing::error!(error = %failure, "The run failed.");
+            Err(failure.into())
+        }
+    }
+}
+
+/// The command that goes on with the run.
+fn resume(args: &Args) -> String {
+    let mut words = vec!["aha run".to_owned(), quoted(&args.pipeline.to_string_lossy())];
+    let dir = args.dir.as_deref().map(Path::to_string_lossy);
+    words.extend(dir.map(|dir| format!("--dir {}", quoted(&dir))));
+    words.extend(args.sets.iter().map(|set| format!("--set {}", quoted(set))));
+    words.push("--resume".to_owned());
+    words.join(" ")
+}
+
+/// A word as a shell reads it.
+fn quoted(word: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-=:+,@%".contains(c);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// Turns the first signal into a request to stop, and leaves at once on the second. Signals have a thread
+/// and a runtime of their own: the run's may be busy.
+fn stop_on_signals(stop: Stop, screen: Screen) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()
+        .context("can't start a runtime for signals")?;
+    let (mut interrupt, mut terminate) = {
+        let _entered = runtime.enter();
+        let take = |kind| signal(kind).context("can't take signals");
+        (take(SignalKind::interrupt())?, take(SignalKind::terminate())?)
+    };
+    let wait = async move {
+        either(&mut interrupt, &mut terminate).await;
+        screen.line("stopping after a checkpoint; a second signal leaves at once");
+        stop.request();
+        either(&mut interrupt, &mut terminate).await;
+        // A run is resumed exactly, wherever it is left.
+        std::process::exit(1);
+    };
+    let thread = std::thread::Builder::new().name("aha-signals".to_owned());
+    thread.spawn(move || runtime.block_on(wait)).context("can't start a thread")?;
+    Ok(())
+}
+
+async fn either(a: &mut Signal, b: &mut Signal) {
+    tokio::select! {
+        _ = a.recv() => {}
+        _ = b.recv() => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_that_goes_on_can_be_pasted() {
+        let args = Args {
+            pipeline: "my pipe.toml".into(),
+            dir: Some("runs/a".into()),
+            sets: vec!["run.seed=2".into(), "a='b'".into()],
+            resume: false,
+            json: false,
+        };
+        let expected =
+            r"aha run 'my pipe.toml' --dir runs/a --set run.seed=2 --set 'a='\''b'\''' --resume";
+        assert_eq!(resume(&args), expected);
+    }
+}

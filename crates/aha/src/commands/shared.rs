@@ -1,0 +1,115 @@
+//! What several commands take or do.
+
+use std::path::PathBuf;
+
+use aha_compute::Device;
+use aha_flow::pipeline::Template;
+use aha_flow::planning;
+use aha_reward::{Kind, Spec, Verifier};
+use anyhow::Context;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::report::{misuse, misused};
+
+/// A model, and what computes with it.
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// The model: a Hugging Face directory, a .gguf file, or hf://owner/name in the local cache.
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// Threads that compute; 0 takes every core. Results do not depend on it.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: u32,
+}
+
+impl ModelArgs {
+    /// Where the model is.
+    pub fn path(&self) -> anyhow::Result<PathBuf> {
+        planning::places()
+            .locate(&self.model)
+            .map_err(|found| misuse(found.message, hint_without_pipeline(&found.hint)))
+    }
+
+    /// What computes.
+    pub fn device(&self) -> Device {
+        Device::cpu(self.threads as usize)
+    }
+}
+
+/// The part of a hint that holds without a pipeline file as well.
+fn hint_without_pipeline(hint: &str) -> &str {
+    hint.split("; a model made from").next().unwrap_or(hint)
+}
+
+/// Reads a template: a name, or a text with `{prompt}` in it.
+pub fn template(text: &str) -> Result<Template, String> {
+    match text {
+        "raw" => Ok(Template::Raw),
+        "r1-zero" => Ok(Template::R1Zero),
+        "chat" => Ok(Template::Chat),
+        _ if text.matches("{prompt}").count() == 1 => Ok(Template::Text(text.to_owned())),
+        _ => Err("expected raw, chat, r1-zero, or a text with {prompt} in it once".to_owned()),
+    }
+}
+
+/// Reads the name of a kind of reward.
+pub fn reward_kind(name: &str) -> Result<Kind, String> {
+    Kind::from_name(name).ok_or_else(|| {
+        let built: Vec<&str> = Kind::BUILT.iter().map(|kind| kind.name()).collect();
+        format!("expected one of {}", built.join(", "))
+    })
+}
+
+/// The verifier of a reward; refuses one that needs settings, or that this version doesn't have.
+pub fn verifier(spec: &Spec) -> anyhow::Result<Box<dyn Verifier>> {
+    spec.resolve().map_err(|problems| {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        misuse(
+            format!("the reward `{}` can't be used here: {}", spec.kind, problems.join("; ")),
+            "name another with --reward, or write a pipeline, where rewards have settings",
+        )
+    })
+}
+
+/// A count of at least one.
+pub fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..)
+}
+
+/// Fails for settings out of range, before a model is loaded.
+pub fn check_sampling(sampling: &aha_flow::pipeline::Sampling) -> anyhow::Result<()> {
+    let sampling = aha_sample::Sampling {
+        temperature: sampling.temperature as f32,
+        top_p: sampling.top_p as f32,
+        top_k: sampling.top_k as usize,
+        max_tokens: sampling.max_tokens as usize,
+        stop: sampling.stop.clone(),
+        stop_token_ids: Vec::new(),
+    };
+    sampling.check().map_err(misused)
+}
+
+/// The async runtime.
+pub fn runtime() -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread().enable_all().build().context("can't start the async runtime")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_template_is_a_name_or_a_text_with_one_place_for_the_prompt() {
+        assert_eq!(template("r1-zero"), Ok(Template::R1Zero));
+        assert_eq!(template("Q: {prompt}\nA:"), Ok(Template::Text("Q: {prompt}\nA:".to_owned())));
+        assert!(template("r1zero").is_err());
+        assert!(template("{prompt}{prompt}").is_err());
+    }
+
+    #[test]
+    fn a_reward_of_a_later_version_is_refused_by_name() {
+        let error = verifier(&Spec::new(Kind::Judge)).err().unwrap().to_string();
+        assert!(error.contains("judge") && error.contains("math"), "{error}");
+        verifier(&Spec::new(Kind::Math)).unwrap();
+    }
+}

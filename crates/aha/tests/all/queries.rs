@@ -1,0 +1,94 @@
+//! `aha query` on run directories made by hand.
+
+use serde_json::json;
+
+use crate::support::{aha, command, write_run};
+
+const BY_STEP: &str = "SELECT step, avg(reward) AS reward, avg(completion_len_tokens) AS length FROM rollouts GROUP BY step ORDER BY step";
+
+#[test]
+fn the_newest_run_is_asked_and_named() {
+    let temp = tempfile::tempdir().unwrap();
+    write_run(&temp.path().join("runs/mine"));
+    let outcome = aha(temp.path(), &["query", BY_STEP, "--json"]);
+    let expected = json!([
+        {"step": 1, "reward": 0.25, "length": 3.0},
+        {"step": 2, "reward": 0.5, "length": 3.0},
+    ]);
+    assert_eq!(outcome.json(), expected);
+    assert_eq!(outcome.stderr, "run: runs/mine\n");
+    let table = aha(temp.path(), &["query", BY_STEP]);
+    assert!(table.stdout.contains("| 1    | 0.25   | 3.0    |"), "{table:?}");
+    let csv = aha(temp.path(), &["query", BY_STEP, "--format", "csv"]);
+    assert_eq!(csv.stdout, "step,reward,length\n1,0.25,3.0\n2,0.5,3.0\n");
+}
+
+#[test]
+fn several_runs_are_told_apart() {
+    let temp = tempfile::tempdir().unwrap();
+    write_run(&temp.path().join("a"));
+    write_run(&temp.path().join("b"));
+    let sql = "SELECT run, count(*) AS n FROM metrics GROUP BY run ORDER BY run";
+    let outcome = aha(temp.path(), &["query", sql, "--run", "a", "--run", "b", "--json"]);
+    assert_eq!(outcome.json(), json!([{"run": "a", "n": 2}, {"run": "b", "n": 2}]));
+}
+
+#[test]
+fn what_a_model_wrote_is_shown_and_not_sent() {
+    let temp = tempfile::tempdir().unwrap();
+    write_run(&temp.path().join("runs/mine"));
+    let sql = "SELECT completion FROM rollouts LIMIT 1";
+    for format in ["table", "json"] {
+        let outcome = aha(temp.path(), &["query", sql, "--format", format]);
+        assert!(!outcome.stdout.contains(['\u{1b}', '\u{9b}']), "{outcome:?}");
+    }
+    let exact = aha(temp.path(), &["query", sql, "--json"]).json();
+    assert_eq!(exact[0]["completion"], crate::support::HOSTILE);
+}
+
+#[test]
+fn a_wrong_query_is_misuse_with_a_suggestion() {
+    let temp = tempfile::tempdir().unwrap();
+    write_run(&temp.path().join("runs/mine"));
+    let cases = [
+        ("SELECT rewrad FROM rollouts", "did you mean `reward`?"),
+        ("SELECT 1 FROM rolouts", "did you mean `rollouts`?"),
+        ("SELEC 1", "not valid SQL"),
+        ("DROP TABLE rollouts", "only queries are allowed"),
+    ];
+    for (sql, said) in cases {
+        let outcome = aha(temp.path(), &["query", sql]);
+        assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(2), ""), "{sql}: {outcome:?}");
+        assert!(outcome.stderr.contains(said), "{sql}: {outcome:?}");
+    }
+}
+
+#[test]
+fn an_answer_goes_to_a_file() {
+    let temp = tempfile::tempdir().unwrap();
+    write_run(&temp.path().join("runs/mine"));
+    let out = temp.path().join("x.parquet");
+    let args = ["query", BY_STEP, "--format", "parquet", "--out", "x.parquet"];
+    let outcome = aha(temp.path(), &args);
+    assert_eq!((outcome.code, outcome.stdout.as_str()), (Some(0), ""), "{outcome:?}");
+    let batches = aha_rollout::read::read_part(&out).unwrap();
+    assert_eq!(batches.iter().map(|batch| batch.num_rows()).sum::<usize>(), 2);
+    let csv = aha(temp.path(), &["query", BY_STEP, "--format", "csv", "--out", "x.csv"]);
+    assert_eq!(csv.code, Some(0), "{csv:?}");
+    assert!(fs_err::read_to_string(temp.path().join("x.csv")).unwrap().starts_with("step,"));
+}
+
+#[test]
+fn a_reader_that_has_enough_is_no_error() {
+    let temp = tempfile::tempdir().unwrap();
+    write_run(&temp.path().join("runs/mine"));
+    // 4^8 rows: more than a pipe holds.
+    let tables: Vec<String> = (0..8).map(|idx| format!("rollouts AS r{idx}")).collect();
+    let sql = format!("SELECT r0.completion FROM {}", tables.join(", "));
+    let mut child = command(temp.path(), &["query", &sql, "--format", "csv"]).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    assert_eq!(stderr, "run: runs/mine\n");
+}

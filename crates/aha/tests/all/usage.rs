@@ -1,0 +1,72 @@
+//! Help, wrong arguments, and what the machine can do.
+
+use std::path::Path;
+
+use crate::support::aha;
+
+const COMMANDS: [&str; 9] =
+    ["run", "check", "query", "eval", "generate", "logprobs", "grade", "export", "doctor"];
+
+#[test]
+fn every_command_has_help() {
+    let all = aha(Path::new("."), &["--help"]);
+    assert_eq!(all.code, Some(0));
+    for command in COMMANDS {
+        assert!(all.stdout.contains(command), "{command}: {all:?}");
+        let help = aha(Path::new("."), &[command, "--help"]);
+        assert_eq!(help.code, Some(0), "{command}");
+        assert!(help.stdout.contains(&format!("Usage: aha {command}")), "{help:?}");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_misuse() {
+    let dir = tempfile::tempdir().unwrap();
+    let cases: [&[&str]; 10] = [
+        &[],
+        &["trian"],
+        &["run"],
+        &["run", "nowhere.toml"],
+        &["check", "nowhere.toml"],
+        &["query", "SELECT 1"],
+        &["query", "SELECT 1", "--run", "nowhere"],
+        &["generate", "--model", "nowhere", "--prompt", "x"],
+        &["generate", "--model", "nowhere", "--prompt", "x", "--temperature=-1"],
+        &["eval", "--model", "nowhere", "--data", "nowhere.parquet"],
+    ];
+    for args in cases {
+        let outcome = aha(dir.path(), args);
+        assert_eq!(outcome.code, Some(2), "{args:?}: {outcome:?}");
+        assert!(!outcome.stderr.is_empty(), "{args:?} says why");
+        assert_eq!(outcome.stdout, "", "{args:?}");
+    }
+    assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 0, "misuse leaves nothing behind");
+}
+
+#[test]
+fn an_error_has_its_remedy_on_a_line_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let outcome = aha(dir.path(), &["logprobs", "--model", "nowhere"]);
+    let lines: Vec<&str> = outcome.stderr.lines().collect();
+    assert_eq!(lines[0], "error: there is no model at `nowhere`");
+    assert!(lines[1].starts_with("hint: ") && lines.len() == 2, "{lines:?}");
+}
+
+#[test]
+fn doctor_says_what_works_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let found = aha(dir.path(), &["doctor", "--json"]).json();
+    let checks = found["checks"].as_array().unwrap();
+    let names: Vec<&str> = checks.iter().map(|check| check["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["processor", "memory", "cuda", "disk", "sandbox"]);
+    let processor = &checks[0]["facts"];
+    let used = &processor["instruction_set"];
+    assert!(processor["instruction_sets"].as_array().unwrap().contains(used), "{processor}");
+    for check in checks {
+        // What doesn't work as well as it could comes with advice.
+        assert!(check["status"] == "ok" || check["advice"].is_string(), "{check}");
+    }
+    let text = aha(dir.path(), &["doctor"]);
+    assert_eq!(text.code, Some(0));
+    assert!(names.iter().all(|name| text.stdout.contains(name)), "{text:?}");
+}
