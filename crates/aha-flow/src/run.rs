@@ -122,6 +122,8 @@ struct Runner {
 impl Runner {
     async fn stages(&mut self) -> Result<()> {
         let pipeline = Arc::clone(&self.pipeline);
+        // Even a first stage may ask for `metrics`, `evals` or `rollouts`.
+        stages::register_outputs(&self.session, &self.dir)?;
         for stage in &pipeline.stages {
             let is_done = self.state.stages.iter().any(|s| s.name == stage.name && s.status == Status::Done);
             if is_done {

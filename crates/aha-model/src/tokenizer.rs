@@ -179,9 +179,9 @@ impl Tokenizer {
         if spelled_bytes == text.len() {
             return Ok(());
         }
-        let lost = text.chars().find(|c| {
-            let alone = self.inner.encode_fast(c.to_string(), false);
-            alone.is_ok_and(|encoding| encoding.is_empty())
+        let lost = self.inner.encode(text, false).ok().and_then(|encoding| {
+            let covered = |at: usize| encoding.get_offsets().iter().any(|(start, end)| (*start..*end).contains(&at));
+            text.char_indices().find(|(at, _)| !covered(*at)).map(|(_, c)| c)
         });
         let what = lost.map_or("some bytes of the text".to_owned(), |c| format!("{c:?}"));
         Err(Error::input(format!("the tokenizer has no token for {what}"))

@@ -213,7 +213,7 @@ fn cold_start(fresh: &mut Fresh) -> Table {
     for i in 0..COLD_START_COUNT {
         let problem = fresh.draw(&mut draws);
         let (chain, sum) = problem.chain(&mut draws, 0.0);
-        let completion = worked(&format!("{chain},ok {sum}"), sum);
+        let completion = worked(&format!("{chain},so {sum}"), sum);
         table.rows.push(vec![format!("cold-{i}"), problem.prompt(), completion]);
     }
     table
