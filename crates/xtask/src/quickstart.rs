@@ -20,7 +20,7 @@ const TERM_COUNT: usize = 5;
 const CORPUS_COUNT: usize = 10_000;
 const TRAIN_COUNT: usize = 2_400;
 const TEST_COUNT: usize = 200;
-const COLD_START_COUNT: usize = 600;
+const COLD_START_COUNT: usize = 800;
 const GENERAL_COUNT: usize = 300;
 
 /// Draws, each at an address of its own.
