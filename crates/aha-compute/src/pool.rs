@@ -180,7 +180,10 @@ mod tests {
                 pool.run(count, &|i| {
                     calls[i].fetch_add(1, Ordering::Relaxed);
                 });
-                assert!(calls.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} threads, {count} indices");
+                assert!(
+                    calls.iter().all(|c| c.load(Ordering::Relaxed) == 1),
+                    "{threads} threads, {count} indices"
+                );
             }
         }
     }

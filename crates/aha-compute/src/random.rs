@@ -21,9 +21,9 @@ impl Philox {
     /// The family of a purpose inside this one, such as a stage of a run.
     pub fn derive(self, purpose: &str) -> Philox {
         // FNV-1a spreads the name; Philox does the mixing.
-        let hash = purpose
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3));
+        let hash = purpose.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+            (h ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
         let block = self.block([hash as u32, (hash >> 32) as u32, purpose.len() as u32, 0x5eed]);
         Philox { key: [block[0], block[1]] }
     }
@@ -52,7 +52,8 @@ impl Philox {
             philox = Philox { key: [block[0], block[1]] };
             rest = tail;
         }
-        let block = philox.at(rest.first().copied().unwrap_or(0), rest.get(1).copied().unwrap_or(u64::MAX));
+        let block =
+            philox.at(rest.first().copied().unwrap_or(0), rest.get(1).copied().unwrap_or(u64::MAX));
         u64::from(block[0]) | u64::from(block[1]) << 32
     }
 
@@ -103,17 +104,27 @@ mod tests {
     fn blocks_are_the_published_known_answers() {
         let block = |key: [u32; 2], counter: [u32; 4]| Philox { key }.block(counter);
         assert_eq!(block([0; 2], [0; 4]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-        assert_eq!(block([u32::MAX; 2], [u32::MAX; 4]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+        assert_eq!(
+            block([u32::MAX; 2], [u32::MAX; 4]),
+            [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]
+        );
         let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
-        assert_eq!(block([0xa409_3822, 0x299f_31d0], pi), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+        assert_eq!(
+            block([0xa409_3822, 0x299f_31d0], pi),
+            [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]
+        );
     }
 
     #[test]
     fn uniform_draws_have_the_mean_and_spread_of_the_unit_interval() {
         let draws: Vec<f64> = (0..20_000).map(|i| Philox::new(3).uniform(&[1, i, 7])).collect();
         let mean = draws.iter().sum::<f64>() / draws.len() as f64;
-        let variance = draws.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / draws.len() as f64;
-        assert!((mean - 0.5).abs() < 0.01 && (variance - 1.0 / 12.0).abs() < 0.003, "{mean} {variance}");
+        let variance =
+            draws.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / draws.len() as f64;
+        assert!(
+            (mean - 0.5).abs() < 0.01 && (variance - 1.0 / 12.0).abs() < 0.003,
+            "{mean} {variance}"
+        );
         assert!(draws.iter().all(|x| (0.0..1.0).contains(x)));
     }
 
@@ -121,7 +132,8 @@ mod tests {
     fn normal_draws_have_mean_zero_and_variance_one() {
         let draws: Vec<f64> = (0..20_000).map(|i| Philox::new(5).normal(i)).collect();
         let mean = draws.iter().sum::<f64>() / draws.len() as f64;
-        let variance = draws.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / draws.len() as f64;
+        let variance =
+            draws.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / draws.len() as f64;
         assert!(mean.abs() < 0.03 && (variance - 1.0).abs() < 0.04, "{mean} {variance}");
     }
 

@@ -91,7 +91,10 @@ impl FromStr for Isa {
 /// # Safety
 /// The methods may only be called where the processor has the instruction set; [`simd_fn!`] sees to that.
 /// Pointers must be valid for sixteen (or, in the `_part` methods, `len`) floats; no alignment is needed.
-#[expect(clippy::missing_safety_doc, reason = "the trait's section on safety holds for every method")]
+#[expect(
+    clippy::missing_safety_doc,
+    reason = "the trait's section on safety holds for every method"
+)]
 pub unsafe trait Simd: Copy + 'static {
     /// Sixteen lanes.
     type V: Copy;
@@ -264,14 +267,18 @@ mod tests {
 
     #[test]
     fn exp_is_within_two_ulps_of_f64() {
-        let x: Vec<f32> = (0..200_001).map(|i| -87.3 + i as f32 * (88.0 + 87.3) / 200_000.0).collect();
+        let x: Vec<f32> =
+            (0..200_001).map(|i| -87.3 + i as f32 * (88.0 + 87.3) / 200_000.0).collect();
         for isa in Isa::available() {
             let mut y = vec![0.0; x.len()];
             map_exp(isa, &mut y, &x);
             for (&x, &y) in x.iter().zip(&y) {
                 let exact = f64::from(x).exp();
                 let ulp = f64::from(f32::from_bits((exact as f32).to_bits() + 1) - exact as f32);
-                assert!((f64::from(y) - exact).abs() <= 2.0 * ulp, "{isa}: exp({x}) = {y}, exactly {exact}");
+                assert!(
+                    (f64::from(y) - exact).abs() <= 2.0 * ulp,
+                    "{isa}: exp({x}) = {y}, exactly {exact}"
+                );
             }
         }
     }

@@ -43,17 +43,61 @@ pub enum Rows<'a> {
 type Segment<'p> = Box<dyn Fn(&mut Tape<'p>, &[Var]) -> Vec<Var> + 'p>;
 
 enum Op<'p> {
-    Embedding { table: ParamId, ids: Arc<[u32]> },
-    Linear { x: Var, w: ParamId, bias: Option<ParamId> },
-    RmsNorm { x: Var, w: ParamId, r: Tensor },
+    Embedding {
+        table: ParamId,
+        ids: Arc<[u32]>,
+    },
+    Linear {
+        x: Var,
+        w: ParamId,
+        bias: Option<ParamId>,
+    },
+    RmsNorm {
+        x: Var,
+        w: ParamId,
+        r: Tensor,
+    },
     /// Outputs the sum and its norm; `sum` is the saved sum.
-    AddRmsNorm { x: usize, residual: usize, sum: Arc<Tensor>, w: ParamId, r: Tensor },
-    Rope { x: usize, positions: Arc<[u32]>, table: Arc<rope::Table> },
-    Attention { q: Var, k: Var, v: Var, out: Arc<Tensor>, lse: Tensor, starts: Arc<[usize]>, dims: attention::Dims, scale: f32 },
-    Swiglu { gate: Var, up: Var },
-    SelectRows { x: Var, rows: Arc<[usize]> },
-    LogProbs { x: Var, head: ParamId, targets: Arc<[u32]>, inv_temperature: f32 },
-    Checkpoint { inputs: Vec<Var>, segment: Segment<'p> },
+    AddRmsNorm {
+        x: usize,
+        residual: usize,
+        sum: Arc<Tensor>,
+        w: ParamId,
+        r: Tensor,
+    },
+    Rope {
+        x: usize,
+        positions: Arc<[u32]>,
+        table: Arc<rope::Table>,
+    },
+    Attention {
+        q: Var,
+        k: Var,
+        v: Var,
+        out: Arc<Tensor>,
+        lse: Tensor,
+        starts: Arc<[usize]>,
+        dims: attention::Dims,
+        scale: f32,
+    },
+    Swiglu {
+        gate: Var,
+        up: Var,
+    },
+    SelectRows {
+        x: Var,
+        rows: Arc<[usize]>,
+    },
+    LogProbs {
+        x: Var,
+        head: ParamId,
+        targets: Arc<[u32]>,
+        inv_temperature: f32,
+    },
+    Checkpoint {
+        inputs: Vec<Var>,
+        segment: Segment<'p>,
+    },
 }
 
 struct Node<'p> {
@@ -144,7 +188,9 @@ impl<'p> Tape<'p> {
         match rows {
             Rows::Packed { starts } => {
                 let mut lse = self.uninit(&[q.value.rows(), dims.heads]);
-                attention::forward(&mut o, &mut lse, &q.value, &k.value, &v.value, starts, dims, scale);
+                attention::forward(
+                    &mut o, &mut lse, &q.value, &k.value, &v.value, starts, dims, scale,
+                );
                 let o = self.var(o);
                 if self.recording {
                     let op = Op::Attention {
@@ -189,14 +235,28 @@ impl<'p> Tape<'p> {
 
     /// Log-probs of `targets` after each row of `x` under `softmax(x · headᵀ · inv_temperature)`, and the
     /// entropies of those distributions, in nats.
-    pub fn log_probs(&mut self, x: &Var, head: ParamId, targets: &Arc<[u32]>, inv_temperature: f32) -> (Var, Var) {
+    pub fn log_probs(
+        &mut self,
+        x: &Var,
+        head: ParamId,
+        targets: &Arc<[u32]>,
+        inv_temperature: f32,
+    ) -> (Var, Var) {
         let mut log_probs = self.uninit(&[targets.len()]);
         let mut entropies = self.uninit(&[targets.len()]);
         let packed = self.params.packed(head);
-        lm_head::forward(&mut log_probs, &mut entropies, &x.value, packed, targets, inv_temperature);
+        lm_head::forward(
+            &mut log_probs,
+            &mut entropies,
+            &x.value,
+            packed,
+            targets,
+            inv_temperature,
+        );
         let (log_probs, entropies) = (self.var(log_probs), self.var(entropies));
         if self.recording {
-            let op = Op::LogProbs { x: x.clone(), head, targets: Arc::clone(targets), inv_temperature };
+            let op =
+                Op::LogProbs { x: x.clone(), head, targets: Arc::clone(targets), inv_temperature };
             self.nodes.push(Node { op, outputs: vec![log_probs.slot, entropies.slot] });
         }
         (log_probs, entropies)
@@ -228,9 +288,17 @@ impl<'p> Tape<'p> {
     }
 
     /// As [`Tape::backward`], and returns the gradients of `inputs`; none where nothing depends on one.
-    fn backward_to(mut self, seeds: Vec<(Var, Tensor)>, inputs: &[Var], grads: &mut Grads) -> Vec<Option<Tensor>> {
+    fn backward_to(
+        mut self,
+        seeds: Vec<(Var, Tensor)>,
+        inputs: &[Var],
+        grads: &mut Grads,
+    ) -> Vec<Option<Tensor>> {
         assert!(self.recording, "only a recording tape can be played backwards");
-        let mut slots = Slots { device: self.device.clone(), grads: (0..self.slot_count).map(|_| None).collect() };
+        let mut slots = Slots {
+            device: self.device.clone(),
+            grads: (0..self.slot_count).map(|_| None).collect(),
+        };
         for (var, gradient) in seeds {
             slots.add(var.slot, gradient);
         }
@@ -288,7 +356,13 @@ impl Slots {
     }
 }
 
-fn play<'p>(op: Op<'p>, outputs: &[usize], slots: &mut Slots, params: &'p Params, grads: &mut Grads) {
+fn play<'p>(
+    op: Op<'p>,
+    outputs: &[usize],
+    slots: &mut Slots,
+    params: &'p Params,
+    grads: &mut Grads,
+) {
     match op {
         Op::Embedding { table, ids } => {
             let dy = slots.take(outputs[0], &[ids.len(), params.value(table).cols()]);
@@ -346,7 +420,8 @@ fn play<'p>(op: Op<'p>, outputs: &[usize], slots: &mut Slots, params: &'p Params
         }
         Op::Swiglu { gate, up } => {
             let dy = slots.take(outputs[0], gate.value.shape());
-            let (mut dgate, mut dup) = (slots.uninit_like(&gate.value), slots.uninit_like(&up.value));
+            let (mut dgate, mut dup) =
+                (slots.uninit_like(&gate.value), slots.uninit_like(&up.value));
             swiglu::backward(&mut dgate, &mut dup, &dy, &gate.value, &up.value);
             slots.add(gate.slot, dgate);
             slots.add(up.slot, dup);

@@ -82,12 +82,21 @@ impl Tensor {
     /// A copy of some rows.
     pub fn rows_range(&self, rows: std::ops::Range<usize>) -> Tensor {
         let cols = self.cols();
-        Tensor::from_slice(&self.device, &[rows.len(), cols], &self.data[rows.start * cols..rows.end * cols])
+        Tensor::from_slice(
+            &self.device,
+            &[rows.len(), cols],
+            &self.data[rows.start * cols..rows.end * cols],
+        )
     }
 
     /// The same elements under another shape of the same size.
     pub fn reshape(mut self, shape: &[usize]) -> Tensor {
-        assert_eq!(self.data.len(), shape.iter().product::<usize>(), "reshape {:?} to {shape:?}", self.shape);
+        assert_eq!(
+            self.data.len(),
+            shape.iter().product::<usize>(),
+            "reshape {:?} to {shape:?}",
+            self.shape
+        );
         self.shape = shape.to_vec();
         self
     }

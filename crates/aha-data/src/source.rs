@@ -139,7 +139,7 @@ impl TableSource {
         if files.is_empty() {
             return Err(Error::input(
                 format!("`{}` matches no file", self.path.display()),
-                "check the path; a relative one starts at the pipeline file's folder",
+                "check the path; a relative one starts at the current directory",
             ));
         }
         files.sort();
@@ -156,7 +156,7 @@ impl TableSource {
         let near = |name: &&String| strsim::damerau_levenshtein(name, &wrong) <= 3;
         let hint = match names.iter().find(near) {
             Some(name) => format!("did you mean `{}`?", parent.join(name).display()),
-            None => "check the path; a relative one starts at the pipeline file's folder".into(),
+            None => "check the path; a relative one starts at the current directory".into(),
         };
         Error::input(format!("no file or folder at `{}`", self.path.display()), hint)
     }

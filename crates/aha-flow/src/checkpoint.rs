@@ -91,7 +91,11 @@ pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<PathBuf> 
     if let Some(reference) = content.reference {
         models::save(&temporary.join("reference"), reference, content.tokenizer, SaveDtype::F32)?;
     }
-    write_optimizer(&temporary.join("optimizer.safetensors"), content.optimizer, content.model.params())?;
+    write_optimizer(
+        &temporary.join("optimizer.safetensors"),
+        content.optimizer,
+        content.model.params(),
+    )?;
     let position = Position { files: digests(&temporary)?, ..content.position };
     let text = serde_json::to_vec_pretty(&position)
         .map_err(|error| Error::bug(format!("a checkpoint's position has no JSON: {error}")))?;
@@ -125,16 +129,26 @@ pub fn clear(dir: &RunDir, stage: &str) -> Result<()> {
 fn load(path: &Path, device: &Device) -> Result<Saved> {
     let file = path.join("position.json");
     let bytes = fs_err::read(&file).map_err(Error::io("read", &file))?;
-    let position: Position = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::input(format!("`{}` is not a checkpoint's position: {error}", file.display())))?;
+    let position: Position = serde_json::from_slice(&bytes).map_err(|error| {
+        Error::input(format!("`{}` is not a checkpoint's position: {error}", file.display()))
+    })?;
     let found = digests(path)?;
-    if let Some((file, _)) = position.files.iter().find(|(file, digest)| found.get(*file) != Some(digest)) {
-        return Err(Error::input(format!("`{}` is damaged: its digest differs", path.join(file).display())));
+    if let Some((file, _)) =
+        position.files.iter().find(|(file, digest)| found.get(*file) != Some(digest))
+    {
+        return Err(Error::input(format!(
+            "`{}` is damaged: its digest differs",
+            path.join(file).display()
+        )));
     }
     let model = Model::load(&path.join("model"), device)?;
     let reference = path.join("reference");
     let reference = reference.exists().then(|| Model::load(&reference, device)).transpose()?;
-    let optimizer = read_optimizer(&path.join("optimizer.safetensors"), model.params(), position.optimizer_steps)?;
+    let optimizer = read_optimizer(
+        &path.join("optimizer.safetensors"),
+        model.params(),
+        position.optimizer_steps,
+    )?;
     Ok(Saved { model: Arc::new(model), reference: reference.map(Arc::new), optimizer, position })
 }
 
@@ -148,7 +162,8 @@ fn list(parent: &Path) -> Result<Vec<(u64, PathBuf)>> {
     if parent.exists() {
         for entry in fs_err::read_dir(parent).map_err(Error::io("list", parent))? {
             let entry = entry.map_err(Error::io("list", parent))?;
-            let step = entry.file_name().to_str().and_then(|n| n.strip_prefix("step-")?.parse().ok());
+            let step =
+                entry.file_name().to_str().and_then(|n| n.strip_prefix("step-")?.parse().ok());
             found.extend(step.map(|step| (step, entry.path())));
         }
     }
@@ -208,7 +223,9 @@ fn write_optimizer(path: &Path, optimizer: &AdamW, params: &Params) -> Result<()
     let unwritable = |error| Error::bug(format!("the optimizer's state can't be written: {error}"));
     let views = bytes
         .iter()
-        .map(|(name, shape, raw)| Ok((name.clone(), TensorView::new(Dtype::F32, shape.clone(), raw)?)))
+        .map(|(name, shape, raw)| {
+            Ok((name.clone(), TensorView::new(Dtype::F32, shape.clone(), raw)?))
+        })
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
         .map_err(unwritable)?;
     let text = safetensors::serialize(views, None).map_err(unwritable)?;
@@ -218,7 +235,8 @@ fn write_optimizer(path: &Path, optimizer: &AdamW, params: &Params) -> Result<()
 fn read_optimizer(path: &Path, params: &Params, steps: u64) -> Result<AdamW> {
     let bytes = fs_err::read(path).map_err(Error::io("read", path))?;
     let damaged = |what: String| Error::input(format!("`{}`: {what}", path.display()));
-    let file = safetensors::SafeTensors::deserialize(&bytes).map_err(|error| damaged(error.to_string()))?;
+    let file = safetensors::SafeTensors::deserialize(&bytes)
+        .map_err(|error| damaged(error.to_string()))?;
     let mut optimizer = AdamW::new(params);
     for id in params.ids() {
         let read = |kind: &str| -> Result<Vec<f32>> {
@@ -227,7 +245,8 @@ fn read_optimizer(path: &Path, params: &Params, steps: u64) -> Result<AdamW> {
             if view.dtype() != Dtype::F32 || view.shape() != params.value(id).shape() {
                 return Err(damaged(format!("`{name}` has another shape than its weight")));
             }
-            let floats = view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+            let floats =
+                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
             Ok(floats.collect())
         };
         let (m, v) = (read("m")?, read("v")?);

@@ -23,13 +23,18 @@ impl ComputeThread {
         thread::Builder::new()
             .name(name.to_owned())
             .spawn(move || inbox.into_iter().for_each(|job| job()))
-            .map_err(|error| Error::Environment { message: format!("can't start a thread: {error}") })?;
+            .map_err(|error| Error::Environment {
+                message: format!("can't start a thread: {error}"),
+            })?;
         Ok(ComputeThread { jobs })
     }
 
     /// Runs `job` on the thread and waits for its result without blocking the runtime. A panic in the job
     /// is an [`Error::Bug`]; the thread lives on.
-    pub async fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    pub async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T> {
         let (done, result) = oneshot::channel();
         let job = move || {
             // What the job held is dropped with it, so nothing half-changed is seen again.

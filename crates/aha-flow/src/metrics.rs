@@ -36,7 +36,8 @@ impl MetricsLog {
     /// Notes the measures of a step.
     pub fn record(&mut self, step: u64, metrics: &BTreeMap<String, f64>) {
         let at_us = clock::now_us();
-        self.pending.extend(metrics.iter().map(|(name, value)| (step, name.clone(), *value, at_us)));
+        self.pending
+            .extend(metrics.iter().map(|(name, value)| (step, name.clone(), *value, at_us)));
         let excess = self.pending.len().saturating_sub(PENDING_MAX);
         self.pending.drain(..excess);
     }
@@ -65,7 +66,9 @@ impl MetricsLog {
             .collect();
         match self.writer.write(&name, &[rows::metrics(&rows)]) {
             Ok(_) => self.pending.clear(),
-            Err(error) => tracing::warn!(%error, stage = self.stage, "Metrics wait for the next flush."),
+            Err(error) => {
+                tracing::warn!(%error, stage = self.stage, "Metrics wait for the next flush.")
+            }
         }
     }
 }

@@ -12,7 +12,9 @@ use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
 use aha_model::{Model, Tokenizer};
 
 use crate::error::{Error, Result};
-use crate::pipeline::{self, ModelSource, Pipeline, Places, RandomModel, TokenizerSource, TokenizerTraining};
+use crate::pipeline::{
+    self, ModelSource, Pipeline, Places, RandomModel, TokenizerSource, TokenizerTraining,
+};
 use crate::prompts;
 use crate::rundir::RunDir;
 

@@ -102,7 +102,10 @@ pub struct Prompter {
 #[derive(Clone, Debug)]
 enum Form {
     /// Text before and after the prompt.
-    Text { before: String, after: String },
+    Text {
+        before: String,
+        after: String,
+    },
     Chat(Box<ChatTemplate>),
 }
 
@@ -126,7 +129,9 @@ impl Prompter {
     /// The tokens that go in before the model writes.
     pub fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>> {
         match &self.form {
-            Form::Text { before, after } => Ok(self.tokenizer.encode(&format!("{before}{prompt}{after}"), true)?),
+            Form::Text { before, after } => {
+                Ok(self.tokenizer.encode(&format!("{before}{prompt}{after}"), true)?)
+            }
             Form::Chat(template) => {
                 let rendered = template.render_prompt(prompt)?;
                 Ok(self.tokenizer.encode_rendered(&rendered)?.0)
@@ -149,7 +154,10 @@ impl Prompter {
                 let turns = [Message::new("user", prompt), Message::new("assistant", completion)];
                 let rendered = template.render(&turns, false)?;
                 let (mut ids, mut loss_mask) = self.tokenizer.encode_rendered(&rendered)?;
-                let ends = ids.iter().zip(&loss_mask).any(|(id, &m)| m && self.tokenizer.eos_ids().contains(id));
+                let ends = ids
+                    .iter()
+                    .zip(&loss_mask)
+                    .any(|(id, &m)| m && self.tokenizer.eos_ids().contains(id));
                 if !ends {
                     ids.extend(self.tokenizer.eos_ids().first());
                     loss_mask.resize(ids.len(), true);

@@ -84,8 +84,7 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
     state.write(&dir)?;
     opened(&dir, &plan);
     let session = session(&pipeline, &places).await?;
-    let mut runner =
-        Runner { pipeline, dir: dir.clone(), device, session, places, state, options };
+    let mut runner = Runner { pipeline, dir: dir.clone(), device, session, places, state, options };
     runner.stages().await?;
     drop(lock);
     Ok(dir)
@@ -96,7 +95,10 @@ async fn session(pipeline: &Pipeline, places: &Places) -> Result<Session> {
     let session = Session::new(&SessionOptions::default())?;
     for (name, address) in &pipeline.tables {
         let source = TableSource::new(address, &places.base_dir)?;
-        session.register(name, &source).await.map_err(|error| Error::from(error).within(&format!("table `{name}`")))?;
+        session
+            .register(name, &source)
+            .await
+            .map_err(|error| Error::from(error).within(&format!("table `{name}`")))?;
     }
     Ok(session)
 }
@@ -125,7 +127,8 @@ impl Runner {
         // Even a first stage may ask for `metrics`, `evals` or `rollouts`.
         stages::register_outputs(&self.session, &self.dir)?;
         for stage in &pipeline.stages {
-            let is_done = self.state.stages.iter().any(|s| s.name == stage.name && s.status == Status::Done);
+            let is_done =
+                self.state.stages.iter().any(|s| s.name == stage.name && s.status == Status::Done);
             if is_done {
                 stages::register_outputs(&self.session, &self.dir)?;
                 self.print_again(stage).await?;
@@ -136,11 +139,16 @@ impl Runner {
             }
             self.state.set(&self.dir, &stage.name, Status::Running)?;
             tracing::info!(stage = stage.name, kind = stage.kind.word(), "Stage started.");
-            self.stage(stage).await.map_err(|error| error.within(&format!("stage `{}`", stage.name)))?;
+            self.stage(stage)
+                .await
+                .map_err(|error| error.within(&format!("stage `{}`", stage.name)))?;
             self.state.set(&self.dir, &stage.name, Status::Done)?;
             stages::register_outputs(&self.session, &self.dir)?;
             tracing::info!(stage = stage.name, "Stage done.");
-            (self.options.watcher)(Event::StageDone { stage: stage.name.clone(), summary: String::new() });
+            (self.options.watcher)(Event::StageDone {
+                stage: stage.name.clone(),
+                summary: String::new(),
+            });
             self.device.trim();
         }
         Ok(())
@@ -149,7 +157,9 @@ impl Runner {
     /// A run that is looked at again shows its results again.
     async fn print_again(&self, stage: &Stage) -> Result<()> {
         match &stage.kind {
-            StageKind::Query(settings) if settings.print => self.query(stage, settings).print().await,
+            StageKind::Query(settings) if settings.print => {
+                self.query(stage, settings).print().await
+            }
             _ => Ok(()),
         }
     }
@@ -207,7 +217,11 @@ impl Runner {
         }
     }
 
-    fn query<'a>(&'a self, stage: &'a Stage, settings: &'a crate::pipeline::QueryStage) -> Query<'a> {
+    fn query<'a>(
+        &'a self,
+        stage: &'a Stage,
+        settings: &'a crate::pipeline::QueryStage,
+    ) -> Query<'a> {
         Query {
             stage: &stage.name,
             description: &stage.description,

@@ -33,7 +33,13 @@ impl RunDir {
 
     /// Creates the directory and takes its lock.
     pub fn open(&self) -> Result<RunLock> {
-        for dir in [self.root.clone(), self.tables(), self.metrics(), self.models(), self.root.join("checkpoints")] {
+        for dir in [
+            self.root.clone(),
+            self.tables(),
+            self.metrics(),
+            self.models(),
+            self.root.join("checkpoints"),
+        ] {
             fs_err::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
         }
         let path = self.root.join("lock");
@@ -107,7 +113,8 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     sync_parent(path)
 }
 
-/// Renames a finished directory to its place, replacing what is there. A kill in between leaves either.
+/// Renames a finished directory to its place, replacing what is there. A kill in between can leave nothing
+/// there: callers go on from a checkpoint and make it again.
 pub fn replace_dir(aside: &Path, path: &Path) -> Result<()> {
     if path.exists() {
         fs_err::remove_dir_all(path).map_err(Error::io("remove", path))?;

@@ -29,7 +29,8 @@ impl Scorer {
             OnNull::Stop => aha_reward::OnNull::Stop,
         };
         let composite = Composite::new(specs, on_null).map_err(|problems| {
-            let texts: Vec<String> = problems.iter().map(|(idx, problem)| format!("reward {idx}: {problem}")).collect();
+            let texts: Vec<String> =
+                problems.iter().map(|(idx, problem)| format!("reward {idx}: {problem}")).collect();
             Error::input(texts.join("; "))
         })?;
         let names: Vec<String> = composite.names().map(str::to_owned).collect();

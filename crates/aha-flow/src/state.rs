@@ -186,6 +186,9 @@ mod tests {
 
     #[test]
     fn another_pipeline_is_refused() {
-        assert!(matches!(decide(Some(state(&[Status::Running])), "xyz", true), Opening::Refuse { .. }));
+        assert!(matches!(
+            decide(Some(state(&[Status::Running])), "xyz", true),
+            Opening::Refuse { .. }
+        ));
     }
 }

@@ -44,7 +44,8 @@ pub fn watch(settings: &Watchdogs, facts: &Facts) -> Vec<Finding> {
             findings.push(Finding { stops: stops || watch == Watch::Stop, message, hint });
         }
     };
-    let share = |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
+    let share =
+        |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
     let percent = |x: f64| format!("{:.0} %", x * 100.0);
 
     let truncated = share(facts.truncated, facts.completions);
@@ -60,7 +61,10 @@ pub fn watch(settings: &Watchdogs, facts: &Facts) -> Vec<Finding> {
         settings.no_signal,
         without_signal > settings.no_signal_share_max,
         false,
-        format!("{} of the groups have the same reward throughout and teach nothing", percent(without_signal)),
+        format!(
+            "{} of the groups have the same reward throughout and teach nothing",
+            percent(without_signal)
+        ),
         "take easier or harder prompts, a larger `group_size`, or a finer reward",
     );
     let unparsed = share(facts.unparsed.unwrap_or(0), facts.completions);
@@ -68,7 +72,10 @@ pub fn watch(settings: &Watchdogs, facts: &Facts) -> Vec<Finding> {
         settings.unparsed,
         unparsed > settings.unparsed_share_max,
         false,
-        format!("{} of the completions have no answer that the verifier can read", percent(unparsed)),
+        format!(
+            "{} of the completions have no answer that the verifier can read",
+            percent(unparsed)
+        ),
         "check `template` and `max_tokens`, or begin with a cold start (a stage of kind `sft`)",
     );
     find(

@@ -98,7 +98,9 @@ impl Model {
                     values.fill(0.0);
                     return Ok(());
                 }
-                _ if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => residual_std,
+                _ if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => {
+                    residual_std
+                }
                 _ => std,
             };
             let family = random.derive(name);
@@ -127,7 +129,9 @@ impl Model {
 
     fn over(config: Config, device: &Device, mut params: Params) -> Result<Model> {
         let find = |name: &str| {
-            params.find(name).ok_or_else(|| Error::Bug(format!("the config names no weight `{name}`")))
+            params
+                .find(name)
+                .ok_or_else(|| Error::Bug(format!("the config names no weight `{name}`")))
         };
         let projection = |prefix: &str, name: &str| -> Result<Projection> {
             let weight = find(&format!("{prefix}self_attn.{name}.weight"))?;
@@ -159,7 +163,16 @@ impl Model {
         }
         let (inv_freq, scale) = config.inv_freq();
         let rope = Arc::new(rope::Table::new(&inv_freq, scale, config.max_position_embeddings));
-        Ok(Model { config, device: device.clone(), params, embedding, layers, final_norm, head, rope })
+        Ok(Model {
+            config,
+            device: device.clone(),
+            params,
+            embedding,
+            layers,
+            final_norm,
+            head,
+            rope,
+        })
     }
 
     /// The model's shape and constants.
@@ -229,7 +242,8 @@ impl Model {
             start += sequence.len();
         }
         let mut tape = Tape::inference(&self.device, &self.params);
-        let hidden = self.hidden(&mut tape, Batch::packed(&ids, sequences.iter().map(|s| s.len())), false);
+        let hidden =
+            self.hidden(&mut tape, Batch::packed(&ids, sequences.iter().map(|s| s.len())), false);
         let hidden = tape.select_rows(&hidden, &rows.into());
         let (log_probs, _) = tape.log_probs(&hidden, self.head, &targets.into(), 1.0);
         let mut rest = log_probs.value().as_slice();
@@ -245,8 +259,10 @@ impl Model {
     pub fn check_ids(&self, ids: impl IntoIterator<Item = u32>) -> Result<()> {
         let vocab_size = self.config.vocab_size;
         match ids.into_iter().find(|&id| id as usize >= vocab_size) {
-            Some(id) => Err(Error::input(format!("token id {id}: expected below the vocabulary size, {vocab_size}"))
-                .hint("use the tokenizer that belongs to this model")),
+            Some(id) => Err(Error::input(format!(
+                "token id {id}: expected below the vocabulary size, {vocab_size}"
+            ))
+            .hint("use the tokenizer that belongs to this model")),
             None => Ok(()),
         }
     }
@@ -263,7 +279,8 @@ impl Model {
         rows: &mut Rows<'_>,
     ) -> Vec<Var> {
         let (residual, x) = self.norm(tape, stream, layer.attention_norm);
-        let project = |tape: &mut Tape<'m>, x: &Var, p: Projection| tape.linear(x, p.weight, p.bias);
+        let project =
+            |tape: &mut Tape<'m>, x: &Var, p: Projection| tape.linear(x, p.weight, p.bias);
         let (mut q, mut k) = (project(tape, &x, layer.q), project(tape, &x, layer.k));
         let v = project(tape, &x, layer.v);
         let eps = self.config.rms_norm_eps;

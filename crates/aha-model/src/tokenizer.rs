@@ -180,7 +180,9 @@ impl Tokenizer {
             return Ok(());
         }
         let lost = self.inner.encode(text, false).ok().and_then(|encoding| {
-            let covered = |at: usize| encoding.get_offsets().iter().any(|(start, end)| (*start..*end).contains(&at));
+            let covered = |at: usize| {
+                encoding.get_offsets().iter().any(|(start, end)| (*start..*end).contains(&at))
+            };
             text.char_indices().find(|(at, _)| !covered(*at)).map(|(_, c)| c)
         });
         let what = lost.map_or("some bytes of the text".to_owned(), |c| format!("{c:?}"));

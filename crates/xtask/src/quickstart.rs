@@ -192,7 +192,8 @@ fn problems(fresh: &mut Fresh) -> Table {
     for i in 0..TEST_COUNT + TRAIN_COUNT {
         let problem = fresh.draw(&mut draws);
         let split = if i < TEST_COUNT { "test" } else { "train" };
-        let row = [&format!("sum-{i}"), &problem.prompt(), &problem.answer().to_string(), "sums", split];
+        let row =
+            [&format!("sum-{i}"), &problem.prompt(), &problem.answer().to_string(), "sums", split];
         table.rows.push(row.map(str::to_owned).to_vec());
     }
     let mut seen = HashSet::new();
@@ -200,7 +201,9 @@ fn problems(fresh: &mut Fresh) -> Table {
         let (prompt, answer) = general(&mut draws);
         let id = format!("general-{}", seen.len());
         if seen.insert(prompt.clone()) {
-            table.rows.push([&id, &prompt, &answer, "general", "train"].map(|s: &str| s.to_owned()).to_vec());
+            table.rows.push(
+                [&id, &prompt, &answer, "general", "train"].map(|s: &str| s.to_owned()).to_vec(),
+            );
         }
     }
     table
@@ -240,8 +243,11 @@ fn corpus(fresh: &mut Fresh) -> Table {
 mod tests {
     use super::*;
 
-    const NAMES: [&str; 3] =
-        ["quickstart-problems.parquet", "quickstart-cold-start.parquet", "quickstart-corpus.parquet"];
+    const NAMES: [&str; 3] = [
+        "quickstart-problems.parquet",
+        "quickstart-cold-start.parquet",
+        "quickstart-corpus.parquet",
+    ];
 
     #[test]
     fn the_data_sets_that_ship_are_those_that_the_generator_writes() {
@@ -249,8 +255,12 @@ mod tests {
         write(folder.path()).unwrap();
         let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../datasets");
         for name in NAMES {
-            let (new, old) = (fs_err::read(folder.path().join(name)), fs_err::read(shipped.join(name)));
-            assert!(new.unwrap() == old.unwrap(), "{name} differs: run `cargo run --release -p xtask -- datasets`");
+            let (new, old) =
+                (fs_err::read(folder.path().join(name)), fs_err::read(shipped.join(name)));
+            assert!(
+                new.unwrap() == old.unwrap(),
+                "{name} differs: run `cargo run --release -p xtask -- datasets`"
+            );
         }
     }
 
@@ -259,7 +269,8 @@ mod tests {
         let mut fresh = Fresh::default();
         let problems = problems(&mut fresh);
         let texts = corpus(&mut fresh);
-        let test: Vec<&String> = problems.rows.iter().filter(|row| row[4] == "test").map(|row| &row[1]).collect();
+        let test: Vec<&String> =
+            problems.rows.iter().filter(|row| row[4] == "test").map(|row| &row[1]).collect();
         assert_eq!(test.len(), TEST_COUNT);
         for row in &texts.rows {
             let prompt = row[1].split_inclusive('=').next().unwrap();

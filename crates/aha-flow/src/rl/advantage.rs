@@ -137,7 +137,12 @@ impl Actor for Advantage {
         Ok(State { args, step: 0, attempt: 0, prompt_ids: Vec::new(), groups, failed })
     }
 
-    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _: ActorRef<Msg>,
+        msg: Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Expect { step, attempt, prompt_ids } => {
                 (state.step, state.attempt, state.prompt_ids) = (step, attempt, prompt_ids);
@@ -170,10 +175,16 @@ impl State {
         if self.step == 0 || waiting {
             return Ok(());
         }
-        let ordered: Vec<RecordBatch> = self.prompt_ids.iter().filter_map(|id| self.groups.remove(id)).collect();
+        let ordered: Vec<RecordBatch> =
+            self.prompt_ids.iter().filter_map(|id| self.groups.remove(id)).collect();
         let failed = std::mem::take(&mut self.failed).into_iter().collect();
         let shared = &self.args.shared;
-        let groups = normalise(&ordered, &shared.settings.objective.advantage, shared.scorer.names(), failed)?;
+        let groups = normalise(
+            &ordered,
+            &shared.settings.objective.advantage,
+            shared.scorer.names(),
+            failed,
+        )?;
         let message = learner::Msg::Groups { step: self.step, attempt: self.attempt, groups };
         let _ = self.args.learner.cast(message); // A learner that has ended takes the stage with it.
         self.step = 0;
@@ -192,7 +203,8 @@ pub fn normalise(
     let scored = concat_batches(&schema, groups)
         .map_err(|error| Error::bug(format!("a step's groups don't fit together: {error}")))?;
     let view = RolloutsView::new(&scored, Progress::Scored)?;
-    let rewards: Vec<Option<f32>> = (0..view.rows_count()).map(|r| view.reward(r).map(|x| x as f32)).collect();
+    let rewards: Vec<Option<f32>> =
+        (0..view.rows_count()).map(|r| view.reward(r).map(|x| x as f32)).collect();
     let lens: Vec<usize> = groups.iter().map(RecordBatch::num_rows).collect();
     let mut rest = rewards.as_slice();
     let slices: Vec<&[Option<f32>]> = lens

@@ -61,7 +61,12 @@ impl Actor for Checkpointer {
         Ok(State { args, thread })
     }
 
-    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _: ActorRef<Msg>,
+        msg: Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         let Msg::Save { learner, position } = msg;
         let shared = Arc::clone(&state.args.shared);
         shared.faults.at(Point::Checkpoint, position.step)?;

@@ -64,7 +64,10 @@ mod tests {
     async fn closing_an_edge_wakes_its_senders() {
         let credits = Credits::new(1);
         let held = credits.take().await;
-        let waiting = { let credits = credits.clone(); std::thread::spawn(move || credits.take_blocking()) };
+        let waiting = {
+            let credits = credits.clone();
+            std::thread::spawn(move || credits.take_blocking())
+        };
         credits.close();
         assert!(waiting.join().unwrap().is_none());
         drop(held);

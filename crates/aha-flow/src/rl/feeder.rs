@@ -51,7 +51,12 @@ impl Actor for Feeder {
         Ok(args)
     }
 
-    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, args: &mut Args) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _: ActorRef<Msg>,
+        msg: Msg,
+        args: &mut Args,
+    ) -> Result<(), ActorProcessingErr> {
         let Msg::Credit { step, set_aside } = msg;
         let shared = &args.shared;
         shared.faults.at(Point::Feed, step)?;
@@ -64,11 +69,20 @@ impl Actor for Feeder {
 
 /// Indices of a step's problems. Each pass over the data has its own order; what is left over at the end of
 /// a pass is not asked in it, so that no step has a problem twice.
-pub fn problems_of(problem_count: usize, per_step: usize, shuffle: bool, random: Philox, step: u64) -> Vec<usize> {
+pub fn problems_of(
+    problem_count: usize,
+    per_step: usize,
+    shuffle: bool,
+    random: Philox,
+    step: u64,
+) -> Vec<usize> {
     let steps_per_pass = (problem_count / per_step.max(1)).max(1) as u64;
     let (pass, within) = ((step - 1) / steps_per_pass, ((step - 1) % steps_per_pass) as usize);
-    let order =
-        if shuffle { random.permutation(pass, problem_count) } else { (0..problem_count).collect() };
+    let order = if shuffle {
+        random.permutation(pass, problem_count)
+    } else {
+        (0..problem_count).collect()
+    };
     order.into_iter().skip(within * per_step).take(per_step).collect()
 }
 
@@ -84,7 +98,12 @@ fn prompts_of(shared: &Shared, step: u64, set_aside: &BTreeSet<String>) -> Resul
         .collect();
     let ids = chosen
         .iter()
-        .map(|p| shared.prompter.prompt_ids(&p.prompt).map_err(|e| e.within(&format!("prompt `{}`", p.id))))
+        .map(|p| {
+            shared
+                .prompter
+                .prompt_ids(&p.prompt)
+                .map_err(|e| e.within(&format!("prompt `{}`", p.id)))
+        })
         .collect::<Result<Vec<_>, Error>>()?;
     let rows: Vec<PromptRow<'_>> = chosen
         .iter()

@@ -142,7 +142,12 @@ impl Actor for Learner {
         })
     }
 
-    async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        me: ActorRef<Msg>,
+        msg: Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Connect(links) => {
                 state.links = Some(links);
@@ -151,7 +156,10 @@ impl Actor for Learner {
             Msg::Groups { step, attempt, groups } => {
                 // A step is trained on once: what another attempt sends late is dropped.
                 let current = state.links.as_ref().map(|links| links.attempt);
-                if step == state.position.step + 1 && Some(attempt) == current && state.ending.is_none() {
+                if step == state.position.step + 1
+                    && Some(attempt) == current
+                    && state.ending.is_none()
+                {
                     state.sampling_seconds = state.issued_at.elapsed().as_secs_f64();
                     state.parked = Some(groups);
                     state.learn(&me)?;
@@ -173,9 +181,15 @@ impl Actor for Learner {
                 state.learn(&me)?;
             }
             Msg::WeightsDiffer { version, found } => {
-                let message = format!("the sampler's weights of version {version} have the checksum {found:016x}, not the learner's");
+                let message = format!(
+                    "the sampler's weights of version {version} have the checksum {found:016x}, not the learner's"
+                );
                 let hint = "weights were changed while shared: report this, and resume from the last checkpoint";
-                state.tell(Finding { stops: state.shared.settings.watchdogs.weights_differ == Watch::Stop, message, hint });
+                state.tell(Finding {
+                    stops: state.shared.settings.watchdogs.weights_differ == Watch::Stop,
+                    message,
+                    hint,
+                });
                 state.settle()?;
             }
             Msg::Stop => {
@@ -261,7 +275,12 @@ impl State {
     /// Prompts that have failed too often to be asked again.
     fn set_aside(&self) -> BTreeSet<String> {
         let max = self.shared.settings.prompt_failures_max;
-        self.position.failures.iter().filter(|(_, count)| **count >= max).map(|(id, _)| id.clone()).collect()
+        self.position
+            .failures
+            .iter()
+            .filter(|(_, count)| **count >= max)
+            .map(|(id, _)| id.clone())
+            .collect()
     }
 
     /// Counts failures; returns the prompts that are set aside from now on, with their errors.
@@ -271,7 +290,13 @@ impl State {
         for (prompt_id, error) in failures {
             let count = self.position.failures.entry(prompt_id.clone()).or_default();
             *count += 1;
-            tracing::warn!(stage = self.shared.stage, prompt_id, error, count = *count, "Prompt failed.");
+            tracing::warn!(
+                stage = self.shared.stage,
+                prompt_id,
+                error,
+                count = *count,
+                "Prompt failed."
+            );
             if *count == max {
                 set_aside.push((prompt_id, error));
             }
@@ -280,16 +305,25 @@ impl State {
     }
 
     /// Adds what the step took; a stopped clock measures nothing.
-    fn time(&self, metrics: &mut BTreeMap<String, f64>, rows: &arrow::array::RecordBatch) -> Result<()> {
+    fn time(
+        &self,
+        metrics: &mut BTreeMap<String, f64>,
+        rows: &arrow::array::RecordBatch,
+    ) -> Result<()> {
         if clock::is_stopped() {
             return Ok(());
         }
-        let view = aha_rollout::view::RolloutsView::new(rows, aha_rollout::schema::Progress::Trained)?;
-        let tokens: usize = (0..view.rows_count()).map(|r| view.completion_token_ids(r).len()).sum();
+        let view =
+            aha_rollout::view::RolloutsView::new(rows, aha_rollout::schema::Progress::Trained)?;
+        let tokens: usize =
+            (0..view.rows_count()).map(|r| view.completion_token_ids(r).len()).sum();
         let learning = self.learning_since.elapsed().as_secs_f64();
         metrics.insert("sampling_seconds".to_owned(), self.sampling_seconds);
         metrics.insert("learning_seconds".to_owned(), learning);
-        metrics.insert("tokens_per_second".to_owned(), tokens as f64 / (self.sampling_seconds + learning).max(1e-9));
+        metrics.insert(
+            "tokens_per_second".to_owned(),
+            tokens as f64 / (self.sampling_seconds + learning).max(1e-9),
+        );
         Ok(())
     }
 
@@ -315,14 +349,20 @@ impl State {
         if self.engine.is_none() || !all_recorded {
             return Ok(());
         }
-        let is_due = step.is_multiple_of(self.shared.settings.checkpoint_every) || self.ending.is_some();
+        let is_due =
+            step.is_multiple_of(self.shared.settings.checkpoint_every) || self.ending.is_some();
         if step > self.checkpointed && is_due && !is_over {
             return self.checkpoint();
         }
         if is_over && self.ending.is_none() {
             let engine = self.engine.as_ref().ok_or_else(|| Error::bug("the engine is away"))?;
             let path = self.shared.dir.model(&self.shared.stage);
-            models::save(&path, engine.model(), &self.shared.tokenizer, aha_model::save::SaveDtype::F32)?;
+            models::save(
+                &path,
+                engine.model(),
+                &self.shared.tokenizer,
+                aha_model::save::SaveDtype::F32,
+            )?;
             self.end(Ok(()));
         } else if let Some(error) = self.ending.take() {
             self.end(Err(error));

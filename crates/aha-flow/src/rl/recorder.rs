@@ -85,9 +85,10 @@ pub struct Recorder;
 
 /// Spawns the recorder under `supervisor`.
 pub async fn spawn(args: Args, supervisor: ractor::ActorCell) -> Result<Handle> {
-    let (actor, _) = Actor::spawn_linked(None, Recorder, args, supervisor)
-        .await
-        .map_err(|error| Error::Environment { message: format!("the recorder doesn't start: {error}") })?;
+    let (actor, _) =
+        Actor::spawn_linked(None, Recorder, args, supervisor).await.map_err(|error| {
+            Error::Environment { message: format!("the recorder doesn't start: {error}") }
+        })?;
     Ok(Handle { actor, credits: Credits::new(STEPS_MAX) })
 }
 
@@ -98,8 +99,10 @@ impl Actor for Recorder {
 
     async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
         let shared = &args.shared;
-        let rollouts =
-            TableWriter::open(&shared.dir.table(&shared.stage), schema::rollouts(shared.scorer.names())?)?;
+        let rollouts = TableWriter::open(
+            &shared.dir.table(&shared.stage),
+            schema::rollouts(shared.scorer.names())?,
+        )?;
         rollouts.truncate_after(args.after)?;
         let name = format!("{}_set_aside", shared.stage);
         let set_aside = TableWriter::open(&shared.dir.table(&name), schema::set_aside())?;
@@ -107,21 +110,34 @@ impl Actor for Recorder {
         Ok(State { args, rollouts: Arc::new(rollouts), set_aside: Arc::new(set_aside) })
     }
 
-    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        _: ActorRef<Msg>,
+        msg: Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         let Msg::Record { record, credit } = msg;
         let shared = Arc::clone(&state.args.shared);
         shared.faults.at(Point::Record, record.step)?;
         let (rollouts, set_aside) = (Arc::clone(&state.rollouts), Arc::clone(&state.set_aside));
         let step = record.step;
-        let written = tokio::task::spawn_blocking(move || write(&shared, &rollouts, &set_aside, &record));
-        written.await.map_err(|error| Error::bug(format!("the recorder's thread ended: {error}")))??;
+        let written =
+            tokio::task::spawn_blocking(move || write(&shared, &rollouts, &set_aside, &record));
+        written
+            .await
+            .map_err(|error| Error::bug(format!("the recorder's thread ended: {error}")))??;
         drop(credit);
         let _ = state.args.learner.cast(learner::Msg::Recorded { step }); // A learner that has ended ends the stage.
         Ok(())
     }
 }
 
-fn write(shared: &Shared, rollouts: &TableWriter, set_aside: &TableWriter, record: &Record) -> Result<()> {
+fn write(
+    shared: &Shared,
+    rollouts: &TableWriter,
+    set_aside: &TableWriter,
+    record: &Record,
+) -> Result<()> {
     let name = part_name(record.step);
     if !record.set_aside.is_empty() {
         let rows: Vec<SetAsideRow<'_>> = record

@@ -97,7 +97,12 @@ impl Actor for Reward {
         Ok(args)
     }
 
-    async fn handle(&self, me: ActorRef<Msg>, msg: Msg, args: &mut Args) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        me: ActorRef<Msg>,
+        msg: Msg,
+        args: &mut Args,
+    ) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Score { step, attempt, rows, credit } => {
                 args.shared.faults.at(Point::Reward, step)?;

@@ -117,7 +117,12 @@ impl Actor for Sampler {
         Ok(State { args, thread, engine: None, weights: None, cancel: Arc::default() })
     }
 
-    async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        me: ActorRef<Msg>,
+        msg: Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Weights(weights) => {
                 let found = weights.model.params().checksum();
@@ -142,7 +147,11 @@ impl Actor for Sampler {
         Ok(())
     }
 
-    async fn post_stop(&self, _: ActorRef<Msg>, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn post_stop(
+        &self,
+        _: ActorRef<Msg>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         state.cancel.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -156,18 +165,27 @@ impl Drop for State {
 }
 
 impl State {
-    fn start(&mut self, me: ActorRef<Msg>, step: u64, prompts: RecordBatch, credit: Credit) -> Result<()> {
+    fn start(
+        &mut self,
+        me: ActorRef<Msg>,
+        step: u64,
+        prompts: RecordBatch,
+        credit: Credit,
+    ) -> Result<()> {
         // The weights go with the job and are let go of at its end, so that the learner may change them in
         // place.
-        let weights = self.weights.take().ok_or_else(|| Error::bug("prompts came before weights"))?;
+        let weights =
+            self.weights.take().ok_or_else(|| Error::bug("prompts came before weights"))?;
         let shared = Arc::clone(&self.args.shared);
         let engine = self.engine.take();
-        let (reward, attempt, cancel) = (self.args.reward.clone(), self.args.attempt, Arc::clone(&self.cancel));
+        let (reward, attempt, cancel) =
+            (self.args.reward.clone(), self.args.attempt, Arc::clone(&self.cancel));
         let thread = self.thread.clone();
         let job = move || {
             let _credit = credit;
-            let engine = engine
-                .unwrap_or_else(|| generate::sampler(&weights.model, &shared.tokenizer, &shared.run));
+            let engine = engine.unwrap_or_else(|| {
+                generate::sampler(&weights.model, &shared.tokenizer, &shared.run)
+            });
             sample(engine, &shared, &weights, step, &prompts, &cancel, &mut |rows| {
                 reward.score(step, attempt, rows)
             })
@@ -197,8 +215,10 @@ fn sample(
         policy_version: weights.version,
         samples: shared.settings.group_size,
     };
-    let failed = generate::generate(&mut engine, &source, prompts, cancel, &mut |_, rows| send(rows))?;
+    let failed =
+        generate::generate(&mut engine, &source, prompts, cancel, &mut |_, rows| send(rows))?;
     let view = aha_rollout::view::PromptsView::new(prompts)?;
-    let failed = failed.into_iter().map(|(row, error)| (view.prompt_id(row).to_owned(), error)).collect();
+    let failed =
+        failed.into_iter().map(|(row, error)| (view.prompt_id(row).to_owned(), error)).collect();
     Ok((engine, failed))
 }

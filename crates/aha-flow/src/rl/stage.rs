@@ -105,12 +105,18 @@ pub async fn run(shared: Arc<Shared>, base: Loaded, device: &Device, stop: &Stop
     }
 }
 
-async fn spawn_and_wait(shared: &Arc<Shared>, engine: Learner, position: Position, stop: &Stop) -> Result<Ending> {
+async fn spawn_and_wait(
+    shared: &Arc<Shared>,
+    engine: Learner,
+    position: Position,
+    stop: &Stop,
+) -> Result<Ending> {
     let (ended, ending) = oneshot::channel();
-    let args = supervisor::Args { shared: Arc::clone(shared), engine: Box::new(engine), position, ended };
-    let (supervisor, joined) = Actor::spawn(None, Supervisor, args)
-        .await
-        .map_err(|error| Error::Environment { message: format!("the stage's actors don't start: {error}") })?;
+    let args =
+        supervisor::Args { shared: Arc::clone(shared), engine: Box::new(engine), position, ended };
+    let (supervisor, joined) = Actor::spawn(None, Supervisor, args).await.map_err(|error| {
+        Error::Environment { message: format!("the stage's actors don't start: {error}") }
+    })?;
     let outcome = tokio::select! {
         ending = ending => ending,
         ending = async {
@@ -131,7 +137,9 @@ fn begin(shared: &Shared, base: &Loaded, device: &Device) -> Result<(Learner, Po
     if let Some(saved) = checkpoint::newest(&shared.dir, &shared.stage, device)? {
         let mut learner = Learner::new(saved.model);
         learner.restore(saved.optimizer, saved.position.version);
-        learner.set_reference(needs_reference.then(|| saved.reference.unwrap_or_else(|| Arc::clone(&base.model))));
+        learner.set_reference(
+            needs_reference.then(|| saved.reference.unwrap_or_else(|| Arc::clone(&base.model))),
+        );
         return Ok((learner, saved.position));
     }
     let mut learner = Learner::new(Arc::clone(&base.model));
@@ -148,11 +156,17 @@ fn check_template(shared: &Shared) -> Result<()> {
         return Ok(());
     }
     let Some(problem) = shared.problems.first() else { return Ok(()) };
-    let Some(message) = shared.prompter.example(&problem.prompt, "4")?.mask_problem else { return Ok(()) };
+    let Some(message) = shared.prompter.example(&problem.prompt, "4")?.mask_problem else {
+        return Ok(());
+    };
     let hint = "use another `template`, or mend the model's chat template";
     if watch == Watch::Stop {
         return Err(Error::Watchdog { message, hint: hint.to_owned() });
     }
-    (shared.watcher)(Event::Warning { stage: shared.stage.clone(), message, hint: hint.to_owned() });
+    (shared.watcher)(Event::Warning {
+        stage: shared.stage.clone(),
+        message,
+        hint: hint.to_owned(),
+    });
     Ok(())
 }

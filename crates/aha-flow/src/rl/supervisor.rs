@@ -57,7 +57,9 @@ pub enum Side {
 /// Decides from the kind of error, not from its text. `failures` counts those of the same step before.
 pub fn decide(side: Side, error: Option<&Error>, failures: u32) -> Decision {
     match (error, side) {
-        (Some(Error::Input { .. } | Error::Watchdog { .. } | Error::Interrupted), _) => Decision::StopRun,
+        (Some(Error::Input { .. } | Error::Watchdog { .. } | Error::Interrupted), _) => {
+            Decision::StopRun
+        }
         (_, Side::Left) if failures < LEFT_RESTARTS_MAX => {
             Decision::RestartLeft { after: Duration::from_millis(50 << failures) }
         }
@@ -120,10 +122,13 @@ impl Actor for Supervisor {
             position: args.position,
             supervisor: me.clone(),
         };
-        let (learner, _) = Actor::spawn_linked(None, learner::Learner, learner_args, me.get_cell()).await?;
-        let recorder_args = recorder::Args { shared: Arc::clone(&shared), after, learner: learner.clone() };
+        let (learner, _) =
+            Actor::spawn_linked(None, learner::Learner, learner_args, me.get_cell()).await?;
+        let recorder_args =
+            recorder::Args { shared: Arc::clone(&shared), after, learner: learner.clone() };
         let recorder = recorder::spawn(recorder_args, me.get_cell()).await?;
-        let checkpointer_args = checkpointer::Args { shared: Arc::clone(&shared), learner: learner.clone() };
+        let checkpointer_args =
+            checkpointer::Args { shared: Arc::clone(&shared), learner: learner.clone() };
         let checkpointer = checkpointer::spawn(checkpointer_args, me.get_cell()).await?;
         let mut state = State {
             shared,
@@ -140,7 +145,12 @@ impl Actor for Supervisor {
         Ok(state)
     }
 
-    async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+    async fn handle(
+        &self,
+        me: ActorRef<Msg>,
+        msg: Msg,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Ended(outcome) => state.end(&me, Ending::Final(outcome)),
             Msg::StepDone => state.failures = 0,
@@ -160,7 +170,8 @@ impl Actor for Supervisor {
     ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(cell, error) = event {
             let is_left = state.left.iter().any(|left| left.get_id() == cell.get_id());
-            let is_right = [state.learner.get_id(), state.checkpointer.get_id()].contains(&cell.get_id())
+            let is_right = [state.learner.get_id(), state.checkpointer.get_id()]
+                .contains(&cell.get_id())
                 || state.recorder.id() == cell.get_id();
             // What an earlier left side does after its end concerns nobody.
             if is_left || is_right {
@@ -189,8 +200,12 @@ impl State {
             attempt,
         };
         let sampler = sampler::spawn(sampler_args, me.get_cell()).await?;
-        let feeder_args =
-            feeder::Args { shared: shared(), sampler: sampler.clone(), advantage: advantage.clone(), attempt };
+        let feeder_args = feeder::Args {
+            shared: shared(),
+            sampler: sampler.clone(),
+            advantage: advantage.clone(),
+            attempt,
+        };
         let (feeder, _) = Actor::spawn_linked(None, feeder::Feeder, feeder_args, me.get_cell())
             .await
             .map_err(|error| Error::bug(format!("the feeder doesn't start: {error}")))?;

@@ -35,22 +35,42 @@ pub struct Trained {
 }
 
 /// Trains on a step's groups: `inner_epochs` passes of `minibatches` optimizer steps each.
-pub fn train(learner: &mut Learner, shared: &Shared, step: u64, groups: &Groups, mut reference_version: u64) -> Result<Trained> {
+pub fn train(
+    learner: &mut Learner,
+    shared: &Shared,
+    step: u64,
+    groups: &Groups,
+    mut reference_version: u64,
+) -> Result<Trained> {
     let view = RolloutsView::new(&groups.rows, Progress::Grouped)?;
     let settings = &shared.settings;
     let mut outcomes = first_outcomes(&view, groups, shared);
     let starts = starts(&groups.lens);
-    let mut run = Minibatches { learner, shared, view: &view, totals: Totals::default(), grad_norms: Vec::new(), nan: 0, lr: 0.0 };
+    let mut run = Minibatches {
+        learner,
+        shared,
+        view: &view,
+        totals: Totals::default(),
+        grad_norms: Vec::new(),
+        nan: 0,
+        lr: 0.0,
+    };
     for epoch in 0..u64::from(settings.inner_epochs) {
         let random = shared.random.derive("minibatches");
         let address = step * u64::from(settings.inner_epochs) + epoch;
-        let split = minibatches(groups.lens.len(), settings.minibatches as usize, |i| random.bits(&[address, i]));
+        let split = minibatches(groups.lens.len(), settings.minibatches as usize, |i| {
+            random.bits(&[address, i])
+        });
         let trained_total = scored_tokens(&view, 0..view.rows_count());
         for hand in &split {
-            let rows: Vec<usize> = hand.iter().flat_map(|&g| starts[g]..starts[g] + groups.lens[g]).collect();
+            let rows: Vec<usize> =
+                hand.iter().flat_map(|&g| starts[g]..starts[g] + groups.lens[g]).collect();
             run.minibatch(&rows, &mut outcomes, (trained_total, split.len()))?;
             let refresh = settings.reference.refresh_every;
-            if refresh > 0 && run.learner.version() - reference_version >= refresh && shared.needs_reference() {
+            if refresh > 0
+                && run.learner.version() - reference_version >= refresh
+                && shared.needs_reference()
+            {
                 run.learner.set_reference(Some(Arc::clone(run.learner.model())));
                 reference_version = run.learner.version();
             }
@@ -83,8 +103,13 @@ fn starts(lens: &[usize]) -> Vec<usize> {
 /// Which rows can be trained on, before anything is.
 fn first_outcomes(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> Vec<Outcome> {
     let skip = |reason: &str| Outcome::Skipped(reason.to_owned());
-    let needs_all = shared.settings.objective.kl_coef != 0.0 || shared.settings.objective.entropy_coef != 0.0;
-    let signal = groups.lens.iter().zip(&groups.has_signal).flat_map(|(&len, &s)| std::iter::repeat_n(s, len));
+    let needs_all =
+        shared.settings.objective.kl_coef != 0.0 || shared.settings.objective.entropy_coef != 0.0;
+    let signal = groups
+        .lens
+        .iter()
+        .zip(&groups.has_signal)
+        .flat_map(|(&len, &s)| std::iter::repeat_n(s, len));
     (0..view.rows_count())
         .zip(signal)
         .map(|(row, has_signal)| match view.advantage(row) {
@@ -113,7 +138,12 @@ struct Minibatches<'a> {
 
 impl Minibatches<'_> {
     /// One optimizer step over `rows`. `rollout` has the trained tokens and the minibatches of the step.
-    fn minibatch(&mut self, rows: &[usize], outcomes: &mut [Outcome], rollout: (usize, usize)) -> Result<()> {
+    fn minibatch(
+        &mut self,
+        rows: &[usize],
+        outcomes: &mut [Outcome],
+        rollout: (usize, usize),
+    ) -> Result<()> {
         let settings = &self.shared.settings;
         let view = self.view;
         // Rows without signal count in the mean although they are not run.
@@ -122,8 +152,10 @@ impl Minibatches<'_> {
             .filter(|&&r| view.advantage(r).is_some())
             .map(|&r| view.completion_token_ids(r).len())
             .collect();
-        let normaliser = Normaliser::of(&settings.objective, &lens).with_rollout(rollout.0, rollout.1);
-        let trained: Vec<usize> = rows.iter().copied().filter(|&r| outcomes[r] == Outcome::Trained).collect();
+        let normaliser =
+            Normaliser::of(&settings.objective, &lens).with_rollout(rollout.0, rollout.1);
+        let trained: Vec<usize> =
+            rows.iter().copied().filter(|&r| outcomes[r] == Outcome::Trained).collect();
         if trained.is_empty() {
             return Ok(());
         }
@@ -137,7 +169,11 @@ impl Minibatches<'_> {
                 mask: None,
             })
             .collect();
-        self.lr = learning_rate(&settings.optimizer, self.shared.optimizer_steps(), self.learner.version());
+        self.lr = learning_rate(
+            &settings.optimizer,
+            self.shared.optimizer_steps(),
+            self.learner.version(),
+        );
         let step = step_settings(
             &settings.optimizer,
             self.lr,
@@ -146,8 +182,13 @@ impl Minibatches<'_> {
             settings.activation_checkpointing,
         );
         let temperature = 1.0 / self.shared.sampling.inv_temperature();
-        let outcome =
-            self.learner.policy_step(&rollouts, &settings.objective, normaliser, temperature, &step)?;
+        let outcome = self.learner.policy_step(
+            &rollouts,
+            &settings.objective,
+            normaliser,
+            temperature,
+            &step,
+        )?;
         self.totals.add(&outcome.totals);
         self.grad_norms.push(outcome.grad_norm);
         if !outcome.applied {
@@ -239,9 +280,15 @@ fn measure(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> BTreeMa
     }
     let flag = |x: bool| Some(f64::from(u8::from(x)));
     if let Some(part) = shared.scorer.names().iter().position(|n| shared.is_accuracy(n)) {
-        mean("accuracy".to_owned(), &mut (0..count).map(|r| flag(view.reward_part(part, r) == Some(1.0))));
+        mean(
+            "accuracy".to_owned(),
+            &mut (0..count).map(|r| flag(view.reward_part(part, r) == Some(1.0))),
+        );
     }
-    mean("completion_len_tokens".to_owned(), &mut (0..count).map(|r| Some(view.completion_token_ids(r).len() as f64)));
+    mean(
+        "completion_len_tokens".to_owned(),
+        &mut (0..count).map(|r| Some(view.completion_token_ids(r).len() as f64)),
+    );
     mean("truncated_share".to_owned(), &mut (0..count).map(|r| flag(is_truncated(view, r))));
     mean("no_signal_share".to_owned(), &mut groups.has_signal.iter().map(|&s| flag(!s)));
     metrics
@@ -251,7 +298,13 @@ fn is_truncated(view: &RolloutsView<'_>, row: usize) -> bool {
     view.finish_reason(row) == aha_sample::FinishReason::Length.as_str()
 }
 
-fn facts(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared, outcomes: &[Outcome], nan_batches: u32) -> Facts {
+fn facts(
+    view: &RolloutsView<'_>,
+    groups: &Groups,
+    shared: &Shared,
+    outcomes: &[Outcome],
+    nan_batches: u32,
+) -> Facts {
     let rows = 0..view.rows_count();
     let unparsed = |r: &usize| {
         let text = view.completion(*r);

@@ -70,10 +70,16 @@ impl Sft<'_> {
         let rows = self.examples(&base).await?;
         self.write_table(&rows)?;
         let examples: Arc<[Example]> = rows.into_iter().map(|row| row.example).collect();
-        let plan = Plan::new(self.settings, examples.len(), Philox::new(self.run.seed).derive(self.stage));
+        let plan =
+            Plan::new(self.settings, examples.len(), Philox::new(self.run.seed).derive(self.stage));
         let (mut learner, mut step) = self.begin(&base)?;
         let mut metrics = MetricsLog::open(self.dir, self.stage, step)?;
-        let started = Event::StageStarted { stage: self.stage.to_owned(), kind: "sft", step, steps: plan.steps };
+        let started = Event::StageStarted {
+            stage: self.stage.to_owned(),
+            kind: "sft",
+            step,
+            steps: plan.steps,
+        };
         (self.watcher)(started);
         let thread = ComputeThread::start("aha-learner")?;
         while step < plan.steps && !self.stop.is_requested() {
@@ -90,7 +96,10 @@ impl Sft<'_> {
             let job = move || {
                 let batch: Vec<learner::Example<'_>> = batch
                     .iter()
-                    .map(|&i| learner::Example { ids: &examples[i].ids, loss_mask: &examples[i].loss_mask })
+                    .map(|&i| learner::Example {
+                        ids: &examples[i].ids,
+                        loss_mask: &examples[i].loss_mask,
+                    })
                     .collect();
                 let tokens: usize = batch.iter().map(|e| e.ids.len()).sum();
                 learner.sft_step(&batch, &settings).map(|outcome| (learner, outcome, tokens))
@@ -138,7 +147,13 @@ impl Sft<'_> {
         }
     }
 
-    async fn checkpoint(&self, thread: &ComputeThread, learner: Learner, base: &Loaded, step: u64) -> Result<Learner> {
+    async fn checkpoint(
+        &self,
+        thread: &ComputeThread,
+        learner: Learner,
+        base: &Loaded,
+        step: u64,
+    ) -> Result<Learner> {
         let position = Position {
             stage: self.stage.to_owned(),
             step,
@@ -146,7 +161,8 @@ impl Sft<'_> {
             optimizer_steps: learner.optimizer().step_count(),
             ..Position::default()
         };
-        let (dir, tokenizer, keep) = (self.dir.clone(), Arc::clone(&base.tokenizer), self.run.checkpoint_keep);
+        let (dir, tokenizer, keep) =
+            (self.dir.clone(), Arc::clone(&base.tokenizer), self.run.checkpoint_keep);
         let job = move || {
             let content = Content {
                 model: learner.model(),
@@ -174,18 +190,31 @@ impl Sft<'_> {
             }
         }
         if left_out > 0 {
-            let message = format!("{left_out} examples are longer than {} tokens and left out", self.settings.max_tokens);
-            self.warn(message, "raise `max_tokens`, or set `overlong` to \"truncate\" or \"error\"");
+            let message = format!(
+                "{left_out} examples are longer than {} tokens and left out",
+                self.settings.max_tokens
+            );
+            self.warn(
+                message,
+                "raise `max_tokens`, or set `overlong` to \"truncate\" or \"error\"",
+            );
         }
         if rows.iter().all(|row| row.example.loss_mask.iter().skip(1).all(|&m| !m)) {
             return Err(Error::Watchdog {
-                message: format!("there is nothing to train on: the query gives {} usable examples", rows.len()),
-                hint: "look at the query with `aha query`, and at `max_tokens` and `loss_on`".to_owned(),
+                message: format!(
+                    "there is nothing to train on: the query gives {} usable examples",
+                    rows.len()
+                ),
+                hint: "look at the query with `aha query`, and at `max_tokens` and `loss_on`"
+                    .to_owned(),
             });
         }
         for found in mask_findings(&rows, &base.tokenizer, &self.settings.watchdogs) {
             if found.stops {
-                return Err(Error::Watchdog { message: found.message, hint: found.hint.to_owned() });
+                return Err(Error::Watchdog {
+                    message: found.message,
+                    hint: found.hint.to_owned(),
+                });
             }
             self.warn(found.message, found.hint);
         }
@@ -269,13 +298,21 @@ impl Sft<'_> {
 
     fn warn(&self, message: String, hint: &str) {
         tracing::warn!(stage = self.stage, hint, "{message}.");
-        (self.watcher)(Event::Warning { stage: self.stage.to_owned(), message, hint: hint.to_owned() });
+        (self.watcher)(Event::Warning {
+            stage: self.stage.to_owned(),
+            message,
+            hint: hint.to_owned(),
+        });
     }
 }
 
 /// A model that never learns the end token, or learns from another place than it samples at, fails later and
 /// without a sign.
-fn mask_findings(rows: &[Row], tokenizer: &aha_model::Tokenizer, watchdogs: &SftWatchdogs) -> Vec<Finding> {
+fn mask_findings(
+    rows: &[Row],
+    tokenizer: &aha_model::Tokenizer,
+    watchdogs: &SftWatchdogs,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     let mut find = |watch: Watch, message: String, hint: &'static str| {
         if watch != Watch::Off {
@@ -291,7 +328,8 @@ fn mask_findings(rows: &[Row], tokenizer: &aha_model::Tokenizer, watchdogs: &Sft
         let tokens = row.example.ids.iter().zip(&row.example.loss_mask);
         tokens.clone().any(|(id, &m)| m && tokenizer.eos_ids().contains(id))
     };
-    let whole: Vec<&Row> = rows.iter().filter(|row| row.example.loss_mask.last() == Some(&true)).collect();
+    let whole: Vec<&Row> =
+        rows.iter().filter(|row| row.example.loss_mask.last() == Some(&true)).collect();
     if tokenizer.eos_ids().is_empty() || (!whole.is_empty() && !whole.iter().any(ends)) {
         let message = "no example has the stop token inside its loss mask: the model would never learn to stop";
         let hint = "check the tokenizer's end token and the `template`";
@@ -300,7 +338,12 @@ fn mask_findings(rows: &[Row], tokenizer: &aha_model::Tokenizer, watchdogs: &Sft
     findings
 }
 
-fn measure(outcome: &learner::StepOutcome, lr: f64, tokens: usize, began: Instant) -> BTreeMap<String, f64> {
+fn measure(
+    outcome: &learner::StepOutcome,
+    lr: f64,
+    tokens: usize,
+    began: Instant,
+) -> BTreeMap<String, f64> {
     let mut metrics = BTreeMap::from([
         ("loss".to_owned(), outcome.totals.loss),
         ("grad_norm".to_owned(), outcome.grad_norm),
@@ -348,7 +391,11 @@ impl Plan {
     }
 
     fn order(&self, epoch: usize) -> Vec<usize> {
-        if self.shuffle { self.random.permutation(epoch as u64, self.count) } else { (0..self.count).collect() }
+        if self.shuffle {
+            self.random.permutation(epoch as u64, self.count)
+        } else {
+            (0..self.count).collect()
+        }
     }
 }
 
@@ -357,7 +404,8 @@ mod tests {
     use super::*;
 
     fn plan(count: usize, batch_size: u32, epochs: u32, shuffle: bool) -> Plan {
-        let settings = SftStage { batch_size, epochs, shuffle, max_steps: None, ..SftStage::default() };
+        let settings =
+            SftStage { batch_size, epochs, shuffle, max_steps: None, ..SftStage::default() };
         Plan::new(&settings, count, Philox::new(1))
     }
 
