@@ -8,6 +8,8 @@ mod common;
 
 use std::path::PathBuf;
 
+use aha_compute::Device;
+use aha_model::Model;
 use aha_model::chat_template::Message;
 use aha_model::config::Architecture;
 use aha_model::save::{SaveOptions, save};
@@ -87,5 +89,27 @@ fn the_file_becomes_a_directory_with_the_same_weights_and_tokens() {
     for case in reference()["tokenizer"].as_array().unwrap() {
         let found = loaded.encode(case["text"].as_str().unwrap(), true).unwrap();
         assert_eq!(found, ids(&case["ids"]));
+    }
+}
+
+/// Bound of a log-prob's distance from transformers' f32.
+const LOGP_ABS: f32 = 1e-3;
+
+#[test]
+#[ignore = "needs the SmolLM2 GGUF: ops/fetch-smollm2"]
+fn log_probs_are_those_of_transformers() {
+    let model = Model::load(&gguf(), &Device::cpu(0)).unwrap();
+    let reference = reference();
+    let sequences = reference["sequences"].as_object().unwrap();
+    let token_ids: Vec<Vec<u32>> = sequences.values().map(|s| ids(&s["ids"])).collect();
+    let views: Vec<&[u32]> = token_ids.iter().map(Vec::as_slice).collect();
+    let found = model.log_probs(&views).unwrap();
+    for (found, (name, sequence)) in found.iter().zip(sequences) {
+        let want = sequence["next_logprobs_f32"].as_array().unwrap();
+        assert_eq!(found.len(), want.len(), "{name}");
+        for (at, (found, want)) in found.iter().zip(want).enumerate() {
+            let want = want.as_f64().unwrap() as f32;
+            assert!((found - want).abs() <= LOGP_ABS, "{name}[{at}]: {found} {want}");
+        }
     }
 }
