@@ -1,33 +1,98 @@
 #!/usr/bin/env python3
 """Checks that a model directory of ours loads in transformers and gives the same log-probs there.
 
-    pip install torch transformers
-    python ops/check-export.py MODEL_DIR [--aha target/release/aha]
+Set up once, anywhere outside the repository:
+
+    python3 -m venv ~/.cache/aha/venv-transformers
+    ~/.cache/aha/venv-transformers/bin/pip install torch transformers
+
+Then:
+
+    ~/.cache/aha/venv-transformers/bin/python ops/check-export.py MODEL_DIR [--text TEXT]... [--aha PROGRAM]
 
 MODEL_DIR is `models/NAME` or `checkpoints/STAGE/step-N/model` of a run directory, or what `aha export`
-wrote. Sequences of random tokens go through `aha logprobs` and through transformers in f32; prints the
-largest distance between two log-probs. Exit code: 0 within 1e-3, 1 beyond, 2 when it can't be checked.
+wrote. Sequences of random tokens from a fixed seed, and the texts that are given, go through
+`aha logprobs` and through transformers in f32 on the processor. Prints the largest distance between two
+log-probs. Exit code: 0 within 1e-3, 1 beyond or not a number, 2 when it can't be checked.
 """
 
 import argparse
 import json
+import os
 import pathlib
 import subprocess
 import sys
 import tempfile
 
-try:
-    import torch
-    import transformers
-except ImportError as error:
-    sys.exit(print(f"error: {error}\nhint: pip install torch transformers") or 2)
-
 BOUND = 1e-3
+SEED = 1
 LENGTHS = (2, 17, 64, 120)
 
 
+def fail(message, hint):
+    """Says what can't be done, and what to do about it."""
+    print(f"error: {message}\nhint: {hint}", file=sys.stderr)
+    sys.exit(2)
+
+
+try:
+    import torch
+    import transformers
+except (ImportError, OSError, ValueError) as error:  # torch raises the latter two without its libraries.
+    fail(error, "pip install torch transformers")
+
+
+def arguments():
+    """What was asked for; the program is looked for where cargo puts it."""
+    target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or pathlib.Path(__file__).parents[1] / "target")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=pathlib.Path, help="a Hugging Face directory that aha wrote")
+    parser.add_argument("--text", action="append", default=[], help="a text to compare on too; can be repeated")
+    parser.add_argument("--aha", default=target / "release" / "aha", help="the program (default: %(default)s)")
+    args = parser.parse_args()
+    if not args.model.is_dir():
+        fail(f"`{args.model}` is no directory", "give models/NAME of a run directory")
+    return args
+
+
+def random_sequences(config):
+    """Sequences of random tokens, none longer than the model's positions."""
+    generator = torch.Generator().manual_seed(SEED)
+    lengths = [min(length, config.max_position_embeddings) for length in LENGTHS]
+    return [torch.randint(0, config.vocab_size, (n,), generator=generator).tolist() for n in lengths]
+
+
+def encoded(args, config):
+    """The tokens of the texts that were given, by the directory's own tokenizer."""
+    if not args.text:
+        return []
+    tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+    sequences = [tokenizer(text)["input_ids"][: config.max_position_embeddings] for text in args.text]
+    for text, ids in zip(args.text, sequences, strict=True):
+        if len(ids) < 2:
+            fail(f"{text!r} has fewer than 2 tokens", "give a longer text")
+    return sequences
+
+
+def ours(args, sequences):
+    """Log-probs of each token after the first, by aha."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = pathlib.Path(folder) / "ids.json"
+        file.write_text(json.dumps(sequences))
+        command = [str(args.aha), "logprobs", "--model", str(args.model), "--ids", str(file)]
+        try:
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        except OSError as error:
+            fail(error, "build it with `cargo build --release -p aha`, or name it with --aha")
+        except subprocess.CalledProcessError as error:
+            fail(f"aha logprobs ended with {error.returncode}", "see what it said above")
+    rows = json.loads(done.stdout)["logprobs"]
+    # JSON has no NaN: it is written as null.
+    return [[float("nan") if value is None else value for value in row] for row in rows]
+
+
 def theirs(model, ids):
-    """Log-probs of each token after the first, by transformers."""
+    """The same, by transformers."""
     with torch.no_grad():
         logits = model(torch.tensor([ids]), use_cache=False).logits[0]
     logps = torch.log_softmax(logits.float(), -1)
@@ -35,23 +100,17 @@ def theirs(model, ids):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=pathlib.Path)
-    parser.add_argument("--aha", default="target/release/aha")
-    args = parser.parse_args()
-
+    args = arguments()
     model = transformers.AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
-    generator = torch.Generator().manual_seed(1)
-    sequences = [torch.randint(0, model.config.vocab_size, (n,), generator=generator).tolist() for n in LENGTHS]
-    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
-        json.dump(sequences, file)
-        file.flush()
-        command = [args.aha, "logprobs", "--model", str(args.model), "--ids", file.name]
-        ours = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["logprobs"]
-
-    pairs = [(a, b) for ids, row in zip(sequences, ours, strict=True) for a, b in zip(row, theirs(model, ids), strict=True)]
-    worst = max(abs(a - b) for a, b in pairs)
-    print(f"{len(pairs)} log-probs, transformers {transformers.__version__}: largest distance {worst:.2e}")
+    sequences = random_sequences(model.config) + encoded(args, model.config)
+    distances = []
+    for ids, row in zip(sequences, ours(args, sequences), strict=True):
+        distances += [abs(a - b) for a, b in zip(row, theirs(model, ids), strict=True)]
+    # A maximum of tensors is NaN where any value is, unlike Python's.
+    worst = torch.tensor(distances, dtype=torch.float64).max().item()
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    print(f"{len(sequences)} sequences, {len(distances)} log-probs, {versions}")
+    print(f"largest distance {worst:.2e}, bound {BOUND:.0e}: {'ok' if worst <= BOUND else 'FAILED'}")
     return 0 if worst <= BOUND else 1
 
 

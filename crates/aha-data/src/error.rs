@@ -1,6 +1,7 @@
 //! What can go wrong here, split by what the receiver can do about it; and the translation of
 //! DataFusion's errors into it.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use datafusion::common::SchemaError;
@@ -228,9 +229,16 @@ pub(crate) fn one_of(wrong: &str, names: &[String]) -> Option<String> {
     let distance = |name: &str| strsim::damerau_levenshtein(&wrong.to_lowercase(), name);
     let near_max = 1 + wrong.chars().count() / 3;
     let nearest = names.iter().map(|name| (distance(name), name)).min();
-    let list = names.join(", ");
+    let list = names.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(", ");
     Some(match nearest.filter(|&(distance, _)| distance <= near_max) {
-        Some((_, name)) => format!("did you mean `{name}`? there are: {list}"),
+        Some((_, name)) => format!("did you mean `{}`? there are: {list}", quoted(name)),
         None => format!("there are: {list}"),
     })
+}
+
+/// A name as a query must write it: without quotes, SQL takes capitals for small letters.
+fn quoted(name: &str) -> Cow<'_, str> {
+    let is_plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if is_plain { name.into() } else { format!("\"{}\"", name.replace('"', "\"\"")).into() }
 }

@@ -53,8 +53,8 @@ pub(crate) fn token_count(tokenizer: Option<Tokenizer>) -> ScalarUDF {
     function("token_count", 1, DataType::Int64, move |texts| {
         let Some(tokenizer) = &tokenizer else {
             return Err(DataFusionError::Execution(format!(
-                "token_count: no tokenizer is set{HINT}name the model whose tokens to count, \
-                 or use length(text), which counts characters"
+                "token_count: no tokenizer is set{HINT}ask a run that has made a model, or put the \
+                 query after a stage that has one; length(text) counts characters"
             )));
         };
         let counts = texts[0].iter().map(|text| {

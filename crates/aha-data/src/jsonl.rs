@@ -4,7 +4,7 @@
 //! answer that is a number here and a text there, is no surprise in the middle of a query. Where
 //! numbers and texts mix, all become text.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -109,6 +109,10 @@ fn objects(path: &Path) -> Box<dyn Iterator<Item = Result<serde_json::Value>> + 
     Box::new(BufReader::new(file).lines().enumerate().filter_map(move |(idx, line)| {
         let line = match line {
             Ok(line) => line,
+            Err(error) if error.kind() == ErrorKind::InvalidData => {
+                let message = format!("`{}`, line {}: not valid UTF-8", path.display(), idx + 1);
+                return Some(Err(Error::input(message, "write the file as UTF-8")));
+            }
             Err(error) => return Some(Err(Error::io("read", path, &error))),
         };
         if line.trim().is_empty() {

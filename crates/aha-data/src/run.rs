@@ -1,11 +1,12 @@
 //! The tables of run directories, finished or running, one or several at once.
 //!
 //! Every `tables/NAME/` is the table NAME. `rollouts` joins the tables of all stages that
-//! sampled, `metrics` is the run's own directory of that name, `evals` is there even before the
+//! sampled, each completion once: what a `query` stage took from them is not among them. `metrics` is the run's own directory of that name, `evals` is there even before the
 //! first evaluation. Several runs' tables are joined by name, with a column `run`.
 
 use std::path::{Path, PathBuf};
 
+use aha_rollout::table::SCHEMA_PART;
 use aha_rollout::{col, read, schema as columns};
 use arrow::datatypes::{DataType, Field, SchemaRef};
 
@@ -26,6 +27,16 @@ struct Found {
     dir: PathBuf,
     /// None as long as nothing was written.
     columns: Option<SchemaRef>,
+    /// Whether a stage wrote it step by step; a query's answer comes in one piece.
+    is_of_steps: bool,
+}
+
+impl Found {
+    /// Whether it holds what a stage sampled. The answer of a `query` stage may have the same
+    /// columns, but its rows are in the table they come from already.
+    fn is_rollouts(&self) -> bool {
+        self.is_of_steps && self.columns.as_ref().is_some_and(|c| columns::is_rollouts(c))
+    }
 }
 
 /// The tables of the runs in `dirs`, each with its name.
@@ -43,18 +54,12 @@ pub fn tables(dirs: &[PathBuf]) -> Result<Vec<(String, FilesTable)>> {
     names
         .into_iter()
         .map(|name| {
-            let is_of = |f: &&Found| {
-                f.table == name || name == "rollouts" && f.columns.as_ref().is_some_and(is_rollouts)
-            };
+            let is_of = |f: &&Found| f.table == name || name == "rollouts" && f.is_rollouts();
             let of: Vec<&Found> = found.iter().filter(is_of).collect();
             let table = join(&name, &of, is_many)?;
             Ok((name, table))
         })
         .collect()
-}
-
-fn is_rollouts(schema: &SchemaRef) -> bool {
-    columns::is_rollouts(schema)
 }
 
 /// Names runs by their directories; by their whole paths where two directories have one name.
@@ -107,7 +112,8 @@ fn tables_of(run: &Run) -> Result<Vec<Found>> {
     dirs.sort();
     let found = dirs.into_iter().map(|(table, dir)| {
         let columns = read::table_schema(&dir)?;
-        Ok(Found { table, run: run.name.clone(), dir, columns })
+        let is_of_steps = dir.join(SCHEMA_PART).exists();
+        Ok(Found { table, run: run.name.clone(), dir, columns, is_of_steps })
     });
     found.collect()
 }

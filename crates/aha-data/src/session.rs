@@ -1,6 +1,7 @@
 //! The session: a catalogue of tables, and queries over them.
 
 use std::any::Any;
+use std::collections::HashSet;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -204,7 +205,9 @@ impl Session {
             .with_allow_ddl(false)
             .with_allow_dml(false)
             .with_allow_statements(false);
-        self.contained(self.context.sql_with_options(sql, only_queries)).await
+        let frame = self.contained(self.context.sql_with_options(sql, only_queries)).await?;
+        refuse_twins(frame.schema().as_arrow())?;
+        Ok(frame)
     }
 
     /// Runs a part of a query, turning its errors and its panics into ours. A damaged Parquet
@@ -246,6 +249,18 @@ impl Session {
             .collect::<Result<Vec<_>, _>>()
             .and_then(|columns| RecordBatch::try_new(schema.clone(), columns));
         batch.map_err(|error| Error::bug(format!("an answer can't be made plain: {error}")))
+    }
+}
+
+/// Refuses an answer with two columns of one name: no file could be read by name.
+fn refuse_twins(schema: &Schema) -> Result<()> {
+    let mut names = HashSet::new();
+    match schema.fields().iter().find(|field| !names.insert(field.name())) {
+        None => Ok(()),
+        Some(twin) => Err(Error::input(
+            format!("the answer has two columns called `{}`", twin.name()),
+            "select the columns that you need, and name one of the two with `AS`",
+        )),
     }
 }
 

@@ -90,6 +90,11 @@ impl Answers {
         };
         Some(Answers { extraction, equivalence })
     }
+
+    /// Whether the completion has an answer at all.
+    pub fn has_answer(&self, completion: &str) -> bool {
+        self.extraction.find(completion).is_ok()
+    }
 }
 
 /// The figures of an evaluation; as JSON, the row of `evals`.

@@ -50,6 +50,10 @@ impl RunDir {
                 "wait for it, or give this run another directory with --dir",
             )
         })?;
+        // What a killed process has left half-written; nobody else writes while the lock is held.
+        for dir in [self.models(), self.root.join("checkpoints")] {
+            sweep(&dir)?;
+        }
         Ok(RunLock { _file: file })
     }
 
@@ -104,6 +108,24 @@ impl RunDir {
     }
 }
 
+/// Removes what is written aside, in `dir` and the directories in it.
+fn sweep(dir: &Path) -> Result<()> {
+    for entry in fs_err::read_dir(dir).map_err(Error::io("read", dir))? {
+        let path = entry.map_err(Error::io("read", dir))?.path();
+        let name =
+            path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        if !path.is_dir() {
+            continue;
+        }
+        if name.starts_with('.') && name.ends_with(".tmp") {
+            fs_err::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
+        } else {
+            sweep(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Writes a file aside, makes it durable, and renames it over `path`.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let aside = aside(path);
@@ -131,7 +153,7 @@ pub fn aside(path: &Path) -> PathBuf {
 
 /// Makes the renames in a directory durable.
 pub fn sync_parent(path: &Path) -> Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
+    let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
     let dir = File::open(parent).map_err(Error::io("open", parent))?;
     dir.sync_all().map_err(Error::io("write", parent))
 }

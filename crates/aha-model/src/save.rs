@@ -130,6 +130,10 @@ fn write_files(
     // transformers 4 reads the former, 5 the latter.
     json["torch_dtype"] = json!(options.dtype.torch_name());
     json["dtype"] = json!(options.dtype.torch_name());
+    // As transformers does; and a model that was loaded and saved again has the same bytes.
+    if let Value::Object(map) = &mut json {
+        map.sort_keys();
+    }
     write_json(&dir.join("config.json"), &json)?;
     let eos_ids = match tokenizer.map(Tokenizer::eos_ids) {
         Some(ids) if !ids.is_empty() => ids,

@@ -3,7 +3,7 @@
 //! The reader allocates what a file tells it to: a list of two thousand million row groups, a
 //! page that unfolds to two gigabytes. An allocation that fails can't be caught, so the sizes
 //! that a file claims are checked here against the bytes it has. Footer and page headers are
-//! Thrift structures in the compact protocol; [`Walker`] goes through them without building
+//! Thrift structures in the compact protocol; `Walker` goes through them without building
 //! anything, and notes the few numbers that matter.
 
 use std::os::unix::fs::FileExt;
@@ -346,7 +346,9 @@ impl<'a, F: FnMut(&[i16], Option<i64>)> Walker<'a, F> {
 mod tests {
     use super::*;
 
-    fn walk(bytes: &[u8]) -> (Result<(), Stop>, Vec<(Vec<i16>, Option<i64>)>) {
+    type Seen = Vec<(Vec<i16>, Option<i64>)>;
+
+    fn walk(bytes: &[u8]) -> (Result<(), Stop>, Seen) {
         let mut seen = Vec::new();
         let walked = Walker::new(bytes, |path, value| seen.push((path.to_vec(), value)))
             .structure(&mut Vec::new());

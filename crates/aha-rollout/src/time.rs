@@ -80,7 +80,7 @@ mod tests {
     fn how_rows_are_batched_does_not_matter_but_how_many_does() {
         let whole = table(0.5, 1);
         let halves = [whole.slice(0, 1), whole.slice(1, 1)];
-        assert_eq!(equal_but_for_time(&[whole.clone()], &halves), Ok(()));
+        assert_eq!(equal_but_for_time(std::slice::from_ref(&whole), &halves), Ok(()));
         assert!(equal_but_for_time(&[whole], &halves[..1]).is_err());
         assert_eq!(equal_but_for_time(&[], &[]), Ok(()));
     }

@@ -82,8 +82,8 @@ impl<'a> MakeWriter<'a> for Screen {
     }
 }
 
-/// Starts taking events. A run shows its watchdogs' warnings itself, so with `is_run` they are left
-/// out on stderr; and only a run has a log.
+/// Starts taking events. A run shows itself what comes with a remedy, so with `is_run` such events are
+/// left out on stderr; and only a run has a log.
 pub fn start(verbose: u8, screen: &Screen, is_run: bool) -> Log {
     let log = Log::new();
     let (shown, logged) = match verbose {

@@ -33,6 +33,8 @@ struct State {
     /// Names of all stages, in order.
     stages: Vec<String>,
     current: Option<Current>,
+    /// How often each warning came, by stage and remedy.
+    warnings: BTreeMap<(String, String), u64>,
     /// Tables to print at the end.
     tables: Vec<String>,
 }
@@ -73,7 +75,11 @@ impl View {
             }
             Event::Step { stage, step, metrics } => self.step(&mut state, &stage, step, &metrics),
             Event::Warning { stage, message, hint } => {
-                self.screen.line(&format!("warning: {stage}: {message}\nhint: {hint}"));
+                let count = state.warnings.entry((stage.clone(), hint.clone())).or_default();
+                *count += 1;
+                if let Some(text) = warning(&stage, &message, &hint, *count) {
+                    self.screen.line(&text);
+                }
             }
             Event::StageDone { stage, summary } => self.done(&mut state, &stage, &summary),
             Event::Print { stage, description, text } => {
@@ -182,6 +188,14 @@ fn measures(metrics: &BTreeMap<String, f64>) -> String {
     shown.collect::<Vec<_>>().join(", ")
 }
 
+/// A warning that comes for the `count`-th time: shown the 1st, 10th, 100th … time, so that one that
+/// comes at every step doesn't bury the steps. The log has them all.
+fn warning(stage: &str, message: &str, hint: &str, count: u64) -> Option<String> {
+    let is_power_of_ten = count == 10_u64.pow(count.checked_ilog10()?);
+    let times = if count > 1 { format!(" ({count} times)") } else { String::new() };
+    is_power_of_ten.then(|| format!("warning: {stage}: {message}{times}\nhint: {hint}"))
+}
+
 fn step_line(stage: &str, step: u64, steps: u64, measures: &str, left: Option<String>) -> String {
     let of = if steps > 0 { format!("/{steps}") } else { String::new() };
     let said: Vec<&str> =
@@ -232,6 +246,14 @@ mod tests {
         assert_eq!(line, expected);
         assert_eq!(step_line("a", 1, 0, "", None), "a step 1");
         assert_eq!(measures(&BTreeMap::from([("loss".to_owned(), 2.0)])), "loss 2.000");
+    }
+
+    #[test]
+    fn a_warning_that_comes_again_is_shown_now_and_then() {
+        let shown = (0..=1000).filter(|count| warning("zero", "cut", "raise", *count).is_some());
+        assert_eq!(shown.collect::<Vec<_>>(), [1, 10, 100, 1000]);
+        let again = warning("zero", "cut", "raise", 10).unwrap();
+        assert_eq!(again, "warning: zero: cut (10 times)\nhint: raise");
     }
 
     #[test]

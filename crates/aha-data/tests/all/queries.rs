@@ -113,7 +113,7 @@ async fn functions_take_every_encoding_of_text() {
 #[tokio::test]
 async fn bad_queries_say_what_is_wrong_where_and_what_to_do() {
     let session = with_problems().await;
-    let cases: [(&str, Expect); 11] = [
+    let cases: [(&str, Expect); 13] = [
         (
             "SELECT anwser FROM problems",
             expect![[r#"
@@ -154,7 +154,7 @@ async fn bad_queries_say_what_is_wrong_where_and_what_to_do() {
             "SELECT token_count(prompt) FROM problems",
             expect![[r#"
             token_count: no tokenizer is set
-            hint: name the model whose tokens to count, or use length(text), which counts characters"#]],
+            hint: ask a run that has made a model, or put the query after a stage that has one; length(text) counts characters"#]],
         ),
         (
             "SELECT id FROM problems GROUP BY prompt",
@@ -169,6 +169,18 @@ async fn bad_queries_say_what_is_wrong_where_and_what_to_do() {
             hint: write the table's name before it: `table.id`"#]],
         ),
         (
+            "SELECT p.*, q.id FROM problems p JOIN problems q ON p.id = q.id",
+            expect![[r#"
+            the answer has two columns called `id`
+            hint: select the columns that you need, and name one of the two with `AS`"#]],
+        ),
+        (
+            "SELECT Total FROM (SELECT 1 AS \"Total\")",
+            expect![[r#"
+            no column `total` (line 1, column 8 of the query)
+            hint: did you mean `"Total"`? there are: "Total""#]],
+        ),
+        (
             "SELECT 1; SELECT 2",
             expect![[r#"
             The context currently only supports a single SQL statement
@@ -177,7 +189,7 @@ async fn bad_queries_say_what_is_wrong_where_and_what_to_do() {
         (
             "SELECT 'x'::int",
             expect![[r#"
-            Arrow error: Cast error: Cannot cast string 'x' to value of Int32 type
+            Cannot cast string 'x' to value of Int32 type
             hint: none"#]],
         ),
     ];
@@ -298,6 +310,7 @@ async fn bad_files_are_named_with_their_remedy() {
     write(path, "broken.jsonl", "{\"a\":1}\n{\"a\":\n");
     write(path, "array.json", "[{\"a\":1}]\n");
     write(path, "conflict.jsonl", "{\"a\":1}\n{\"a\":{\"b\":2}}\n");
+    std::fs::write(path.join("latin1.jsonl"), b"{\"a\":1}\n{\"a\":\"\xe9\"}\n").unwrap();
     write(path, "empty.jsonl", "");
     write(path, "empty.csv", "");
     write(path, "ragged.csv", "a,b\n1,2\n3,4,5\n");
@@ -309,6 +322,7 @@ async fn bad_files_are_named_with_their_remedy() {
         ("broken.jsonl", "broken.jsonl`, line 2: not valid JSON", "one JSON object on each line"),
         ("array.json", "array.json`, line 1: expected an object", "jq -c"),
         ("conflict.jsonl", "conflict.jsonl` don't fit together", "same kind of value"),
+        ("latin1.jsonl", "latin1.jsonl`, line 2: not valid UTF-8", "as UTF-8"),
         ("empty.jsonl", "holds no rows", "put one JSON object"),
         ("empty.csv", "empty.csv` is empty", "names its columns"),
         ("ragged.csv", "ragged.csv` is not a readable CSV file", "as many fields as the header"),

@@ -111,6 +111,40 @@ async fn stages_are_tables_and_their_rollouts_are_joined() {
 }
 
 #[tokio::test]
+async fn rows_come_in_the_order_of_steps_whenever_they_were_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let table = stage(dir.path(), "zero", &["math"], 0);
+    for step in (1..=12).rev() {
+        table.write(&part_name(step), &[rollouts("zero", step, 2, &["math"])]).unwrap();
+    }
+    let session = session();
+    session.register_run(dir.path()).unwrap();
+    let row = |step: u64| format!("{step},0\n{step},1\n");
+    let expected: String = (1..=12).map(row).collect();
+    for table in ["zero", "rollouts"] {
+        let sql = format!("SELECT step, sample_idx FROM {table} WHERE reward = 1");
+        assert_eq!(csv(&session, &sql).await, format!("step,sample_idx\n{expected}"));
+    }
+}
+
+#[tokio::test]
+async fn a_completion_that_a_query_stage_kept_is_once_in_rollouts() {
+    let dir = tempfile::tempdir().unwrap();
+    // Characters that an object store's paths and SQL would each write in another way.
+    let run = dir.path().join("run #1 100% [é]");
+    stage(&run, "zero", &["math"], 2);
+    let curated = run.join("tables/curated");
+    std::fs::create_dir(&curated).unwrap();
+    let session = session();
+    session.register_run(&run).unwrap();
+    let kept = "SELECT * FROM zero WHERE step = 2";
+    session.write_parquet(kept, &curated.join("part-000000.parquet")).await.unwrap();
+    session.register_run(&run).unwrap();
+    assert_eq!(csv(&session, "SELECT count(*) AS n FROM curated").await, "n\n2\n");
+    assert_eq!(csv(&session, "SELECT count(*) AS n FROM rollouts").await, "n\n4\n");
+}
+
+#[tokio::test]
 async fn several_runs_are_joined_with_a_column_run() {
     let dir = tempfile::tempdir().unwrap();
     let (a, b) = (dir.path().join("a"), dir.path().join("b"));

@@ -521,7 +521,9 @@ fn check_against_model(
     for model in &known {
         let positions = model.max_position_embeddings;
         let len_path = format!("{path}.{key}");
-        if len > positions && reader.is_good(&len_path) {
+        // A fine-tuning's default is bounded by the model's positions anyway.
+        let is_bounded = matches!(stage.kind, StageKind::Sft(_)) && !reader.has(&len_path);
+        if len > positions && !is_bounded && reader.is_good(&len_path) {
             let message = format!("`{len_path}` is {len}, but the model has {positions} positions");
             let hint = format!("set it to at most {positions}, the prompt included");
             reader.report_at(&len_path, message, Some(hint));

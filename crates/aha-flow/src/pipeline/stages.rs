@@ -163,7 +163,8 @@ section! {
         pub batch_size: u32 = 32, "at least 1" |n| *n >= 1;
         /// Tokens of one forward and backward pass, at most. Memory depends on it, results do not.
         pub micro_batch_tokens: u32 = 4096, "at least 1" |n| *n >= 1;
-        /// Tokens of a sequence, prompt and end token included, at most.
+        /// Tokens of a sequence, prompt and end token included, at most; never more than the model has
+        /// positions for.
         pub max_tokens: u32 = 1024, "at least 2" |n| *n >= 2;
         /// What happens to a longer sequence.
         pub overlong: Overlong = Overlong::Drop;

@@ -13,6 +13,7 @@ use super::fault::Faults;
 use super::supervisor::{self, Ending, Supervisor};
 use crate::checkpoint::{self, Position};
 use crate::error::{Error, Result};
+use crate::evaluate::Answers;
 use crate::models::Loaded;
 use crate::pipeline::{RlStage, Run, Template, Watch};
 use crate::progress::{Event, Watcher};
@@ -70,9 +71,9 @@ impl Shared {
         self.settings.rewards.iter().any(|reward| reward.name() == name && reward.needs_answer())
     }
 
-    /// Whether a reward reads the final answer out of the completion.
-    pub fn reads_answers(&self) -> bool {
-        self.settings.rewards.iter().any(|reward| reward.needs_answer())
+    /// How the first reward that reads final answers finds them; none if none does.
+    pub fn answers(&self) -> Option<Answers> {
+        self.settings.rewards.iter().find_map(|reward| Answers::of(&reward.0))
     }
 }
 

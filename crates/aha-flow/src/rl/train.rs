@@ -8,7 +8,6 @@ use aha_learn::learner::{Learner, Rollout, StepSettings};
 use aha_learn::objective::{Normaliser, Totals};
 use aha_learn::packing::minibatches;
 use aha_learn::schedule::{Schedule, Shape};
-use aha_reward::{extract_boxed, extract_tag};
 use aha_rollout::schema::Progress;
 use aha_rollout::steps::{self, Outcome};
 use aha_rollout::view::RolloutsView;
@@ -17,6 +16,7 @@ use arrow::array::RecordBatch;
 use super::advantage::Groups;
 use super::stage::Shared;
 use crate::error::{Error, Result};
+use crate::evaluate::Answers;
 use crate::pipeline::{Optimizer, ScheduleKind};
 use crate::watchdog::Facts;
 
@@ -306,14 +306,14 @@ fn facts(
     nan_batches: u32,
 ) -> Facts {
     let rows = 0..view.rows_count();
-    let unparsed = |r: &usize| {
-        let text = view.completion(*r);
-        extract_boxed(text).is_none() && extract_tag(text, "answer").is_none()
+    let answers = shared.answers();
+    let unparsed = |answers: &Answers| {
+        rows.clone().filter(|&r| !answers.has_answer(view.completion(r))).count()
     };
     Facts {
         completions: view.rows_count(),
         truncated: rows.clone().filter(|&r| is_truncated(view, r)).count(),
-        unparsed: shared.reads_answers().then(|| rows.filter(unparsed).count()),
+        unparsed: answers.as_ref().map(unparsed),
         groups: groups.lens.len(),
         without_signal: groups.has_signal.iter().filter(|&&s| !s).count(),
         trained: outcomes.iter().filter(|o| **o == Outcome::Trained).count(),

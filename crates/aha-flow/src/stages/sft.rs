@@ -179,21 +179,20 @@ impl Sft<'_> {
     /// The examples of the stage's query, encoded, without those that are too long.
     async fn examples(&self, base: &Loaded) -> Result<Vec<Row>> {
         let prompter = Prompter::new(&base.tokenizer, &self.settings.template)?;
+        let positions = base.model.config().max_position_embeddings;
+        let max = positions.min(self.settings.max_tokens as usize);
         let mut rows = Vec::new();
         let mut left_out = 0_usize;
         for batch in self.session.collect(&self.settings.data.0).await? {
             for row in self.encode(&prompter, &batch, rows.len() + left_out)? {
-                match self.fit(row)? {
+                match self.fit(row, max)? {
                     Some(row) => rows.push(row),
                     None => left_out += 1,
                 }
             }
         }
         if left_out > 0 {
-            let message = format!(
-                "{left_out} examples are longer than {} tokens and left out",
-                self.settings.max_tokens
-            );
+            let message = format!("{left_out} examples are longer than {max} tokens and left out");
             self.warn(
                 message,
                 "raise `max_tokens`, or set `overlong` to \"truncate\" or \"error\"",
@@ -256,8 +255,9 @@ impl Sft<'_> {
         Ok(rows)
     }
 
-    fn fit(&self, mut row: Row) -> Result<Option<Row>> {
-        let (len, max) = (row.example.ids.len(), self.settings.max_tokens as usize);
+    /// The row within `max` tokens, as `overlong` says.
+    fn fit(&self, mut row: Row, max: usize) -> Result<Option<Row>> {
+        let len = row.example.ids.len();
         if len <= max {
             return Ok(Some(row));
         }

@@ -87,7 +87,7 @@ async fn answer(
     let mut bytes = Vec::new();
     write_result(&schema, &batches, format, &mut bytes)?;
     match (out, format) {
-        (Some(path), _) => Ok(rundir::write_file(path, &bytes)?),
+        (Some(path), _) => Ok(rundir::write_file(&std::path::absolute(path)?, &bytes)?),
         (None, Format::Json) => Ok(screen::print(text::harmless_json(&String::from_utf8(bytes)?))?),
         (None, Format::Csv) if io::stdout().is_terminal() => {
             Ok(screen::print(text::lines(&String::from_utf8(bytes)?))?)

@@ -74,10 +74,12 @@ pub fn run(args: Args, screen: &Screen, log: &Log) -> anyhow::Result<()> {
         Err(Failure::Run(aha_flow::Error::Interrupted)) => {
             Err(failed("the run was stopped on request", format!("go on with: {}", resume(&args))))
         }
-        Err(failure) => {
-            tracing::error!(error = %failure, "The run failed.");
-            Err(failure.into())
+        Err(Failure::Run(error)) => {
+            // With a hint among its fields it goes to the log alone: the report is what people see.
+            tracing::error!(%error, hint = error.hint(), "The run failed.");
+            Err(Failure::Run(error).into())
         }
+        Err(problems) => Err(problems.into()),
     }
 }
 

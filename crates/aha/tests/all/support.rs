@@ -158,6 +158,7 @@ model = "base"
 data = "SELECT prompt, answer AS completion FROM problems"
 epochs = 2
 batch_size = 4
+max_tokens = 32
 
 [[stage]]
 name = "zero"

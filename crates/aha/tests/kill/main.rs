@@ -1,0 +1,193 @@
+//! P2 and P3: a run that is killed as hard as can be, at twenty moments, ends with the bits of one that was
+//! left alone; so does one with another number of threads and other batch limits.
+//!
+//! `SOURCE_DATE_EPOCH` stops the clock of the runs, so that tables are compared byte by byte.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use aha_compute::random::Philox;
+
+const KILL_COUNT: u64 = 20;
+
+const PIPELINE: &str = r#"
+[run]
+seed = 3
+threads = 2
+
+[models]
+blank = { init = "random", hidden_size = 32, intermediate_size = 64, layers = 2, heads = 2, kv_heads = 1, head_dim = 16, tokenizer = { train = "SELECT prompt || answer AS text FROM problems", vocab_size = 24, alphabet = "seen" } }
+
+[tables]
+problems = "problems.jsonl"
+
+[[stage]]
+name = "base"
+kind = "sft"
+model = "blank"
+data = "SELECT prompt, answer AS completion FROM problems"
+epochs = 3
+batch_size = 8
+checkpoint_every = 4
+optimizer = { lr = 3e-3 }
+
+[[stage]]
+name = "zero"
+kind = "rl"
+model = "base"
+prompts = "SELECT id, prompt, answer FROM problems"
+steps = 8
+prompts_per_step = 4
+group_size = 4
+minibatches = 2
+checkpoint_every = 2
+sampling = { max_tokens = 8 }
+objective = { kl = 0.01 }
+reference = { refresh_every = 6 }
+optimizer = { lr = 1e-3 }
+rewards = [{ kind = "math", extract = ["whole"] }, { kind = "length", weight = 0.1, max_tokens = 3 }]
+
+[[stage]]
+name = "samples"
+kind = "sample"
+model = "zero"
+prompts = "SELECT id, prompt, answer FROM problems"
+n = 2
+sampling = { max_tokens = 8 }
+rewards = [{ kind = "math", extract = ["whole"] }]
+
+[[stage]]
+name = "kept"
+kind = "query"
+sql = "SELECT prompt, completion, reward FROM samples ORDER BY rollout_id"
+
+[[stage]]
+name = "scores"
+kind = "eval"
+model = ["base", "zero"]
+data = "SELECT id, prompt, answer FROM problems"
+k = 2
+max_tokens = 8
+"#;
+
+/// A folder with the pipeline and 80 problems: more than the 64 that sample stages write at a time.
+fn folder() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let problems: String = (0..80)
+        .map(|i| {
+            let (a, b) = (i % 10, i / 10);
+            format!("{{\"id\":\"p{i}\",\"prompt\":\"{a}+{b}=\",\"answer\":\"{}\"}}\n", a + b)
+        })
+        .collect();
+    std::fs::write(folder.path().join("problems.jsonl"), problems).unwrap();
+    std::fs::write(folder.path().join("pipeline.toml"), PIPELINE).unwrap();
+    folder
+}
+
+fn command(folder: &Path, dir: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_aha"));
+    command.current_dir(folder).args(["run", "pipeline.toml", "--dir", dir]).args(args);
+    command.env("SOURCE_DATE_EPOCH", "1700000000").stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+#[track_caller]
+fn finish(folder: &Path, dir: &str, args: &[&str]) {
+    let output = command(folder, dir, args).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {text}");
+}
+
+/// The bytes of all files below these folders of a run.
+fn files(run: &Path, folders: &[&str]) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open: Vec<PathBuf> = folders.iter().map(|name| run.join(name)).collect();
+    while let Some(dir) = open.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                found.insert(
+                    path.strip_prefix(run).unwrap().to_owned(),
+                    std::fs::read(&path).unwrap(),
+                );
+            }
+        }
+    }
+    found
+}
+
+#[track_caller]
+fn assert_same_run(want: &Path, got: &Path) {
+    let folders = ["models", "tables", "metrics"];
+    let (want, got) = (files(want, &folders), files(got, &folders));
+    let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&want), names(&got));
+    for (name, bytes) in &want {
+        assert!(got[name] == *bytes, "{} differs", name.display());
+    }
+    assert!(want.len() > 20, "{:?}", names(&want));
+}
+
+#[test]
+fn a_run_that_is_killed_twenty_times_ends_with_the_bits_of_one_that_was_not() {
+    let folder = folder();
+    let folder = folder.path();
+    let begun = Instant::now();
+    finish(folder, "whole", &[]);
+    let whole = begun.elapsed();
+    let random = Philox::new(11);
+    let mut kill_count = 0;
+    let mut run_count = 0;
+    while kill_count < KILL_COUNT {
+        let dir = format!("killed-{run_count}");
+        run_count += 1;
+        let mut args: &[&str] = &[];
+        // Kills come early enough that most runs see several of them, and late enough to reach every stage.
+        loop {
+            let mut child = command(folder, &dir, args).spawn().unwrap();
+            let share = 0.05 + 0.6 * random.uniform(&[kill_count]);
+            let until = Instant::now() + Duration::from_secs_f64(share * whole.as_secs_f64());
+            let mut has_ended = false;
+            while Instant::now() < until && !has_ended {
+                std::thread::sleep(Duration::from_millis(2));
+                has_ended = child.try_wait().unwrap().is_some();
+            }
+            if !has_ended {
+                child.kill().unwrap();
+                kill_count += 1;
+            }
+            let status = child.wait().unwrap();
+            // A run that was killed before it had a directory begins again.
+            args = if folder.join(&dir).join("run.json").exists() { &["--resume"] } else { &[] };
+            if status.success() || kill_count >= KILL_COUNT {
+                break;
+            }
+            assert_eq!(status.code(), None, "only the kill ends it early");
+        }
+        finish(folder, &dir, args);
+        assert_same_run(&folder.join("whole"), &folder.join(&dir));
+    }
+}
+
+#[test]
+fn threads_and_batch_limits_change_no_bit() {
+    let folder = folder();
+    let folder = folder.path();
+    finish(folder, "a", &[]);
+    let sets = [
+        "run.threads=1",
+        "run.sequences_max=3",
+        "run.kv_cache='1MiB'",
+        "stage.zero.micro_batch_tokens=64",
+    ];
+    let args: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    finish(folder, "b", &args);
+    assert_same_run(&folder.join("a"), &folder.join("b"));
+}
