@@ -277,7 +277,8 @@ mod tests {
     fn parquet_reads_back() {
         let mut out = Vec::new();
         let batch = answer();
-        write_result(&batch.schema(), &[batch.clone()], Format::Parquet, &mut out).unwrap();
+        write_result(&batch.schema(), std::slice::from_ref(&batch), Format::Parquet, &mut out)
+            .unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.parquet");
         fs_err::write(&path, out).unwrap();

@@ -46,7 +46,7 @@ impl Sampling {
             }
         };
         let (t, p) = (self.temperature, self.top_p);
-        require(0.0 <= t && t < f32::INFINITY, "temperature", "at least 0", t.to_string())?;
+        require((0.0..f32::INFINITY).contains(&t), "temperature", "at least 0", t.to_string())?;
         require(0.0 < p && p <= 1.0, "top_p", "in (0, 1]", p.to_string())?;
         require(1 <= self.max_tokens, "max_tokens", "at least 1", self.max_tokens.to_string())?;
         require(

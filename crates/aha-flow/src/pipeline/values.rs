@@ -213,14 +213,15 @@ impl ByteSize {
         }
         let bytes = number.parse::<f64>().ok()? * factor as f64;
         // Beyond 2^53 a fraction of a byte has long lost its meaning; refuse it.
-        (bytes >= 0.0 && bytes < 9.0e15).then_some(Self(bytes.round() as u64))
+        (0.0..9.0e15).contains(&bytes).then_some(Self(bytes.round() as u64))
     }
 }
 
 impl std::fmt::Display for ByteSize {
     /// Exact: the largest binary unit that divides the number.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let unit = UNITS[..4].iter().find(|(_, factor)| self.0 > 0 && self.0 % factor == 0);
+        let unit =
+            UNITS[..4].iter().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor));
         match unit {
             Some((name, factor)) => write!(f, "{}{name}", self.0 / factor),
             None => write!(f, "{}B", self.0),

@@ -24,9 +24,11 @@ pub enum Point {
     Checkpoint,
 }
 
+type Strike = dyn Fn(Point, u64) -> Result<(), Error> + Send + Sync;
+
 /// Called at each point with the step; may return an error or panic.
 #[derive(Clone, Default)]
-pub struct Faults(Option<Arc<dyn Fn(Point, u64) -> Result<(), Error> + Send + Sync>>);
+pub struct Faults(Option<Arc<Strike>>);
 
 impl Faults {
     /// Faults as `strike` has them.
