@@ -1,7 +1,7 @@
 //! One Parquet file, written so that it appears whole or not at all.
 //!
-//! The rows go to a hidden file beside the final one, which is flushed to the disk and then
-//! renamed; the directory is flushed too. So a reader, or a run that starts again after a kill,
+//! The rows go to a hidden file beside the final one, or beside the table that it is a part of,
+//! which is flushed to the disk and then renamed; the directory is flushed too. So a reader, or a run that starts again after a kill,
 //! sees either no file or all of it. Bytes depend on nothing but rows and schema: settings are
 //! fixed here, and the Parquet writer puts no time into a file.
 
@@ -43,7 +43,12 @@ impl PartWriter {
     /// Starts the file at `path`, whose directory must be there. What stands at `path` is
     /// replaced in the end.
     pub fn create(path: &Path, schema: SchemaRef) -> Result<Self> {
-        let aside = aside(path)?;
+        Self::create_aside(path, aside(path)?, schema)
+    }
+
+    /// As [`PartWriter::create`], with `aside` as the file that stands for `path` meanwhile; both
+    /// must be on one file system.
+    pub(crate) fn create_aside(path: &Path, aside: PathBuf, schema: SchemaRef) -> Result<Self> {
         let file = File::create(&aside).map_err(Error::io("create", &aside))?;
         let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties(&schema)))
             .map_err(|error| Error::bug(format!("no Parquet for this schema: {error}")))?;

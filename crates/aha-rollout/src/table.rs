@@ -2,8 +2,10 @@
 //!
 //! Besides its rows a table holds one part without any, `schema.parquet`, written before the
 //! first row. So every program that reads `tables/NAME/*.parquet` can read a table whose stage
-//! has only begun, and sees its columns and their docs.
+//! has only begun, and sees its columns and their docs. A part that is being written lies beside
+//! the table's directory, not in it: Polars, given the directory, refuses files of other kinds.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use arrow::array::RecordBatch;
@@ -35,6 +37,7 @@ pub struct Part {
 /// Writes a table. One writer per table at a time; readers may come and go.
 pub struct TableWriter {
     dir: PathBuf,
+    staging: Staging,
     schema: SchemaRef,
 }
 
@@ -43,14 +46,10 @@ impl TableWriter {
     /// writer left unfinished. A table that is there already must have the same columns.
     pub fn open(dir: &Path, schema: SchemaRef) -> Result<Self> {
         fs_err::create_dir_all(dir).map_err(Error::io("create", dir))?;
-        for entry in fs_err::read_dir(dir).map_err(Error::io("list", dir))? {
-            let entry = entry.map_err(Error::io("list", dir))?;
-            if entry.file_name().to_str().is_some_and(part::is_aside) {
-                let path = entry.path();
-                fs_err::remove_file(&path).map_err(Error::io("remove", &path))?;
-            }
-        }
-        let table = Self { dir: dir.to_owned(), schema };
+        let staging = Staging::of(dir)?;
+        remove_files(dir, part::is_aside)?;
+        remove_files(&staging.dir, |name| staging.is_mine(name))?;
+        let table = Self { dir: dir.to_owned(), staging, schema };
         match read::table_schema(dir)? {
             None => {
                 table.write(SCHEMA_PART, &[])?;
@@ -103,7 +102,8 @@ impl TableWriter {
         if !is_plain {
             return Err(Error::bug(format!("`{name}` can't be the name of a part")));
         }
-        let mut part = PartWriter::create(&self.dir.join(name), self.schema.clone())?;
+        let (path, aside) = (self.dir.join(name), self.staging.aside(name));
+        let mut part = PartWriter::create_aside(&path, aside, self.schema.clone())?;
         for batch in batches {
             part.write(batch)?;
         }
@@ -151,6 +151,54 @@ pub fn parts(dir: &Path) -> Result<Vec<Part>> {
     }
     parts.sort();
     Ok(parts)
+}
+
+/// Where a table's parts are while they are written.
+struct Staging {
+    dir: PathBuf,
+    /// What the names of this table's unfinished parts end with.
+    ending: String,
+}
+
+impl Staging {
+    /// Beside the table in `dir`; in it where its parent is on another file system, from which
+    /// nothing can be renamed into it.
+    fn of(dir: &Path) -> Result<Self> {
+        let parent = match dir.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let device =
+            |of: &Path| fs_err::metadata(of).map(|m| m.dev()).map_err(Error::io("read", of));
+        Ok(match dir.file_name().and_then(|name| name.to_str()) {
+            Some(name) if device(dir)? == device(parent)? => {
+                Self { dir: parent.to_owned(), ending: format!(".{name}.tmp") }
+            }
+            _ => Self { dir: dir.to_owned(), ending: ".tmp".to_owned() },
+        })
+    }
+
+    fn aside(&self, part_name: &str) -> PathBuf {
+        self.dir.join(format!(".{part_name}{}", self.ending))
+    }
+
+    /// Other tables stage their parts in the same directory.
+    fn is_mine(&self, file_name: &str) -> bool {
+        let part_name = file_name.strip_prefix('.').and_then(|n| n.strip_suffix(&self.ending));
+        part_name.is_some_and(|name| name.ends_with(".parquet"))
+    }
+}
+
+/// Removes the files in `dir` whose names `is_doomed` picks.
+fn remove_files(dir: &Path, is_doomed: impl Fn(&str) -> bool) -> Result<()> {
+    for entry in fs_err::read_dir(dir).map_err(Error::io("list", dir))? {
+        let entry = entry.map_err(Error::io("list", dir))?;
+        if entry.file_name().to_str().is_some_and(&is_doomed) {
+            let path = entry.path();
+            fs_err::remove_file(&path).map_err(Error::io("remove", &path))?;
+        }
+    }
+    Ok(())
 }
 
 fn step_of(name: &str) -> Option<u64> {
@@ -205,6 +253,27 @@ mod tests {
         assert_eq!(table.truncate_after(0).unwrap(), 3);
         assert_eq!(names(&table), [SCHEMA_PART]);
         assert_eq!(read::read_table(dir.path()).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn a_part_is_written_beside_its_table_and_only_its_own_remains_are_removed() {
+        let run = tempfile::tempdir().unwrap();
+        let tables = run.path().join("tables");
+        let open = |name: &str| TableWriter::open(&tables.join(name), schema::metrics()).unwrap();
+        let zero = open("zero");
+        let aside = zero.staging.aside("step-000001.parquet");
+        assert_eq!(aside, tables.join(".step-000001.parquet.zero.tmp"));
+        let other = tables.join(".step-000001.parquet.a.zero.tmp");
+        for path in [&aside, &other] {
+            fs_err::write(path, b"half").unwrap();
+        }
+        open("zero");
+        assert!(!aside.exists() && other.exists());
+        open("a.zero");
+        assert!(!other.exists());
+        zero.write(&part_name(1), &[metric(1)]).unwrap();
+        assert_eq!(names(&zero), [SCHEMA_PART, "step-000001.parquet"]);
+        assert_eq!(fs_err::read_dir(&tables).unwrap().count(), 2, "the tables and nothing else");
     }
 
     #[test]
