@@ -1,6 +1,8 @@
 //! The table of metrics, and the timings that only watchers see.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use aha_rollout::rows::{self, MetricRow};
 use aha_rollout::schema;
@@ -8,6 +10,7 @@ use aha_rollout::table::{self, TableWriter};
 
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::progress::{Event, Watcher};
 use crate::rundir::RunDir;
 
 /// Rows that wait for a sink that fails, at most; the oldest go first.
@@ -15,22 +18,60 @@ const PENDING_MAX: usize = 100_000;
 
 /// Measures of one stage. A sink that fails never stops training: rows wait, with a warning.
 pub struct MetricsLog {
-    writer: TableWriter,
+    dir: PathBuf,
     stage: String,
+    after: u64,
+    watcher: Watcher,
+    /// None until the table could be opened.
+    writer: Option<TableWriter>,
+    is_failing: bool,
     pending: Vec<(u64, String, f64, i64)>,
 }
 
 impl MetricsLog {
     /// The log of `stage`, without what was measured after step `after`.
-    pub fn open(dir: &RunDir, stage: &str, after: u64) -> Result<MetricsLog> {
-        let writer = TableWriter::open(&dir.metrics(), schema::metrics())?;
-        for part in table::parts(&dir.metrics())? {
-            let Some((_, last)) = steps_of(&part.name, stage) else { continue };
-            if last > after {
+    pub fn open(dir: &RunDir, stage: &str, after: u64, watcher: &Watcher) -> MetricsLog {
+        let mut log = MetricsLog {
+            dir: dir.metrics(),
+            stage: stage.to_owned(),
+            after,
+            watcher: Arc::clone(watcher),
+            writer: None,
+            is_failing: false,
+            pending: Vec::new(),
+        };
+        let outcome = log.open_table();
+        log.notice(outcome);
+        log
+    }
+
+    fn open_table(&mut self) -> Result<()> {
+        let writer = TableWriter::open(&self.dir, schema::metrics())?;
+        for part in table::parts(&self.dir)? {
+            let Some((_, last)) = steps_of(&part.name, &self.stage) else { continue };
+            if last > self.after {
                 fs_err::remove_file(&part.path).map_err(Error::io("remove", &part.path))?;
             }
         }
-        Ok(MetricsLog { writer, stage: stage.to_owned(), pending: Vec::new() })
+        self.writer = Some(writer);
+        Ok(())
+    }
+
+    /// Warns when the sink begins to fail, once.
+    fn notice(&mut self, outcome: Result<()>) {
+        let Err(error) = outcome else {
+            self.is_failing = false;
+            return;
+        };
+        if std::mem::replace(&mut self.is_failing, true) {
+            return;
+        }
+        tracing::warn!(%error, stage = self.stage, "Metrics wait for a sink that fails.");
+        (self.watcher)(Event::Warning {
+            stage: self.stage.clone(),
+            message: format!("metrics can't be written, and training goes on: {error}"),
+            hint: format!("mend `{}`: what waits is written then", self.dir.display()),
+        });
     }
 
     /// Notes the measures of a step.
@@ -51,7 +92,14 @@ impl MetricsLog {
 
     /// Makes what was noted durable. Parts never reach over a checkpoint, because every checkpoint flushes.
     pub fn flush(&mut self) {
-        let (Some(first), Some(last)) = (self.pending.first(), self.pending.last()) else { return };
+        let outcome = self.write();
+        self.notice(outcome);
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let (Some(first), Some(last)) = (self.pending.first(), self.pending.last()) else {
+            return Ok(());
+        };
         let name = part_name(&self.stage, first.0, last.0);
         let rows: Vec<MetricRow<'_>> = self
             .pending
@@ -64,12 +112,15 @@ impl MetricsLog {
                 at_us: *at_us,
             })
             .collect();
-        match self.writer.write(&name, &[rows::metrics(&rows)]) {
-            Ok(_) => self.pending.clear(),
-            Err(error) => {
-                tracing::warn!(%error, stage = self.stage, "Metrics wait for the next flush.")
-            }
+        let rows = rows::metrics(&rows);
+        if self.writer.is_none() {
+            self.open_table()?;
         }
+        if let Some(writer) = &self.writer {
+            writer.write(&name, &[rows])?;
+            self.pending.clear();
+        }
+        Ok(())
     }
 }
 
@@ -87,23 +138,24 @@ fn steps_of(name: &str, stage: &str) -> Option<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::progress::nobody;
 
     #[test]
     fn measures_after_the_checkpoint_are_dropped_on_resume() {
         let temp = tempfile::tempdir().unwrap();
         let dir = RunDir::new(temp.path());
         let metrics = BTreeMap::from([("loss".to_owned(), 1.0)]);
-        let mut log = MetricsLog::open(&dir, "a", 0).unwrap();
+        let mut log = MetricsLog::open(&dir, "a", 0, &nobody());
         for step in 1..=4 {
             log.record(step, &metrics);
             if step % 2 == 0 {
                 log.flush();
             }
         }
-        let mut other = MetricsLog::open(&dir, "ab", 0).unwrap();
+        let mut other = MetricsLog::open(&dir, "ab", 0, &nobody());
         other.record(9, &metrics);
         other.flush();
-        MetricsLog::open(&dir, "a", 2).unwrap();
+        MetricsLog::open(&dir, "a", 2, &nobody());
         assert_eq!(aha_rollout::read::rows_count(&dir.metrics()).unwrap(), 3);
     }
 
@@ -111,7 +163,7 @@ mod tests {
     fn a_failing_sink_keeps_its_rows() {
         let temp = tempfile::tempdir().unwrap();
         let dir = RunDir::new(temp.path());
-        let mut log = MetricsLog::open(&dir, "a", 0).unwrap();
+        let mut log = MetricsLog::open(&dir, "a", 0, &nobody());
         fs_err::remove_dir_all(dir.metrics()).unwrap();
         log.record(1, &BTreeMap::from([("loss".to_owned(), 1.0)]));
         log.flush();

@@ -33,14 +33,12 @@ impl RunDir {
 
     /// Creates the directory and takes its lock.
     pub fn open(&self) -> Result<RunLock> {
-        for dir in [
-            self.root.clone(),
-            self.tables(),
-            self.metrics(),
-            self.models(),
-            self.root.join("checkpoints"),
-        ] {
-            fs_err::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
+        for dir in [&self.root, &self.tables(), &self.models(), &self.root.join("checkpoints")] {
+            fs_err::create_dir_all(dir).map_err(Error::io("create", dir))?;
+        }
+        if let Err(error) = fs_err::create_dir_all(self.metrics()) {
+            // A failing metric sink never stops training; the stages warn again.
+            tracing::warn!(%error, "Metrics can't be written.");
         }
         let path = self.root.join("lock");
         let file = File::create(&path).map_err(Error::io("create", &path))?;

@@ -5,6 +5,7 @@
 //! has only begun, and sees its columns and their docs. A part that is being written lies beside
 //! the table's directory, not in it: Polars, given the directory, refuses files of other kinds.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -138,7 +139,9 @@ impl TableWriter {
 /// first. None where there is no such directory.
 pub fn parts(dir: &Path) -> Result<Vec<Part>> {
     let entries = match fs_err::read_dir(dir) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
         entries => entries.map_err(Error::io("list", dir))?,
     };
     let mut parts = Vec::new();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use aha_learn::advantage::{GroupAdvantages, advantages};
 use aha_rollout::schema::Progress;
 use aha_rollout::steps;
-use aha_rollout::view::{PromptsView, RolloutsView};
+use aha_rollout::view::RolloutsView;
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -33,11 +33,8 @@ impl Handle {
     }
 
     /// Says which groups a step has.
-    pub fn expect(&self, step: u64, attempt: u64, prompts: &RecordBatch) -> Result<()> {
-        let view = PromptsView::new(prompts)?;
-        let prompt_ids = (0..view.rows_count()).map(|row| view.prompt_id(row).to_owned()).collect();
+    pub fn expect(&self, step: u64, attempt: u64, prompt_ids: Vec<String>) {
         let _ = self.actor.cast(Msg::Expect { step, attempt, prompt_ids }); // One that has ended is restarted.
-        Ok(())
     }
 
     /// Hands over a scored group.

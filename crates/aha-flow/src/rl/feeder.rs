@@ -1,7 +1,7 @@
 //! Feeder: the prompts of a step, as rows.
 //! - Inbox: one credit per step, from the learner; unbounded only in name, since steps follow each other.
 //! - State: none. Which prompts a step has is a function of the step and the seed.
-//! - Fails with [`Error`] where a prompt can't be encoded; a restart changes nothing then.
+//! - Fails only where a test has it fail. A prompt that can't be encoded is reported, not fatal.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use super::fault::Point;
 use super::stage::Shared;
 use super::{advantage, sampler};
-use crate::error::{Error, Result};
+use crate::error::Error;
 
 /// Makes prompts on demand.
 pub struct Feeder;
@@ -60,9 +60,12 @@ impl Actor for Feeder {
         let Msg::Credit { step, set_aside } = msg;
         let shared = &args.shared;
         shared.faults.at(Point::Feed, step)?;
-        let prompts = prompts_of(shared, step, &set_aside)?;
-        args.advantage.expect(step, args.attempt, &prompts)?;
-        args.sampler.sample(step, prompts).await;
+        let Prompts { rows, prompt_ids, failed } = prompts_of(shared, step, &set_aside);
+        args.advantage.expect(step, args.attempt, prompt_ids);
+        for (prompt_id, error) in failed {
+            args.advantage.failed(step, args.attempt, prompt_id, error);
+        }
+        args.sampler.sample(step, rows).await;
         Ok(())
     }
 }
@@ -86,7 +89,17 @@ pub fn problems_of(
     order.into_iter().skip(within * per_step).take(per_step).collect()
 }
 
-fn prompts_of(shared: &Shared, step: u64, set_aside: &BTreeSet<String>) -> Result<RecordBatch> {
+/// The prompts of a step.
+struct Prompts {
+    /// Rows of `aha_rollout::schema::prompts`.
+    rows: RecordBatch,
+    /// All of them, in order.
+    prompt_ids: Vec<String>,
+    /// Those that can't be encoded, with their errors.
+    failed: Vec<(String, Error)>,
+}
+
+fn prompts_of(shared: &Shared, step: u64, set_aside: &BTreeSet<String>) -> Prompts {
     let settings = &shared.settings;
     let random = shared.random.derive("order of the prompts");
     let per_step = settings.prompts_per_step as usize;
@@ -96,18 +109,16 @@ fn prompts_of(shared: &Shared, step: u64, set_aside: &BTreeSet<String>) -> Resul
         .map(|i| &shared.problems[i])
         .filter(|problem| !set_aside.contains(&problem.id))
         .collect();
-    let ids = chosen
+    let mut encoded = Vec::with_capacity(chosen.len());
+    let mut failed = Vec::new();
+    for problem in &chosen {
+        match shared.prompter.prompt_ids(&problem.prompt) {
+            Ok(ids) => encoded.push((problem, ids)),
+            Err(error) => failed.push((problem.id.clone(), error)),
+        }
+    }
+    let rows: Vec<PromptRow<'_>> = encoded
         .iter()
-        .map(|p| {
-            shared
-                .prompter
-                .prompt_ids(&p.prompt)
-                .map_err(|e| e.within(&format!("prompt `{}`", p.id)))
-        })
-        .collect::<Result<Vec<_>, Error>>()?;
-    let rows: Vec<PromptRow<'_>> = chosen
-        .iter()
-        .zip(&ids)
         .map(|(problem, ids)| PromptRow {
             stage: &shared.stage,
             step,
@@ -119,7 +130,8 @@ fn prompts_of(shared: &Shared, step: u64, set_aside: &BTreeSet<String>) -> Resul
             prompt_token_ids: ids,
         })
         .collect();
-    Ok(rows::prompts(&rows))
+    let prompt_ids = chosen.iter().map(|problem| problem.id.clone()).collect();
+    Prompts { rows: rows::prompts(&rows), prompt_ids, failed }
 }
 
 #[cfg(test)]

@@ -104,11 +104,15 @@ pub struct State {
     /// Step of the newest checkpoint, and the newest whose rows are durable.
     checkpointed: u64,
     recorded: u64,
+    /// Step and attempt whose prompts were asked for last.
+    issued: (u64, u64),
     /// Groups that came while the engine was away.
     parked: Option<Groups>,
     metrics: MetricsLog,
     /// Why the stage ends, once it has to.
     ending: Option<Error>,
+    /// Whether the supervisor knows how the stage ended.
+    has_ended: bool,
     issued_at: Instant,
     learning_since: Instant,
     sampling_seconds: f64,
@@ -125,7 +129,12 @@ impl Actor for Learner {
     async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
         let step = args.position.step;
         Ok(State {
-            metrics: MetricsLog::open(&args.shared.dir, &args.shared.stage, step)?,
+            metrics: MetricsLog::open(
+                &args.shared.dir,
+                &args.shared.stage,
+                step,
+                &args.shared.watcher,
+            ),
             thread: ComputeThread::start("aha-learner")?,
             shared: args.shared,
             supervisor: args.supervisor,
@@ -134,8 +143,10 @@ impl Actor for Learner {
             position: args.position,
             checkpointed: step,
             recorded: step,
+            issued: (0, 0),
             parked: None,
             ending: None,
+            has_ended: false,
             issued_at: Instant::now(),
             learning_since: Instant::now(),
             sampling_seconds: 0.0,
@@ -152,12 +163,14 @@ impl Actor for Learner {
             Msg::Connect(links) => {
                 state.links = Some(links);
                 state.issue()?;
+                state.settle()?;
             }
             Msg::Groups { step, attempt, groups } => {
                 // A step is trained on once: what another attempt sends late is dropped.
                 let current = state.links.as_ref().map(|links| links.attempt);
                 if step == state.position.step + 1
                     && Some(attempt) == current
+                    && state.parked.is_none()
                     && state.ending.is_none()
                 {
                     state.sampling_seconds = state.issued_at.elapsed().as_secs_f64();
@@ -173,23 +186,25 @@ impl Actor for Learner {
             Msg::Recorded { step } => {
                 state.recorded = state.recorded.max(step);
                 state.settle()?;
+                state.learn(&me)?;
             }
             Msg::Checkpointed { step, learner } => {
                 state.engine = Some(learner);
                 state.checkpointed = step;
                 state.settle()?;
                 state.learn(&me)?;
+                // The left side may have been spawned anew meanwhile.
+                state.issue()?;
             }
             Msg::WeightsDiffer { version, found } => {
                 let message = format!(
                     "the sampler's weights of version {version} have the checksum {found:016x}, not the learner's"
                 );
                 let hint = "weights were changed while shared: report this, and resume from the last checkpoint";
-                state.tell(Finding {
-                    stops: state.shared.settings.watchdogs.weights_differ == Watch::Stop,
-                    message,
-                    hint,
-                });
+                let watch = state.shared.settings.watchdogs.weights_differ;
+                if watch != Watch::Off {
+                    state.tell(Finding { stops: watch == Watch::Stop, message, hint });
+                }
                 state.settle()?;
             }
             Msg::Stop => {
@@ -202,13 +217,17 @@ impl Actor for Learner {
 }
 
 impl State {
-    /// Publishes the weights and grants the feeder the next step.
+    /// Publishes the weights and grants the feeder the next step, once for each spawn of the left side.
     fn issue(&mut self) -> Result<()> {
         let step = self.position.step + 1;
         let (Some(links), Some(engine)) = (&self.links, &self.engine) else { return Ok(()) };
-        if step > self.shared.settings.steps || self.ending.is_some() {
-            return self.settle();
+        if step > self.shared.settings.steps || self.ending.is_some() || self.has_ended {
+            return Ok(());
         }
+        if self.parked.is_some() || self.issued == (step, links.attempt) {
+            return Ok(());
+        }
+        self.issued = (step, links.attempt);
         let model = Arc::clone(engine.model());
         let checksum = model.params().checksum();
         links.sampler.publish(Weights { model, version: engine.version(), checksum });
@@ -218,13 +237,16 @@ impl State {
         Ok(())
     }
 
-    /// Starts training on the parked groups, if the engine is here.
+    /// Starts training on the parked groups, if the engine is here. A checkpoint that is due comes first:
+    /// a recorder that is slower than training would put it off for ever.
     fn learn(&mut self, me: &ActorRef<Msg>) -> Result<()> {
         let step = self.position.step + 1;
-        if self.engine.is_none() || self.parked.is_none() {
+        if self.is_checkpoint_due() || self.has_ended {
             return Ok(());
         }
-        let Some((mut engine, groups)) = self.engine.take().zip(self.parked.take()) else {
+        let Some(groups) = self.parked.take() else { return Ok(()) };
+        let Some(mut engine) = self.engine.take() else {
+            self.parked = Some(groups);
             return Ok(());
         };
         self.shared.faults.at(Point::Learn, step)?;
@@ -346,15 +368,14 @@ impl State {
         let step = self.position.step;
         let is_over = step >= self.shared.settings.steps;
         let all_recorded = self.recorded >= step;
-        if self.engine.is_none() || !all_recorded {
+        if self.engine.is_none() || !all_recorded || self.has_ended {
             return Ok(());
         }
-        let is_due =
-            step.is_multiple_of(self.shared.settings.checkpoint_every) || self.ending.is_some();
-        if step > self.checkpointed && is_due && !is_over {
+        if self.is_checkpoint_due() {
             return self.checkpoint();
         }
-        if is_over && self.ending.is_none() {
+        // A stage that is through has nothing left to interrupt.
+        if is_over && matches!(self.ending, None | Some(Error::Interrupted)) {
             let engine = self.engine.as_ref().ok_or_else(|| Error::bug("the engine is away"))?;
             let path = self.shared.dir.model(&self.shared.stage);
             models::save(
@@ -370,6 +391,13 @@ impl State {
         Ok(())
     }
 
+    /// Whether the stage has to write a checkpoint before it goes on, or ends.
+    fn is_checkpoint_due(&self) -> bool {
+        let (step, settings) = (self.position.step, &self.shared.settings);
+        let is_wanted = step.is_multiple_of(settings.checkpoint_every) || self.ending.is_some();
+        is_wanted && step > self.checkpointed && step < settings.steps
+    }
+
     fn checkpoint(&mut self) -> Result<()> {
         let (Some(links), Some(learner)) = (&self.links, self.engine.take()) else { return Ok(()) };
         let save = checkpointer::Msg::Save { learner, position: self.position.clone() };
@@ -378,6 +406,7 @@ impl State {
     }
 
     fn end(&mut self, outcome: Result<()>) {
+        self.has_ended = true;
         self.metrics.flush();
         let _ = self.supervisor.cast(supervisor::Msg::Ended(outcome)); // It may be stopping already.
     }

@@ -3,6 +3,7 @@
 //! - State: none. After a restart the step is issued again.
 //! - Fails with [`Error`] where a row must stop the run; a verifier that panics costs its row the reward.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use arrow::array::RecordBatch;
@@ -12,6 +13,7 @@ use super::advantage;
 use super::credit::{Credit, Credits};
 use super::fault::Point;
 use super::stage::Shared;
+use crate::compute::panic_text;
 use crate::error::{Error, Result};
 
 /// Groups that may wait to be scored.
@@ -109,7 +111,11 @@ impl Actor for Reward {
                 let scorer = args.shared.scorer.clone();
                 // Verifiers may take their time: they run beside the runtime.
                 tokio::task::spawn_blocking(move || {
-                    let rows = scorer.score(&rows);
+                    // A group that never came back would be waited for without end.
+                    let scored = catch_unwind(AssertUnwindSafe(|| scorer.score(&rows)));
+                    let rows = scored.unwrap_or_else(|panic| {
+                        Err(Error::bug(format!("scoring panicked: {}", panic_text(&*panic))))
+                    });
                     let _ = me.cast(Msg::Scored { step, attempt, rows, credit }); // The actor may have ended.
                 });
             }

@@ -80,16 +80,18 @@ impl Shared {
 /// Runs a stage from its last checkpoint, or from the start, to its end.
 pub async fn run(shared: Arc<Shared>, base: Loaded, device: &Device, stop: &Stop) -> Result<()> {
     check_template(&shared)?;
-    let mut restarts = 0;
-    let mut restarted_from = None;
+    // The step that it went on from last, how often it did, and why it has to again.
+    let mut last: Option<(u64, u32, Error)> = None;
     loop {
         let (engine, position) = begin(&shared, &base, device)?;
         let step = position.step;
-        if restarted_from == Some(step) {
-            restarts += 1;
-        } else {
-            (restarts, restarted_from) = (0, Some(step));
-        }
+        let restarts = match last.take() {
+            Some((from, restarts, error)) if from == step && restarts == STAGE_RESTARTS_MAX => {
+                return Err(error);
+            }
+            Some((from, restarts, _)) if from == step => restarts + 1,
+            _ => 0,
+        };
         (shared.watcher)(Event::StageStarted {
             stage: shared.stage.clone(),
             kind: "rl",
@@ -98,10 +100,10 @@ pub async fn run(shared: Arc<Shared>, base: Loaded, device: &Device, stop: &Stop
         });
         match spawn_and_wait(&shared, engine, position, stop).await? {
             Ending::Final(outcome) => return outcome,
-            Ending::Restart(error) if restarts < STAGE_RESTARTS_MAX => {
-                tracing::warn!(%error, stage = shared.stage, step, "Stage goes on from its last checkpoint.");
+            Ending::Restart(error) => {
+                tracing::warn!(%error, stage = shared.stage, "Stage goes on from its last checkpoint.");
+                last = Some((step, restarts, error));
             }
-            Ending::Restart(error) => return Err(error),
         }
     }
 }
@@ -128,6 +130,7 @@ async fn spawn_and_wait(
     };
     // Nobody may still write when the stage begins again.
     supervisor.stop_children_and_wait(None, None).await;
+    supervisor.stop(None);
     let _ = joined.await; // The outcome is known already.
     outcome.map_err(|_| Error::bug("the stage's supervisor ended without an outcome"))
 }

@@ -1,7 +1,7 @@
 //! Supervisor: spawns a stage's actors and decides what a failure means.
 //! - Inbox: how the stage ended, requests to stop; failures come as supervision events.
 //! - State: the actors, and failures since the last step that went through.
-//! - Ends with the stage; whoever spawned it hears the outcome.
+//! - Ends with the stage: whoever spawned it hears the outcome, and stops it.
 //!
 //! Everything left of the learner holds nothing that a step needs again: it is spawned anew and the step is
 //! issued again. The learner, recorder and checkpointer hold the stage's state: if one fails, the stage goes
@@ -152,8 +152,10 @@ impl Actor for Supervisor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match msg {
-            Msg::Ended(outcome) => state.end(&me, Ending::Final(outcome)),
+            Msg::Ended(outcome) => state.end(Ending::Final(outcome)),
             Msg::StepDone => state.failures = 0,
+            // What was under way when the stage ended.
+            Msg::SpawnLeft if state.ended.is_none() => {}
             Msg::Stop => {
                 let _ = state.learner.cast(learner::Msg::Stop); // It may have ended; so does the stage then.
             }
@@ -174,7 +176,7 @@ impl Actor for Supervisor {
                 .contains(&cell.get_id())
                 || state.recorder.id() == cell.get_id();
             // What an earlier left side does after its end concerns nobody.
-            if is_left || is_right {
+            if state.ended.is_some() && (is_left || is_right) {
                 state.failed(&me, if is_left { Side::Left } else { Side::Right }, error);
             }
         }
@@ -236,8 +238,8 @@ impl State {
                     let _ = me.cast(Msg::SpawnLeft); // The stage may have ended meanwhile.
                 });
             }
-            Decision::RestartStage => self.end(me, Ending::Restart(known_error(error))),
-            Decision::StopRun => self.end(me, Ending::Final(Err(known_error(error)))),
+            Decision::RestartStage => self.end(Ending::Restart(known_error(error))),
+            Decision::StopRun => self.end(Ending::Final(Err(known_error(error)))),
         }
     }
 
@@ -250,13 +252,13 @@ impl State {
         }
     }
 
-    fn end(&mut self, me: &ActorRef<Msg>, ending: Ending) {
+    /// Says how the stage ended. Whoever hears it stops the actors that are left, each between two messages:
+    /// they would be killed in the middle of a write if the supervisor ended first.
+    fn end(&mut self, ending: Ending) {
         self.stop_left();
         if let Some(ended) = self.ended.take() {
             let _ = ended.send(ending); // Whoever waited may have stopped waiting.
         }
-        // Stopping the supervisor stops what is linked to it.
-        me.stop(None);
     }
 }
 

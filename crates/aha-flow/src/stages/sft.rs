@@ -73,7 +73,7 @@ impl Sft<'_> {
         let plan =
             Plan::new(self.settings, examples.len(), Philox::new(self.run.seed).derive(self.stage));
         let (mut learner, mut step) = self.begin(&base)?;
-        let mut metrics = MetricsLog::open(self.dir, self.stage, step)?;
+        let mut metrics = MetricsLog::open(self.dir, self.stage, step, self.watcher);
         let started = Event::StageStarted {
             stage: self.stage.to_owned(),
             kind: "sft",

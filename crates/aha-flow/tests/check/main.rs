@@ -3,6 +3,8 @@
 //! Each `NAME.toml` here is checked, and what comes out must be `NAME.expected`. After a change that
 //! is meant, `UPDATE_EXPECT=1 cargo nextest run -p aha-flow` writes the files anew.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod world;
 
 use std::path::{Path, PathBuf};
