@@ -2,7 +2,7 @@
 //!
 //! Every primitive is exact under IEEE 754 (or, like [`Simd::exp`], built from such primitives only), and
 //! reductions across lanes use one fixed tree. A kernel written over [`Simd`] therefore yields the same
-//! bits on AVX-512, AVX2 and the portable path. [`simd_fn!`] compiles a kernel once per instruction set
+//! bits on AVX-512, AVX2 and the portable path. `simd_fn!` compiles a kernel once per instruction set
 //! and chooses at run time.
 
 mod avx2;
@@ -89,7 +89,7 @@ impl FromStr for Isa {
 /// Operations on sixteen lanes.
 ///
 /// # Safety
-/// The methods may only be called where the processor has the instruction set; [`simd_fn!`] sees to that.
+/// The methods may only be called where the processor has the instruction set; `simd_fn!` sees to that.
 /// Pointers must be valid for sixteen (or, in the `_part` methods, `len`) floats; no alignment is needed.
 #[expect(
     clippy::missing_safety_doc,
