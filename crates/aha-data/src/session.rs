@@ -16,7 +16,6 @@ use datafusion::common::TableReference;
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
-use datafusion::physical_plan::displayable;
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext};
 use futures::{FutureExt, StreamExt};
 
@@ -109,19 +108,6 @@ impl Session {
         self.put(name, Arc::new(table.map_err(|error| self.error(&error))?))
     }
 
-    /// Makes the Parquet table in `dir`, one that a stage has written or is writing, the table
-    /// `name`. Its rows are looked up anew for each query.
-    pub fn register_table_dir(&self, name: &str, dir: &Path) -> Result<()> {
-        let columns = aha_rollout::read::table_schema(dir)?.ok_or_else(|| {
-            Error::input(
-                format!("`{}` holds no table", dir.display()),
-                "a table's directory holds Parquet files",
-            )
-        })?;
-        let places = vec![Place::Table { dir: dir.to_owned(), run: None }];
-        self.put(name, Arc::new(FilesTable::parquet(columns, places, None)))
-    }
-
     /// Registers the tables of a run directory: see [`run`].
     pub fn register_run(&self, run_dir: &Path) -> Result<()> {
         self.register_runs(&[run_dir.to_owned()])
@@ -189,15 +175,6 @@ impl Session {
             writer.write(&self.plain_batch(&batch)?)?;
         }
         Ok(writer.finish()?)
-    }
-
-    /// How a query would be run, for people.
-    pub async fn explain(&self, sql: &str) -> Result<String> {
-        let frame = self.plan(sql).await?;
-        let logical = frame.clone().into_optimized_plan().map_err(|error| self.error(&error))?;
-        let physical = frame.create_physical_plan().await.map_err(|error| self.error(&error))?;
-        let physical = displayable(physical.as_ref()).indent(false);
-        Ok(format!("{}\n\n{physical}", logical.display_indent()))
     }
 
     async fn plan(&self, sql: &str) -> Result<DataFrame> {

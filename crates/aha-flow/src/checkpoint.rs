@@ -117,15 +117,6 @@ pub fn newest(dir: &RunDir, stage: &str, device: &Device) -> Result<Option<Saved
     Ok(None)
 }
 
-/// Removes every checkpoint of a stage that is done.
-pub fn clear(dir: &RunDir, stage: &str) -> Result<()> {
-    let path = dir.checkpoints(stage);
-    if path.exists() {
-        fs_err::remove_dir_all(&path).map_err(Error::io("remove", &path))?;
-    }
-    Ok(())
-}
-
 fn load(path: &Path, device: &Device) -> Result<Saved> {
     let file = path.join("position.json");
     let bytes = fs_err::read(&file).map_err(Error::io("read", &file))?;

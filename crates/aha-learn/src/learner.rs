@@ -113,11 +113,6 @@ impl Learner {
         self.reference.as_ref()
     }
 
-    /// Replaces the weights, as a rollback to a checkpoint does.
-    pub fn set_model(&mut self, model: Arc<Model>) {
-        self.model = model;
-    }
-
     /// One step of policy optimization on `rollouts`. Log-probs are those of the softmax at `temperature`,
     /// as the sampler drew them.
     pub fn policy_step(

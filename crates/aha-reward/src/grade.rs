@@ -47,11 +47,6 @@ pub struct Progress {
     pub score_sum: f64,
 }
 
-/// Grades one line: `{"id", "gold", "pred"}` → `{"id", "score", "reason"}`.
-pub fn grade_line(verifier: &dyn Verifier, json_line: &str) -> Result<String, Error> {
-    graded(verifier, json_line).map(|(json, _)| json)
-}
-
 fn graded(verifier: &dyn Verifier, json_line: &str) -> Result<(String, Option<f32>), Error> {
     let line: Line = serde_json::from_str(json_line).map_err(|error| {
         Error::Input(format!("expected {{\"id\", \"gold\", \"pred\"}}: {error}"))

@@ -6,7 +6,9 @@ use super::catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, SqlProblem, StageOutput, TableFacts,
 };
 use super::local::{TABLES_OF_THE_RUN, report_mismatch, stage_path};
-use super::models::{ModelSource, Places, RandomModel, TokenizerSource};
+use super::models::{
+    Alphabet, ModelSource, Places, RandomModel, TokenizerSource, TokenizerTraining,
+};
 use super::problem::suggest;
 use super::reader::Reader;
 use super::references::{self, Read, Reads};
@@ -471,7 +473,10 @@ fn settle_random(
 ) {
     let path = format!("models.{name}.tokenizer");
     let (tokenizer_vocab_size, has_chat_template) = match &model.tokenizer {
-        TokenizerSource::Train(training) => (training.vocab_size, false),
+        TokenizerSource::Train(training) => {
+            check_vocab_room(training, &path, reader);
+            (training.vocab_size, false)
+        }
         TokenizerSource::Of(other) => {
             let found = match facts.models.get(other) {
                 Some(found) => Some(found.clone()),
@@ -497,6 +502,30 @@ fn settle_random(
     found.tokenizer_vocab_size = tokenizer_vocab_size;
     found.has_chat_template = has_chat_template;
     facts.models.insert(name.to_owned(), found);
+}
+
+/// Reports a vocabulary that can't hold what a tokenizer starts from. How many of the bytes its texts
+/// hold is known only when it is trained; all 256 are known now.
+fn check_vocab_room(training: &TokenizerTraining, path: &str, reader: &mut Reader<'_>) {
+    let end_tokens = 1;
+    let bytes = match training.alphabet {
+        Alphabet::Bytes => 256,
+        Alphabet::Seen => 1,
+    };
+    let needed = bytes + training.special_tokens.len() + end_tokens;
+    let vocab_path = format!("{path}.vocab_size");
+    if (training.vocab_size as usize) < needed && reader.is_good(&vocab_path) {
+        let message = format!(
+            "`{vocab_path}` is {}, but the end token, the special tokens and single bytes alone are \
+             {needed}",
+            training.vocab_size
+        );
+        let hint = match training.alphabet {
+            Alphabet::Bytes => "raise it, or set `alphabet = \"seen\"`",
+            Alphabet::Seen => "raise it",
+        };
+        reader.report_at(&vocab_path, message, Some(hint.to_owned()));
+    }
 }
 
 /// Checks lengths and template of a stage against its model, and hands the facts on to the model

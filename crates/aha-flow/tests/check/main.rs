@@ -1,4 +1,4 @@
-//! `aha check` on pipelines: ten broken ones and a good one, word for word.
+//! `aha check` on pipelines: broken ones and a good one, word for word.
 //!
 //! Each `NAME.toml` here is checked, and what comes out must be `NAME.expected`. After a change that
 //! is meant, `UPDATE_EXPECT=1 cargo nextest run -p aha-flow` writes the files anew.
@@ -51,6 +51,7 @@ golden! {
     a_missing_model_is_refused: "missing_model",
     a_negative_temperature_is_refused: "negative_temperature",
     a_tokenizer_that_does_not_fit_is_refused: "tokenizer_mismatch",
+    a_vocabulary_without_room_is_refused: "vocab_too_small",
     everything_wrong_is_reported_at_once: "everything",
     a_good_pipeline_gives_a_plan: "good",
 }
