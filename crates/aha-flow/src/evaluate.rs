@@ -13,6 +13,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use aha_compute::Device;
 use aha_data::source::TableSource;
@@ -329,8 +330,10 @@ fn evaluate(
     let answers = Answers::of(&options.reward);
     let mut tally = Tally::default();
     let (done, total) = (std::cell::Cell::new(0), draws.problems.len());
+    // Nothing is written, so a signal that ends the process loses nothing.
+    let never = AtomicBool::new(false);
     for idx in 0..draws.chunks_count() {
-        let chunk = draws.chunk(&mut sampler, idx, &|| {
+        let chunk = draws.chunk(&mut sampler, idx, &never, &|| {
             done.set(done.get() + 1);
             progress(done.get(), total);
         })?;

@@ -31,7 +31,8 @@ pub struct Source<'a> {
 
 /// Draws all completions of `prompts`, rows of `aha_rollout::schema::prompts`. Each finished group goes to
 /// `done` as rows of `aha_rollout::schema::sampled` in the order of their samples; groups come in no promised
-/// order. Returns the prompts that could not be served, with their errors. Raising `cancel` ends it early.
+/// order. Returns the prompts that could not be served, with their errors. Raising `cancel` ends it before the
+/// next token is drawn.
 pub fn generate(
     sampler: &mut Sampler,
     source: &Source<'_>,
@@ -64,7 +65,8 @@ pub fn generate(
         open: served.iter().map(|_| Vec::with_capacity(source.samples as usize)).collect(),
     };
     let mut outcome = Ok(());
-    sampler.run(source.model, &requests, source.sampling, source.random, &mut |completion| {
+    let (sampling, random) = (source.sampling, source.random);
+    sampler.run(source.model, &requests, sampling, random, cancel, &mut |completion| {
         outcome = groups.take(completion, done);
         outcome.is_ok() && !cancel.load(Ordering::Relaxed)
     })?;

@@ -39,8 +39,6 @@ pub enum Event {
     StageDone {
         /// Its name.
         stage: String,
-        /// One line of what came out.
-        summary: String,
     },
     /// A table to print at the end of the run.
     Print {

@@ -39,15 +39,10 @@ pub async fn load(session: &Session, sql: &Sql) -> Result<Vec<Problem>> {
             column.as_ref().filter(|c| c.is_valid(row)).map(|c| c.value(row).to_owned())
         };
         for row in 0..batch.num_rows() {
-            if prompts.is_null(row) {
-                return Err(Error::input_with(
-                    format!("row {} of the prompts has no prompt", problems.len()),
-                    "leave such rows out with `WHERE prompt IS NOT NULL`",
-                ));
-            }
+            let row_idx = problems.len();
             problems.push(Problem {
-                id: get(&ids, row).unwrap_or_else(|| problems.len().to_string()),
-                prompt: prompts.value(row).to_owned(),
+                id: get(&ids, row).unwrap_or_else(|| row_idx.to_string()),
+                prompt: required_value(&prompts, row, "prompt", ("prompts", row_idx))?.to_owned(),
                 answer: get(&answers, row),
                 source: get(&sources, row),
                 tests: get(&tests, row),
@@ -90,6 +85,24 @@ pub fn required_text(batch: &RecordBatch, name: &str) -> Result<StringArray> {
         let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
         Error::input(format!("the query gives no column `{name}`; it gives {}", names.join(", ")))
     })
+}
+
+/// The text of a row, which must not be null. `place` is what the query is for, and which of all its rows
+/// this is.
+pub fn required_value<'a>(
+    column: &'a StringArray,
+    row: usize,
+    name: &str,
+    place: (&str, usize),
+) -> Result<&'a str> {
+    if column.is_valid(row) {
+        return Ok(column.value(row));
+    }
+    let (what, row_idx) = place;
+    Err(Error::input_with(
+        format!("row {row_idx} of the {what} has no `{name}`: it is null"),
+        format!("leave such rows out with `WHERE {name} IS NOT NULL`"),
+    ))
 }
 
 /// Makes a model's input of prompts, as a stage's template says.
@@ -139,46 +152,70 @@ impl Prompter {
         }
     }
 
-    /// Prompt and completion as tokens with the end token, and which of them the model has to write.
+    /// Prompt and completion as tokens with an end token, and which of them the model has to write.
     pub fn example(&self, prompt: &str, completion: &str) -> Result<Example> {
+        let prompt_ids = self.prompt_ids(prompt)?;
         match &self.form {
             Form::Text { .. } => {
-                let mut ids = self.prompt_ids(prompt)?;
+                let mut ids = prompt_ids;
                 let mut loss_mask = vec![false; ids.len()];
                 ids.extend(self.tokenizer.encode(completion, false)?);
-                ids.extend(self.tokenizer.eos_ids().first());
                 loss_mask.resize(ids.len(), true);
-                Ok(Example { ids, loss_mask, mask_problem: None })
+                Ok(self.with_end(ids, loss_mask))
             }
             Form::Chat(template) => {
                 let turns = [Message::new("user", prompt), Message::new("assistant", completion)];
                 let rendered = template.render(&turns, false)?;
-                let (mut ids, mut loss_mask) = self.tokenizer.encode_rendered(&rendered)?;
-                let ends = ids
-                    .iter()
-                    .zip(&loss_mask)
-                    .any(|(id, &m)| m && self.tokenizer.eos_ids().contains(id));
-                if !ends {
-                    ids.extend(self.tokenizer.eos_ids().first());
-                    loss_mask.resize(ids.len(), true);
-                }
-                let stops = self.prompt_ids(prompt)?;
-                let mask_problem = rendered.mask_problem.or_else(|| {
-                    (!ids.starts_with(&stops)).then(|| {
-                        "the template gives other tokens for a prompt alone than before its completion".to_owned()
-                    })
-                });
-                Ok(Example { ids, loss_mask, mask_problem })
+                let (ids, loss_mask) = self.tokenizer.encode_rendered(&rendered)?;
+                let problem = if rendered.assistant_spans.is_empty() {
+                    Some("the template marks no part of the conversation as the assistant's")
+                } else if !ids.starts_with(&prompt_ids) {
+                    Some(
+                        "the template gives other tokens for a prompt alone than before its completion",
+                    )
+                } else {
+                    None
+                };
+                let mask_problem = rendered.mask_problem.or(problem.map(str::to_owned));
+                let start = loss_mask.iter().position(|&m| m).unwrap_or(prompt_ids.len());
+                let stop = match self.stop_token(&ids, &loss_mask, start) {
+                    // Without a part of the assistant's there is no place for its end.
+                    None if rendered.assistant_spans.is_empty() => StopToken::OutsideMask,
+                    None => {
+                        return Ok(Example { mask_problem, ..self.with_end(ids, loss_mask) });
+                    }
+                    Some(stop) => stop,
+                };
+                Ok(Example { ids, loss_mask, stop, mask_problem })
             }
         }
     }
 
+    /// Where the token is that ends the assistant's part, which begins at `start`; none where the template
+    /// puts none there.
+    fn stop_token(&self, ids: &[u32], loss_mask: &[bool], start: usize) -> Option<StopToken> {
+        let is_end = |id: &u32| self.tokenizer.eos_ids().contains(id);
+        if ids.iter().zip(loss_mask).any(|(id, &is_learned)| is_learned && is_end(id)) {
+            return Some(StopToken::Learned);
+        }
+        // A second end token after one that isn't learned would never be reached by a sampler.
+        ids.iter().skip(start).any(is_end).then_some(StopToken::OutsideMask)
+    }
+
+    /// What the model has to write, with an end token after it that it learns as well.
+    fn with_end(&self, mut ids: Vec<u32>, mut loss_mask: Vec<bool>) -> Example {
+        let end = self.tokenizer.eos_ids().first();
+        let stop = if end.is_some() { StopToken::Learned } else { StopToken::Missing };
+        ids.extend(end);
+        loss_mask.resize(ids.len(), true);
+        Example { ids, loss_mask, stop, mask_problem: None }
+    }
+
     /// Plain text as tokens with the end token, all of which count.
     pub fn text(&self, text: &str) -> Result<Example> {
-        let mut ids = self.tokenizer.encode(text, true)?;
-        ids.extend(self.tokenizer.eos_ids().first());
+        let ids = self.tokenizer.encode(text, true)?;
         let loss_mask = vec![true; ids.len()];
-        Ok(Example { ids, loss_mask, mask_problem: None })
+        Ok(self.with_end(ids, loss_mask))
     }
 }
 
@@ -189,8 +226,23 @@ pub struct Example {
     pub ids: Vec<u32>,
     /// Which of them the loss is over.
     pub loss_mask: Vec<bool>,
+    /// Where the token is that ends it.
+    pub stop: StopToken,
     /// Why the mask may be wrong, if so.
     pub mask_problem: Option<String>,
+}
+
+/// Where the token is that ends an example.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopToken {
+    /// Inside the loss mask: the model learns to stop.
+    Learned,
+    /// After what the model has to write, where the template puts it, but outside the loss mask.
+    OutsideMask,
+    /// Cut off, with the end of an example that was too long.
+    CutOff,
+    /// Nowhere: the tokenizer has none.
+    Missing,
 }
 
 /// Settings of a stage's sampling, with the model's own end tokens.

@@ -145,10 +145,7 @@ impl Runner {
             self.state.set(&self.dir, &stage.name, Status::Done)?;
             stages::register_outputs(&self.session, &self.dir)?;
             tracing::info!(stage = stage.name, "Stage done.");
-            (self.options.watcher)(Event::StageDone {
-                stage: stage.name.clone(),
-                summary: String::new(),
-            });
+            (self.options.watcher)(Event::StageDone { stage: stage.name.clone() });
             self.device.trim();
         }
         Ok(())

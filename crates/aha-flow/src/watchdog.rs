@@ -1,6 +1,7 @@
 //! Watchdogs: failures that a run would otherwise hide, each with a remedy. Pure.
 
-use crate::pipeline::{Watch, Watchdogs};
+use crate::pipeline::{SftWatchdogs, Watch, Watchdogs};
+use crate::prompts::{Example, StopToken};
 
 /// What a step showed.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -9,6 +10,8 @@ pub struct Facts {
     pub completions: usize,
     /// Of these, cut at the limit.
     pub truncated: usize,
+    /// Of these, ended by a stop token that isn't among the tokens that the loss is over.
+    pub stop_outside_mask: usize,
     /// Of these, without an answer that the verifier could read; none where no reward reads answers.
     pub unparsed: Option<usize>,
     /// Groups of the step.
@@ -44,8 +47,6 @@ pub fn watch(settings: &Watchdogs, facts: &Facts) -> Vec<Finding> {
             findings.push(Finding { stops: stops || watch == Watch::Stop, message, hint });
         }
     };
-    let share =
-        |part: usize, whole: usize| if whole == 0 { 0.0 } else { part as f64 / whole as f64 };
     let percent = |x: f64| format!("{:.0} %", x * 100.0);
 
     let truncated = share(facts.truncated, facts.completions);
@@ -79,14 +80,15 @@ pub fn watch(settings: &Watchdogs, facts: &Facts) -> Vec<Finding> {
         "check `template` and `max_tokens`, or begin with a cold start (a stage of kind `sft`)",
     );
     find(
-        settings.nan,
-        facts.nan_batches > 0,
-        facts.nan_batches_total > settings.nan_batches_max,
+        settings.stop_token_masked,
+        facts.stop_outside_mask > 0,
+        false,
         format!(
-            "{} optimizer steps gave no number; their batches are set aside and the weights kept ({} so far)",
-            facts.nan_batches, facts.nan_batches_total
+            "{} of {} completions ended at a stop token that is outside the loss mask: \
+             the model would not learn to stop",
+            facts.stop_outside_mask, facts.completions
         ),
-        "lower `optimizer.lr` or `grad_clip`",
+        "a sampler has to hand on the token that ended a completion: report this",
     );
     find(
         settings.trains_on_nothing,
@@ -95,7 +97,79 @@ pub fn watch(settings: &Watchdogs, facts: &Facts) -> Vec<Finding> {
         format!("nothing to train on in {} steps in a row", facts.steps_without_training),
         "look at rewards and skip_reason with `aha query`; prompts may be too hard or too easy",
     );
+    let batches = (facts.nan_batches, facts.nan_batches_total);
+    findings.extend(nan(settings.nan, settings.nan_batches_max, batches));
     findings
+}
+
+/// What is to be said of optimizer steps whose loss or gradient was no number: `batches` of them now, and in
+/// the whole stage.
+pub fn nan(watch: Watch, batches_max: u32, batches: (u32, u32)) -> Option<Finding> {
+    let (now, total) = batches;
+    let what = match now {
+        0 => return None,
+        1 => "an optimizer step gave no number; its batch is".to_owned(),
+        _ => format!("{now} optimizer steps gave no number; their batches are"),
+    };
+    (watch != Watch::Off).then(|| Finding {
+        stops: watch == Watch::Stop || total > batches_max,
+        message: format!("{what} set aside and the weights kept ({total} so far)"),
+        hint: "lower `optimizer.lr` or `grad_clip`",
+    })
+}
+
+/// What is to be said of the examples of an `sft` stage before it trains. A model that never learns the end
+/// token, or that learns from another place than it samples at, fails later and without a sign.
+pub fn examples<'a>(
+    settings: &SftWatchdogs,
+    examples: impl Iterator<Item = &'a Example> + Clone,
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut find = |watch: Watch, message: String, hint: &'static str| {
+        if watch != Watch::Off {
+            findings.push(Finding { stops: watch == Watch::Stop, message, hint });
+        }
+    };
+    let of = |part: usize, whole: usize| {
+        format!("{part} of {whole} examples ({:.0} %)", 100.0 * share(part, whole))
+    };
+    let mut broken = examples.clone().filter_map(|example| example.mask_problem.as_ref());
+    if let Some(problem) = broken.next() {
+        let which = of(1 + broken.count(), examples.clone().count());
+        find(
+            settings.template_breaks_mask,
+            format!("the chat template breaks the loss mask of {which}: {problem}"),
+            "use another `template`, or mend the model's chat template",
+        );
+    }
+    // What was cut off its end says nothing about where the end belongs.
+    let whole = examples.filter(|example| example.stop != StopToken::CutOff);
+    let count = |stop| whole.clone().filter(|example| example.stop == stop).count();
+    let outside_count = count(StopToken::OutsideMask);
+    if outside_count > 0 {
+        let which = of(outside_count, whole.clone().count());
+        find(
+            settings.stop_token_masked,
+            format!(
+                "{which} have their stop token outside the loss mask: \
+                 the model would not learn to stop"
+            ),
+            "put the end-of-turn token inside the chat template's `{% generation %}` block, \
+             use another `template`, or set `loss_on` to \"all\"",
+        );
+    }
+    if count(StopToken::Missing) > 0 {
+        find(
+            settings.stop_token_masked,
+            "the tokenizer has no end token: the model would never learn to stop".to_owned(),
+            "name its `eos_token` in the model's tokenizer_config.json",
+        );
+    }
+    findings
+}
+
+fn share(part: usize, whole: usize) -> f64 {
+    if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
 #[cfg(test)]
@@ -121,22 +195,27 @@ mod tests {
             ("cut at the token limit", Facts { truncated: 60, ..well() }),
             ("teach nothing", Facts { without_signal: 10, ..well() }),
             ("no answer", Facts { unparsed: Some(95), ..well() }),
+            ("1 of 100 completions ended", Facts { stop_outside_mask: 1, ..well() }),
             ("gave no number", Facts { nan_batches: 1, nan_batches_total: 1, ..well() }),
             ("nothing to train on", Facts { trained: 0, steps_without_training: 1, ..well() }),
         ];
-        let off = Watchdogs {
-            truncated: Watch::Off,
-            no_signal: Watch::Off,
-            unparsed: Watch::Off,
-            nan: Watch::Off,
-            trains_on_nothing: Watch::Off,
+        let all = |watch| Watchdogs {
+            truncated: watch,
+            no_signal: watch,
+            unparsed: watch,
+            stop_token_masked: watch,
+            nan: watch,
+            trains_on_nothing: watch,
             ..Watchdogs::default()
         };
         for (text, facts) in cases {
-            let found = messages(&Watchdogs::default(), facts);
-            assert_eq!(found.len(), 1, "{text}");
-            assert!(found[0].0.contains(text) && !found[0].1, "{found:?}");
-            assert!(messages(&off, facts).is_empty(), "{text}");
+            for watch in [Watch::Warn, Watch::Stop] {
+                let found = messages(&all(watch), facts);
+                assert_eq!(found.len(), 1, "{text}");
+                assert!(found[0].0.contains(text), "{found:?}");
+                assert_eq!(found[0].1, watch == Watch::Stop, "{found:?}");
+            }
+            assert!(messages(&all(Watch::Off), facts).is_empty(), "{text}");
         }
     }
 
@@ -153,5 +232,41 @@ mod tests {
         assert!(messages(&Watchdogs::default(), nan)[0].1);
         let idle = Facts { trained: 0, steps_without_training: 21, ..well() };
         assert!(messages(&Watchdogs::default(), idle)[0].1);
+    }
+
+    #[test]
+    fn examples_are_counted_by_what_is_wrong_with_them() {
+        let example = |stop, mask_problem: Option<&str>| Example {
+            ids: vec![1, 2],
+            loss_mask: vec![false, true],
+            stop,
+            mask_problem: mask_problem.map(str::to_owned),
+        };
+        let all = [
+            example(StopToken::Learned, None),
+            example(StopToken::CutOff, None),
+            example(StopToken::OutsideMask, Some("it rewrites turns")),
+        ];
+        let found = |settings: &SftWatchdogs, of: &[Example]| {
+            let found = examples(settings, of.iter());
+            found.into_iter().map(|f| (f.message, f.stops)).collect::<Vec<_>>()
+        };
+        let stop = SftWatchdogs::default();
+        let messages = found(&stop, &all);
+        assert_eq!(messages.len(), 2, "{messages:?}");
+        assert!(messages[0].0.contains("of 1 of 3 examples (33 %): it rewrites"), "{messages:?}");
+        assert!(messages[1].0.starts_with("1 of 2 examples (50 %) have"), "{messages:?}");
+        assert!(messages.iter().all(|(_, stops)| *stops));
+        let warn = SftWatchdogs {
+            stop_token_masked: Watch::Warn,
+            template_breaks_mask: Watch::Off,
+            ..SftWatchdogs::default()
+        };
+        let messages = found(&warn, &all);
+        assert!(messages.len() == 1 && !messages[0].1, "{messages:?}");
+        assert_eq!(found(&stop, &all[..2]), []);
+        assert_eq!(found(&stop, &[]), []);
+        let missing = found(&stop, &[example(StopToken::Missing, None)]);
+        assert!(missing[0].0.contains("has no end token"), "{missing:?}");
     }
 }

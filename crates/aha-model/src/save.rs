@@ -90,6 +90,25 @@ pub fn save<'a>(
     written
 }
 
+/// Whether [`save`] gives files this name. A directory that holds any other is more than a model, and not to
+/// be replaced by one.
+pub fn is_written(name: &str) -> bool {
+    const WHOLE: [&str; 8] = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    ];
+    let is_number = |text: &str| text.len() >= 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let shard = name.strip_prefix("model-").and_then(|name| name.strip_suffix(".safetensors"));
+    let shard = shard.and_then(|numbers| numbers.split_once("-of-"));
+    WHOLE.contains(&name) || shard.is_some_and(|(i, count)| is_number(i) && is_number(count))
+}
+
 fn in_order<'a>(
     config: &Config,
     tensors: impl IntoIterator<Item = (String, Vec<usize>, &'a [f32])>,

@@ -8,7 +8,7 @@ mod common;
 use std::path::Path;
 
 use aha_model::config::{Architecture, Config};
-use aha_model::save::{SaveDtype, SaveOptions};
+use aha_model::save::{SaveDtype, SaveOptions, is_written};
 use aha_model::tokenizer::Tokenizer;
 use aha_model::weights;
 use common::{fixture, random_weights, read_all, save_weights, small_config, trained_tokenizer};
@@ -73,6 +73,10 @@ fn a_saved_model_loads_with_the_same_bits() {
             save_weights(&model_dir, &config, None, &weights, options);
             let is_sharded = model_dir.join("model.safetensors.index.json").exists();
             assert_eq!(is_sharded, shard_bytes_max == 2000);
+            for entry in std::fs::read_dir(&model_dir).unwrap() {
+                let name = entry.unwrap().file_name().into_string().unwrap();
+                assert!(is_written(&name), "{name}");
+            }
             let mut source = weights::open(&model_dir).unwrap();
             assert_eq!(source.config().to_json()["hidden_size"], config.hidden_size);
             let loaded = read_all(source.as_mut()).unwrap();
@@ -81,6 +85,19 @@ fn a_saved_model_loads_with_the_same_bits() {
     }
     let left = std::fs::read_dir(dir.path()).unwrap().count();
     assert_eq!(left, 1, "only the model is left, nothing temporary");
+}
+
+#[test]
+fn other_files_than_a_models_are_known_as_such() {
+    for name in ["README.md", "vocab.json", "pytorch_model.bin", "model-1-of-2.safetensors", ""] {
+        assert!(!is_written(name), "{name}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    trained_tokenizer().save(dir.path()).unwrap();
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        assert!(is_written(&name), "{name}");
+    }
 }
 
 #[test]

@@ -32,6 +32,19 @@ pub fn read_part(path: &Path) -> Result<Vec<RecordBatch>> {
     })
 }
 
+/// The first `rows_max` rows of one file, without looking at the others, and how many it has.
+pub fn read_first(path: &Path, rows_max: usize) -> Result<(Vec<RecordBatch>, usize)> {
+    let reader = open(path)?.with_batch_size(BATCH_ROWS_MAX).with_limit(rows_max);
+    let rows = reader.metadata().file_metadata().num_rows();
+    let rows_count = usize::try_from(rows)
+        .map_err(|_| Error::damaged(path, format!("it claims {rows} rows")))?;
+    let batches = contained(path, || {
+        let reader: ParquetRecordBatchReader = reader.build().map_err(|e| e.to_string())?;
+        reader.map(|batch| batch.map_err(|e| e.to_string())).collect()
+    })?;
+    Ok((batches, rows_count))
+}
+
 /// The columns of one file.
 pub fn read_schema(path: &Path) -> Result<SchemaRef> {
     Ok(open(path)?.schema().clone())
@@ -98,6 +111,29 @@ mod tests {
         writer.finish().unwrap();
         assert_eq!(read_schema(&path).unwrap(), batch.schema());
         assert_eq!(read_part(&path).unwrap(), [batch]);
+    }
+
+    /// Goal: the first rows of a large file cost what they are. Method: the last row group is damaged, which
+    /// only who reads it can see.
+    #[test]
+    fn the_first_rows_are_read_without_the_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.parquet");
+        let batch = rows::tests::examples(4, 2000);
+        let mut writer = PartWriter::create(&path, batch.schema()).unwrap();
+        writer.write(&batch).unwrap();
+        writer.finish().unwrap();
+        assert_eq!(read_first(&path, 9999).unwrap(), (read_part(&path).unwrap(), 2000));
+        let last = open(&path).unwrap().metadata().row_groups().last().unwrap().clone();
+        let mut bytes = fs_err::read(&path).unwrap();
+        let (start, len) = last.column(0).byte_range();
+        let end = (start + len) as usize;
+        bytes[end - 64..end].fill(0xff);
+        fs_err::write(&path, bytes).unwrap();
+        assert!(read_part(&path).is_err());
+        let (first, rows_count) = read_first(&path, 7).unwrap();
+        assert_eq!(rows_count, 2000);
+        assert_eq!(first, [batch.slice(0, 7)]);
     }
 
     #[test]

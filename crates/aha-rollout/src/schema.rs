@@ -154,12 +154,12 @@ pub fn sft_examples() -> SchemaRef {
     ])
 }
 
-/// Prompts that kept failing and that the run went on without.
+/// Prompts that kept failing, and examples whose batch gave no number: the run went on without.
 pub fn set_aside() -> SchemaRef {
     schema(vec![
-        text(col::STAGE, "stage that asked for completions"),
-        whole(col::STEP, "step that asked for completions"),
-        text(col::PROMPT_ID, "prompt that was set aside"),
+        text(col::STAGE, "stage that asked for completions, or trains on the example"),
+        whole(col::STEP, "step that asked for completions, or trained on the example"),
+        text(col::PROMPT_ID, "prompt that was set aside; of an `sft` stage, the example"),
         whole(col::FAILURES_COUNT, "how often it failed before it was set aside"),
         text(col::ERROR, "error of the last failure"),
         wall_clock(col::AT, "when it was set aside; UTC"),

@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aha_compute::ops::attention::{KvCache, PAGE_LEN, PagedSeq};
 use aha_compute::ops::lm_head;
@@ -70,13 +71,15 @@ impl Sampler {
     }
 
     /// Draws every completion of `requests` from `model` and hands each to `done` as it ends, in no promised order.
-    /// `done` returns whether to go on; the rest is dropped if not.
+    /// `done` returns whether to go on; the rest is dropped if not. So it is when `cancel` is raised, which is
+    /// looked at before each forward pass.
     pub fn run(
         &mut self,
         model: &Model,
         requests: &[Request],
         sampling: &Sampling,
         random: Philox,
+        cancel: &AtomicBool,
         done: &mut dyn FnMut(Completion) -> bool,
     ) -> Result<(), Error> {
         sampling.check()?;
@@ -97,7 +100,7 @@ impl Sampler {
             live: Vec::new(),
             stopped: false,
         };
-        while !batch.stopped && batch.admit() {
+        while !batch.stopped && !cancel.load(Ordering::Relaxed) && batch.admit() {
             batch.step(done);
         }
         batch.release_all();

@@ -5,6 +5,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aha_compute::Device;
 use aha_compute::random::Philox;
@@ -68,10 +69,17 @@ fn sample(
     let mut sampler = Sampler::new(model, tokenizer(), limits);
     let mut completions = Vec::new();
     sampler
-        .run(model, requests, sampling, Philox::new(5), &mut |completion| {
-            completions.push(completion);
-            true
-        })
+        .run(
+            model,
+            requests,
+            sampling,
+            Philox::new(5),
+            &AtomicBool::new(false),
+            &mut |completion| {
+                completions.push(completion);
+                true
+            },
+        )
         .unwrap();
     completions.sort_by_key(|c| (c.request_idx, c.sample_idx));
     completions
@@ -196,6 +204,30 @@ fn a_small_cache_serves_more_sequences_than_it_holds() {
                 .all(|c| c.finish_reason == FinishReason::Length && c.token_ids.len() == 60)
         );
     }
+}
+
+#[test]
+fn a_run_that_is_cancelled_ends_before_its_next_forward_pass_and_leaves_nothing_behind() {
+    let device = Device::cpu(2);
+    let model = model("tiny_llama", &device);
+    let whole = sample(&model, &requests(), &sampling(), Limits::default());
+    let mut sampler = Sampler::new(&model, tokenizer(), Limits::default());
+    let mut run = |cancel: &AtomicBool, raises: bool| {
+        let mut completions = Vec::new();
+        sampler
+            .run(&model, &requests(), &sampling(), Philox::new(5), cancel, &mut |completion| {
+                completions.push(completion);
+                cancel.fetch_or(raises, Ordering::Relaxed);
+                true
+            })
+            .unwrap();
+        completions.sort_by_key(|c| (c.request_idx, c.sample_idx));
+        completions
+    };
+    assert!(run(&AtomicBool::new(true), false).is_empty());
+    let some = run(&AtomicBool::new(false), true).len();
+    assert!(0 < some && some < whole.len(), "{some} of {}", whole.len());
+    assert_same("after two that were cancelled", &whole, &run(&AtomicBool::new(false), false));
 }
 
 #[test]

@@ -81,7 +81,7 @@ impl View {
                     self.screen.line(&text);
                 }
             }
-            Event::StageDone { stage, summary } => self.done(&mut state, &stage, &summary),
+            Event::StageDone { stage } => self.done(&mut state, &stage),
             Event::Print { stage, description, text } => {
                 let title = if description.is_empty() { stage } else { description };
                 state.tables.push(format!("\n{title}\n{}\n", text.trim_end()));
@@ -128,13 +128,12 @@ impl View {
         }
     }
 
-    fn done(&self, state: &mut State, stage: &str, summary: &str) {
+    fn done(&self, state: &mut State, stage: &str) {
         let mut line = format!("{}{stage} done", state.place(stage));
         if let Some(current) = state.current.take().filter(|current| current.stage == stage) {
             line += &format!(" in {}", text::duration(current.pace.began.elapsed()));
-            let said = if summary.is_empty() { current.measures.as_str() } else { summary };
-            if !said.is_empty() {
-                line += &format!(": {said}");
+            if !current.measures.is_empty() {
+                line += &format!(": {}", current.measures);
             }
             clear(Some(current));
         }
@@ -215,9 +214,7 @@ fn event_json(event: &Event) -> Value {
         Event::Warning { stage, message, hint } => {
             json!({"event": "warning", "stage": stage, "message": message, "hint": hint})
         }
-        Event::StageDone { stage, summary } => {
-            json!({"event": "stage_done", "stage": stage, "summary": summary})
-        }
+        Event::StageDone { stage } => json!({"event": "stage_done", "stage": stage}),
         Event::Print { stage, description, text } => {
             json!({"event": "print", "stage": stage, "description": description, "text": text})
         }

@@ -43,7 +43,7 @@ pub enum StageOutput {
     Evals,
     /// Rows of metrics.
     Metrics,
-    /// Prompts that could not be served.
+    /// Prompts that could not be served, and examples whose batch gave no number.
     SetAside,
     /// What a query gave.
     Query {

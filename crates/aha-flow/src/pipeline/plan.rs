@@ -10,7 +10,7 @@ use super::memory::{Breakdown, predict, shown};
 use super::models::{ModelSource, TokenizerSource};
 use super::resolve::Facts;
 use super::sampling::{Optimizer, ScheduleKind, Template};
-use super::stages::{Pipeline, Stage, StageKind};
+use super::stages::{LossOn, Pipeline, RlStage, SftStage, Stage, StageKind};
 
 /// A pipeline with what was found out about it.
 #[derive(Clone, Debug)]
@@ -60,7 +60,7 @@ impl Plan {
             if !stage.description.is_empty() {
                 let _ = writeln!(text, "     {}", stage.description);
             }
-            for line in details(stage) {
+            for line in details(stage, &self.facts) {
                 let _ = writeln!(text, "     {line}");
             }
             let _ = writeln!(text, "     memory {}", self.memory[idx].describe());
@@ -181,52 +181,14 @@ fn headline(stage: &Stage) -> String {
 }
 
 /// The lines of a stage's settings.
-fn details(stage: &Stage) -> Vec<String> {
+fn details(stage: &Stage, facts: &Facts) -> Vec<String> {
     match &stage.kind {
         StageKind::Sft(sft) => {
-            let limit = sft.max_steps.map(|n| format!(", at most {n} steps")).unwrap_or_default();
-            vec![
-                format!("data      {}", one_line(&sft.data.0)),
-                format!("template  {}", template(&sft.template)),
-                format!("{} epochs of batches of {}{limit}", sft.epochs, sft.batch_size),
-                format!("loss      mean over the {} tokens of a batch", sft.loss_on.word()),
-                format!("optimizer {}", optimizer(&sft.optimizer, sft.grad_clip)),
-            ]
+            let columns = facts.queries.get(&format!("stage.{}.data", stage.name));
+            let is_plain = columns.is_some_and(|c| c.iter().any(|column| column.name == "text"));
+            details_of_sft(sft, is_plain)
         }
-        StageKind::Rl(rl) => {
-            let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
-            let optimizer_steps = u64::from(rl.minibatches) * u64::from(rl.inner_epochs);
-            let mut lines = vec![
-                format!("prompts   {}", one_line(&rl.prompts.0)),
-                format!("template  {}", template(&rl.template)),
-                format!(
-                    "{} steps of {} prompts x {} completions = {} rollouts, {} optimizer steps each",
-                    rl.steps,
-                    rl.prompts_per_step,
-                    rl.group_size,
-                    grouped(rows),
-                    optimizer_steps
-                ),
-                format!(
-                    "sampling  temperature {:?}, top_p {:?}, top_k {}, at most {} tokens",
-                    rl.sampling.temperature,
-                    rl.sampling.top_p,
-                    rl.sampling.top_k,
-                    rl.sampling.max_tokens
-                ),
-                format!("rewards   {}", rewards(&rl.rewards)),
-                "objective".to_owned(),
-            ];
-            lines.extend(formula(&rl.objective).lines().map(|line| format!("    {line}")));
-            if rl.objective.kl_coef > 0.0 {
-                lines.push(match rl.reference.refresh_every {
-                    0 => "reference the model that the stage starts from".to_owned(),
-                    n => format!("reference the policy of every {n} optimizer steps"),
-                });
-            }
-            lines.push(format!("optimizer {}", optimizer(&rl.optimizer, rl.grad_clip)));
-            lines
-        }
+        StageKind::Rl(rl) => details_of_rl(rl),
         StageKind::Sample(sample) => vec![
             format!("prompts   {}", one_line(&sample.prompts.0)),
             format!("template  {}", template(&sample.template)),
@@ -251,6 +213,55 @@ fn details(stage: &Stage) -> Vec<String> {
             vec![format!("out       {out} ({})", export.dtype.word())]
         }
     }
+}
+
+/// Plain text takes no template, and all its tokens count.
+fn details_of_sft(sft: &SftStage, is_plain: bool) -> Vec<String> {
+    let limit = sft.max_steps.map(|n| format!(", at most {n} steps")).unwrap_or_default();
+    let template = if is_plain { "none, plain text" } else { template(&sft.template) };
+    let counted = match sft.loss_on {
+        LossOn::Completion if !is_plain => "the completion tokens",
+        LossOn::Completion | LossOn::All => "all tokens",
+    };
+    vec![
+        format!("data      {}", one_line(&sft.data.0)),
+        format!("template  {template}"),
+        format!("{} epochs of batches of {}{limit}", sft.epochs, sft.batch_size),
+        format!("loss      mean over {counted} of a batch"),
+        format!("optimizer {}", optimizer(&sft.optimizer, sft.grad_clip)),
+    ]
+}
+
+fn details_of_rl(rl: &RlStage) -> Vec<String> {
+    let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
+    let optimizer_steps = u64::from(rl.minibatches) * u64::from(rl.inner_epochs);
+    let mut lines = vec![
+        format!("prompts   {}", one_line(&rl.prompts.0)),
+        format!("template  {}", template(&rl.template)),
+        format!(
+            "{} steps of {} prompts x {} completions = {} rollouts, {} optimizer steps each",
+            rl.steps,
+            rl.prompts_per_step,
+            rl.group_size,
+            grouped(rows),
+            optimizer_steps
+        ),
+        format!(
+            "sampling  temperature {:?}, top_p {:?}, top_k {}, at most {} tokens",
+            rl.sampling.temperature, rl.sampling.top_p, rl.sampling.top_k, rl.sampling.max_tokens
+        ),
+        format!("rewards   {}", rewards(&rl.rewards)),
+        "objective".to_owned(),
+    ];
+    lines.extend(formula(&rl.objective).lines().map(|line| format!("    {line}")));
+    if rl.objective.kl_coef > 0.0 {
+        lines.push(match rl.reference.refresh_every {
+            0 => "reference the model that the stage starts from".to_owned(),
+            n => format!("reference the policy of every {n} optimizer steps"),
+        });
+    }
+    lines.push(format!("optimizer {}", optimizer(&rl.optimizer, rl.grad_clip)));
+    lines
 }
 
 fn rewards(rewards: &[super::rewards::Reward]) -> String {

@@ -70,7 +70,9 @@ impl Stage {
     pub fn side_tables(&self) -> Vec<(String, StageOutput)> {
         let set_aside = |name: &str| (format!("{name}_set_aside"), StageOutput::SetAside);
         match &self.kind {
-            StageKind::Rl(_) | StageKind::Sample(_) => vec![set_aside(&self.name)],
+            StageKind::Sft(_) | StageKind::Rl(_) | StageKind::Sample(_) => {
+                vec![set_aside(&self.name)]
+            }
             StageKind::Eval(eval) => {
                 let reward_names = vec![eval.reward.name().to_owned()];
                 let of_model = |model: &String| {
@@ -80,7 +82,7 @@ impl Stage {
                 };
                 eval.model.0.iter().flat_map(of_model).collect()
             }
-            StageKind::Sft(_) | StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
+            StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
         }
     }
 }

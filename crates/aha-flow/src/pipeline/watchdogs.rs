@@ -31,8 +31,8 @@ section! {
         pub unparsed: Watch = Watch::Warn;
         /// Share of completions without an answer that is still well.
         pub unparsed_share_max: f64 = 0.9, "in [0, 1]" |x| *x >= 0.0 && *x <= 1.0;
-        /// A stop token that ended completions but is outside the loss mask, so that the model
-        /// never learns to stop.
+        /// Completions that ended at a stop token which isn't among the tokens that the loss is
+        /// over, so that the model never learns to stop.
         pub stop_token_masked: Watch = Watch::Stop;
         /// A chat template that gives other tokens for a prompt alone than for the prompt with a
         /// completion after it.
@@ -52,14 +52,19 @@ section! {
 }
 
 section! {
-    /// What is watched before an `sft` stage trains.
+    /// What is watched before an `sft` stage trains, and while it does.
     pub struct SftWatchdogs {
-        /// No example has the stop token inside its loss mask, so that the model never learns to
-        /// stop.
+        /// Examples whose stop token is outside the loss mask, so that the model never learns to
+        /// stop, or a tokenizer without one. Examples whose end was cut off don't count.
         pub stop_token_masked: Watch = Watch::Stop;
         /// A chat template that gives other tokens for a prompt alone than for the prompt with a
         /// completion after it.
         pub template_breaks_mask: Watch = Watch::Stop;
+        /// A loss or gradient that is not a number. The batch is set aside, in the table
+        /// `NAME_set_aside`, and the weights are kept; `warn` then goes on, `stop` stops.
+        pub nan: Watch = Watch::Warn;
+        /// Batches set aside for NaN in one stage, at most; one more stops the run.
+        pub nan_batches_max: u32 = 3;
     }
 }
 

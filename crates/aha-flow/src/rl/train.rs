@@ -298,6 +298,16 @@ fn is_truncated(view: &RolloutsView<'_>, row: usize) -> bool {
     view.finish_reason(row) == aha_sample::FinishReason::Length.as_str()
 }
 
+/// Completions that a stop token ended but whose last token is another: the loss is over a completion's
+/// tokens, so the model would not learn to stop.
+fn stops_outside_mask(view: &RolloutsView<'_>, stop_ids: &[u32]) -> usize {
+    let lacks_it = |&row: &usize| {
+        view.finish_reason(row) == aha_sample::FinishReason::Stop.as_str()
+            && !view.completion_token_ids(row).last().is_some_and(|id| stop_ids.contains(id))
+    };
+    (0..view.rows_count()).filter(lacks_it).count()
+}
+
 fn facts(
     view: &RolloutsView<'_>,
     groups: &Groups,
@@ -313,11 +323,51 @@ fn facts(
     Facts {
         completions: view.rows_count(),
         truncated: rows.clone().filter(|&r| is_truncated(view, r)).count(),
+        stop_outside_mask: stops_outside_mask(view, &shared.sampling.stop_token_ids),
         unparsed: answers.as_ref().map(unparsed),
         groups: groups.lens.len(),
         without_signal: groups.has_signal.iter().filter(|&&s| !s).count(),
         trained: outcomes.iter().filter(|o| **o == Outcome::Trained).count(),
         nan_batches,
         ..Facts::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aha_rollout::rows::{self, RolloutRow};
+
+    use super::*;
+
+    #[test]
+    fn a_completion_that_lost_its_stop_token_is_counted() {
+        let row = |finish_reason, completion_token_ids| RolloutRow {
+            stage: "zero",
+            step: 1,
+            prompt_id: "p",
+            source: None,
+            sample_idx: 0,
+            policy_version: 0,
+            prompt: "1+1=",
+            completion: "2",
+            answer: None,
+            tests: None,
+            prompt_token_ids: &[5],
+            completion_token_ids,
+            completion_logprobs: &[-0.5, -0.5][..completion_token_ids.len()],
+            finish_reason,
+            finished_at_us: 0,
+        };
+        let rows = [
+            row("stop", &[7, 2]),
+            row("stop", &[2, 7]),
+            row("stop", &[]),
+            row("length", &[7, 7]),
+            row("stop_string", &[7]),
+        ];
+        let rows = rows::rollouts(&rows).unwrap();
+        let view = RolloutsView::new(&rows, Progress::Sampled).unwrap();
+        assert_eq!(stops_outside_mask(&view, &[2, 3]), 2);
+        assert_eq!(stops_outside_mask(&view, &[2, 7]), 1);
     }
 }

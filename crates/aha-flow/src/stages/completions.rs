@@ -76,11 +76,13 @@ impl Draws {
         self.scorer.as_ref().map_or(&[], Scorer::names)
     }
 
-    /// Draws and scores one chunk, on the caller's thread. `group_done` is called after each prompt.
+    /// Draws and scores one chunk, on the caller's thread. `group_done` is called after each prompt. Raising
+    /// `cancel` drops the chunk: made again, it has the same rows.
     pub fn chunk(
         &self,
         sampler: &mut aha_sample::Sampler,
         idx: usize,
+        cancel: &AtomicBool,
         group_done: &dyn Fn(),
     ) -> Result<Chunk> {
         let start = idx * CHUNK_PROMPTS;
@@ -95,9 +97,7 @@ impl Draws {
             samples: self.samples,
         };
         let mut groups: Vec<(usize, RecordBatch)> = Vec::new();
-        // A chunk is always finished: who wants to stop looks between chunks.
-        let never = AtomicBool::new(false);
-        let failed = generate::generate(sampler, &source, &prompts, &never, &mut |row, rows| {
+        let failed = generate::generate(sampler, &source, &prompts, cancel, &mut |row, rows| {
             groups.push((row, rows));
             group_done();
             Ok(())
@@ -160,7 +160,8 @@ pub struct Owner<'a> {
     pub chunks_before: usize,
 }
 
-/// Makes the parts that the table doesn't have yet. Leaves after a chunk when asked to stop.
+/// Makes the parts that the table doesn't have yet. Asked to stop, it leaves at once, without the chunk that
+/// it is at.
 pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<()> {
     let tables = Arc::new(Tables::open(owner.dir, &draws)?);
     let thread = ComputeThread::start("aha-sampler")?;
@@ -174,12 +175,13 @@ pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<()> {
             return Err(Error::Interrupted);
         }
         let (job_draws, job_tables) = (Arc::clone(&draws), Arc::clone(&tables));
+        let stop = owner.stop.clone();
         let began = Instant::now();
         let job = move || -> Result<_> {
             let model = &job_draws.model;
             let make = || generate::sampler(&model.model, &model.tokenizer, &job_draws.run);
             let mut sampler = sampler.unwrap_or_else(make);
-            let chunk = job_draws.chunk(&mut sampler, idx, &|| ())?;
+            let chunk = job_draws.chunk(&mut sampler, idx, stop.flag(), &|| ())?;
             job_tables.write(idx, &chunk)?;
             Ok((sampler, chunk))
         };

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aha_model::save::SaveDtype;
+use aha_model::save::{self, SaveDtype};
 
 use crate::error::{Error, Result};
 use crate::models::{self, Loaded};
@@ -28,7 +28,8 @@ impl Export<'_> {
     }
 }
 
-/// Writes a model to `out` in Hugging Face layout. A model that is there is replaced; anything else is left.
+/// Writes a model to `out` in Hugging Face layout. A model that was written there before is replaced; a
+/// directory that holds anything else is refused, and left as it is.
 pub fn write(base: &Loaded, out: &Path, dtype: Dtype) -> Result<()> {
     // A name alone has no parent to make or to flush.
     let out = &std::path::absolute(out).map_err(Error::io("find", out))?;
@@ -43,23 +44,34 @@ pub fn write(base: &Loaded, out: &Path, dtype: Dtype) -> Result<()> {
     models::save(out, &base.model, &base.tokenizer, dtype)
 }
 
-/// The directory is replaced whole, so it must not hold anything but a model.
+/// The directory is replaced whole, so it must not hold anything but what an export writes.
 fn check_place(out: &Path) -> Result<()> {
-    let refuse = |found: &str| {
+    let refuse = |found: String| {
         let message = format!("can't export to `{}`: {found}", out.display());
         Err(Error::input_with(
             message,
-            "name a directory that is empty, isn't there, or holds a model to replace",
+            "name a directory that is empty, isn't there, or holds nothing but a model that was written by aha",
         ))
     };
-    if out.is_file() {
-        return refuse("there is a file of that name");
+    if !out.is_dir() {
+        return if out.exists() { refuse("there is a file of that name".into()) } else { Ok(()) };
     }
-    if !out.is_dir() || out.join("config.json").is_file() {
-        return Ok(());
+    let (mut is_empty, mut is_model) = (true, false);
+    for entry in fs_err::read_dir(out).map_err(Error::io("list", out))? {
+        let entry = entry.map_err(Error::io("list", out))?;
+        let kind = entry.file_type().map_err(Error::io("look at", &entry.path()))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        // A link leads to what somebody else keeps.
+        if !kind.is_file() || !save::is_written(&name) {
+            return refuse(format!("the directory also holds `{name}`"));
+        }
+        (is_empty, is_model) = (false, is_model || name == "config.json");
     }
-    let mut entries = fs_err::read_dir(out).map_err(Error::io("list", out))?;
-    if entries.next().is_some() { refuse("the directory holds other files") } else { Ok(()) }
+    if is_empty || is_model {
+        Ok(())
+    } else {
+        refuse("the directory holds files, but no config.json".into())
+    }
 }
 
 #[cfg(test)]
@@ -69,17 +81,27 @@ mod tests {
     #[test]
     fn what_is_no_model_is_never_replaced() {
         let temp = tempfile::tempdir().unwrap();
+        let refused = |path: &Path| check_place(path).unwrap_err().to_string();
         check_place(&temp.path().join("new")).unwrap();
-        check_place(temp.path()).unwrap();
-        fs_err::write(temp.path().join("thesis.tex"), "years of work").unwrap();
-        assert!(check_place(temp.path()).unwrap_err().to_string().contains("holds other files"));
-        assert!(
-            check_place(&temp.path().join("thesis.tex"))
-                .unwrap_err()
-                .to_string()
-                .contains("a file")
-        );
-        fs_err::write(temp.path().join("config.json"), "{}").unwrap();
-        check_place(temp.path()).unwrap();
+        let out = &temp.path().join("out");
+        fs_err::create_dir(out).unwrap();
+        check_place(out).unwrap();
+        fs_err::write(out.join("thesis.tex"), "years of work").unwrap();
+        assert!(refused(out).contains("also holds `thesis.tex`"), "{}", refused(out));
+        assert!(refused(&out.join("thesis.tex")).contains("a file"));
+        // A config of the same name makes no model of it.
+        fs_err::write(out.join("config.json"), "{}").unwrap();
+        assert!(refused(out).contains("also holds `thesis.tex`"), "{}", refused(out));
+        fs_err::remove_file(out.join("thesis.tex")).unwrap();
+        check_place(out).unwrap();
+        // Nor do folders and links of the names that an export gives.
+        fs_err::create_dir(out.join("tokenizer.json")).unwrap();
+        assert!(refused(out).contains("tokenizer.json"));
+        fs_err::remove_dir(out.join("tokenizer.json")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", out.join("model.safetensors")).unwrap();
+        assert!(refused(out).contains("model.safetensors"));
+        fs_err::remove_file(out.join("model.safetensors")).unwrap();
+        fs_err::rename(out.join("config.json"), out.join("tokenizer.json")).unwrap();
+        assert!(refused(out).contains("no config.json"));
     }
 }

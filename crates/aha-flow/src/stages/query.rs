@@ -2,7 +2,6 @@
 
 use aha_data::{Format, Session, write_result};
 use aha_rollout::read;
-use arrow::array::RecordBatch;
 
 use super::completions::part_name;
 use crate::error::{Error, Result};
@@ -82,17 +81,7 @@ impl Query<'_> {
     fn shown(&self, rows_max: usize) -> Result<String> {
         let path = self.dir.table(self.stage).join(part_name(0));
         let schema = read::read_schema(&path)?;
-        let batches = read::read_part(&path)?;
-        let rows_count: usize = batches.iter().map(RecordBatch::num_rows).sum();
-        let mut left = rows_max;
-        let first: Vec<RecordBatch> = batches
-            .iter()
-            .map(|batch| {
-                let part = batch.slice(0, batch.num_rows().min(left));
-                left -= part.num_rows();
-                part
-            })
-            .collect();
+        let (first, rows_count) = read::read_first(&path, rows_max)?;
         let mut text = Vec::new();
         write_result(&schema, &first, Format::Table, &mut text)?;
         let mut text = String::from_utf8_lossy(&text).trim_end().to_owned();

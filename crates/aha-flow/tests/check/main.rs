@@ -119,6 +119,23 @@ fn overrides_replace_what_the_file_says() {
 }
 
 #[test]
+fn the_plan_says_which_tokens_the_loss_is_over() {
+    let loss = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+        let plan = check_text("good.toml", &good(), &sets).unwrap().to_text();
+        let lines = plan.lines().filter(|line| line.trim_start().starts_with("loss  "));
+        lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
+    };
+    let (completion, all) = (
+        "loss      mean over the completion tokens of a batch",
+        "loss      mean over all tokens of a batch",
+    );
+    assert_eq!(loss(&[]), [completion, completion]);
+    assert_eq!(loss(&["stage.cold.loss_on=all"]), [all, completion]);
+    assert_eq!(loss(&["stage.cold.data=SELECT prompt AS text FROM problems"]), [all, completion]);
+}
+
+#[test]
 fn problems_of_overrides_are_shown_like_those_of_the_file() {
     let sets =
         ["stage.zeroo.steps=3", "stage.zero.stepps=3", "stage.zero.steps=many", "run.seed", "x.=1"]

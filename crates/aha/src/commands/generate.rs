@@ -1,5 +1,7 @@
 //! `aha generate`: completions of one prompt.
 
+use std::sync::atomic::AtomicBool;
+
 use aha_flow::generate::{address, sampler, stage_random};
 use aha_flow::models::{self, Loaded};
 use aha_flow::pipeline::{Run, Sampling, Template};
@@ -117,7 +119,9 @@ fn draw(
     bar.set_prefix("completions");
     let mut completions = Vec::new();
     let mut sampler = sampler(&loaded.model, &loaded.tokenizer, &Run::default());
-    sampler.run(&loaded.model, &[request], &sampling, random, &mut |completion| {
+    // A signal ends this command as it is: nothing is lost.
+    let never = AtomicBool::new(false);
+    sampler.run(&loaded.model, &[request], &sampling, random, &never, &mut |completion| {
         completions.push(completion);
         bar.inc(1);
         true
