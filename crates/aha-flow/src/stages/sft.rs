@@ -139,8 +139,7 @@ impl Sft<'_> {
     fn begin(&self, base: &Loaded) -> Result<(Learner, u64)> {
         match checkpoint::newest(self.dir, self.stage, self.device)? {
             Some(saved) => {
-                let mut learner = Learner::new(saved.model);
-                learner.restore(saved.optimizer, saved.position.version);
+                let learner = Learner::resume(saved.model, saved.optimizer, saved.position.version);
                 Ok((learner, saved.position.step))
             }
             None => Ok((Learner::new(Arc::clone(&base.model)), 0)),
