@@ -330,6 +330,92 @@ mod tests {
         assert_eq!(facts_of_random(&model, 49_152).param_count, 134_515_008);
     }
 
+    /// SmolLM2, and a model with a head of its own.
+    fn models() -> [ModelFacts; 2] {
+        let tied = RandomModel {
+            hidden_size: 576,
+            intermediate_size: 1536,
+            layers: 30,
+            heads: 9,
+            kv_heads: 3,
+            ..RandomModel::default()
+        };
+        let untied = RandomModel { tie_word_embeddings: false, ..tied.clone() };
+        [tied, untied].map(|model| facts_of_random(&model, 49_152))
+    }
+
+    /// What the first stage of a pipeline needs of a part; 0 where its largest phase has no such part.
+    fn part(name: &str, stage: &str, model: &ModelFacts) -> u64 {
+        let text = format!(
+            "[run]\nthreads = 2\nsequences_max = 100\nkv_cache = '4GiB'\n[models]\nbase = 'base'\n\
+             [[stage]]\nname = 'a'\nmodel = 'base'\n{stage}"
+        );
+        let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
+        let pipeline = crate::pipeline::parse(text).unwrap();
+        let found = predict(&pipeline, &pipeline.stages[0], Some(model));
+        found.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).sum()
+    }
+
+    const SFT: &str = "kind = 'sft'\ndata = 'SELECT 1'";
+    const SAMPLE: &str =
+        "kind = 'sample'\nprompts = 'SELECT 1'\nn = 4\nsampling = { max_tokens = 1000 }";
+    const RL: &str = "kind = 'rl'\nprompts = 'SELECT 1'\nrewards = [{ kind = 'math' }]";
+
+    #[test]
+    fn a_tied_embedding_has_two_gradients_and_an_untied_one_is_not_packed() {
+        let [tied, untied] = models();
+        let embedding = 4 * 49_152 * 576;
+        assert_eq!(part("gradients", SFT, &tied), 4 * tied.param_count + embedding);
+        assert_eq!(part("gradients", SFT, &untied), 4 * untied.param_count);
+        assert_eq!(part("packed weights", SFT, &tied), 4 * tied.param_count);
+        assert_eq!(part("packed weights", SFT, &untied), 4 * untied.param_count - embedding);
+    }
+
+    #[test]
+    fn logits_are_those_of_a_chunk() {
+        let [model, _] = models();
+        assert_eq!(part("logits", SFT, &model), 4 * 49_152 * 192);
+        let few = format!("{SFT}\nmicro_batch_tokens = 64\nmax_tokens = 64");
+        assert_eq!(part("logits", &few, &model), 4 * 49_152 * 64);
+        // Two threads draw.
+        assert_eq!(part("logits", SAMPLE, &model), 4 * 49_152 * (85 + 2));
+    }
+
+    #[test]
+    fn completions_are_those_of_a_chunk_of_prompts() {
+        let [model, _] = models();
+        assert_eq!(part("rollouts", SAMPLE, &model), 64 * 4 * 1000 * 48);
+        let [rollouts, rows] = [part("rollouts", RL, &model), 32 * 16];
+        assert_eq!(rollouts, rows * 256 * 48);
+    }
+
+    #[test]
+    fn a_cache_is_no_larger_than_its_sequences() {
+        let [model, _] = models();
+        assert_eq!(part("kv cache", SAMPLE, &model), 4 << 30);
+        // 101 sequences of 33 pages of 16 positions.
+        let short = ModelFacts { max_position_embeddings: 512, ..model };
+        assert_eq!(part("kv cache", SAMPLE, &short), 101 * 33 * 16 * 2 * 4 * 30 * 192);
+    }
+
+    #[test]
+    fn checkpointing_keeps_two_sums_per_layer() {
+        let [model, _] = models();
+        let sets = format!("{SFT}\nactivation_checkpointing = true");
+        let block = 4 * 576 + 2 * (576 + 192) + 3 * 1536 + 9;
+        let of_tokens = |floats: u64| 4 * 4096 * floats;
+        assert_eq!(part("activations", SFT, &model), of_tokens(30 * block + 4 * 576));
+        assert_eq!(part("activations", &sets, &model), of_tokens(2 * 30 * 576 + block + 4 * 576));
+    }
+
+    #[test]
+    fn an_exported_model_is_read_from_a_file() {
+        let [model, _] = models();
+        assert_eq!(part("file", "kind = 'export'", &model), 4 * model.param_count);
+        let tiny = facts_of_random(&RandomModel::default(), 100);
+        assert_eq!(part("queries", "kind = 'export'", &tiny), 256 << 20);
+    }
+
     #[test]
     fn sizes_are_shown_with_few_digits() {
         assert_eq!(shown(0), "0 B");
