@@ -216,7 +216,7 @@ fn a_run_that_goes_on_with_other_bounds_ends_with_the_same_bits() {
         "run.sequences_max=3",
         "run.kv_cache='1MiB'",
         "run.checkpoint_keep=1",
-        "stage.base.micro_batch_tokens=40",
+        "stage.base.micro_batch_tokens=1024",
         "stage.base.checkpoint_every=3",
         "stage.base.activation_checkpointing=true",
         "stage.base.watchdogs.stop_token_masked='warn'",
