@@ -1,7 +1,9 @@
 //! A processor that owns tensors and runs ops on them.
 //!
 //! [`Device`] is a cheap handle. Freed buffers are kept for the next tensor of their size, because fresh
-//! pages from the system cost more than most element-wise ops.
+//! pages from the system cost more than most element-wise ops. They are never so many that a device holds
+//! more than the most that was in use at once and [`SPARE_BYTES_MAX`]: so what a program needs can be
+//! predicted from its tensors.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,8 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::pool::Pool;
 use crate::simd::Isa;
 
-/// Most bytes of freed buffers that a device keeps.
-const KEPT_BYTES_MAX: usize = 1 << 30;
+/// Bytes that kept buffers may add to the most that was in use at once: batches differ in size, and those of
+/// small models are kept side by side.
+pub const SPARE_BYTES_MAX: usize = 64 << 20;
 /// Buffers shorter than this are left to the allocator.
 const KEPT_LEN_MIN: usize = 1024;
 
@@ -22,13 +25,17 @@ pub struct Device(Arc<Cpu>);
 struct Cpu {
     isa: Isa,
     pool: Pool,
-    freed: Mutex<Freed>,
+    buffers: Mutex<Buffers>,
 }
 
+/// Freed buffers, and how much is in use.
 #[derive(Default)]
-struct Freed {
-    by_capacity: BTreeMap<usize, Vec<Vec<f32>>>,
-    bytes: usize,
+struct Buffers {
+    /// As long as their capacity; no list is empty.
+    kept: BTreeMap<usize, Vec<Vec<f32>>>,
+    kept_bytes: usize,
+    in_use_bytes: usize,
+    in_use_bytes_max: usize,
 }
 
 impl Device {
@@ -45,7 +52,7 @@ impl Device {
         } else {
             threads
         };
-        Device(Arc::new(Cpu { isa, pool: Pool::new(threads), freed: Mutex::default() }))
+        Device(Arc::new(Cpu { isa, pool: Pool::new(threads), buffers: Mutex::default() }))
     }
 
     /// The instruction set that kernels use.
@@ -72,45 +79,82 @@ impl Device {
 
     /// A buffer of `len` floats with unspecified (but initialised) contents.
     pub(crate) fn take(&self, len: usize) -> Vec<f32> {
-        if len >= KEPT_LEN_MIN {
-            let mut freed = self.freed();
-            let found = freed
-                .by_capacity
-                .range_mut(len..=len + len / 4)
-                .find_map(|(_, buffers)| buffers.pop());
-            if let Some(mut buffer) = found {
-                freed.bytes -= buffer.capacity() * size_of::<f32>();
-                // Kept buffers are as long as their capacity.
-                buffer.truncate(len);
-                return buffer;
-            }
+        if len < KEPT_LEN_MIN {
+            return vec![0.0; len];
         }
-        vec![0.0; len]
+        let (found, shed) = self.buffers().take(len);
+        // Outside the lock, because returning memory to the system takes long; before more is asked for.
+        drop(shed);
+        found.unwrap_or_else(|| vec![0.0; len])
     }
 
-    /// Takes back a buffer.
+    /// Takes back a buffer of [`Device::take`].
     pub(crate) fn give(&self, mut buffer: Vec<f32>) {
         let capacity = buffer.capacity();
-        let bytes = capacity * size_of::<f32>();
         if capacity < KEPT_LEN_MIN {
             return;
         }
-        let mut freed = self.freed();
-        if freed.bytes + bytes > KEPT_BYTES_MAX {
-            return;
-        }
         buffer.resize(capacity, 0.0);
-        freed.bytes += bytes;
-        freed.by_capacity.entry(capacity).or_default().push(buffer);
+        let shed = self.buffers().give(buffer);
+        drop(shed);
     }
 
-    /// Returns every kept buffer to the system.
+    /// Returns every kept buffer to the system, and forgets how much was in use at once.
     pub fn trim(&self) {
-        *self.freed() = Freed::default();
+        let mut buffers = self.buffers();
+        let in_use_bytes = buffers.in_use_bytes;
+        *buffers = Buffers { in_use_bytes, in_use_bytes_max: in_use_bytes, ..Buffers::default() };
     }
 
-    fn freed(&self) -> MutexGuard<'_, Freed> {
-        self.0.freed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn buffers(&self) -> MutexGuard<'_, Buffers> {
+        self.0.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Buffers {
+    /// A kept buffer of about `len` floats, if there is one, and what has to go before a fresh one is made.
+    fn take(&mut self, len: usize) -> (Option<Vec<f32>>, Vec<Vec<f32>>) {
+        let fitting = self.kept.range(len..=len + len / 4).next().map(|(&capacity, _)| capacity);
+        let found = fitting.and_then(|capacity| self.remove(capacity));
+        self.in_use_bytes += fitting.unwrap_or(len) * size_of::<f32>();
+        self.in_use_bytes_max = self.in_use_bytes_max.max(self.in_use_bytes);
+        let found = found.map(|mut buffer| {
+            buffer.truncate(len);
+            buffer
+        });
+        (found, self.shed())
+    }
+
+    /// Keeps a buffer that was in use. Returns what has to go.
+    fn give(&mut self, buffer: Vec<f32>) -> Vec<Vec<f32>> {
+        let bytes = size_of_val(buffer.as_slice());
+        self.in_use_bytes = self.in_use_bytes.saturating_sub(bytes);
+        self.kept_bytes += bytes;
+        self.kept.entry(buffer.len()).or_default().push(buffer);
+        self.shed()
+    }
+
+    /// What is kept beyond the bound; large buffers first, because then few have to be made again.
+    fn shed(&mut self) -> Vec<Vec<f32>> {
+        let mut shed = Vec::new();
+        while self.in_use_bytes + self.kept_bytes > self.in_use_bytes_max + SPARE_BYTES_MAX {
+            let largest = self.kept.last_key_value().map(|(&capacity, _)| capacity);
+            match largest.and_then(|capacity| self.remove(capacity)) {
+                Some(buffer) => shed.push(buffer),
+                None => break,
+            }
+        }
+        shed
+    }
+
+    fn remove(&mut self, capacity: usize) -> Option<Vec<f32>> {
+        let buffers = self.kept.get_mut(&capacity)?;
+        let buffer = buffers.pop()?;
+        if buffers.is_empty() {
+            self.kept.remove(&capacity);
+        }
+        self.kept_bytes -= size_of_val(buffer.as_slice());
+        Some(buffer)
     }
 }
 
@@ -133,6 +177,40 @@ mod tests {
         device.give(buffer);
         let again = device.take(4500);
         assert_eq!((again.as_ptr(), again.len()), (at, 4500));
+    }
+
+    /// Floats of a MiB.
+    const MIB_LEN: usize = (1 << 20) / size_of::<f32>();
+
+    /// Goal: what a device holds is at most what was in use at once, and the spare. Method: batches of growing
+    /// size, no two of which fit each other's buffers.
+    #[test]
+    fn kept_buffers_add_no_more_than_the_spare_to_what_was_in_use_at_once() {
+        let device = Device::cpu(1);
+        let mut in_use_max = 0;
+        for size in [10, 20, 40, 80, 30, 15, 50, 100] {
+            let buffers: Vec<Vec<f32>> = (0..3).map(|_| device.take(size * MIB_LEN)).collect();
+            in_use_max = in_use_max.max((3 * size) << 20);
+            buffers.into_iter().for_each(|buffer| device.give(buffer));
+            let held = device.buffers();
+            assert_eq!((held.in_use_bytes, held.in_use_bytes_max), (0, in_use_max));
+            assert!(held.kept_bytes <= in_use_max + SPARE_BYTES_MAX, "{size}: {}", held.kept_bytes);
+            let counted: usize = held.kept.iter().map(|(len, list)| 4 * len * list.len()).sum();
+            assert_eq!(held.kept_bytes, counted);
+        }
+    }
+
+    #[test]
+    fn what_is_in_use_leaves_no_room_for_what_is_kept() {
+        let device = Device::cpu(1);
+        device.give(device.take(200 * MIB_LEN));
+        assert_eq!(device.buffers().kept_bytes, 200 << 20);
+        let held: Vec<Vec<f32>> = (0..5).map(|_| device.take(40 * MIB_LEN)).collect();
+        assert_eq!(device.buffers().kept_bytes, 0, "200 MiB are in use, and 64 MiB may be spare");
+        held.into_iter().for_each(|buffer| device.give(buffer));
+        device.trim();
+        assert_eq!(device.buffers().kept_bytes, 0);
+        assert_eq!(device.buffers().in_use_bytes_max, 0);
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl Error {
             DataFusionError::Plan(message) => plan_error(message, tables, location),
             DataFusionError::ResourcesExhausted(message) => Self::Environment {
                 message: format!("the query needs more memory than it may have: {message}"),
-                hint: Some("raise the memory limit, or select fewer rows or columns".to_owned()),
+                hint: Some("raise the memory limit (`run.query_memory` of a pipeline), or select fewer rows or columns".to_owned()),
             },
             DataFusionError::IoError(error) => {
                 Self::Environment { message: error.to_string(), hint: None }

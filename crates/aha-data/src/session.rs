@@ -31,6 +31,9 @@ pub struct SessionOptions {
     /// What sorts, joins and groups may hold in memory before they spill to the disk; none for as
     /// much as they like.
     pub memory_limit_bytes: Option<usize>,
+    /// Where they spill to; none for the system's folder of temporary files. It is created, and what
+    /// is in it removed when the session ends.
+    pub spill_dir: Option<PathBuf>,
     /// Parts of a query that run at once. 1 by default: with more, the order of an answer's rows
     /// depends on which part is first, and a stage that trains on the answer would differ from
     /// run to run.
@@ -39,7 +42,7 @@ pub struct SessionOptions {
 
 impl Default for SessionOptions {
     fn default() -> Self {
-        Self { memory_limit_bytes: None, partitions: 1 }
+        Self { memory_limit_bytes: None, spill_dir: None, partitions: 1 }
     }
 }
 
@@ -62,6 +65,9 @@ impl Session {
         let mut runtime = RuntimeEnvBuilder::new();
         if let Some(bytes) = options.memory_limit_bytes {
             runtime = runtime.with_memory_limit(bytes, 1.0);
+        }
+        if let Some(dir) = &options.spill_dir {
+            runtime = runtime.with_temp_file_path(dir);
         }
         let runtime = runtime.build_arc().map_err(|error| Error::from_datafusion(&error, &[]))?;
         let context = SessionContext::new_with_config_rt(config, runtime);

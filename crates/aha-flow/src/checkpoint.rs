@@ -9,24 +9,24 @@
 //! ```
 //!
 //! Data position and random state are functions of `step`, because randomness is addressed. A checkpoint is
-//! written aside and renamed; rows that it has trained on are durable before.
+//! written aside and renamed; rows that it has trained on are durable before. Files are written and read a
+//! piece at a time: saving takes no memory that grows with the model.
+
+mod optimizer;
 
 use std::collections::BTreeMap;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use aha_compute::Device;
 use aha_compute::ops::adamw::AdamW;
-use aha_compute::{Device, Params};
 use aha_model::save::SaveDtype;
 use aha_model::{Model, Tokenizer};
-use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::models;
-use crate::rundir::{RunDir, aside, replace_dir, write_file};
+use crate::rundir::{RunDir, aside, replace_dir, sha256_of_file, write_file};
 
 /// Where a stage is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -91,7 +91,7 @@ pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<PathBuf> 
     if let Some(reference) = content.reference {
         models::save(&temporary.join("reference"), reference, content.tokenizer, SaveDtype::F32)?;
     }
-    write_optimizer(
+    optimizer::write(
         &temporary.join("optimizer.safetensors"),
         content.optimizer,
         content.model.params(),
@@ -135,7 +135,7 @@ fn load(path: &Path, device: &Device) -> Result<Saved> {
     let model = Model::load(&path.join("model"), device)?;
     let reference = path.join("reference");
     let reference = reference.exists().then(|| Model::load(&reference, device)).transpose()?;
-    let optimizer = read_optimizer(
+    let optimizer = optimizer::read(
         &path.join("optimizer.safetensors"),
         model.params(),
         position.optimizer_steps,
@@ -182,67 +182,9 @@ fn digests(root: &Path) -> Result<BTreeMap<String, String>> {
             }
             let relative = path.strip_prefix(root).unwrap_or(&path).to_string_lossy().into_owned();
             if relative != "position.json" {
-                digests.insert(relative, digest(&path)?);
+                digests.insert(relative, sha256_of_file(&path)?);
             }
         }
     }
     Ok(digests)
-}
-
-fn digest(path: &Path) -> Result<String> {
-    let mut file = fs_err::File::open(path).map_err(Error::io("open", path))?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut buffer).map_err(Error::io("read", path))? {
-            0 => break,
-            len => hasher.update(&buffer[..len]),
-        }
-    }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn write_optimizer(path: &Path, optimizer: &AdamW, params: &Params) -> Result<()> {
-    let mut bytes: Vec<(String, Vec<usize>, Vec<u8>)> = Vec::new();
-    for id in params.ids() {
-        let (m, v) = optimizer.moments(id);
-        for (kind, moment) in [("m", m), ("v", v)] {
-            let raw = moment.as_slice().iter().flat_map(|x| x.to_le_bytes()).collect();
-            bytes.push((format!("{kind}.{}", params.name(id)), moment.shape().to_vec(), raw));
-        }
-    }
-    let unwritable = |error| Error::bug(format!("the optimizer's state can't be written: {error}"));
-    let views = bytes
-        .iter()
-        .map(|(name, shape, raw)| {
-            Ok((name.clone(), TensorView::new(Dtype::F32, shape.clone(), raw)?))
-        })
-        .collect::<Result<Vec<_>, safetensors::SafeTensorError>>()
-        .map_err(unwritable)?;
-    let text = safetensors::serialize(views, None).map_err(unwritable)?;
-    write_file(path, &text)
-}
-
-fn read_optimizer(path: &Path, params: &Params, steps: u64) -> Result<AdamW> {
-    let bytes = fs_err::read(path).map_err(Error::io("read", path))?;
-    let damaged = |what: String| Error::input(format!("`{}`: {what}", path.display()));
-    let file = safetensors::SafeTensors::deserialize(&bytes)
-        .map_err(|error| damaged(error.to_string()))?;
-    let mut optimizer = AdamW::new(params);
-    for id in params.ids() {
-        let read = |kind: &str| -> Result<Vec<f32>> {
-            let name = format!("{kind}.{}", params.name(id));
-            let view = file.tensor(&name).map_err(|error| damaged(error.to_string()))?;
-            if view.dtype() != Dtype::F32 || view.shape() != params.value(id).shape() {
-                return Err(damaged(format!("`{name}` has another shape than its weight")));
-            }
-            let floats =
-                view.data().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-            Ok(floats.collect())
-        };
-        let (m, v) = (read("m")?, read("v")?);
-        optimizer.set_moments(id, &m, &v);
-    }
-    optimizer.set_step_count(steps);
-    Ok(optimizer)
 }

@@ -12,6 +12,7 @@ use arrow::array::RecordBatch;
 
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::pipeline::memory::kv_cache_bytes;
 
 /// What completions are drawn from, and how.
 pub struct Source<'a> {
@@ -147,9 +148,16 @@ pub fn stage_random(seed: u64, stage: &str) -> Philox {
 
 /// A sampler for models of this shape.
 pub fn sampler(model: &Model, tokenizer: &Arc<Tokenizer>, run: &crate::pipeline::Run) -> Sampler {
+    let config = model.config();
+    let cache_bytes = kv_cache_bytes(
+        run,
+        config.layer_count,
+        model.attention_dims(),
+        config.max_position_embeddings,
+    );
     let limits = aha_sample::Limits {
         sequences_max: run.sequences_max as usize,
-        cache_bytes: run.kv_cache.0 as usize,
+        cache_bytes: cache_bytes as usize,
         ..aha_sample::Limits::default()
     };
     Sampler::new(model, Arc::clone(tokenizer), limits)

@@ -4,6 +4,7 @@
 //! - [`pipeline`]: the file's grammar and defaults; every problem of a bad one at once.
 //! - [`planning`]: checks a pipeline against the data and models of this machine.
 //! - [`run()`]: a run, stage by stage; [`rundir`] and [`state`] say what is where.
+//! - [`identity`]: what a run's results depend on, and whether it may go on.
 //! - `stages`: one module per kind of stage that isn't reinforcement learning.
 //! - `rl`: the actors of an RL stage, their credits, supervision and recovery.
 //! - [`generate`], [`score`], [`evaluate`]: completions, their rewards, and what those say of a model.
@@ -23,6 +24,7 @@ mod compute;
 pub mod error;
 pub mod evaluate;
 pub mod generate;
+pub mod identity;
 pub mod metrics;
 pub mod models;
 pub mod pipeline;

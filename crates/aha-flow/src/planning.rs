@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use aha_data::source::{Kind, TableSource};
 use aha_data::{Session, SessionOptions};
+use aha_model::config::Architecture;
 use aha_model::gguf::Gguf;
 use aha_model::{Config, Tokenizer, weights};
 use aha_rollout::schema;
@@ -263,6 +264,8 @@ fn facts_of(path: &Path) -> aha_model::Result<ModelFacts> {
         head_dim: whole(config.head_dim),
         max_position_embeddings: whole(config.max_position_embeddings),
         has_chat_template: tokenizer.chat_template().is_some(),
+        has_tied_embeddings: config.tie_word_embeddings,
+        has_qk_norm: config.architecture == Architecture::Qwen3,
         weights_problem: weights::open(path).err().map(probe_problem),
     })
 }

@@ -8,8 +8,11 @@ use aha_data::source::TableSource;
 use aha_data::{Session, SessionOptions};
 
 use crate::error::{Error, Result};
+use crate::identity::Identity;
 use crate::models::{Loaded, Models};
-use crate::pipeline::{Pipeline, Places, Plan, Problems, RlStage, Stage, StageKind};
+use crate::pipeline::{
+    self, Pipeline, Places, Plan, Problems, RlStage, Settings, Stage, StageKind, Text,
+};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Prompter};
 use crate::rl::fault::Faults;
@@ -60,39 +63,53 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
     let places = planning::places();
     let plan = planning::check(&options.pipeline, &options.sets, &places).await?;
     let dir = RunDir::new(options.dir.clone().unwrap_or_else(|| default_dir(&options.pipeline)));
-    let text = plan.pipeline.to_toml();
-    let sha256 = state::digest(&text);
     let pipeline = Arc::new(plan.pipeline.clone());
-    let opening = state::decide(RunState::read(&dir)?, &sha256, options.resume);
+    let found = RunState::read(&dir)?;
+    let identity = Identity::of(&pipeline, &places, found.as_ref().map(|state| &state.identity))?;
+    let difference = found.as_ref().and_then(|state| {
+        let began = settings_of(&dir);
+        state.identity.difference(began.as_ref(), &identity, &pipeline.settings())
+    });
     let device = Device::cpu(pipeline.run.threads as usize);
-    let state = match opening {
+    let state = match state::decide(found, difference, options.resume) {
         Opening::Refuse { message, hint } => {
             let message = format!("`{}`: {message}", dir.root().display());
             return Err(Error::input_with(message, hint).into());
         }
-        Opening::Begin => None,
-        Opening::Resume(state) | Opening::Finished(state) => Some(state),
-    };
-    let lock = dir.open()?;
-    let state = match state {
-        Some(state) => state,
-        None => {
-            write_file(&dir.pipeline(), text.as_bytes())?;
-            RunState::begin(&pipeline, sha256, machine(&device))
+        Opening::Begin => RunState::begin(&pipeline, identity, machine(&device)),
+        Opening::Resume(state) | Opening::Finished(state) => {
+            RunState { identity, machine: machine(&device), ..state }
         }
     };
+    let lock = dir.open()?;
+    write_file(&dir.pipeline(), pipeline.to_toml().as_bytes())?;
     state.write(&dir)?;
     opened(&dir, &plan);
-    let session = session(&pipeline, &places).await?;
+    let session = session(&pipeline, &places, &dir).await?;
     let mut runner = Runner { pipeline, dir: dir.clone(), device, session, places, state, options };
+    runner.warn_of_version();
     runner.stages().await?;
+    drop(runner);
     drop(lock);
     Ok(dir)
 }
 
+/// The settings of the run that is in the directory, as far as its pipeline can still be read.
+fn settings_of(dir: &RunDir) -> Option<Settings> {
+    let text = fs_err::read_to_string(dir.pipeline()).ok()?;
+    let pipeline = pipeline::parse(Text { path: "pipeline.toml", text: &text, sets: &[] }).ok()?;
+    Some(pipeline.settings())
+}
+
 /// A session with the pipeline's input tables.
-async fn session(pipeline: &Pipeline, places: &Places) -> Result<Session> {
-    let session = Session::new(&SessionOptions::default())?;
+async fn session(pipeline: &Pipeline, places: &Places, dir: &RunDir) -> Result<Session> {
+    let limit = usize::try_from(pipeline.run.query_memory.0).unwrap_or(usize::MAX);
+    let options = SessionOptions {
+        memory_limit_bytes: Some(limit),
+        spill_dir: Some(dir.spill()),
+        ..SessionOptions::default()
+    };
+    let session = Session::new(&options)?;
     for (name, address) in &pipeline.tables {
         let source = TableSource::new(address, &places.base_dir)?;
         session
@@ -122,6 +139,18 @@ struct Runner {
 }
 
 impl Runner {
+    /// Kernels and formulas may differ between versions.
+    fn warn_of_version(&self) {
+        let (began, now) = (self.state.version.as_str(), env!("CARGO_PKG_VERSION"));
+        if began != now {
+            tracing::warn!(
+                began,
+                now,
+                "The run began with another version: what is left of it may end with other bits."
+            );
+        }
+    }
+
     async fn stages(&mut self) -> Result<()> {
         let pipeline = Arc::clone(&self.pipeline);
         // Even a first stage may ask for `metrics`, `evals` or `rollouts`.
@@ -217,7 +246,7 @@ impl Runner {
     fn query<'a>(
         &'a self,
         stage: &'a Stage,
-        settings: &'a crate::pipeline::QueryStage,
+        settings: &'a pipeline::QueryStage,
     ) -> Query<'a> {
         Query {
             stage: &stage.name,

@@ -8,8 +8,10 @@
 //! ```
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 
@@ -23,6 +25,14 @@ pub struct RunDir {
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
+    spill: PathBuf,
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        // What is left does no harm, and goes when the run is opened again.
+        let _ = std::fs::remove_dir_all(&self.spill);
+    }
 }
 
 impl RunDir {
@@ -52,7 +62,11 @@ impl RunDir {
         for dir in [self.models(), self.root.join("checkpoints")] {
             sweep(&dir)?;
         }
-        Ok(RunLock { _file: file })
+        let spill = self.spill();
+        if spill.exists() {
+            fs_err::remove_dir_all(&spill).map_err(Error::io("remove", &spill))?;
+        }
+        Ok(RunLock { _file: file, spill })
     }
 
     /// The directory itself.
@@ -73,6 +87,11 @@ impl RunDir {
     /// Tracing events.
     pub fn log(&self) -> PathBuf {
         self.root.join("log.jsonl")
+    }
+
+    /// What queries spill, while a process works on the run.
+    pub fn spill(&self) -> PathBuf {
+        self.root.join(".spill")
     }
 
     /// All tables.
@@ -126,9 +145,21 @@ fn sweep(dir: &Path) -> Result<()> {
 
 /// Writes a file aside, makes it durable, and renames it over `path`.
 pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    write_file_with(path, |out| out.write_all(bytes))
+}
+
+/// As [`write_file`], for what is never in memory as a whole.
+pub fn write_file_with(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> Result<()> {
     let aside = aside(path);
-    let mut file = File::create(&aside).map_err(Error::io("create", &aside))?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(Error::io("write", &aside))?;
+    let file = File::create(&aside).map_err(Error::io("create", &aside))?;
+    let mut out = BufWriter::new(file);
+    write(&mut out)
+        .and_then(|()| out.flush())
+        .and_then(|()| out.get_ref().sync_all())
+        .map_err(Error::io("write", &aside))?;
     fs_err::rename(&aside, path).map_err(Error::io("rename", &aside))?;
     sync_parent(path)
 }
@@ -154,6 +185,25 @@ pub fn sync_parent(path: &Path) -> Result<()> {
     let parent = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
     let dir = File::open(parent).map_err(Error::io("open", parent))?;
     dir.sync_all().map_err(Error::io("write", parent))
+}
+
+/// Digest of a file's content, in hexadecimal digits.
+pub fn sha256_of_file(path: &Path) -> Result<String> {
+    let mut file = fs_err::File::open(path).map_err(Error::io("open", path))?;
+    let mut hasher = Sha256::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut buffer).map_err(Error::io("read", path))? {
+            0 => break,
+            len => hasher.update(&buffer[..len]),
+        }
+    }
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Bytes as hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

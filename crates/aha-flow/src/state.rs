@@ -1,24 +1,24 @@
 //! `run.json`: what ran, and how far each stage is.
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use crate::clock;
 use crate::error::{Error, Result};
+use crate::identity::{Difference, Identity};
 use crate::pipeline::Pipeline;
 use crate::rundir::{RunDir, write_file};
 
 /// What ran. Written aside and renamed at each change.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunState {
-    /// Version of the program.
+    /// Version of the program that began it.
     pub version: String,
     /// Seed of every draw.
     pub seed: u64,
     /// The machine.
     pub machine: Machine,
-    /// Digest of the resolved pipeline: a run is resumed with the pipeline it began with.
-    pub pipeline_sha256: String,
+    /// What its results depend on: a run is resumed with what it began with.
+    pub identity: Identity,
     /// When the run began, in µs since 1970, UTC.
     pub started_at_us: i64,
     /// Stages in the order they run.
@@ -77,26 +77,28 @@ pub enum Opening {
     },
 }
 
-/// Decides from what was found. `resume` is whether the operator asked to go on.
-pub fn decide(found: Option<RunState>, pipeline_sha256: &str, resume: bool) -> Opening {
-    match found {
-        None => Opening::Begin,
-        Some(state) if state.pipeline_sha256 != pipeline_sha256 => Opening::Refuse {
-            message: "the run directory holds a run of another pipeline".to_owned(),
-            hint: "give the pipeline and overrides that it began with, or another directory with --dir".to_owned(),
-        },
-        Some(state) if state.stages.iter().all(|s| s.status == Status::Done) => Opening::Finished(state),
-        Some(_) if !resume => Opening::Refuse {
+/// Decides from what was found, and how it differs from what is to be run. `resume` is whether the operator
+/// asked to go on.
+pub fn decide(found: Option<RunState>, difference: Option<Difference>, resume: bool) -> Opening {
+    let Some(state) = found else { return Opening::Begin };
+    if let Some(Difference { message, hint }) = difference {
+        return Opening::Refuse { message, hint };
+    }
+    if state.stages.iter().all(|s| s.status == Status::Done) {
+        return Opening::Finished(state);
+    }
+    if !resume {
+        return Opening::Refuse {
             message: "the run directory holds an unfinished run".to_owned(),
             hint: "go on with --resume, or give another directory with --dir".to_owned(),
-        },
-        Some(state) => Opening::Resume(state),
+        };
     }
+    Opening::Resume(state)
 }
 
 impl RunState {
     /// The state of a run that begins.
-    pub fn begin(pipeline: &Pipeline, pipeline_sha256: String, machine: Machine) -> RunState {
+    pub fn begin(pipeline: &Pipeline, identity: Identity, machine: Machine) -> RunState {
         let stage = |stage: &crate::pipeline::Stage| StageState {
             name: stage.name.clone(),
             kind: stage.kind.word().to_owned(),
@@ -106,7 +108,7 @@ impl RunState {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             seed: pipeline.run.seed,
             machine,
-            pipeline_sha256,
+            identity,
             started_at_us: clock::now_us(),
             stages: pipeline.stages.iter().map(stage).collect(),
         }
@@ -144,11 +146,6 @@ impl RunState {
     }
 }
 
-/// The digest of a resolved pipeline's text.
-pub fn digest(text: &str) -> String {
-    Sha256::digest(text.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,7 +156,7 @@ mod tests {
             version: "1".into(),
             seed: 1,
             machine: Machine { platform: "x".into(), instruction_set: "avx2".into(), threads: 2 },
-            pipeline_sha256: "abc".into(),
+            identity: Identity::default(),
             started_at_us: 0,
             stages: statuses.iter().map(stage).collect(),
         }
@@ -167,28 +164,29 @@ mod tests {
 
     #[test]
     fn an_empty_directory_begins() {
-        assert_eq!(decide(None, "abc", false), Opening::Begin);
-        assert_eq!(decide(None, "abc", true), Opening::Begin);
+        assert_eq!(decide(None, None, false), Opening::Begin);
+        assert_eq!(decide(None, None, true), Opening::Begin);
     }
 
     #[test]
     fn an_unfinished_run_goes_on_only_when_asked() {
         let half = state(&[Status::Done, Status::Running]);
-        assert_eq!(decide(Some(half.clone()), "abc", true), Opening::Resume(half.clone()));
-        assert!(matches!(decide(Some(half), "abc", false), Opening::Refuse { .. }));
+        assert_eq!(decide(Some(half.clone()), None, true), Opening::Resume(half.clone()));
+        assert!(matches!(decide(Some(half), None, false), Opening::Refuse { .. }));
     }
 
     #[test]
     fn a_finished_run_is_left_as_it_is() {
         let done = state(&[Status::Done]);
-        assert_eq!(decide(Some(done.clone()), "abc", false), Opening::Finished(done));
+        assert_eq!(decide(Some(done.clone()), None, false), Opening::Finished(done));
     }
 
     #[test]
-    fn another_pipeline_is_refused() {
-        assert!(matches!(
-            decide(Some(state(&[Status::Running])), "xyz", true),
-            Opening::Refuse { .. }
-        ));
+    fn a_run_of_something_else_is_refused() {
+        for status in [Status::Running, Status::Done] {
+            let other = Difference { message: "other".into(), hint: "mend".into() };
+            let refused = Opening::Refuse { message: "other".into(), hint: "mend".into() };
+            assert_eq!(decide(Some(state(&[status])), Some(other), true), refused);
+        }
     }
 }

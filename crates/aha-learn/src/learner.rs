@@ -78,8 +78,13 @@ impl Learner {
     /// A learner that has made no step.
     pub fn new(model: Arc<Model>) -> Learner {
         let adamw = AdamW::new(model.params());
+        Learner::resume(model, adamw, 0)
+    }
+
+    /// A learner that goes on from saved state, after `version` optimizer steps.
+    pub fn resume(model: Arc<Model>, adamw: AdamW, version: u64) -> Learner {
         let grads = Grads::zeros(model.device(), model.params());
-        Learner { model, reference: None, adamw, grads, version: 0 }
+        Learner { model, reference: None, adamw, grads, version }
     }
 
     /// The weights. A holder of this handle keeps them: the next step then changes a copy.
@@ -95,12 +100,6 @@ impl Learner {
     /// The optimizer's state, to save.
     pub fn optimizer(&self) -> &AdamW {
         &self.adamw
-    }
-
-    /// Continues from saved state.
-    pub fn restore(&mut self, optimizer: AdamW, version: u64) {
-        self.adamw = optimizer;
-        self.version = version;
     }
 
     /// The model that KL is measured from; absent where no objective needs it.

@@ -21,8 +21,8 @@ use crate::draw::{Address, Drawn, draw};
 use crate::pages::Pages;
 use crate::{Error, FinishReason, Limits, Sampling};
 
-/// Most logits kept at a time, in floats.
-const LOGITS_LEN_MAX: usize = 4 << 20;
+/// Most logits kept at a time, in floats; a row always is.
+pub const LOGITS_LEN_MAX: usize = 4 << 20;
 
 /// A prompt and how many completions of it are wanted.
 #[derive(Clone, Debug)]

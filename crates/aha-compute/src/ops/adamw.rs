@@ -77,10 +77,10 @@ impl AdamW {
         (m, v)
     }
 
-    /// Sets the moments of a weight, as long as it.
-    pub fn set_moments(&mut self, id: ParamId, m: &[f32], v: &[f32]) {
-        self.moments[id.0].0.as_mut_slice().copy_from_slice(m);
-        self.moments[id.0].1.as_mut_slice().copy_from_slice(v);
+    /// As [`AdamW::moments`], to read saved ones into.
+    pub fn moments_mut(&mut self, id: ParamId) -> (&mut Tensor, &mut Tensor) {
+        let (m, v) = &mut self.moments[id.0];
+        (m, v)
     }
 
     /// Steps made.
@@ -268,7 +268,9 @@ mod tests {
         let mut restored = AdamW::new(&params);
         for id in params.ids() {
             let (m, v) = adamw.moments(id);
-            restored.set_moments(id, m.as_slice(), v.as_slice());
+            let (to_m, to_v) = restored.moments_mut(id);
+            to_m.as_mut_slice().copy_from_slice(m.as_slice());
+            to_v.as_mut_slice().copy_from_slice(v.as_slice());
         }
         restored.set_step_count(adamw.step_count());
         let mut copy = params.clone();

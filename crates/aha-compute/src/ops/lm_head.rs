@@ -107,8 +107,8 @@ struct Grads<'a> {
     dentropy: Option<&'a [f32]>,
 }
 
-/// Rows of a chunk.
-fn chunk_rows(vocab_size: usize) -> usize {
+/// Rows of a chunk: as many have their logits in memory at once.
+pub fn chunk_rows(vocab_size: usize) -> usize {
     (CHUNK_LEN / (CHUNK_ROWS_UNIT * vocab_size.max(1))).max(1) * CHUNK_ROWS_UNIT
 }
 

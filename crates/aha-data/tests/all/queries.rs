@@ -354,11 +354,36 @@ async fn rows_come_in_the_same_order_every_time() {
 
 #[tokio::test]
 async fn a_memory_limit_is_an_error_that_says_so() {
-    let options = SessionOptions { memory_limit_bytes: Some(100_000), partitions: 1 };
+    let options = SessionOptions { memory_limit_bytes: Some(100_000), ..SessionOptions::default() };
     let session = Session::new(&options).unwrap();
     let sql = "SELECT count(*) FROM generate_series(1, 100000) a JOIN generate_series(1, 100000) b
                ON a.value = b.value";
     let message = error(&session, sql).await;
     assert!(message.contains("needs more memory"), "{message}");
     assert!(message.contains("raise the memory limit"), "{message}");
+}
+
+/// Goal: a limit makes a sort spill, it doesn't make it fail. Method: rows three times as large as the limit,
+/// in order and counted.
+#[tokio::test]
+async fn a_sort_beyond_the_memory_limit_spills() {
+    let dir = tempfile::tempdir().unwrap();
+    let spill_dir = dir.path().join("spill");
+    let options = SessionOptions {
+        memory_limit_bytes: Some(32 << 20),
+        spill_dir: Some(spill_dir.clone()),
+        ..SessionOptions::default()
+    };
+    let session = Session::new(&options).unwrap();
+    let path = dir.path().join("sorted.parquet");
+    let sql = "SELECT (value * 7919) % 300007 AS k, repeat('x', 1000) AS text
+               FROM generate_series(1, 100000) ORDER BY k";
+    let size = session.write_parquet(sql, &path).await.unwrap();
+    assert_eq!(size.rows_count, 100_000);
+    session.register("t", &TableSource::new("sorted.parquet", dir.path()).unwrap()).await.unwrap();
+    let sql = "SELECT count(*) FROM (SELECT k, lag(k) OVER () AS before FROM t) WHERE k < before";
+    assert!(csv(&session, sql).await.ends_with("\n0\n"));
+    assert!(spill_dir.is_dir());
+    drop(session);
+    assert_eq!(std::fs::read_dir(&spill_dir).unwrap().count(), 0, "spilled files are removed");
 }

@@ -104,6 +104,10 @@ pub struct ModelFacts {
     pub max_position_embeddings: u32,
     /// Whether there is a chat template.
     pub has_chat_template: bool,
+    /// Whether the head is the embedding.
+    pub has_tied_embeddings: bool,
+    /// Whether queries and keys are normed.
+    pub has_qk_norm: bool,
     /// Why the weights can't be loaded, if so: a model whose tokenizer alone is used needs none.
     pub weights_problem: Option<ProbeProblem>,
 }

@@ -159,6 +159,7 @@ pub(crate) fn key(name: &str) -> Key {
         must: None,
         is_required: false,
         default: None,
+        is_neutral: false,
         keys: Vec::new(),
     }
 }

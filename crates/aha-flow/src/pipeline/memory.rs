@@ -1,37 +1,56 @@
 //! Predicts the memory of a stage, before it hurts.
 //!
-//! With P parameters, L layers, width H, MLP width I, query width Q = heads * head_dim, key width
-//! K = kv_heads * head_dim, vocabulary V, and T tokens in a micro-batch, all in f32 (4 bytes):
+//! With P parameters, L layers, width H, MLP width I, N heads, query width Q = N * head_dim, key width
+//! K = kv_heads * head_dim, vocabulary V, T tokens in a micro-batch, S sequences decoded at once, and
+//! R = S + the prompt tokens prefilled beside them, all in f32 (4 bytes):
 //!
 //! | part | bytes | where |
 //! | --- | --- | --- |
+//! | program | 96 MiB | code, tokenizer, tables being read and written |
+//! | queries | `run.query_memory` | while a stage's query runs: sorts, joins and groups, which then spill |
 //! | weights | 4 P | every stage with a model |
-//! | packed weights | 4 P | the same: each matrix once more, in the order the kernels read it |
-//! | gradients | 4 P | training |
+//! | file | 4 P | while weights are read: the mapped file |
+//! | packed weights | 4 P | each matrix once more, in the order the kernels read it |
+//! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
 //! | reference | 8 P | `rl` with KL: weights and packed weights of the reference model |
-//! | kv cache | min(`run.kv_cache`, `sequences_max` * positions * 8 L K) | sampling |
-//! | activations | 4 T (L (5 H + 2 Q + 2 K + 3 I) + 2 H) | training |
-//! | the same with checkpointing | 4 T ((L + 2) H + 5 H + 2 Q + 2 K + 3 I) | training |
-//! | head | 8 V * min(T, 256) | logits of one chunk and their gradient |
-//! | rollouts | rows * tokens * 24 | `rl`, `sample`, `eval`: ids, log-probs, advantages of one step, copied once |
-//! | program | 96 MiB | code, queries, tables being written |
+//! | kv cache | `run.kv_cache`, or less if S sequences can't fill it | sampling |
+//! | activations | 4 T (L (4 H + 2 Q + 2 K + 3 I + N) + 4 H) | training |
+//! | the same with checkpointing | 4 T (2 L H + 4 H + 2 Q + 2 K + 3 I + N + 4 H) | training |
+//! | the same without a backward pass | 4 R (6 H + 2 Q + 2 K + 3 I) | sampling |
+//! | backward | 4 T (3 H + 2 I) | training: gradients of activations on their way |
+//! | logits | 4 V * rows of a chunk | training and sampling; and a row per thread that draws |
+//! | scratch | threads * (2 MiB + 16 T head_dim) | panels of matrix products, pages of keys |
+//! | spare buffers | 64 MiB | freed ones of other sizes: [`aha_compute::device::SPARE_BYTES_MAX`] |
+//! | rollouts | rows * tokens * 48 | `rl`, `sample`, `eval`: ids, log-probs and text of one step or chunk, copied twice |
 //!
-//! What one block keeps for its backward pass: its input, both normed inputs, the attention's output
-//! projection and the MLP's output (5 H), queries and the attention's output (2 Q), keys and values
-//! (2 K), and the MLP's gate, up and product (3 I).
+//! What one block keeps for its backward pass: both sums of the residual stream and their norms (4 H),
+//! queries and the attention's output (2 Q), keys and values (2 K), the softmax's sums (N), and the MLP's
+//! gate, up and product (3 I); with normed queries and keys those before the norm as well (Q + K).
+//!
+//! A stage's phases follow one another: its query, reading a model, sampling, training. What it needs is what
+//! the largest needs. Neither a checkpoint nor a table is ever in memory as a whole; the problems and
+//! examples of a stage are, and are not counted.
 
+use aha_compute::device::SPARE_BYTES_MAX;
+use aha_compute::ops::attention::{Dims, KvCache, PAGE_LEN};
+use aha_compute::ops::lm_head;
+use aha_sample::Limits;
+use aha_sample::engine::LOGITS_LEN_MAX;
 use serde::Serialize;
 
 use super::catalogue::ModelFacts;
 use super::models::{Architecture, RandomModel};
+use super::run::Run;
 use super::stages::{Pipeline, Stage, StageKind};
-use super::values::ByteSize;
+use crate::stages::completions::CHUNK_PROMPTS;
 
-/// Tokens whose logits exist at once.
-const HEAD_CHUNK_TOKENS: u64 = 256;
-/// Code, queries, tables being written.
+/// Code, tokenizer, tables being read and written.
 const PROGRAM_BYTES: u64 = 96 << 20;
+/// What a thread's matrix products pack at a time, at most.
+const THREAD_SCRATCH_BYTES: u64 = 2 << 20;
+/// Of a token that was sampled: id, log-prob and text, three times.
+const ROLLOUT_TOKEN_BYTES: u64 = 48;
 const F32: u64 = 4;
 
 /// One part of a stage's memory.
@@ -120,6 +139,8 @@ pub(crate) fn facts_of_random(model: &RandomModel, vocab_size: u32) -> ModelFact
         kv_heads: model.kv_heads,
         head_dim: model.head_dim(),
         max_position_embeddings: model.max_position_embeddings,
+        has_tied_embeddings: model.tie_word_embeddings,
+        has_qk_norm: model.architecture == Architecture::Qwen3,
         has_chat_template: false,
         weights_problem: None,
     }
@@ -128,84 +149,168 @@ pub(crate) fn facts_of_random(model: &RandomModel, vocab_size: u32) -> ModelFact
 /// The memory of a stage at its peak, by the formulas of [the module](self). `model` is the one it
 /// starts from; of several models evaluated in turn, the largest.
 pub fn predict(pipeline: &Pipeline, stage: &Stage, model: Option<&ModelFacts>) -> Breakdown {
-    let mut found = Breakdown::default();
-    found.add("program", PROGRAM_BYTES);
-    let Some(model) = model else { return found };
-    add_weights(&mut found, model, &stage.kind);
-    match &stage.kind {
+    let mut program = Breakdown::default();
+    program.add("program", PROGRAM_BYTES);
+    let mut query = program.clone();
+    query.add("queries", pipeline.run.query_memory.0);
+    if matches!(stage.kind, StageKind::Query(_)) {
+        return query;
+    }
+    let Some(model) = model else { return program };
+    let mut at = Phase { run: &pipeline.run, model, found: program };
+    at.found.add("weights", at.weights());
+    let mut query = at.clone();
+    query.found.add("queries", pipeline.run.query_memory.0);
+    let mut reading = at.clone();
+    reading.found.add("file", at.weights());
+    let working = match &stage.kind {
+        StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
         StageKind::Sft(sft) => {
-            add_training(&mut found, model, sft.micro_batch_tokens, sft.activation_checkpointing);
+            let sequence = u64::from(sft.max_tokens.min(model.max_position_embeddings));
+            let tokens = u64::from(sft.micro_batch_tokens).max(sequence);
+            let batch = u64::from(sft.batch_size).saturating_mul(sequence);
+            at.add_training_state();
+            at.add_training(tokens.min(batch), sft.activation_checkpointing);
+            vec![at]
         }
         StageKind::Rl(rl) => {
-            add_training(&mut found, model, rl.micro_batch_tokens, rl.activation_checkpointing);
             let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
-            add_sampling(&mut found, pipeline, model, rows, rl.sampling.max_tokens);
+            let batch = (rows / u64::from(rl.minibatches.max(1)))
+                .saturating_mul(u64::from(model.max_position_embeddings));
+            let tokens = u64::from(rl.micro_batch_tokens).min(batch);
+            at.add_training_state();
+            at.found
+                .add("reference", if rl.objective.kl_coef > 0.0 { 2 * at.weights() } else { 0 });
+            at.add_sampler(rows, rl.sampling.max_tokens);
+            let mut sampling = at.clone();
+            sampling.add_sampling();
+            at.add_training(tokens, rl.activation_checkpointing);
+            vec![sampling, at]
         }
-        StageKind::Sample(sample) => {
-            let rows = u64::from(pipeline.run.sequences_max) * u64::from(sample.n);
-            add_sampling(&mut found, pipeline, model, rows, sample.sampling.max_tokens);
-        }
-        StageKind::Eval(eval) => {
-            let rows = u64::from(pipeline.run.sequences_max) * u64::from(eval.k);
-            add_sampling(&mut found, pipeline, model, rows, eval.max_tokens);
-        }
-        StageKind::Query(_) | StageKind::Export(_) => {}
-    }
-    found
+        StageKind::Sample(sample) => vec![at.completions(sample.n, sample.sampling.max_tokens)],
+        StageKind::Eval(eval) => vec![at.completions(eval.k, eval.max_tokens)],
+    };
+    let phases = [query, reading].into_iter().chain(working).map(|phase| phase.found);
+    phases.max_by_key(Breakdown::total_bytes).unwrap_or_default()
 }
 
-fn add_weights(found: &mut Breakdown, model: &ModelFacts, kind: &StageKind) {
-    let weights = F32.saturating_mul(model.param_count);
-    found.add("weights", weights);
-    if matches!(kind, StageKind::Export(_)) {
-        return;
-    }
-    found.add("packed weights", weights);
-    if kind.is_training() {
-        found.add("gradients", weights);
-        found.add("optimizer", weights.saturating_mul(2));
-    }
-    if let StageKind::Rl(rl) = kind
-        && rl.objective.kl_coef > 0.0
-    {
-        found.add("reference", weights.saturating_mul(2));
-    }
+/// Bytes of a cache of keys and values: `run.kv_cache`, or what `run.sequences_max` whole sequences can fill
+/// if that is less.
+pub fn kv_cache_bytes(run: &Run, layers: usize, dims: Dims, positions: usize) -> u64 {
+    let page_bytes = KvCache::bytes_per_page(layers, dims) as u64;
+    // A sequence may write into its own copy of the prompt's last page, and one more may be on its way in.
+    let pages =
+        (u64::from(run.sequences_max) + 1).saturating_mul(positions.div_ceil(PAGE_LEN) as u64 + 1);
+    run.kv_cache.0.min(pages.saturating_mul(page_bytes))
 }
 
-fn add_training(found: &mut Breakdown, model: &ModelFacts, tokens: u32, is_checkpointed: bool) {
-    let tokens = u64::from(tokens);
-    let [hidden, inner, layers, heads, kv_heads, head_dim] = [
-        model.hidden_size,
-        model.intermediate_size,
-        model.layers,
-        model.heads,
-        model.kv_heads,
-        model.head_dim,
-    ]
-    .map(u64::from);
-    let block = 5 * hidden + 2 * heads * head_dim + 2 * kv_heads * head_dim + 3 * inner;
-    let floats =
-        if is_checkpointed { (layers + 2) * hidden + block } else { layers * block + 2 * hidden };
-    found.add("activations", F32.saturating_mul(tokens).saturating_mul(floats));
-    let chunk = tokens.min(HEAD_CHUNK_TOKENS);
-    found.add("head", 2 * F32 * u64::from(model.vocab_size) * chunk);
+/// One phase of a stage that has a model.
+#[derive(Clone)]
+struct Phase<'a> {
+    run: &'a Run,
+    model: &'a ModelFacts,
+    found: Breakdown,
 }
 
-fn add_sampling(
-    found: &mut Breakdown,
-    pipeline: &Pipeline,
-    model: &ModelFacts,
-    rows: u64,
-    max_tokens: u32,
-) {
-    let per_token =
-        2 * F32 * u64::from(model.layers) * u64::from(model.kv_heads) * u64::from(model.head_dim);
-    let all = u64::from(pipeline.run.sequences_max)
-        .saturating_mul(u64::from(model.max_position_embeddings))
-        .saturating_mul(per_token);
-    let ByteSize(budget) = pipeline.run.kv_cache;
-    found.add("kv cache", budget.min(all));
-    found.add("rollouts", rows.saturating_mul(u64::from(max_tokens)).saturating_mul(24));
+impl Phase<'_> {
+    fn weights(&self) -> u64 {
+        F32.saturating_mul(self.model.param_count)
+    }
+
+    fn hidden(&self) -> u64 {
+        u64::from(self.model.hidden_size)
+    }
+
+    fn vocab(&self) -> u64 {
+        u64::from(self.model.vocab_size)
+    }
+
+    fn threads(&self) -> u64 {
+        match self.run.threads {
+            0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
+            threads => u64::from(threads),
+        }
+    }
+
+    /// Floats of queries, keys, values, the attention's output and the MLP's insides, of a token in a block.
+    fn inner_len(&self) -> u64 {
+        let [inner, heads, kv_heads, head_dim] = [
+            self.model.intermediate_size,
+            self.model.heads,
+            self.model.kv_heads,
+            self.model.head_dim,
+        ]
+        .map(u64::from);
+        let projected = (heads + kv_heads) * head_dim;
+        let normed = if self.model.has_qk_norm { projected } else { 0 };
+        2 * projected + normed + 3 * inner + heads
+    }
+
+    /// An embedding that isn't the head is never multiplied with.
+    fn add_packed(&mut self) {
+        let embedding =
+            if self.model.has_tied_embeddings { 0 } else { self.vocab() * self.hidden() };
+        self.found.add("packed weights", self.weights().saturating_sub(F32 * embedding));
+    }
+
+    fn add_training_state(&mut self) {
+        self.add_packed();
+        let lookups = if self.model.has_tied_embeddings { self.vocab() * self.hidden() } else { 0 };
+        self.found.add("gradients", self.weights().saturating_add(F32 * lookups));
+        self.found.add("optimizer", self.weights().saturating_mul(2));
+    }
+
+    fn add_training(&mut self, tokens: u64, is_checkpointed: bool) {
+        let (layers, hidden) = (u64::from(self.model.layers), self.hidden());
+        let block = 4 * hidden + self.inner_len();
+        let kept = if is_checkpointed { 2 * layers * hidden + block } else { layers * block };
+        let backward = 3 * hidden + 2 * u64::from(self.model.intermediate_size);
+        let of_tokens = |floats: u64| F32.saturating_mul(tokens).saturating_mul(floats);
+        let rows = tokens.min(lm_head::chunk_rows(self.model.vocab_size as usize) as u64);
+        self.found.add("activations", of_tokens(kept + 4 * hidden));
+        self.found.add("backward", of_tokens(backward));
+        self.found.add("logits", F32 * self.vocab() * rows);
+        self.add_scratch(tokens);
+    }
+
+    /// Completions of a chunk of prompts.
+    fn completions(mut self, samples: u32, max_tokens: u32) -> Self {
+        self.add_packed();
+        self.add_sampler(CHUNK_PROMPTS as u64 * u64::from(samples), max_tokens);
+        self.add_sampling();
+        self
+    }
+
+    /// What a sampler holds between its steps, and what it hands on.
+    fn add_sampler(&mut self, rows: u64, max_tokens: u32) {
+        let model = self.model;
+        let dims = Dims {
+            heads: model.heads as usize,
+            kv_heads: model.kv_heads as usize,
+            head_dim: model.head_dim as usize,
+        };
+        let (layers, positions) = (model.layers as usize, model.max_position_embeddings as usize);
+        self.found.add("kv cache", kv_cache_bytes(self.run, layers, dims, positions));
+        let tokens = rows.saturating_mul(u64::from(max_tokens));
+        self.found.add("rollouts", tokens.saturating_mul(ROLLOUT_TOKEN_BYTES));
+    }
+
+    fn add_sampling(&mut self) {
+        let sequences = u64::from(self.run.sequences_max);
+        let rows = sequences + Limits::default().prefill_tokens_max as u64;
+        let floats = 6 * self.hidden() + self.inner_len();
+        self.found.add("activations", F32.saturating_mul(rows).saturating_mul(floats));
+        let logits = (LOGITS_LEN_MAX as u64 / self.vocab().max(1)).clamp(1, sequences);
+        self.found.add("logits", F32 * self.vocab() * (logits + self.threads()));
+        self.add_scratch(rows);
+    }
+
+    fn add_scratch(&mut self, tokens: u64) {
+        let keys = 4 * F32 * u64::from(self.model.head_dim);
+        let of_thread = THREAD_SCRATCH_BYTES.saturating_add(tokens.saturating_mul(keys));
+        self.found.add("scratch", self.threads().saturating_mul(of_thread));
+        self.found.add("spare buffers", SPARE_BYTES_MAX as u64);
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +328,92 @@ mod tests {
             ..RandomModel::default()
         };
         assert_eq!(facts_of_random(&model, 49_152).param_count, 134_515_008);
+    }
+
+    /// SmolLM2, and a model with a head of its own.
+    fn models() -> [ModelFacts; 2] {
+        let tied = RandomModel {
+            hidden_size: 576,
+            intermediate_size: 1536,
+            layers: 30,
+            heads: 9,
+            kv_heads: 3,
+            ..RandomModel::default()
+        };
+        let untied = RandomModel { tie_word_embeddings: false, ..tied.clone() };
+        [tied, untied].map(|model| facts_of_random(&model, 49_152))
+    }
+
+    /// What the first stage of a pipeline needs of a part; 0 where its largest phase has no such part.
+    fn part(name: &str, stage: &str, model: &ModelFacts) -> u64 {
+        let text = format!(
+            "[run]\nthreads = 2\nsequences_max = 100\nkv_cache = '4GiB'\n[models]\nbase = 'base'\n\
+             [[stage]]\nname = 'a'\nmodel = 'base'\n{stage}"
+        );
+        let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
+        let pipeline = crate::pipeline::parse(text).unwrap();
+        let found = predict(&pipeline, &pipeline.stages[0], Some(model));
+        found.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).sum()
+    }
+
+    const SFT: &str = "kind = 'sft'\ndata = 'SELECT 1'";
+    const SAMPLE: &str =
+        "kind = 'sample'\nprompts = 'SELECT 1'\nn = 4\nsampling = { max_tokens = 1000 }";
+    const RL: &str = "kind = 'rl'\nprompts = 'SELECT 1'\nrewards = [{ kind = 'math' }]";
+
+    #[test]
+    fn a_tied_embedding_has_two_gradients_and_an_untied_one_is_not_packed() {
+        let [tied, untied] = models();
+        let embedding = 4 * 49_152 * 576;
+        assert_eq!(part("gradients", SFT, &tied), 4 * tied.param_count + embedding);
+        assert_eq!(part("gradients", SFT, &untied), 4 * untied.param_count);
+        assert_eq!(part("packed weights", SFT, &tied), 4 * tied.param_count);
+        assert_eq!(part("packed weights", SFT, &untied), 4 * untied.param_count - embedding);
+    }
+
+    #[test]
+    fn logits_are_those_of_a_chunk() {
+        let [model, _] = models();
+        assert_eq!(part("logits", SFT, &model), 4 * 49_152 * 192);
+        let few = format!("{SFT}\nmicro_batch_tokens = 64\nmax_tokens = 64");
+        assert_eq!(part("logits", &few, &model), 4 * 49_152 * 64);
+        // Two threads draw.
+        assert_eq!(part("logits", SAMPLE, &model), 4 * 49_152 * (85 + 2));
+    }
+
+    #[test]
+    fn completions_are_those_of_a_chunk_of_prompts() {
+        let [model, _] = models();
+        assert_eq!(part("rollouts", SAMPLE, &model), 64 * 4 * 1000 * 48);
+        let [rollouts, rows] = [part("rollouts", RL, &model), 32 * 16];
+        assert_eq!(rollouts, rows * 256 * 48);
+    }
+
+    #[test]
+    fn a_cache_is_no_larger_than_its_sequences() {
+        let [model, _] = models();
+        assert_eq!(part("kv cache", SAMPLE, &model), 4 << 30);
+        // 101 sequences of 33 pages of 16 positions.
+        let short = ModelFacts { max_position_embeddings: 512, ..model };
+        assert_eq!(part("kv cache", SAMPLE, &short), 101 * 33 * 16 * 2 * 4 * 30 * 192);
+    }
+
+    #[test]
+    fn checkpointing_keeps_two_sums_per_layer() {
+        let [model, _] = models();
+        let sets = format!("{SFT}\nactivation_checkpointing = true");
+        let block = 4 * 576 + 2 * (576 + 192) + 3 * 1536 + 9;
+        let of_tokens = |floats: u64| 4 * 4096 * floats;
+        assert_eq!(part("activations", SFT, &model), of_tokens(30 * block + 4 * 576));
+        assert_eq!(part("activations", &sets, &model), of_tokens(2 * 30 * 576 + block + 4 * 576));
+    }
+
+    #[test]
+    fn an_exported_model_is_read_from_a_file() {
+        let [model, _] = models();
+        assert_eq!(part("file", "kind = 'export'", &model), 4 * model.param_count);
+        let tiny = facts_of_random(&RandomModel::default(), 100);
+        assert_eq!(part("queries", "kind = 'export'", &tiny), 256 << 20);
     }
 
     #[test]

@@ -41,7 +41,7 @@ mod write;
 pub use catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, ProbeProblem, SqlProblem, StageOutput, TableFacts,
 };
-pub use layout::reference;
+pub use layout::{Settings, reference};
 pub use models::{
     Alphabet, Architecture, Init, ModelSource, NotFound, Places, RandomModel, TokenizerSource,
     TokenizerTraining,
@@ -124,8 +124,8 @@ fn check_memory(plan: &Plan, reader: &mut Reader<'_>) {
             memory::shown(limit.0),
             memory.describe()
         );
-        let hint = "lower `micro_batch_tokens` or `run.kv_cache`, set `activation_checkpointing`, \
-                    or allow more memory";
+        let hint = "lower `micro_batch_tokens`, `run.kv_cache` or `run.query_memory`, set \
+                    `activation_checkpointing`, or allow more memory";
         reader.report_at("run.memory", message, Some(hint.into()));
     }
 }

@@ -51,7 +51,13 @@ impl Plan {
             1 => "1 thread".to_owned(),
             n => format!("{n} threads"),
         };
-        let _ = writeln!(text, "run: seed {}, {threads}, device {}", run.seed, run.device.word());
+        let _ = writeln!(
+            text,
+            "run: seed {}, {threads}, device {}, queries spill beyond {}",
+            run.seed,
+            run.device.word(),
+            shown(run.query_memory.0)
+        );
         self.write_models(&mut text);
         self.write_tables(&mut text);
         text.push_str("stages:\n");

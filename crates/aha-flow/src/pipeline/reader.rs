@@ -24,6 +24,8 @@ pub struct Key {
     pub is_required: bool,
     /// The default as the file would spell it; `None` for a required key or where absent means off.
     pub default: Option<String>,
+    /// True where no table and no weight depends on it: a run may go on with another value.
+    pub is_neutral: bool,
     /// The keys inside, for a table.
     pub keys: Vec<Key>,
 }
@@ -241,13 +243,15 @@ pub(crate) fn read_section<S: Section>(
 }
 
 /// Declares a table of the file and the struct it becomes. After a field's type: its default
-/// (without one the key is required), then optionally its range, as words and as a check.
+/// (without one the key is required), then optionally its range, as words and as a check. `@neutral`
+/// before a field says that no table and no weight depends on its value.
 macro_rules! section {
     (
         $(#[doc = $about:literal])+
         pub struct $Section:ident {
             $(
                 $(#[doc = $doc:literal])+
+                $(@ $mark:ident)?
                 pub $field:ident : $ty:ty $(= $default:expr)? $(, $must:literal $check:expr)? ;
             )+
         }
@@ -275,6 +279,7 @@ macro_rules! section {
                     default: if section!(@required $($default)?) { None } else {
                         defaults.$field.write().map(|out| out.inline())
                     },
+                    is_neutral: section!(@neutral $($mark)?),
                     keys: <$ty as Field>::keys(),
                 } ),+]
             }
@@ -315,6 +320,8 @@ macro_rules! section {
     (@default $ty:ty) => { <$ty as Default>::default() };
     (@must $must:literal) => { Some($must) };
     (@must) => { None };
+    (@neutral neutral) => { true };
+    (@neutral) => { false };
     (@required $default:expr) => { false };
     (@required) => { true };
 }

@@ -19,18 +19,26 @@ section! {
         /// Seed of every random draw. The same seed gives the same tables and weights.
         pub seed: u64 = 1;
         /// Threads that compute; 0 takes every core. Results do not depend on it.
+        @neutral
         pub threads: u32 = 0;
         /// Where tensors live.
         pub device: Device = Device::Cpu;
         /// Memory that the run may use: `aha check` and `aha run` refuse a pipeline whose predicted
         /// need is larger. Absent: no limit of ours.
+        @neutral
         pub memory: Option<ByteSize> = None, "more than nothing" |size| size.is_none_or(|s| s.0 > 0);
         /// Memory for keys and values of sequences being sampled. A sequence that finds no room
         /// waits. Results do not depend on it.
+        @neutral
         pub kv_cache: ByteSize = ByteSize(256 << 20), "at least 1MiB" |size| size.0 >= 1 << 20;
+        /// Memory for sorts, joins and groups of queries. What needs more is spilled to the disk,
+        /// which may change the order of rows that a query leaves open; joins that can't spill fail.
+        pub query_memory: ByteSize = ByteSize(256 << 20), "at least 32MiB" |size| size.0 >= 32 << 20;
         /// Sequences decoded at once, at most. Results do not depend on it.
+        @neutral
         pub sequences_max: u32 = 64, "at least 1" |n| *n >= 1;
         /// Checkpoints kept per stage; older ones are removed once a newer one is complete.
+        @neutral
         pub checkpoint_keep: u32 = 2, "at least 1" |n| *n >= 1;
     }
 }

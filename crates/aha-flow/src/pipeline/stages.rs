@@ -164,6 +164,7 @@ section! {
         /// Sequences of one optimizer step.
         pub batch_size: u32 = 32, "at least 1" |n| *n >= 1;
         /// Tokens of one forward and backward pass, at most. Memory depends on it, results do not.
+        @neutral
         pub micro_batch_tokens: u32 = 4096, "at least 1" |n| *n >= 1;
         /// Tokens of a sequence, prompt and end token included, at most; never more than the model has
         /// positions for.
@@ -183,11 +184,14 @@ section! {
         /// Whether each epoch has its own order, drawn from the seed.
         pub shuffle: bool = true;
         /// Optimizer steps between checkpoints.
+        @neutral
         pub checkpoint_every: u64 = 100, "at least 1" |n| *n >= 1;
         /// Keeps one activation per layer and computes the rest again in the backward pass: about a
         /// third more work, a fraction of the memory.
+        @neutral
         pub activation_checkpointing: bool = false;
         /// What is watched, and what happens then.
+        @neutral
         pub watchdogs: SftWatchdogs = SftWatchdogs::default();
     }
 }
@@ -246,6 +250,7 @@ section! {
         /// Passes over a step's completions.
         pub inner_epochs: u32 = 1, "at least 1" |n| *n >= 1;
         /// Tokens of one forward and backward pass, at most. Memory depends on it, results do not.
+        @neutral
         pub micro_batch_tokens: u32 = 4096, "at least 1" |n| *n >= 1;
         /// AdamW. R1-Zero's rate is 3e-6, constant.
         pub optimizer: Optimizer = Optimizer::default();
@@ -254,10 +259,13 @@ section! {
         /// Policy versions that the sampler may run ahead of the learner; only 0 in this version.
         pub max_staleness: u32 = 0;
         /// Steps between checkpoints.
+        @neutral
         pub checkpoint_every: u64 = 20, "at least 1" |n| *n >= 1;
         /// Keeps one activation per layer and computes the rest again in the backward pass.
+        @neutral
         pub activation_checkpointing: bool = false;
         /// What is watched, and what happens then.
+        @neutral
         pub watchdogs: Watchdogs = Watchdogs::default();
     }
 }
@@ -298,8 +306,10 @@ section! {
         /// The query. It sees `[tables]`, earlier stages, and `rollouts`, `metrics`, `evals`.
         pub sql: Sql;
         /// What it must find.
+        @neutral
         pub expect: Expect = Expect::Any;
         /// Whether its result is printed at the end of the run.
+        @neutral
         pub print: bool = false;
     }
 }

@@ -139,8 +139,7 @@ async fn spawn_and_wait(
 fn begin(shared: &Shared, base: &Loaded, device: &Device) -> Result<(Learner, Position)> {
     let needs_reference = shared.needs_reference();
     if let Some(saved) = checkpoint::newest(&shared.dir, &shared.stage, device)? {
-        let mut learner = Learner::new(saved.model);
-        learner.restore(saved.optimizer, saved.position.version);
+        let mut learner = Learner::resume(saved.model, saved.optimizer, saved.position.version);
         learner.set_reference(
             needs_reference.then(|| saved.reference.unwrap_or_else(|| Arc::clone(&base.model))),
         );

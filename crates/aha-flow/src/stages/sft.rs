@@ -143,8 +143,8 @@ impl Sft<'_> {
     fn begin(&self, model: Arc<Model>) -> Result<(Learner, Position)> {
         match checkpoint::newest(self.dir, self.stage, self.device)? {
             Some(saved) => {
-                let mut learner = Learner::new(saved.model);
-                learner.restore(saved.optimizer, saved.position.version);
+                let version = saved.position.version;
+                let learner = Learner::resume(saved.model, saved.optimizer, version);
                 Ok((learner, saved.position))
             }
             None => {

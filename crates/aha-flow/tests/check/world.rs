@@ -89,6 +89,8 @@ impl ModelProbe for FakeModels {
             head_dim: 64,
             max_position_embeddings: 2048,
             has_chat_template: true,
+            has_tied_embeddings: true,
+            has_qk_norm: false,
             weights_problem,
         })
     }

@@ -110,4 +110,15 @@ fn a_signal_stops_a_run_that_can_go_on() {
     let without = aha(temp.path(), &["run", "tiny.toml"]);
     assert_eq!(without.code, Some(1), "{without:?}");
     assert!(without.stderr.contains("--resume"), "{without:?}");
+
+    let resume = ["run", "tiny.toml", "--resume"];
+    let other = aha(temp.path(), &[&resume[..], &["--set", "stage.zero.group_size=4"]].concat());
+    assert_eq!(other.code, Some(1), "{other:?}");
+    assert!(other.stderr.contains("`stage.zero.group_size` was 2 and is 4"), "{other:?}");
+    let path = temp.path().join("problems.jsonl");
+    let problems = fs_err::read_to_string(&path).unwrap();
+    fs_err::write(&path, problems.replace("0 + 1", "1 + 0")).unwrap();
+    let edited = aha(temp.path(), &resume);
+    assert_eq!(edited.code, Some(1), "{edited:?}");
+    assert!(edited.stderr.contains("`tables.problems` has changed"), "{edited:?}");
 }

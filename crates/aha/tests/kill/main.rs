@@ -125,8 +125,12 @@ fn files(run: &Path, folders: &[&str]) -> BTreeMap<PathBuf, Vec<u8>> {
 
 #[track_caller]
 fn assert_same_run(want: &Path, got: &Path) {
-    let folders = ["models", "tables", "metrics"];
-    let (want, got) = (files(want, &folders), files(got, &folders));
+    assert_same_files(want, got, &["models", "tables", "metrics"]);
+}
+
+#[track_caller]
+fn assert_same_files(want: &Path, got: &Path, folders: &[&str]) {
+    let (want, got) = (files(want, folders), files(got, folders));
     let names = |files: &BTreeMap<PathBuf, Vec<u8>>| files.keys().cloned().collect::<Vec<_>>();
     assert_eq!(names(&want), names(&got));
     for (name, bytes) in &want {
@@ -190,4 +194,42 @@ fn threads_and_batch_limits_change_no_bit() {
     let args: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
     finish(folder, "b", &args);
     assert_same_run(&folder.join("a"), &folder.join("b"));
+}
+
+/// Goal: what changes no result may change in the middle of a run. Method: a run is killed, and goes on with
+/// another value of every such key. How often metrics are written depends on checkpoints, so they are not
+/// compared file by file.
+#[test]
+fn a_run_that_goes_on_with_other_bounds_ends_with_the_same_bits() {
+    let folder = folder();
+    let folder = folder.path();
+    let begun = Instant::now();
+    finish(folder, "whole", &[]);
+    let half = begun.elapsed().mul_f64(0.4);
+    let mut child = command(folder, "half", &[]).spawn().unwrap();
+    std::thread::sleep(half);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let sets = [
+        "run.threads=1",
+        "run.memory='8GiB'",
+        "run.sequences_max=3",
+        "run.kv_cache='1MiB'",
+        "run.checkpoint_keep=1",
+        "stage.base.micro_batch_tokens=1024",
+        "stage.base.checkpoint_every=3",
+        "stage.base.activation_checkpointing=true",
+        "stage.base.watchdogs.stop_token_masked='warn'",
+        "stage.zero.micro_batch_tokens=64",
+        "stage.zero.checkpoint_every=3",
+        "stage.zero.activation_checkpointing=true",
+        "stage.zero.watchdogs.truncated='off'",
+        "stage.zero.description='on its way'",
+        "stage.kept.expect='rows'",
+        "stage.kept.print=true",
+    ];
+    let mut args = vec!["--resume"];
+    args.extend(sets.iter().flat_map(|set| ["--set", set]));
+    finish(folder, "half", &args);
+    assert_same_files(&folder.join("whole"), &folder.join("half"), &["models", "tables"]);
 }
