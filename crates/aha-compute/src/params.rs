@@ -13,6 +13,18 @@ pub struct ParamId(pub(crate) usize);
 ///
 /// A weight that multiplies activations is packed for the matmul kernel when it is first used and again
 /// after each change, so sampler and learner share one packed copy per policy version.
+///
+/// A packed copy is never stale: [`Params::value_mut`] is the only way to change a weight, it drops the
+/// copy before it lends the value, and no copy can be made, or still be in use, while the value is lent.
+/// So [`Params::checksum`], which reads the values, speaks for what the kernels multiply with.
+///
+/// ```compile_fail,E0502
+/// fn keeps_a_stale_copy(params: &mut aha_compute::Params, id: aha_compute::ParamId) -> usize {
+///     let packed = params.packed(id);
+///     params.value_mut(id).fill(0.0);
+///     packed.in_len()
+/// }
+/// ```
 #[derive(Debug, Default)]
 pub struct Params {
     params: Vec<Param>,
@@ -73,7 +85,8 @@ impl Params {
         param.packed.get_or_init(|| Packed::of_weight(&param.value))
     }
 
-    /// A number that changes, but for chance, when any bit of any weight does.
+    /// A number that changes, but for chance, when any bit of any weight does. It says the same of the packed
+    /// copies, which are never stale: see [`Params`].
     pub fn checksum(&self) -> u64 {
         let start = 0xcbf2_9ce4_8422_2325_u64;
         // One multiplication per weight and lane: eight chains, so that they overlap.
@@ -178,7 +191,9 @@ impl Grads {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::noise_tensor;
+    use crate::ops::adamw::{AdamW, Hyper};
+    use crate::ops::check::{assert_same_bits, noise_tensor};
+    use crate::ops::matmul;
 
     fn params(device: &Device) -> Params {
         let mut params = Params::default();
@@ -217,25 +232,58 @@ mod tests {
         assert!(!params.is_finite());
     }
 
+    /// The product of a row with the packed weight `a`, which must be that with a fresh packing of its value.
+    #[track_caller]
+    fn product(params: &Params) -> Vec<f32> {
+        let id = params.find("a").expect("it was pushed");
+        let device = params.value(id).device();
+        let x = noise_tensor(device, 3, &[1, 7]);
+        let [kept, fresh] =
+            [params.packed(id), &Packed::of_weight(params.value(id))].map(|packed| {
+                let mut y = Tensor::uninit(device, &[1, 5]);
+                matmul::forward(&mut y, &x, packed, None);
+                y.as_slice().to_vec()
+            });
+        assert_same_bits("product", &kept, &fresh);
+        kept
+    }
+
     #[test]
     fn a_changed_weight_is_packed_again_and_a_copy_is_independent() {
         let device = Device::cpu(1);
         let mut params = params(&device);
         let id = params.find("a").expect("it was pushed");
         let copy = params.clone();
-        let product = |params: &Params| {
-            let mut y = Tensor::uninit(&device, &[1, 5]);
-            crate::ops::matmul::forward(
-                &mut y,
-                &noise_tensor(&device, 3, &[1, 7]),
-                params.packed(id),
-                None,
-            );
-            y.as_slice().to_vec()
-        };
         let before = product(&params);
         params.value_mut(id).fill(0.0);
         assert_eq!(product(&params), [0.0; 5]);
         assert_eq!(product(&copy), before);
+    }
+
+    /// Goal: what the kernels multiply with is what the checksum reads. Method: each way in which this crate
+    /// changes weights, after the old values were packed; the product must follow, as the checksum does.
+    #[test]
+    fn a_checksum_speaks_for_the_packed_copies() {
+        let device = Device::cpu(1);
+        let mut params = params(&device);
+        let mut grads = Grads::zeros(&device, &params);
+        for id in params.ids() {
+            grads.get_mut(id).fill(1.0);
+        }
+        let mut optimizer = AdamW::new(&params);
+        let hyper = Hyper { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
+        let changes: [&mut dyn FnMut(&mut Params); 4] = [
+            &mut |params| optimizer.step(params, &grads, &hyper, 1.0),
+            &mut |params| params.value_mut(ParamId(0)).as_mut_slice()[34] += 1.0,
+            &mut |params| *params = params.clone(),
+            &mut |params| params.value_mut(ParamId(0)).fill(2.0),
+        ];
+        for (i, change) in changes.into_iter().enumerate() {
+            let before = (params.checksum(), product(&params));
+            change(&mut params);
+            let after = (params.checksum(), product(&params));
+            let is_copied = i == 2;
+            assert_eq!((after.0 == before.0, after.1 == before.1), (is_copied, is_copied), "{i}");
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Tables that are Parquet or CSV files. What files there are is looked up anew for each query,
-//! so a session sees the rows that a run has written since it began.
+//! so a session sees the rows that a run has written since it began. What a Parquet file claims is compared
+//! with its bytes each time, since nothing else stands between a damaged file and the reader.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use async_trait::async_trait;
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::ScalarValue;
+use datafusion::config::TableParquetOptions;
 use datafusion::datasource::TableType;
 use datafusion::datasource::file_format::FileFormat;
 use datafusion::datasource::file_format::csv::CsvFormat;
@@ -22,11 +24,13 @@ use datafusion::object_store::{ObjectMeta, path::Path as StorePath};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_plan::empty::EmptyExec;
 
+use crate::source::Kind;
 use crate::{Error, Result};
 
 /// A table of files.
 #[derive(Debug)]
 pub struct FilesTable {
+    kind: Kind,
     format: Arc<dyn FileFormat>,
     /// Columns of the files.
     columns: SchemaRef,
@@ -53,7 +57,12 @@ impl FilesTable {
     /// A table of Parquet files with these columns; `run_column` says whether its places have
     /// names of runs.
     pub fn parquet(columns: SchemaRef, places: Vec<Place>, run_column: Option<Field>) -> Self {
-        let format = ParquetFormat::default().with_force_view_types(false);
+        let mut options = TableParquetOptions::default();
+        options.global.schema_force_view_types = false;
+        // They spare reading some pages of large files; but the reader allocates what they claim.
+        options.global.enable_page_index = false;
+        options.global.bloom_filter_on_read = false;
+        let format = ParquetFormat::default().with_options(options);
         let schema = match run_column {
             None => columns.clone(),
             Some(run) => {
@@ -62,7 +71,7 @@ impl FilesTable {
                 Arc::new(Schema::new(fields))
             }
         };
-        Self { format: Arc::new(format), columns, schema, places }
+        Self { kind: Kind::Parquet, format: Arc::new(format), columns, schema, places }
     }
 
     /// A table of the CSV files at `paths`, whose types are found by reading all of them.
@@ -98,7 +107,8 @@ impl FilesTable {
             ));
         }
         let places = paths.into_iter().map(Place::File).collect();
-        Ok(Self { format: Arc::new(format), schema: columns.clone(), columns, places })
+        let (kind, schema) = (Kind::Csv, columns.clone());
+        Ok(Self { kind, format: Arc::new(format), schema, columns, places })
     }
 
     /// The files there are now.
@@ -106,15 +116,22 @@ impl FilesTable {
         let mut files = Vec::new();
         for place in &self.places {
             match place {
-                Place::File(path) => files.push(partitioned(path, None)?),
+                Place::File(path) => files.push(self.file(path, None)?),
                 Place::Table { dir, run } => {
                     for part in aha_rollout::table::parts(dir)? {
-                        files.push(partitioned(&part.path, run.as_deref())?);
+                        files.push(self.file(&part.path, run.as_deref())?);
                     }
                 }
             }
         }
         Ok(files)
+    }
+
+    fn file(&self, path: &Path, run: Option<&str>) -> Result<PartitionedFile> {
+        if self.kind == Kind::Parquet {
+            aha_rollout::read::check(path)?;
+        }
+        partitioned(path, run)
     }
 }
 

@@ -162,7 +162,8 @@ impl Model {
             params.tie(embedding);
         }
         let (inv_freq, scale) = config.inv_freq();
-        let rope = Arc::new(rope::Table::new(&inv_freq, scale, config.max_position_embeddings));
+        let positions_max = config.max_position_embeddings;
+        let rope = Arc::new(rope::Table::new(device, &inv_freq, scale, positions_max));
         Ok(Model {
             config,
             device: device.clone(),
@@ -232,6 +233,7 @@ impl Model {
     /// Log-probs of each sequence's tokens from the second on, packed one after the other.
     pub fn log_probs(&self, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>> {
         self.check_ids(sequences.iter().flat_map(|s| s.iter().copied()))?;
+        self.check_lens(sequences.iter().map(|s| s.len()))?;
         let ids: Vec<u32> = sequences.concat();
         let mut rows = Vec::new();
         let mut targets = Vec::new();
@@ -263,6 +265,18 @@ impl Model {
                 "token id {id}: expected below the vocabulary size, {vocab_size}"
             ))
             .hint("use the tokenizer that belongs to this model")),
+            None => Ok(()),
+        }
+    }
+
+    /// Fails for a sequence that is longer than the model has positions.
+    fn check_lens(&self, lens: impl IntoIterator<Item = usize>) -> Result<()> {
+        let positions_max = self.config.max_position_embeddings;
+        match lens.into_iter().find(|&len| len > positions_max) {
+            Some(len) => Err(Error::input(format!(
+                "a sequence of {len} tokens: the model has {positions_max} positions"
+            ))
+            .hint("cut it")),
             None => Ok(()),
         }
     }

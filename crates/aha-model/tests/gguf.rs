@@ -177,6 +177,24 @@ fn all_architectures_open_and_miss_what_is_missing() {
     }
 }
 
+/// Otherwise a small file could hold a thousand layers that all lie on the same bytes.
+#[test]
+fn tensors_that_share_bytes_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = write(dir.path(), &small_gguf(Architecture::Llama, 3));
+    let mut bytes = std::fs::read(&path).unwrap();
+    let name = b"blk.0.ffn_norm.weight";
+    let at = bytes.windows(name.len()).position(|w| w == name).unwrap();
+    // Name, number of dimensions, one dimension, type, offset.
+    let at = at + name.len() + 4 + 8 + 4;
+    let offset = u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
+    bytes[at..at + 8].copy_from_slice(&(offset - 32).to_le_bytes());
+    std::fs::write(&path, bytes).unwrap();
+    let error = Gguf::open(&path).unwrap_err().to_string();
+    let said = "tensors `blk.0.attn_norm.weight` and `blk.0.ffn_norm.weight` share bytes";
+    assert!(error.contains(said), "{error}");
+}
+
 #[test]
 fn rope_scaling_is_read() {
     let dir = tempfile::tempdir().unwrap();

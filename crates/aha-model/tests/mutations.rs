@@ -1,7 +1,8 @@
 //! Broken and hostile files: errors, never a panic, never an allocation out of proportion.
 //!
-//! Thousands of mutations of each kind of file are opened and, where they open, read and used. An
-//! allocator that counts says how much memory that took.
+//! Thousands of mutations of each kind of file are loaded and, where they load, used: a model with a
+//! forward pass, a tokenizer with texts there and back. An allocator that counts says how much memory that
+//! took.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -11,12 +12,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use aha_compute::Device;
+use aha_model::Model;
 use aha_model::chat_template::Message;
 use aha_model::config::{Architecture, Config};
 use aha_model::save::SaveOptions;
 use aha_model::tokenizer::Tokenizer;
-use aha_model::weights;
-use common::{Random, random_weights, read_all, save_weights, small_config, small_gguf};
+use common::{Random, random_weights, save_weights, small_config, small_gguf};
 use serde_json::{Value, json};
 
 /// Live bytes at most, over what was there before, so that no single allocation is larger either:
@@ -89,6 +91,16 @@ fn replace_number(bytes: &mut Vec<u8>, from: usize, random: &mut Random) {
     bytes.splice(start..start + len, hostile.bytes());
 }
 
+/// Whether `open` fails. That it takes more memory than it may is not in what it can say.
+fn is_refused(what: &str, open: impl Fn() -> aha_model::error::Result<()>) -> bool {
+    let before = LIVE.load(Ordering::Relaxed);
+    PEAK.store(before, Ordering::Relaxed);
+    let is_refused = open().is_err();
+    let grown = PEAK.load(Ordering::Relaxed).saturating_sub(before);
+    assert!(grown < LIVE_BYTES_MAX, "{what} took {grown} bytes");
+    is_refused
+}
+
 /// Feeds mutations of `file`, beside the unbroken rest of its directory, to `open`. At least one in
 /// eight must be refused, or the mutations test nothing.
 fn feed(file: &Path, count: usize, open: impl Fn() -> aha_model::error::Result<()>) {
@@ -98,11 +110,8 @@ fn feed(file: &Path, count: usize, open: impl Fn() -> aha_model::error::Result<(
     let mut refused_count = 0;
     for i in 0..count {
         std::fs::write(file, mutate(&original, &mut random)).unwrap();
-        let before = LIVE.load(Ordering::Relaxed);
-        PEAK.store(before, Ordering::Relaxed);
-        refused_count += usize::from(open().is_err());
-        let grown = PEAK.load(Ordering::Relaxed).saturating_sub(before);
-        assert!(grown < LIVE_BYTES_MAX, "mutation {i} of {} took {grown} bytes", file.display());
+        refused_count +=
+            usize::from(is_refused(&format!("mutation {i} of {}", file.display()), &open));
     }
     std::fs::write(file, original).unwrap();
     assert!(refused_count * 8 > count, "only {refused_count} of {count} were refused");
@@ -210,18 +219,84 @@ fn feed_hostile_tokenizers(dir: &Path) {
         let mut json: Value = serde_json::from_str(&original).unwrap();
         json[key] = part.clone();
         std::fs::write(&path, json.to_string()).unwrap();
-        let before = LIVE.load(Ordering::Relaxed);
-        PEAK.store(before, Ordering::Relaxed);
-        refused_count += usize::from(use_tokenizer(dir).is_err());
-        let grown = PEAK.load(Ordering::Relaxed).saturating_sub(before);
-        assert!(grown < LIVE_BYTES_MAX, "{key} = {part} took {grown} bytes");
+        refused_count += usize::from(is_refused(&format!("{key} = {part}"), || use_tokenizer(dir)));
     }
     std::fs::write(&path, original).unwrap();
     assert!(refused_count >= 12, "only {refused_count} were refused");
 }
 
-fn open_weights(path: &Path) -> aha_model::error::Result<()> {
-    read_all(weights::open(path)?.as_mut()).map(drop)
+/// Sets each number of a good `config.json` to each power of two. Limits are most often such numbers, so
+/// that what is just within them is met as well as what is beyond.
+fn feed_hostile_configs(dir: &Path) {
+    let path = dir.join("config.json");
+    let original = std::fs::read_to_string(&path).unwrap();
+    let config: Value = serde_json::from_str(&original).unwrap();
+    let numbers = config.as_object().unwrap().iter().filter(|(_, value)| value.is_number());
+    let keys: Vec<&String> = numbers.map(|(key, _)| key).collect();
+    assert!(keys.len() >= 9, "{keys:?}");
+    let mut accepted = Vec::new();
+    for key in keys {
+        for exponent in 0..64 {
+            let mut config = config.clone();
+            config[key] = json!(1u64 << exponent);
+            std::fs::write(&path, config.to_string()).unwrap();
+            if !is_refused(&format!("{key} = 2^{exponent}"), || use_model(dir)) {
+                accepted.push((key.as_str(), exponent));
+            }
+        }
+    }
+    std::fs::write(&path, &original).unwrap();
+    // A position more or less changes no weight, so the largest count that is believed is met here.
+    let positions = accepted.iter().filter(|(key, _)| *key == "max_position_embeddings");
+    assert!(positions.map(|(_, exponent)| *exponent).max() >= Some(20), "{accepted:?}");
+    let sizes = ["hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size"];
+    for size in sizes {
+        let count = accepted.iter().filter(|(key, _)| *key == size).count();
+        assert!(count <= 1, "`{size}` is not compared with the weights: {accepted:?}");
+    }
+}
+
+/// The same for the numbers of a GGUF's metadata, which lie behind their keys.
+fn feed_hostile_metadata(path: &Path) {
+    let original = std::fs::read(path).unwrap();
+    let keys = [
+        "llama.block_count",
+        "llama.context_length",
+        "llama.embedding_length",
+        "llama.feed_forward_length",
+        "llama.attention.head_count",
+        "llama.attention.head_count_kv",
+        "llama.attention.key_length",
+        "llama.rope.dimension_count",
+        "tokenizer.ggml.eos_token_id",
+    ];
+    let mut accepted = Vec::new();
+    for key in keys {
+        // A key is a length and a text; head_count is the beginning of head_count_kv.
+        let entry = [&(key.len() as u64).to_le_bytes()[..], key.as_bytes()].concat();
+        let at = original.windows(entry.len()).position(|window| window == entry).unwrap();
+        let at = at + entry.len() + 4;
+        for exponent in 0..32 {
+            let mut bytes = original.clone();
+            bytes[at..at + 4].copy_from_slice(&(1u32 << exponent).to_le_bytes());
+            std::fs::write(path, bytes).unwrap();
+            if !is_refused(&format!("{key} = 2^{exponent}"), || use_model(path)) {
+                accepted.push((key, exponent));
+            }
+        }
+    }
+    std::fs::write(path, original).unwrap();
+    let positions = accepted.iter().filter(|(key, _)| *key == "llama.context_length");
+    assert!(positions.map(|(_, exponent)| *exponent).max() >= Some(20), "{accepted:?}");
+}
+
+/// Loads a model and its tokenizer, and runs a text through both.
+fn use_model(path: &Path) -> aha_model::error::Result<()> {
+    let model = Model::load(path, &Device::cpu(1))?;
+    let tokenizer = Tokenizer::load(path)?;
+    tokenizer.check_fits(model.config())?;
+    let ids = tokenizer.encode("the cat's <|end|> 12 é", true)?;
+    model.log_probs(&[&ids]).map(drop)
 }
 
 fn use_tokenizer(path: &Path) -> aha_model::error::Result<()> {
@@ -247,28 +322,28 @@ fn broken_files_are_errors() {
         }
     }));
     let temporary = tempfile::tempdir().unwrap();
-    let config = Config { vocab_size: 280, ..small_config(Architecture::Qwen2) };
+    let config = Config { vocab_size: 280, head_dim: 16, ..small_config(Architecture::Qwen2) };
     let weights = random_weights(&config, 1);
     let tokenizer = common::trained_tokenizer();
 
     let dir = temporary.path().join("single");
     save_weights(&dir, &config, Some(&tokenizer), &weights, SaveOptions::default());
-    feed(&dir.join("model.safetensors"), 600, || open_weights(&dir));
-    feed(&dir.join("config.json"), 600, || open_weights(&dir));
-    feed(&dir.join("tokenizer.json"), 600, || use_tokenizer(&dir));
+    let use_both = |path: &Path| use_tokenizer(path).and(use_model(path));
+    feed(&dir.join("model.safetensors"), 600, || use_model(&dir));
+    feed(&dir.join("config.json"), 600, || use_model(&dir));
+    feed_hostile_configs(&dir);
+    feed(&dir.join("tokenizer.json"), 600, || use_both(&dir));
     feed_hostile_tokenizers(&dir);
-    feed(&dir.join("tokenizer_config.json"), 200, || use_tokenizer(&dir));
-    feed(&dir.join("generation_config.json"), 100, || use_tokenizer(&dir));
+    feed(&dir.join("tokenizer_config.json"), 200, || use_both(&dir));
+    feed(&dir.join("generation_config.json"), 100, || use_both(&dir));
 
     let dir = temporary.path().join("sharded");
     let options = SaveOptions { shard_bytes_max: 4000, ..SaveOptions::default() };
-    save_weights(&dir, &config, None, &weights, options);
-    feed(&dir.join("model.safetensors.index.json"), 600, || open_weights(&dir));
+    save_weights(&dir, &config, Some(&tokenizer), &weights, options);
+    feed(&dir.join("model.safetensors.index.json"), 600, || use_model(&dir));
 
     let path = temporary.path().join("model.gguf");
     std::fs::write(&path, small_gguf(Architecture::Llama, 1).bytes()).unwrap();
-    feed(&path, 700, || {
-        let weights = open_weights(&path);
-        weights.and(use_tokenizer(&path))
-    });
+    feed(&path, 700, || use_both(&path));
+    feed_hostile_metadata(&path);
 }

@@ -380,16 +380,16 @@ impl Running<'_> {
     fn draw_first(&mut self, group_idx: usize, hidden: &Tensor) {
         let request = &self.requests[self.groups[group_idx].request_idx];
         let mut waiting = Vec::with_capacity(request.samples.len());
-        let (logits, stats) = self.logits(hidden);
+        let logits = self.logits(hidden);
+        let (isa, row) = (self.model.device().isa(), logits.row(0));
+        let stats = lm_head::row_stats(isa, row);
         let mut scratch = vec![0.0; logits.cols()];
         for sample_idx in request.samples.clone() {
             let address =
                 Address { prompt: request.address, sample: u64::from(sample_idx), position: 0 };
-            let isa = self.model.device().isa();
-            let row = logits.row(0);
             waiting.push((
                 sample_idx,
-                draw(isa, row, &stats[0], self.sampling, self.random, address, &mut scratch),
+                draw(isa, row, &stats, self.sampling, self.random, address, &mut scratch),
             ));
         }
         waiting.reverse();
@@ -402,24 +402,17 @@ impl Running<'_> {
         let mut drawn = Vec::with_capacity(addresses.len());
         for start in (0..addresses.len()).step_by(chunk) {
             let end = (start + chunk).min(addresses.len());
-            let (logits, stats) = self.logits(&hidden.rows_range(start..end));
+            let logits = self.logits(&hidden.rows_range(start..end));
             let device = self.model.device();
             let out: Vec<std::sync::OnceLock<Drawn>> =
                 (start..end).map(|_| std::sync::OnceLock::new()).collect();
             device.run_blocks(end - start, 8, |from, to| {
                 let mut scratch = vec![0.0; vocab_size];
                 for i in from..to {
-                    let row = logits.row(i);
-                    let address = addresses[start + i];
-                    let token = draw(
-                        device.isa(),
-                        row,
-                        &stats[i],
-                        self.sampling,
-                        self.random,
-                        address,
-                        &mut scratch,
-                    );
+                    let (isa, row, address) = (device.isa(), logits.row(i), addresses[start + i]);
+                    let stats = lm_head::row_stats(isa, row);
+                    let token =
+                        draw(isa, row, &stats, self.sampling, self.random, address, &mut scratch);
                     out[i].set(token).expect("each row is drawn once");
                 }
             });
@@ -428,14 +421,11 @@ impl Running<'_> {
         drawn
     }
 
-    fn logits(&self, hidden: &Tensor) -> (Tensor, Vec<lm_head::RowStats>) {
-        let device = self.model.device();
+    fn logits(&self, hidden: &Tensor) -> Tensor {
         let packed = self.model.params().packed(self.model.head());
-        let mut logits = Tensor::uninit(device, &[hidden.rows(), packed.out_len()]);
+        let mut logits = Tensor::uninit(self.model.device(), &[hidden.rows(), packed.out_len()]);
         lm_head::logits(&mut logits, hidden, packed, self.sampling.inv_temperature());
-        let stats =
-            (0..logits.rows()).map(|i| lm_head::row_stats(device.isa(), logits.row(i))).collect();
-        (logits, stats)
+        logits
     }
 
     /// Hands over the sequences that have ended and frees their places.

@@ -11,34 +11,73 @@
 //! With `c`, `s` the cosine and sine of `position · inv_freq_i`, both times the table's scale:
 //! `y_i = x_i c - x_{i+D/2} s` and `y_{i+D/2} = x_{i+D/2} c + x_i s`; backward rotates by `-s`.
 
-use crate::Tensor;
+use std::sync::OnceLock;
+
 use crate::simd::{LANES, simd_fn};
 use crate::tensor::Shards;
+use crate::{Device, Tensor};
 
 /// Rows that one call of a kernel takes.
 const BLOCK_ROWS: usize = 64;
+/// Positions that are computed together, when one of them is first used.
+const BLOCK_POSITIONS: usize = 2048;
 
-/// Cosines and sines of every position.
+/// Cosines and sines of positions in a device's memory.
+///
+/// A model may promise a million positions, and a hostile file any number: what is never used is never
+/// computed. Finding a row costs one load of a flag.
 #[derive(Debug)]
 pub struct Table {
-    cos: Vec<f32>,
-    sin: Vec<f32>,
-    half: usize,
+    device: Device,
+    inv_freq: Vec<f32>,
+    scale: f32,
+    positions_max: usize,
+    /// Rows of `D` floats: the cosines of a position, then its sines.
+    blocks: Vec<OnceLock<Tensor>>,
 }
 
 impl Table {
     /// For heads of twice as many columns as there are inverse frequencies, and positions below
     /// `positions_max`. Angles are products in `f32`, as transformers computes them.
-    pub fn new(inv_freq: &[f32], scale: f32, positions_max: usize) -> Table {
-        let angles =
-            (0..positions_max).flat_map(|p| inv_freq.iter().map(move |f| f64::from(p as f32 * f)));
-        let (cos, sin) = angles.map(|a| (a.cos() as f32 * scale, a.sin() as f32 * scale)).unzip();
-        Table { cos, sin, half: inv_freq.len() }
+    pub fn new(device: &Device, inv_freq: &[f32], scale: f32, positions_max: usize) -> Table {
+        assert!(!inv_freq.is_empty(), "`inv_freq` is empty: a head has at least one pair");
+        let blocks = (0..positions_max.div_ceil(BLOCK_POSITIONS)).map(|_| OnceLock::new());
+        Table {
+            device: device.clone(),
+            inv_freq: inv_freq.to_vec(),
+            scale,
+            positions_max,
+            blocks: blocks.collect(),
+        }
     }
 
     /// Width of a head: `D`.
     pub fn head_dim(&self) -> usize {
-        2 * self.half
+        2 * self.inv_freq.len()
+    }
+
+    /// Cosines and sines of a position.
+    fn row(&self, position: usize) -> (&[f32], &[f32]) {
+        let (block_idx, row) = (position / BLOCK_POSITIONS, position % BLOCK_POSITIONS);
+        let block = self.blocks[block_idx].get_or_init(|| self.block(block_idx));
+        block.row(row).split_at(self.inv_freq.len())
+    }
+
+    /// A position's row is a function of the position alone, whichever thread comes first.
+    fn block(&self, block_idx: usize) -> Tensor {
+        let start = block_idx * BLOCK_POSITIONS;
+        let end = (start + BLOCK_POSITIONS).min(self.positions_max);
+        let mut rows = Tensor::uninit(&self.device, &[end - start, self.head_dim()]);
+        let each = rows.as_mut_slice().chunks_exact_mut(self.head_dim());
+        for (position, row) in (start..end).zip(each) {
+            let (cos, sin) = row.split_at_mut(self.inv_freq.len());
+            for ((cos, sin), inv_freq) in cos.iter_mut().zip(sin).zip(&self.inv_freq) {
+                let angle = f64::from(position as f32 * inv_freq);
+                *cos = angle.cos() as f32 * self.scale;
+                *sin = angle.sin() as f32 * self.scale;
+            }
+        }
+        rows
     }
 }
 
@@ -66,7 +105,7 @@ fn rotate(y: &mut Tensor, x: &Tensor, positions: &[u32], table: &Table, sign: f3
         "{cols} columns are no heads of {}",
         table.head_dim()
     );
-    let positions_max = table.cos.len() / table.half;
+    let positions_max = table.positions_max;
     if let Some(past) = positions.iter().find(|&&p| p as usize >= positions_max) {
         panic!("position {past} of a table with {positions_max}");
     }
@@ -79,8 +118,8 @@ fn rotate(y: &mut Tensor, x: &Tensor, positions: &[u32], table: &Table, sign: f3
         for ((y, x), &p) in
             y.chunks_exact_mut(cols).zip(x.chunks_exact(cols)).zip(&positions[start..end])
         {
-            let at = p as usize * table.half..(p as usize + 1) * table.half;
-            rotate_row(device.isa(), y, x, &table.cos[at.clone()], &table.sin[at], sign);
+            let (cos, sin) = table.row(p as usize);
+            rotate_row(device.isa(), y, x, cos, sin, sign);
         }
     });
 }
@@ -155,13 +194,14 @@ mod tests {
     fn every_device_matches_the_reference_and_the_others() {
         for (half, heads) in [(1usize, 1usize), (8, 3), (21, 2), (32, 4)] {
             let (rows, cols) = (150, heads * 2 * half);
-            let positions: Vec<u32> = (0..rows as u32).map(|i| i * 7 % 200).collect();
-            let table = Table::new(&inv_freq(half), 1.25, 200);
+            // In three blocks of the table, which several threads come upon at once.
+            let positions: Vec<u32> = (0..rows as u32).map(|i| i * 701 % 5000).collect();
             let (x, dy) = (noise(1, rows * cols), noise(2, rows * cols));
             let want = reference(&x, cols, &positions, half, 1.25, 1.0);
             let want_dx = reference(&dy, cols, &positions, half, 1.25, -1.0);
             let mut first: Option<[Tensor; 2]> = None;
             for device in devices() {
+                let table = Table::new(&device, &inv_freq(half), 1.25, 5000);
                 let [x, dy] = [1, 2].map(|seed| noise_tensor(&device, seed, &[rows, cols]));
                 let [mut y, mut dx] = [0; 2].map(|_| Tensor::uninit(&device, &[rows, cols]));
                 forward(&mut y, &x, &positions, &table);
@@ -179,7 +219,7 @@ mod tests {
     #[test]
     fn a_row_depends_on_its_position_and_not_on_its_place() {
         let device = crate::Device::cpu(2);
-        let table = Table::new(&inv_freq(16), 1.0, 100);
+        let table = Table::new(&device, &inv_freq(16), 1.0, 100);
         let x = noise_tensor(&device, 1, &[90, 64]);
         let positions: Vec<u32> = (0..90).collect();
         let mut all = Tensor::uninit(&device, &[90, 64]);
@@ -194,7 +234,7 @@ mod tests {
     #[test]
     fn angles_are_rounded_to_f32_as_transformers_rounds_them() {
         let device = crate::Device::cpu(1);
-        let table = Table::new(&inv_freq(21), 1.0, 60_001);
+        let table = Table::new(&device, &inv_freq(21), 1.0, 60_001);
         let positions: Vec<u32> = (59_990..=60_000).collect();
         let x = noise_tensor(&device, 1, &[11, 42]);
         let mut y = Tensor::uninit(&device, &[11, 42]);
@@ -204,18 +244,55 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_used_is_computed() {
+        let device = crate::Device::cpu(1);
+        let table = Table::new(&device, &inv_freq(32), 1.0, 1 << 27);
+        let built = || -> Vec<usize> {
+            (0..table.blocks.len()).filter(|&i| table.blocks[i].get().is_some()).collect()
+        };
+        assert_eq!(built(), []);
+        let [x, mut y] = [0; 2].map(|_| Tensor::zeros(&device, &[3, 64]));
+        let last = (1 << 27) - 1;
+        forward(&mut y, &x, &[0, 2047, last], &table);
+        assert_eq!(built(), [0, table.blocks.len() - 1]);
+        forward(&mut y, &x, &[5, 2048, 4095], &table);
+        assert_eq!(built(), [0, 1, table.blocks.len() - 1]);
+    }
+
+    /// Goal: a row's bits are those of its position alone. Method: the formula for each position by
+    /// itself, against tables that meet the positions around the blocks' edges in two orders.
+    #[test]
+    fn a_row_has_the_same_bits_in_whatever_order_blocks_are_made() {
+        let device = crate::Device::cpu(1);
+        let edges = [0, 1, 2047, 2048, 2049, 4095, 4096, 5999];
+        let orders = [edges.to_vec(), edges.iter().rev().copied().collect()];
+        for order in orders {
+            let table = Table::new(&device, &inv_freq(16), 1.25, 6000);
+            for position in order {
+                let angles = inv_freq(16).into_iter().map(|f| f64::from(position as f32 * f));
+                let (cos, sin): (Vec<f32>, Vec<f32>) =
+                    angles.map(|a| (a.cos() as f32 * 1.25, a.sin() as f32 * 1.25)).unzip();
+                let row = table.row(position);
+                assert_same_bits("cos", row.0, &cos);
+                assert_same_bits("sin", row.1, &sin);
+            }
+        }
+    }
+
+    #[test]
     fn an_empty_batch_is_a_no_op() {
         for device in devices() {
             let [x, mut y] = [0; 2].map(|_| Tensor::zeros(&device, &[0, 42]));
-            forward(&mut y, &x, &[], &Table::new(&inv_freq(21), 1.0, 4));
-            backward(&mut y, &x, &[], &Table::new(&inv_freq(21), 1.0, 4));
+            let table = Table::new(&device, &inv_freq(21), 1.0, 4);
+            forward(&mut y, &x, &[], &table);
+            backward(&mut y, &x, &[], &table);
         }
     }
 
     fn run(y_len: usize, positions: &[u32]) {
         let device = crate::Device::cpu(1);
         let (x, mut y) = (Tensor::zeros(&device, &[2, 4]), Tensor::zeros(&device, &[y_len]));
-        forward(&mut y, &x, positions, &Table::new(&inv_freq(2), 1.0, 3));
+        forward(&mut y, &x, positions, &Table::new(&device, &inv_freq(2), 1.0, 3));
     }
 
     #[test]

@@ -214,7 +214,22 @@ fn tensor_table(
             return Err(Error::input(format!("tensor `{name}` occurs twice")));
         }
     }
+    refuse_overlaps(&tensors)?;
     Ok(tensors)
+}
+
+/// Tensors lie one after the other. If they could share bytes, a small file could hold weights of any size.
+fn refuse_overlaps(tensors: &HashMap<String, TensorInfo>) -> Result<()> {
+    let mut in_order: Vec<(&Range<usize>, &str)> =
+        tensors.iter().map(|(name, info)| (&info.range, name.as_str())).collect();
+    in_order.sort_unstable_by_key(|(range, name)| (range.start, range.end, *name));
+    match in_order.windows(2).find(|pair| pair[1].0.start < pair[0].0.end) {
+        Some(pair) => Err(Error::input(format!(
+            "tensors `{}` and `{}` share bytes of the file",
+            pair[0].1, pair[1].1
+        ))),
+        None => Ok(()),
+    }
 }
 
 struct TensorEntry {

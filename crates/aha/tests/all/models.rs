@@ -1,31 +1,52 @@
 //! `aha logprobs`, `generate`, `eval` and `export`.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use crate::support::{aha, aha_with, fixture, write_model};
 
 /// Beyond this, two f32 forward passes over a model of this size differ in more than rounding.
 const LOGPROB_ABS: f64 = 1e-4;
+/// The same for a model of 135 million weights, 30 layers deep.
+const SMOLLM2_LOGPROB_ABS: f64 = 1e-3;
 
 #[test]
 fn logprobs_are_those_of_transformers() {
     for name in ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"] {
         let dir = fixture(name);
-        let text = fs_err::read_to_string(dir.join("fixture.json")).unwrap();
-        let expected: Value = serde_json::from_str(&text).unwrap();
-        let sequences: Vec<&Value> = expected["sequences"].as_object().unwrap().values().collect();
-        let ids: Vec<&Value> = sequences.iter().map(|sequence| &sequence["ids"]).collect();
-        let found = aha_with(&dir, &["logprobs", "--model", "."], &json!(ids).to_string()).json();
-        let found = found["logprobs"].as_array().unwrap();
-        assert_eq!(found.len(), sequences.len());
-        for (found, sequence) in found.iter().zip(&sequences) {
-            let (found, expected) =
-                (found.as_array().unwrap(), sequence["next_logprobs_f32"].as_array().unwrap());
-            assert_eq!(found.len(), sequence["ids"].as_array().unwrap().len() - 1);
-            for (at, (a, b)) in found.iter().zip(expected).enumerate() {
-                let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
-                assert!((a - b).abs() <= LOGPROB_ABS, "{name}, id {}: {a} is not {b}", at + 1);
-            }
+        assert_logprobs(&dir, &dir.join("fixture.json"), LOGPROB_ABS);
+    }
+}
+
+#[test]
+#[ignore = "needs the SmolLM2 GGUF: ops/fetch-smollm2"]
+fn logprobs_of_smollm2_are_those_of_transformers() {
+    let model = std::env::var_os("AHA_SMOLLM2").expect("AHA_SMOLLM2 names the GGUF file");
+    assert_logprobs(Path::new(&model), &fixture("smollm2_135m.json"), SMOLLM2_LOGPROB_ABS);
+}
+
+/// Compares `aha logprobs` on `model` with what transformers computed in f32.
+#[track_caller]
+fn assert_logprobs(model: &Path, reference: &Path, abs: f64) {
+    let expected: Value =
+        serde_json::from_str(&fs_err::read_to_string(reference).unwrap()).unwrap();
+    let sequences = expected["sequences"].as_object().unwrap();
+    let ids: Vec<&Value> = sequences.values().map(|sequence| &sequence["ids"]).collect();
+    let args = ["logprobs", "--model", model.to_str().unwrap()];
+    let found = aha_with(Path::new("."), &args, &json!(ids).to_string()).json();
+    let found = found["logprobs"].as_array().unwrap();
+    assert!(!found.is_empty());
+    assert_eq!(found.len(), sequences.len());
+    for (found, (name, sequence)) in found.iter().zip(sequences) {
+        let (found, expected) =
+            (found.as_array().unwrap(), sequence["next_logprobs_f32"].as_array().unwrap());
+        assert_eq!(found.len(), sequence["ids"].as_array().unwrap().len() - 1, "{name}");
+        assert_eq!(found.len(), expected.len(), "{name}");
+        for (at, (a, b)) in found.iter().zip(expected).enumerate() {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            let model = model.display();
+            assert!((a - b).abs() <= abs, "{model}, {name}, id {}: {a} is not {b}", at + 1);
         }
     }
 }
@@ -163,8 +184,7 @@ fn an_exported_model_is_the_same_model() {
     let small = temp.path().join("small");
     let args = ["export", "--model", model, "--out", small.to_str().unwrap(), "--dtype", "bf16"];
     assert_eq!(aha(temp.path(), &args).code, Some(0));
-    let size = |path: &str| {
-        fs_err::metadata(std::path::Path::new(path).join("model.safetensors")).unwrap().len()
-    };
+    let size =
+        |path: &str| fs_err::metadata(Path::new(path).join("model.safetensors")).unwrap().len();
     assert!(size(small.to_str().unwrap()) * 3 < size(out) * 2);
 }

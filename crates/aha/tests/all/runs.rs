@@ -1,11 +1,16 @@
 //! `aha check` and `aha run`.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::support::{aha, command, write_pipeline};
+
+/// What a user asks to see a run learn.
+const BY_STEP: &str = "SELECT step, avg(reward), avg(completion_len_tokens) FROM rollouts GROUP BY step ORDER BY step";
 
 #[test]
 fn check_prints_the_plan() {
@@ -121,4 +126,70 @@ fn a_signal_stops_a_run_that_can_go_on() {
     let edited = aha(temp.path(), &resume);
     assert_eq!(edited.code, Some(1), "{edited:?}");
     assert!(edited.stderr.contains("`tables.problems` has changed"), "{edited:?}");
+}
+
+/// Goal: rows can be asked for while the run that writes them goes on.
+/// Method: a run that would last for days is asked twice by the program itself, once its second step is
+/// there; it is alive after each answer, and the second one knows more steps.
+#[test]
+fn a_query_answers_while_the_run_goes_on() {
+    let temp = write_pipeline(1_000_000);
+    let log = temp.path().join("stderr.txt");
+    let mut run = command(temp.path(), &["run", "tiny.toml"]);
+    run.stdout(fs_err::File::create(temp.path().join("stdout.txt")).unwrap().into_file());
+    run.stderr(fs_err::File::create(&log).unwrap().into_file());
+    let mut run = Running(run.spawn().unwrap());
+    let table = temp.path().join("runs/tiny/tables/zero");
+    run.wait_for(&table.join("step-000002.parquet"), &log);
+    let steps = steps_of(temp.path());
+    run.assert_alive(&log);
+    assert!(steps >= 2, "{steps} steps");
+    run.wait_for(&table.join(format!("step-{:06}.parquet", steps + 1)), &log);
+    let more = steps_of(temp.path());
+    run.assert_alive(&log);
+    assert!(more > steps, "{more} steps after {steps}");
+}
+
+/// Asks for the steps so far, which are whole and follow each other from the first on; returns their count.
+fn steps_of(dir: &Path) -> usize {
+    let answer = aha(dir, &["query", BY_STEP, "--run", "runs/tiny", "--format", "csv"]);
+    assert_eq!((answer.code, answer.stderr.as_str()), (Some(0), ""), "{answer:?}");
+    let rows: Vec<&str> = answer.stdout.lines().skip(1).collect();
+    for (idx, row) in rows.iter().enumerate() {
+        let [step, reward, length]: [&str; 3] =
+            row.split(',').collect::<Vec<_>>().try_into().unwrap();
+        let (reward, length): (f64, f64) = (reward.parse().unwrap(), length.parse().unwrap());
+        assert_eq!(step.parse(), Ok(idx + 1), "{answer:?}");
+        assert!((0.0..=1.0).contains(&reward) && (1.0..=6.0).contains(&length), "{answer:?}");
+    }
+    rows.len()
+}
+
+/// A run that goes on in the background, and ends with the test.
+struct Running(Child);
+
+impl Running {
+    #[track_caller]
+    fn assert_alive(&mut self, log: &Path) {
+        let status = self.0.try_wait().unwrap();
+        assert!(status.is_none(), "{status:?}: {}", fs_err::read_to_string(log).unwrap());
+    }
+
+    #[track_caller]
+    fn wait_for(&mut self, path: &Path, log: &Path) {
+        let until = Instant::now() + Duration::from_secs(120);
+        while !path.exists() {
+            self.assert_alive(log);
+            assert!(Instant::now() < until, "no {} in two minutes", path.display());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test has noticed then.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
