@@ -159,6 +159,8 @@ pub(crate) fn key(name: &str) -> Key {
         must: None,
         is_required: false,
         default: None,
+        words: Vec::new(),
+        about: "",
         keys: Vec::new(),
     }
 }
