@@ -6,7 +6,7 @@
 Works while the run goes on. Every table must have the same rows, columns and a sum over its
 columns in all three, read by `tables/NAME/*.parquet` and, for pyarrow and Polars, by the folder
 too; every column that a stage writes must carry its doc. Prints one line per table. Exit code: 0 when all
-agree, 1 when something doesn't, 2 when it can't be checked (pip install pyarrow duckdb polars).
+agree, 1 when something doesn't, 2 when it can't be checked (pip install -r ops/requirements.txt).
 """
 
 import pathlib
@@ -18,7 +18,7 @@ try:
     import pyarrow.dataset
     import pyarrow.parquet
 except ImportError as error:
-    sys.exit(print(f"error: {error}\nhint: pip install pyarrow duckdb polars") or 2)
+    sys.exit(print(f"error: {error}\nhint: pip install -r ops/requirements.txt") or 2)
 
 
 def parts_of(directory):

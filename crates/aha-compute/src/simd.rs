@@ -207,7 +207,10 @@ const EXP_COEFFICIENTS: [f32; 8] =
 ///
 /// The body runs inside `unsafe`, as all vector code is: it must keep to the bounds of its slices.
 macro_rules! simd_fn {
-    ($(#[$meta:meta])* $vis:vis fn $name:ident<$S:ident>($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
+    (
+        $(#[$meta:meta])*
+        $vis:vis fn $name:ident<$S:ident>($($arg:ident : $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block
+    ) => {
         $(#[$meta])*
         $vis fn $name(isa: $crate::simd::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]

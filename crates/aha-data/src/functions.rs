@@ -17,30 +17,91 @@ use crate::error::HINT;
 /// Counts the tokens of a text. The error is a message for people.
 pub type Tokenizer = Arc<dyn Fn(&str) -> Result<usize, String> + Send + Sync>;
 
+/// A function as a query calls it, and what its reference says. Its arguments are text of any kind.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// Its name.
+    pub name: &'static str,
+    /// The names of its arguments.
+    pub arguments: &'static [&'static str],
+    /// The type of what it gives.
+    pub output: DataType,
+    /// What it gives.
+    pub doc: &'static str,
+}
+
+const TOKEN_COUNT: Function = Function {
+    name: "token_count",
+    arguments: &["text"],
+    output: DataType::Int64,
+    doc: "Number of tokens of the text. In a pipeline they are those of the newest training stage's \
+          model, in `aha query` those of a model that the run has made.",
+};
+const EXTRACT_BOXED: Function = Function {
+    name: "extract_boxed",
+    arguments: &["text"],
+    output: DataType::Utf8,
+    doc: "The content of the last balanced `\\boxed{…}` or `\\fbox{…}`; of nested ones, the outermost. \
+          Null where there is none.",
+};
+const EXTRACT_TAG: Function = Function {
+    name: "extract_tag",
+    arguments: &["text", "tag"],
+    output: DataType::Utf8,
+    doc: "The text between `<tag>` and `</tag>` if each occurs exactly once and in this order, else null.",
+};
+const MATH_EQUAL: Function = Function {
+    name: "math_equal",
+    arguments: &["gold", "pred"],
+    output: DataType::Boolean,
+    doc: "Whether `pred` is the answer `gold`, both bare answers such as `\\frac{1}{2}` or `x = 5`: what \
+          the reward `math` decides by.",
+};
+const LANGUAGE_SHARE: Function = Function {
+    name: "language_share",
+    arguments: &["text", "language"],
+    output: DataType::Float64,
+    doc: "The share of the text's words that are in the script of the language, an ISO 639-1 code such \
+          as `en` or `zh`. Code, formulas, tags and single letters don't count; languages that share a \
+          script are not told apart. Null where the text has no words or the language is unknown.",
+};
+const REFLECTION_COUNT: Function = Function {
+    name: "reflection_count",
+    arguments: &["text"],
+    output: DataType::Int64,
+    doc: "How often the text looks back at itself: \"wait\", \"let me check\", \"on second thought\" and \
+          their like, as whole words.",
+};
+
+/// Every function that queries have besides DataFusion's own.
+pub fn reference() -> [Function; 6] {
+    [TOKEN_COUNT, EXTRACT_BOXED, EXTRACT_TAG, MATH_EQUAL, LANGUAGE_SHARE, REFLECTION_COUNT]
+}
+
 /// The functions that need nothing but their arguments.
 pub(crate) fn all() -> Vec<ScalarUDF> {
     vec![
-        function("extract_boxed", 1, DataType::Utf8, |texts| {
+        function(EXTRACT_BOXED, |texts| {
             strings(texts[0].iter().map(|text| aha_reward::extract_boxed(text?)))
         }),
-        function("extract_tag", 2, DataType::Utf8, |texts| {
+        function(EXTRACT_TAG, |texts| {
             strings(pairs(texts).map(|pair| {
                 let (text, tag) = pair?;
                 aha_reward::extract_tag(text, tag)
             }))
         }),
-        function("math_equal", 2, DataType::Boolean, |texts| {
+        function(MATH_EQUAL, |texts| {
             let equal = pairs(texts).map(|pair| pair.map(|(a, b)| aha_reward::math_equal(a, b)));
             Ok(Arc::new(BooleanArray::from_iter(equal)))
         }),
-        function("language_share", 2, DataType::Float64, |texts| {
+        function(LANGUAGE_SHARE, |texts| {
             let shares = pairs(texts).map(|pair| {
                 let (text, language) = pair?;
                 aha_reward::language_share(text, language)
             });
             Ok(Arc::new(Float64Array::from_iter(shares)))
         }),
-        function("reflection_count", 1, DataType::Int64, |texts| {
+        function(REFLECTION_COUNT, |texts| {
             let counts = texts[0].iter();
             let counts = counts.map(|text| text.map(|t| aha_reward::reflection_count(t) as i64));
             Ok(Arc::new(Int64Array::from_iter(counts)))
@@ -50,7 +111,7 @@ pub(crate) fn all() -> Vec<ScalarUDF> {
 
 /// `token_count(text)`. Without a tokenizer, calling it is an error that says what to do.
 pub(crate) fn token_count(tokenizer: Option<Tokenizer>) -> ScalarUDF {
-    function("token_count", 1, DataType::Int64, move |texts| {
+    function(TOKEN_COUNT, move |texts| {
         let Some(tokenizer) = &tokenizer else {
             return Err(DataFusionError::Execution(format!(
                 "token_count: no tokenizer is set{HINT}ask a run that has made a model, or put the \
@@ -68,12 +129,10 @@ pub(crate) fn token_count(tokenizer: Option<Tokenizer>) -> ScalarUDF {
     })
 }
 
-/// A function of `arity` texts. DataFusion casts what isn't `Utf8` before it calls, so that
+/// Makes a function. DataFusion casts arguments that aren't `Utf8` before it calls, so that
 /// `LargeUtf8`, `Utf8View`, dictionaries and numbers come as text too.
 fn function(
-    name: &'static str,
-    arity: usize,
-    output: DataType,
+    about: Function,
     body: impl Fn(&[StringArray]) -> DataFusionResult<ArrayRef> + Send + Sync + 'static,
 ) -> ScalarUDF {
     let call = move |args: &[ColumnarValue]| {
@@ -87,7 +146,8 @@ fn function(
         Ok(ColumnarValue::Array(answer))
     };
     // Each function is one of its arguments alone; a tokenizer is set before queries are planned.
-    create_udf(name, vec![DataType::Utf8; arity], output, Volatility::Immutable, Arc::new(call))
+    let arguments = vec![DataType::Utf8; about.arguments.len()];
+    create_udf(about.name, arguments, about.output, Volatility::Immutable, Arc::new(call))
 }
 
 /// Rows of two columns; none where either is null.

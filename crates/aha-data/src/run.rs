@@ -1,8 +1,9 @@
 //! The tables of run directories, finished or running, one or several at once.
 //!
 //! Every `tables/NAME/` is the table NAME. `rollouts` joins the tables of all stages that
-//! sampled, each completion once: what a `query` stage took from them is not among them. `metrics` is the run's own directory of that name, `evals` is there even before the
-//! first evaluation. Several runs' tables are joined by name, with a column `run`.
+//! sampled, each completion once: what a `query` stage took from them is not among them. `metrics` is
+//! the run's own directory of that name, `evals` is there even before the first evaluation. Several
+//! runs' tables are joined by name, with a column `run`.
 
 use std::path::{Path, PathBuf};
 

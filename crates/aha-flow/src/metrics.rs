@@ -13,6 +13,36 @@ use crate::error::{Error, Result};
 use crate::progress::{Event, Watcher};
 use crate::rundir::RunDir;
 
+/// What each metric of a training stage says. `reward_NAME` has a row for each part of the reward.
+pub const REFERENCE: [(&str, &str); 20] = [
+    (
+        "accuracy",
+        "`rl`: share of completions to which the first reward that compares with answers gives 1.",
+    ),
+    ("clip_high_share", "`rl`: share of trained tokens whose ratio is clipped above."),
+    ("clip_low_share", "`rl`: share of trained tokens whose ratio is clipped below."),
+    ("completion_len_tokens", "`rl`: mean number of tokens per completion."),
+    ("entropy", "`rl`: mean entropy of the policy over trained tokens."),
+    (
+        "grad_norm",
+        "Global norm of the gradient before clipping, mean over the step's optimizer steps.",
+    ),
+    ("kl", "`rl`: mean KL estimate between policy and reference over trained tokens."),
+    ("learning_seconds", "`rl`: wall-clock time that the learner worked on the step."),
+    ("loss", "The loss, mean over the step's optimizer steps."),
+    ("lr", "Learning rate of the last optimizer step."),
+    ("no_signal_share", "`rl`: share of groups whose completions all have the same reward."),
+    ("policy_version", "`rl`: optimizer steps that the stage's weights have seen."),
+    ("ratio_max", "`rl`: largest importance ratio of a trained token."),
+    ("ratio_mean", "`rl`: mean importance ratio over trained tokens."),
+    ("reward", "`rl`: mean reward of the completions that have one."),
+    ("reward_NAME", "`rl`: mean score of the part `NAME` of the reward."),
+    ("sampling_seconds", "`rl`: wall-clock time from the step's prompts to its last completion."),
+    ("tokens_per_second", "Tokens of the step per second of wall-clock time."),
+    ("trained_tokens", "`sft`: tokens in the loss."),
+    ("truncated_share", "`rl`: share of completions cut at `sampling.max_tokens`."),
+];
+
 /// Rows that wait for a sink that fails, at most; the oldest go first.
 const PENDING_MAX: usize = 100_000;
 

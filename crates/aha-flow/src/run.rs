@@ -243,11 +243,7 @@ impl Runner {
         }
     }
 
-    fn query<'a>(
-        &'a self,
-        stage: &'a Stage,
-        settings: &'a pipeline::QueryStage,
-    ) -> Query<'a> {
+    fn query<'a>(&'a self, stage: &'a Stage, settings: &'a pipeline::QueryStage) -> Query<'a> {
         Query {
             stage: &stage.name,
             description: &stage.description,

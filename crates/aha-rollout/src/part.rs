@@ -1,9 +1,9 @@
 //! One Parquet file, written so that it appears whole or not at all.
 //!
 //! The rows go to a hidden file beside the final one, or beside the table that it is a part of,
-//! which is flushed to the disk and then renamed; the directory is flushed too. So a reader, or a run that starts again after a kill,
-//! sees either no file or all of it. Bytes depend on nothing but rows and schema: settings are
-//! fixed here, and the Parquet writer puts no time into a file.
+//! which is flushed to the disk and then renamed; the directory is flushed too. So a reader, or a run
+//! that starts again after a kill, sees either no file or all of it. Bytes depend on nothing but rows
+//! and schema: settings are fixed here, and the Parquet writer puts no time into a file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The subcommands, and what holds for all of them.
 
-use clap::{ArgAction, Parser, Subcommand};
+use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{check, doctor, eval, export, generate, grade, logprobs, query, run};
 use crate::logging;
@@ -17,7 +17,7 @@ use crate::screen::Screen;
 )]
 struct Cli {
     /// Say more on stderr: -v what is done, -vv details, -vvv everything.
-    #[arg(short, long, global = true, action = ArgAction::Count)]
+    #[arg(short, long, global = true, display_order = 900, action = ArgAction::Count)]
     verbose: u8,
     #[command(subcommand)]
     command: Command,
@@ -27,7 +27,7 @@ struct Cli {
 enum Command {
     /// Run a pipeline.
     Run(run::Args),
-    /// Check a pipeline and print its plan: stages, tables, memory, formula.
+    /// Check a pipeline and print its plan: models, tables, stages, formulas, memory.
     Check(check::Args),
     /// Query the tables of runs with SQL.
     Query(query::Args),
@@ -62,12 +62,15 @@ pub fn run(screen: &Screen) -> anyhow::Result<()> {
     }
 }
 
+/// The arguments as they are declared.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     #[test]
     fn the_arguments_are_well_defined() {
-        super::Cli::command().debug_assert();
+        super::command().debug_assert();
     }
 }

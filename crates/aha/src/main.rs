@@ -1,33 +1,5 @@
-//! The command line of aha: post-trains reasoning models with DeepSeek-R1's recipe.
-//!
-//! # Map
-//! - [`cli`]: the subcommands and what holds for all of them; start here.
-//! - [`commands`]: one module per subcommand: its flags, then what it does.
-//! - [`view`]: how a run is shown while it goes on. [`screen`]: stderr, shared by bars and lines.
-//! - [`report`]: errors as people read them, and exit codes.
-//! - [`logging`]: tracing events on stderr and in the run directory's `log.jsonl`.
-//! - [`text`]: text of models made harmless; numbers, sizes and durations for people.
-//!
-//! # Invariants
-//! - Results go to stdout, everything else to stderr.
-//! - Exit codes: 0 done, 1 failed, 2 misused (arguments or pipeline are wrong).
-//! - What a model wrote is shown with its control characters escaped.
-//! - A reader that closes its end of a pipe is not an error.
+//! The program; all of it is in the library, so that its reference can be generated.
 
-mod cli;
-mod commands;
-mod logging;
-mod report;
-mod screen;
-mod text;
-mod view;
-
-use std::process::ExitCode;
-
-fn main() -> ExitCode {
-    let screen = screen::Screen::new();
-    match cli::run(&screen) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => report::report(&error, &screen),
-    }
+fn main() -> std::process::ExitCode {
+    aha::main()
 }

@@ -1,19 +1,27 @@
-//! Chores of this repository.
+//! Chores of this repository. What they write is checked in, and a test holds it against them.
 //!
-//! `cargo run --release -p xtask -- datasets [FOLDER]` writes the data sets of the quickstart again; the
-//! same version writes the same bytes.
+//! # Map
+//! - `cargo xtask datasets` writes the data sets of the quickstart again; the same version writes the
+//!   same bytes: `quickstart`.
+//! - `cargo xtask docs` writes the reference in `docs/`: `docs`.
+//! - The house rules that a test can know are in `tests/rules/`.
+//!
+//! `cargo xtask` is short for `cargo run --release -p xtask --`; start it in the repository's root.
 
+mod docs;
 mod quickstart;
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use anyhow::{Result, bail};
 
 fn main() -> Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["datasets"] => quickstart::write(&PathBuf::from("datasets")),
-        ["datasets", folder] => quickstart::write(&PathBuf::from(folder)),
-        _ => bail!("usage: xtask datasets [FOLDER]"),
+        ["datasets"] => quickstart::write(Path::new("datasets")),
+        ["datasets", folder] => quickstart::write(Path::new(folder)),
+        ["docs"] => docs::write(Path::new("docs")),
+        ["docs", folder] => docs::write(Path::new(folder)),
+        _ => bail!("usage: cargo xtask datasets|docs [FOLDER]"),
     }
 }

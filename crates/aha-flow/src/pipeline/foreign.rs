@@ -160,6 +160,8 @@ pub(crate) fn key(name: &str) -> Key {
         is_required: false,
         default: None,
         is_neutral: false,
+        words: Vec::new(),
+        about: "",
         keys: Vec::new(),
     }
 }

@@ -2,7 +2,9 @@
 
 use super::models::ModelSource;
 use super::problem::{nearest, suggest};
-use super::reader::{Field, Key, Reader, Section, join, read_key, read_word, refuse_unknown};
+use super::reader::{
+    Field, Key, Reader, Section, join, one_of, read_key, read_word, refuse_unknown,
+};
 use super::run::Run;
 use super::source::{Entry, Node, Value, stage_name};
 use super::stages::{
@@ -113,9 +115,10 @@ fn read_stage(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Stage>
 }
 
 fn read_kind<S: Section + Default>(entries: &[Entry], path: &str, reader: &mut Reader<'_>) -> S {
-    refuse_unknown(entries, &S::section_keys(), &COMMON, path, reader);
+    let defaults = S::default();
+    refuse_unknown(entries, &defaults.section_keys(), &COMMON, path, reader);
     reader.completion_len_tokens_max = completion_len_tokens_max(entries);
-    S::read_over(S::default(), entries, path, reader)
+    S::read_over(defaults, entries, path, reader)
 }
 
 /// `sampling.max_tokens` as written, ahead of the other keys: the objective's default needs it.
@@ -163,7 +166,7 @@ impl Pipeline {
     /// [`Key::is_neutral`]), descriptions, and the paths of tables and models.
     pub fn settings(&self) -> Settings {
         let mut found = Settings::new();
-        settings_of(&mut found, "run", &self.run.write_section(), &Run::section_keys());
+        settings_of(&mut found, "run", &self.run.write_section(), &self.run.section_keys());
         for (name, model) in &self.models {
             if let ModelSource::Random(model) = model {
                 let path = format!("models.{name}");
@@ -223,31 +226,82 @@ impl Stage {
 impl StageKind {
     fn keys(&self) -> Vec<Key> {
         match self {
-            StageKind::Sft(_) => SftStage::section_keys(),
-            StageKind::Rl(_) => RlStage::section_keys(),
-            StageKind::Sample(_) => SampleStage::section_keys(),
-            StageKind::Query(_) => QueryStage::section_keys(),
-            StageKind::Eval(_) => EvalStage::section_keys(),
-            StageKind::Export(_) => ExportStage::section_keys(),
+            StageKind::Sft(stage) => stage.section_keys(),
+            StageKind::Rl(stage) => stage.section_keys(),
+            StageKind::Sample(stage) => stage.section_keys(),
+            StageKind::Query(stage) => stage.section_keys(),
+            StageKind::Eval(stage) => stage.section_keys(),
+            StageKind::Export(stage) => stage.section_keys(),
         }
     }
 }
 
-/// The keys of every table of a pipeline file, for the reference: (heading, keys).
-pub fn reference() -> Vec<(String, Vec<Key>)> {
+/// A table of a pipeline file, for its reference.
+#[derive(Clone, Debug)]
+pub struct Table {
+    /// As the file spells it: `[run]`.
+    pub heading: String,
+    /// What it is.
+    pub about: &'static str,
+    /// Its keys.
+    pub keys: Vec<Key>,
+}
+
+/// Every table of a pipeline file, in the order of a file.
+pub fn reference() -> Vec<Table> {
+    let model = Key::of(
+        "NAME",
+        "A model to start from, by the name that stages use. A path is a directory in Hugging Face \
+         layout, a `.gguf` file, or `hf://owner/name` in the local cache; relative paths start from \
+         the directory that `aha` is started in.",
+        None,
+        (true, &ModelSource::default()),
+    );
+    let table = Key::of(
+        "NAME",
+        "An input table, by the name that queries use: a Parquet, JSON lines (`.jsonl`) or CSV file, \
+         a folder or a glob of such files.",
+        None,
+        (true, &String::new()),
+    );
     let mut tables = vec![
-        ("[run]".to_owned(), Run::section_keys()),
-        ("[models] NAME = { … }".to_owned(), super::models::RandomModel::section_keys()),
+        part::<Run>("[run]"),
+        Table { heading: "[models]".to_owned(), about: "Models by name.", keys: vec![model] },
+        Table { heading: "[tables]".to_owned(), about: "Input tables by name.", keys: vec![table] },
+        Table {
+            heading: "[[stage]]".to_owned(),
+            about: "What every stage has, whatever its kind.",
+            keys: stage_keys(),
+        },
     ];
-    for (kind, keys) in [
-        ("sft", SftStage::section_keys()),
-        ("rl", RlStage::section_keys()),
-        ("sample", SampleStage::section_keys()),
-        ("query", QueryStage::section_keys()),
-        ("eval", EvalStage::section_keys()),
-        ("export", ExportStage::section_keys()),
-    ] {
-        tables.push((format!("[[stage]] kind = \"{kind}\""), keys));
-    }
+    tables.extend([
+        part::<SftStage>("kind = \"sft\""),
+        part::<RlStage>("kind = \"rl\""),
+        part::<SampleStage>("kind = \"sample\""),
+        part::<QueryStage>("kind = \"query\""),
+        part::<EvalStage>("kind = \"eval\""),
+        part::<ExportStage>("kind = \"export\""),
+    ]);
     tables
+}
+
+fn part<S: Section + Default>(heading: &str) -> Table {
+    Table { heading: heading.to_owned(), about: S::ABOUT, keys: S::default().section_keys() }
+}
+
+/// The keys that every stage has.
+fn stage_keys() -> Vec<Key> {
+    let text = String::new();
+    let name = "Its name, and that of the table and the model that it makes: lower-case letters, \
+                digits and `_`, a letter first. Models, tables and stages share one set of names.";
+    let description = "One line for the plan, and the heading of what a query prints.";
+    let kind = Key {
+        expects: one_of(&KINDS[..6]),
+        ..Key::of("kind", "What it does; the sections below have a kind each.", None, (true, &text))
+    };
+    vec![
+        Key::of("name", name, None, (true, &text)),
+        kind,
+        Key::of("description", description, None, (false, &text)),
+    ]
 }

@@ -41,14 +41,14 @@ mod write;
 pub use catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, ProbeProblem, SqlProblem, StageOutput, TableFacts,
 };
-pub use layout::{Settings, reference};
+pub use layout::{Settings, Table, reference};
 pub use models::{
     Alphabet, Architecture, Init, ModelSource, NotFound, Places, RandomModel, TokenizerSource,
     TokenizerTraining,
 };
 pub use plan::Plan;
 pub use problem::{Problem, Problems};
-pub use reader::Key;
+pub use reader::{Key, Word};
 pub use resolve::Facts;
 pub use rewards::Reward;
 pub use run::{Device, Run};

@@ -65,7 +65,7 @@ section! {
         pub heads: u32 = 4, "at least 1" |n| *n >= 1;
         /// Key and value heads; each serves `heads / kv_heads` query heads.
         pub kv_heads: u32 = 2, "at least 1" |n| *n >= 1;
-        /// Width of a head; 0 takes `hidden_size / heads`.
+        /// Width of a head, a multiple of 16; 0 takes `hidden_size / heads`.
         pub head_dim: u32 = 0, "even" |n| n.is_multiple_of(2);
         /// Rows of the embedding; 0 takes as many as the tokenizer has tokens.
         pub vocab_size: u32 = 0;
@@ -116,7 +116,8 @@ section! {
     pub struct TokenizerTraining {
         /// The texts: a query over the tables with a column `text`.
         pub train: Sql;
-        /// Tokens, special ones included, at most; short texts may yield fewer.
+        /// Tokens, the end token, special ones and single bytes included, at most; short texts may yield
+        /// fewer.
         pub vocab_size: u32 = 512, "at least 2" |n| *n >= 2;
         /// Tokens that the texts never split, such as tags; the end token is always there.
         pub special_tokens: Vec<String> = Vec::new(), "without empty texts" |t| !t.iter().any(String::is_empty);
@@ -135,7 +136,7 @@ impl Field for RandomModel {
         let Value::Table(entries) = &node.value else {
             return read_section(node, path, reader, base);
         };
-        refuse_unknown(entries, &Self::section_keys(), &[], path, reader);
+        refuse_unknown(entries, &base.section_keys(), &[], path, reader);
         if !entries.iter().any(|entry| entry.key == "init") {
             let hint = "add `init = \"random\"`, or give a path instead of a table".to_owned();
             reader.report_at(path, format!("`{path}.init` is missing"), Some(hint));
@@ -145,8 +146,11 @@ impl Field for RandomModel {
     fn write(&self) -> Option<Out> {
         Some(Out::Table(self.write_section()))
     }
-    fn keys() -> Vec<Key> {
-        Self::section_keys()
+    fn about() -> &'static str {
+        Self::ABOUT
+    }
+    fn keys(&self) -> Vec<Key> {
+        self.section_keys()
     }
 }
 
@@ -172,8 +176,14 @@ impl Field for ModelSource {
             Self::Random(model) => model.write(),
         }
     }
-    fn keys() -> Vec<Key> {
-        RandomModel::section_keys()
+    fn about() -> &'static str {
+        RandomModel::ABOUT
+    }
+    fn keys(&self) -> Vec<Key> {
+        match self {
+            Self::Path(_) => RandomModel::default().keys(),
+            Self::Random(model) => model.keys(),
+        }
     }
 }
 
@@ -199,8 +209,14 @@ impl Field for TokenizerSource {
             Self::Train(training) => training.write(),
         }
     }
-    fn keys() -> Vec<Key> {
-        TokenizerTraining::section_keys()
+    fn about() -> &'static str {
+        TokenizerTraining::ABOUT
+    }
+    fn keys(&self) -> Vec<Key> {
+        match self {
+            Self::Of(_) => TokenizerTraining::default().keys(),
+            Self::Train(training) => training.keys(),
+        }
     }
 }
 

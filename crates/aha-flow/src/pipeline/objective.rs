@@ -48,7 +48,7 @@ impl Field for Objective {
         Some(foreign::write(self))
     }
 
-    fn keys() -> Vec<Key> {
+    fn keys(&self) -> Vec<Key> {
         foreign::field_names::<ObjectiveFile>(&[]).iter().map(|name| foreign::key(name)).collect()
     }
 }

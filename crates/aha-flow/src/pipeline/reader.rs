@@ -14,7 +14,7 @@ use super::write::Out;
 pub struct Key {
     /// The key as the file spells it.
     pub name: String,
-    /// The doc comment.
+    /// The doc comment; empty for a key of another crate's table, which documents it.
     pub doc: &'static str,
     /// What a value must be: "a whole number".
     pub expects: String,
@@ -26,8 +26,39 @@ pub struct Key {
     pub default: Option<String>,
     /// True where no table and no weight depends on it: a run may go on with another value.
     pub is_neutral: bool,
-    /// The keys inside, for a table.
+    /// The words that it chooses from, each with what it means.
+    pub words: Vec<Word>,
+    /// What the table is, for a table.
+    pub about: &'static str,
+    /// The keys inside, for a table; their defaults are those that they have here.
     pub keys: Vec<Key>,
+}
+
+/// A word of the file, and what it means.
+pub type Word = (&'static str, &'static str);
+
+impl Key {
+    /// The key of that name, whose value is `default` unless it is required.
+    pub(crate) fn of<T: Field>(
+        name: &str,
+        doc: &'static str,
+        must: Option<&'static str>,
+        (is_required, default): (bool, &T),
+    ) -> Key {
+        let written = if is_required { None } else { default.write() };
+        Key {
+            name: name.to_owned(),
+            doc,
+            expects: T::expects(),
+            must,
+            is_required,
+            default: written.map(|out| out.inline()),
+            is_neutral: false,
+            words: T::words(),
+            about: T::about(),
+            keys: default.keys(),
+        }
+    }
 }
 
 /// Collects problems and remembers where every key was written.
@@ -138,15 +169,26 @@ pub(crate) trait Field: Sized {
     fn read(node: &Node, path: &str, reader: &mut Reader<'_>, base: Self) -> Self;
     /// The value as it is written; `None` where absence says it.
     fn write(&self) -> Option<Out>;
-    /// The keys inside, for a table.
-    fn keys() -> Vec<Key> {
+    /// The words that it chooses from.
+    fn words() -> Vec<Word> {
+        Vec::new()
+    }
+    /// What the table is, for a table.
+    fn about() -> &'static str {
+        ""
+    }
+    /// The keys inside, for a table, with this one's settings as their defaults.
+    fn keys(&self) -> Vec<Key> {
         Vec::new()
     }
 }
 
 /// A table with a fixed set of keys.
 pub(crate) trait Section: Sized {
-    fn section_keys() -> Vec<Key>;
+    /// The doc comment of the table.
+    const ABOUT: &'static str;
+    /// Its keys, with this one's settings as their defaults.
+    fn section_keys(&self) -> Vec<Key>;
     /// Reads the keys of a table over `base`. Unknown keys are the caller's affair.
     fn read_over(base: Self, entries: &[Entry], path: &str, reader: &mut Reader<'_>) -> Self;
     fn write_section(&self) -> Vec<(String, Out)>;
@@ -238,7 +280,7 @@ pub(crate) fn read_section<S: Section>(
         reader.wrong_type(node, path, "a table");
         return base;
     };
-    refuse_unknown(entries, &S::section_keys(), &[], path, reader);
+    refuse_unknown(entries, &base.section_keys(), &[], path, reader);
     S::read_over(base, entries, path, reader)
 }
 
@@ -267,20 +309,17 @@ macro_rules! section {
         }
 
         impl $crate::pipeline::reader::Section for $Section {
-            fn section_keys() -> Vec<$crate::pipeline::reader::Key> {
-                use $crate::pipeline::reader::Field;
-                let defaults = Self::default();
+            const ABOUT: &'static str = concat!($($about, "\n"),+);
+
+            fn section_keys(&self) -> Vec<$crate::pipeline::reader::Key> {
                 vec![$( $crate::pipeline::reader::Key {
-                    name: stringify!($field).to_owned(),
-                    doc: concat!($($doc, "\n"),+),
-                    expects: <$ty as Field>::expects(),
-                    must: section!(@must $($must)?),
-                    is_required: section!(@required $($default)?),
-                    default: if section!(@required $($default)?) { None } else {
-                        defaults.$field.write().map(|out| out.inline())
-                    },
                     is_neutral: section!(@neutral $($mark)?),
-                    keys: <$ty as Field>::keys(),
+                    ..$crate::pipeline::reader::Key::of(
+                        stringify!($field),
+                        concat!($($doc, "\n"),+),
+                        section!(@must $($must)?),
+                        (section!(@required $($default)?), &self.$field),
+                    )
                 } ),+]
             }
 
@@ -344,8 +383,11 @@ macro_rules! section_fields {
                 use $crate::pipeline::reader::Section;
                 Some($crate::pipeline::write::Out::Table(self.write_section()))
             }
-            fn keys() -> Vec<$crate::pipeline::reader::Key> {
-                <$Section as $crate::pipeline::reader::Section>::section_keys()
+            fn about() -> &'static str {
+                <$Section as $crate::pipeline::reader::Section>::ABOUT
+            }
+            fn keys(&self) -> Vec<$crate::pipeline::reader::Key> {
+                $crate::pipeline::reader::Section::section_keys(self)
             }
         }
     )+ };
@@ -379,6 +421,9 @@ macro_rules! choice {
 
         impl $crate::pipeline::reader::Field for $Choice {
             fn expects() -> String { $crate::pipeline::reader::one_of(Self::WORDS) }
+            fn words() -> Vec<$crate::pipeline::reader::Word> {
+                vec![$( ($word, concat!($($doc, "\n"),+)) ),+]
+            }
             fn read(
                 node: &$crate::pipeline::source::Node,
                 path: &str,

@@ -507,22 +507,25 @@ fn settle_random(
 /// Reports a vocabulary that can't hold what a tokenizer starts from. How many of the bytes its texts
 /// hold is known only when it is trained; all 256 are known now.
 fn check_vocab_room(training: &TokenizerTraining, path: &str, reader: &mut Reader<'_>) {
-    let end_tokens = 1;
-    let bytes = match training.alphabet {
-        Alphabet::Bytes => 256,
-        Alphabet::Seen => 1,
+    let (bytes, of) = match training.alphabet {
+        Alphabet::Bytes => (256, "256 single bytes"),
+        Alphabet::Seen => (1, "a byte at the least"),
     };
-    let needed = bytes + training.special_tokens.len() + end_tokens;
+    let end_tokens = 1;
+    let special_tokens = training.special_tokens.len();
+    let needed = bytes + special_tokens + end_tokens;
     let vocab_path = format!("{path}.vocab_size");
     if (training.vocab_size as usize) < needed && reader.is_good(&vocab_path) {
         let message = format!(
-            "`{vocab_path}` is {}, but the end token, the special tokens and single bytes alone are \
-             {needed}",
+            "`{vocab_path}` must be at least {needed}, for the end token, {special_tokens} special \
+             tokens and {of}, got {}",
             training.vocab_size
         );
         let hint = match training.alphabet {
-            Alphabet::Bytes => "raise it, or set `alphabet = \"seen\"`",
-            Alphabet::Seen => "raise it",
+            Alphabet::Bytes => {
+                "raise it, or set `alphabet = \"seen\"` to start from the bytes of the texts alone"
+            }
+            Alphabet::Seen => "raise it: every byte that the texts hold takes a place",
         };
         reader.report_at(&vocab_path, message, Some(hint.to_owned()));
     }

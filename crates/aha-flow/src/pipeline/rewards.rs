@@ -46,6 +46,10 @@ impl Field for Reward {
         "a table such as `{ kind = \"math\", weight = 1.0 }`".into()
     }
 
+    fn about() -> &'static str {
+        "A verifier, its weight in the whole reward, and its settings."
+    }
+
     fn read(node: &Node, path: &str, reader: &mut Reader<'_>, base: Self) -> Self {
         let Value::Table(entries) = &node.value else {
             reader.wrong_type(node, path, &Self::expects());
@@ -74,7 +78,7 @@ impl Field for Reward {
         Some(foreign::write(&self.0))
     }
 
-    fn keys() -> Vec<Key> {
+    fn keys(&self) -> Vec<Key> {
         let fixed = [("kind", Json::from(Kind::Math.name()))];
         foreign::field_names::<Spec>(&fixed).iter().map(|name| foreign::key(name)).collect()
     }

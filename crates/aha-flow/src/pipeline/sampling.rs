@@ -1,6 +1,6 @@
 //! Settings that several kinds of stage share: drawing tokens, the optimizer, the prompt template.
 
-use super::reader::{Field, Reader, choice, section, section_fields};
+use super::reader::{Field, Reader, Word, choice, section, section_fields};
 use super::source::{Node, Value};
 use super::write::Out;
 
@@ -80,11 +80,18 @@ pub enum Template {
     Text(String),
 }
 
-const TEMPLATES: [&str; 3] = ["raw", "r1-zero", "chat"];
+const TEMPLATES: [Word; 3] = [
+    ("raw", "The prompt as it is."),
+    ("r1-zero", "R1-Zero's conversation between User and Assistant, with think and answer tags."),
+    ("chat", "The model's own chat template, the prompt as one user message."),
+];
 
 impl Field for Template {
     fn expects() -> String {
         "\"raw\", \"r1-zero\", \"chat\", or a text with {prompt} in it".into()
+    }
+    fn words() -> Vec<Word> {
+        TEMPLATES.to_vec()
     }
     fn read(node: &Node, path: &str, reader: &mut Reader<'_>, base: Self) -> Self {
         let Value::String(text) = &node.value else {
@@ -97,7 +104,7 @@ impl Field for Template {
             ("chat", _) => Template::Chat,
             (_, 1) => Template::Text(text.clone()),
             (_, count) => {
-                let hint = super::problem::nearest(text, TEMPLATES)
+                let hint = super::problem::nearest(text, TEMPLATES.map(|(name, _)| name))
                     .map(|name| format!("did you mean \"{name}\"?"));
                 let message = if count == 0 {
                     format!("`{path}` must be {}, got \"{text}\"", Self::expects())

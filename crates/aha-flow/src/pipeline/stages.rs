@@ -149,7 +149,8 @@ choice! {
 }
 
 section! {
-    /// Supervised fine-tuning of `model` on the rows of a query.
+    /// Supervised fine-tuning of `model` on the rows of a query. Leaves the trained model, and a table of
+    /// the examples with their tokens and loss masks.
     pub struct SftStage {
         /// The model to start from: one of `[models]` or an earlier training stage.
         pub model: String;
@@ -217,7 +218,8 @@ section! {
 }
 
 section! {
-    /// Reinforcement learning of `model` on the prompts of a query.
+    /// Reinforcement learning of `model` on the prompts of a query. Leaves the trained model, a table of
+    /// every completion, and the table `NAME_set_aside` of prompts that kept failing.
     pub struct RlStage {
         /// The model to start from: one of `[models]` or an earlier training stage.
         pub model: String;
@@ -241,7 +243,8 @@ section! {
         pub reward_null: OnNull = OnNull::Drop;
         /// Times a prompt may fail before it is set aside.
         pub prompt_failures_max: u32 = 3, "at least 1" |n| *n >= 1;
-        /// The objective; `aha check` prints its formula. Keys: `aha_learn::objective::ObjectiveFile`.
+        /// What is optimised. A preset sets every constant, other keys change single ones; `aha check`
+        /// prints the formula that comes of it.
         pub objective: Objective = Preset::default().objective(256);
         /// The reference model of the KL term.
         pub reference: Reference = Reference::default();
@@ -271,7 +274,8 @@ section! {
 }
 
 section! {
-    /// Sampling of completions from `model`, scored where rewards are given.
+    /// Sampling of completions from `model`, scored where rewards are given. Leaves a table of them, and
+    /// the table `NAME_set_aside` of prompts that kept failing.
     pub struct SampleStage {
         /// The model: one of `[models]` or an earlier training stage.
         pub model: String;
@@ -301,14 +305,14 @@ choice! {
 }
 
 section! {
-    /// A query over earlier tables; its result is a table.
+    /// A query over earlier tables. Leaves its result as a table.
     pub struct QueryStage {
         /// The query. It sees `[tables]`, earlier stages, and `rollouts`, `metrics`, `evals`.
         pub sql: Sql;
         /// What it must find.
         @neutral
         pub expect: Expect = Expect::Any;
-        /// Whether its result is printed at the end of the run.
+        /// Whether its result is printed when the stage is done.
         @neutral
         pub print: bool = false;
     }
@@ -316,7 +320,7 @@ section! {
 
 section! {
     /// Evaluation: pass@1, pass@k and cons@k with their standard errors. The stage's table and `evals`
-    /// have a row per model; the completions of each model are the table `NAME_MODEL`.
+    /// get a row per model; the completions of each model are the table `NAME_MODEL`.
     pub struct EvalStage {
         /// The models, one or several: of `[models]` or earlier training stages.
         pub model: Names, "at least one model" |names| !names.0.is_empty();
@@ -326,9 +330,9 @@ section! {
         pub template: Template = Template::Raw;
         /// Completions per problem.
         pub k: u32 = 16, "at least 1" |n| *n >= 1;
-        /// Sampling temperature.
+        /// Logits are divided by it before the softmax; 0 takes the likeliest token.
         pub temperature: f64 = 0.6, "at least 0" |t| *t >= 0.0;
-        /// Nucleus of the sampling.
+        /// Smallest set of likeliest tokens whose probability reaches this share; 1 keeps all.
         pub top_p: f64 = 0.95, "in (0, 1]" |p| *p > 0.0 && *p <= 1.0;
         /// Number of likeliest tokens to draw from; 0 keeps all.
         pub top_k: u32 = 0;
@@ -336,7 +340,7 @@ section! {
         pub max_tokens: u32 = 256, "at least 1" |n| *n >= 1;
         /// Texts that end a completion, besides the model's own end token.
         pub stop: Vec<String> = Vec::new(), "without empty texts" |s| !s.iter().any(String::is_empty);
-        /// The verifier; a score of 1 counts as right.
+        /// The verifier, one of `rewards`; a score of 1 counts as right.
         pub reward: Reward = Reward::default();
     }
 }
@@ -360,7 +364,7 @@ choice! {
 }
 
 section! {
-    /// A model written out for other programs.
+    /// A model written out for other programs. Leaves no table.
     pub struct ExportStage {
         /// The model: one of `[models]` or an earlier training stage.
         pub model: String;

@@ -1,6 +1,6 @@
 //! The plain values that keys have: numbers, strings, sizes, lists.
 
-use super::reader::{Field, Key, Reader};
+use super::reader::{Field, Key, Reader, Word};
 use super::source::{Node, Value};
 use super::write::Out;
 
@@ -133,8 +133,14 @@ impl<T: Field + Default> Field for Option<T> {
     fn write(&self) -> Option<Out> {
         self.as_ref().and_then(Field::write)
     }
-    fn keys() -> Vec<Key> {
-        T::keys()
+    fn words() -> Vec<Word> {
+        T::words()
+    }
+    fn about() -> &'static str {
+        T::about()
+    }
+    fn keys(&self) -> Vec<Key> {
+        self.as_ref().map_or_else(|| T::default().keys(), Field::keys)
     }
 }
 
@@ -158,8 +164,14 @@ impl<T: Field + Default> Field for Vec<T> {
     fn write(&self) -> Option<Out> {
         Some(Out::Array(self.iter().filter_map(Field::write).collect()))
     }
-    fn keys() -> Vec<Key> {
-        T::keys()
+    fn words() -> Vec<Word> {
+        T::words()
+    }
+    fn about() -> &'static str {
+        T::about()
+    }
+    fn keys(&self) -> Vec<Key> {
+        T::default().keys()
     }
 }
 

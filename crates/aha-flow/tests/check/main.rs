@@ -1,15 +1,17 @@
 //! `aha check` on pipelines: broken ones and a good one, word for word.
 //!
 //! Each `NAME.toml` here is checked, and what comes out must be `NAME.expected`. After a change that
-//! is meant, `UPDATE_EXPECT=1 cargo nextest run -p aha-flow` writes the files anew.
+//! is meant, `UPDATE_EXPECT=1 cargo test --release -p aha-flow --test check` writes the files anew.
+//! The pipelines that ship are checked in `shipped`.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod shipped;
 mod world;
 
 use std::path::{Path, PathBuf};
 
-use aha_flow::pipeline::{Text, parse};
+use aha_flow::pipeline::{Key, Text, parse, reference};
 use world::{check_text, shown};
 
 fn folder() -> PathBuf {
@@ -171,11 +173,32 @@ fn a_pipeline_that_wants_more_memory_than_allowed_is_refused() {
 }
 
 #[test]
-fn every_default_passes_its_own_check_and_every_key_is_documented() {
-    for (table, keys) in aha_flow::pipeline::reference() {
-        assert!(!keys.is_empty(), "{table}");
+fn every_key_is_documented() {
+    fn check(place: &str, keys: &[Key]) {
         for key in keys {
-            assert!(!key.doc.trim().is_empty(), "{table} {}", key.name);
+            let place = format!("{place} {}", key.name);
+            assert!(!key.doc.trim().is_empty(), "{place}");
+            assert!(key.words.iter().all(|(_, doc)| !doc.trim().is_empty()), "{place}");
+            // Keys of other crates' tables are documented there.
+            if !["objective", "rewards", "reward"].contains(&key.name.as_str()) {
+                check(&place, &key.keys);
+            }
         }
     }
+    for table in reference() {
+        assert!(!table.keys.is_empty() && !table.about.trim().is_empty(), "{}", table.heading);
+        check(&table.heading, &table.keys);
+    }
+}
+
+#[test]
+fn a_tables_keys_have_the_defaults_of_the_stage_that_it_is_in() {
+    let rate = |kind: &str| {
+        let tables = reference();
+        let table = tables.iter().find(|table| table.heading.contains(kind)).unwrap();
+        let optimizer = table.keys.iter().find(|key| key.name == "optimizer").unwrap();
+        optimizer.keys.iter().find(|key| key.name == "lr").unwrap().default.clone()
+    };
+    assert_eq!(rate("\"sft\"").as_deref(), Some("5e-5"));
+    assert_eq!(rate("\"rl\"").as_deref(), Some("3e-6"));
 }

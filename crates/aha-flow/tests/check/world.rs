@@ -31,6 +31,11 @@ pub fn shown(path: &str, text: &str) -> String {
 fn check_in(dir: &Path, path: &str, text: &str, sets: &[String]) -> Result<Plan, Problems> {
     write_models(dir);
     write_problems(&dir.join("datasets"));
+    check_from(dir, path, text, sets)
+}
+
+/// Checks a text whose paths start from `dir`.
+pub fn check_from(dir: &Path, path: &str, text: &str, sets: &[String]) -> Result<Plan, Problems> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let places = Places { base_dir: dir.to_owned(), hf_cache: None };
     let mut tables = Tables::new(&places, runtime.handle().clone()).unwrap();
@@ -53,8 +58,13 @@ fn write_problems(dir: &Path) {
         ),
     ])
     .unwrap();
-    let mut writer = PartWriter::create(&dir.join("problems.parquet"), batch.schema()).unwrap();
-    writer.write(&batch).unwrap();
+    write_table(&dir.join("problems.parquet"), &batch);
+}
+
+/// Writes a table of one file.
+pub fn write_table(path: &Path, batch: &RecordBatch) {
+    let mut writer = PartWriter::create(path, batch.schema()).unwrap();
+    writer.write(batch).unwrap();
     writer.finish().unwrap();
 }
 

@@ -30,13 +30,14 @@ pub struct ObjectiveFile {
     /// The ratio is clipped above at 1 + this. At least 0; DAPO's "clip-higher" is 0.28.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip_high: Option<f64>,
-    /// Where the advantage is negative a token's loss is at most this times its size. Above 1, or `false`.
+    /// Where the advantage is negative a token's loss is at most this times its size (verl's
+    /// `clip_ratio_c`). Above 1, or `false`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dual_clip: Option<Switch>,
-    /// Upper bound of the ratio in the unclipped branch. Above 0, or `false`.
+    /// Upper bound of the ratio in the unclipped branch (TRL's `delta`). Above 0, or `false`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delta: Option<Switch>,
-    /// `token` (GRPO) or `sequence` (GSPO).
+    /// What a ratio is of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<RatioLevel>,
     /// Clamp of the log-ratio before the exponential. Above 0, or `false`.
@@ -45,10 +46,11 @@ pub struct ObjectiveFile {
     /// Factor of the KL term. At least 0; 0 needs no reference model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,
-    /// `k1`, `k2` or `k3`.
+    /// Which estimator of the KL divergence from the reference, with `d = ref - logp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_estimator: Option<KlEstimator>,
-    /// Whether the KL term is multiplied by the ratio.
+    /// Whether the KL term is multiplied by the ratio, and differentiated through it (TRL's
+    /// `use_bias_correction_kl`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_times_ratio: Option<bool>,
     /// Clamp of the log-ratio inside `k3`. Above 0, or `false`.
@@ -60,10 +62,11 @@ pub struct ObjectiveFile {
     /// Factor of the entropy bonus. At least 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<f64>,
-    /// `tokens` or `as_loss`.
+    /// Which mean of the entropy the bonus takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy_mean: Option<EntropyMean>,
-    /// `sequence_mean`, `token_mean`, `rollout_token_mean` or `constant`.
+    /// What the sum over tokens is divided by. `n_i`: trained tokens of completion `i`; `B`:
+    /// completions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aggregation: Option<AggregationName>,
     /// The constant of `aggregation = "constant"`. At least 1; default the stage's longest completion.
@@ -72,10 +75,10 @@ pub struct ObjectiveFile {
     /// Whether completions without a trained token count in means over completions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count_empty_sequences: Option<bool>,
-    /// What advantages are divided by: `group`, `batch` or `none`.
+    /// What a deviation from the group's mean is divided by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantage_scale: Option<Scale>,
-    /// `population` (n) or `sample` (n - 1).
+    /// Which standard deviation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantage_std: Option<StdEstimator>,
     /// Added to the standard deviation. At least 0.
@@ -84,7 +87,7 @@ pub struct ObjectiveFile {
     /// Groups with a standard deviation up to this have no signal. At least 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantage_no_signal_std_max: Option<f64>,
-    /// A lone scored completion's advantage: `zero` or `reward`.
+    /// What a group with one scored completion gives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantage_single: Option<SingleRule>,
 }

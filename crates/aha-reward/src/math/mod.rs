@@ -152,7 +152,7 @@ pub fn gold_answer(answer: &str) -> &str {
     }
 }
 
-/// `kind = "math"`: 1 if the completion's final answer is the sample's, else 0.
+/// 1 if the completion's final answer is the sample's as numbers, expressions or lists go; else 0.
 pub struct Math {
     /// Where the final answer is.
     pub extraction: Extraction,

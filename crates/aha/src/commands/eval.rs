@@ -24,7 +24,7 @@ pub struct Args {
     /// Completions per problem.
     #[arg(long, value_name = "N", default_value_t = EvalStage::default().k, value_parser = at_least_one())]
     k: u32,
-    /// Sampling temperature; 0 takes the likeliest token.
+    /// Logits are divided by it before the softmax; 0 takes the likeliest token.
     #[arg(long, value_name = "T", default_value_t = EvalStage::default().temperature)]
     temperature: f64,
     /// Smallest set of likeliest tokens whose probability reaches this share; 1 keeps all.
@@ -37,7 +37,7 @@ pub struct Args {
     /// the model's chat template if it has one, else raw.
     #[arg(long, value_parser = shared::template)]
     template: Option<Template>,
-    /// The verifier; a score of 1 counts as right.
+    /// The kind of the reward that verifies: math, format, exact. A score of 1 counts as right.
     #[arg(long, value_name = "KIND", default_value = "math", value_parser = shared::reward_kind)]
     reward: Kind,
     /// Seed of every draw.

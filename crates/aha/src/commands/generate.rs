@@ -24,10 +24,10 @@ pub struct Args {
     /// How the prompt becomes the model's input: raw, chat, r1-zero, or a text with {prompt} in it.
     #[arg(long, default_value = "raw", value_parser = shared::template)]
     template: Template,
-    /// Completions.
+    /// Completions to draw.
     #[arg(long, default_value_t = 1, value_parser = at_least_one())]
     n: u32,
-    /// Sampling temperature; 0 takes the likeliest token.
+    /// Logits are divided by it before the softmax; 0 takes the likeliest token.
     #[arg(long, value_name = "T", default_value_t = 1.0)]
     temperature: f64,
     /// Smallest set of likeliest tokens whose probability reaches this share; 1 keeps all.

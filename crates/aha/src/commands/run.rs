@@ -19,6 +19,13 @@ use crate::view::View;
 
 /// The flags of `aha run`.
 #[derive(clap::Args)]
+#[command(after_help = "\
+Ctrl-C or SIGTERM writes a checkpoint and leaves; a second one leaves at once. Either way, and after a \
+kill, --resume goes on and ends with the same tables and weights. A run that is finished is not run \
+again: its printed tables are shown once more.
+
+Example:
+  aha run pipelines/quickstart.toml --set run.seed=2 --dir runs/second")]
 pub struct Args {
     /// The pipeline file.
     pipeline: PathBuf,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use aha_flow::metrics;
 use serde_json::Value;
 
 use crate::support::{aha, command, write_pipeline};
@@ -77,6 +78,21 @@ fn a_run_shows_its_steps_logs_its_events_and_prints_its_tables() {
     assert_eq!(aha(temp.path(), &["query", sql, "--json"]).json()[0]["n"], 12);
     let counted = aha(temp.path(), &["query", "SELECT token_count('1 + 1') AS n", "--json"]).json();
     assert!(counted[0]["n"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn every_metric_of_a_run_is_documented() {
+    let temp = write_pipeline(1);
+    assert_eq!(aha(temp.path(), &["run", "tiny.toml"]).code, Some(0));
+    let found = aha(temp.path(), &["query", "SELECT DISTINCT name FROM metrics", "--json"]).json();
+    let found = found.as_array().unwrap();
+    assert!(found.len() > 10, "{found:?}");
+    for row in found {
+        let name = row["name"].as_str().unwrap();
+        let name = if name.starts_with("reward_") { "reward_NAME" } else { name };
+        let is_documented = metrics::REFERENCE.iter().any(|(known, _)| *known == name);
+        assert!(is_documented, "`{name}` is not in aha_flow::metrics::REFERENCE");
+    }
 }
 
 #[test]
