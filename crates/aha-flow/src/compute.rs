@@ -1,7 +1,8 @@
-//! A thread of its own for heavy compute, so that no actor's handler blocks the async runtime.
+//! Threads of an owner's own for heavy compute, so that no actor's handler blocks the async runtime.
 
+use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
 use tokio::sync::oneshot;
@@ -10,44 +11,72 @@ use crate::error::{Error, Result};
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// A thread that runs one job after another. It ends when the last handle is gone.
+/// A thread that runs one job after another, or a few that share them. It ends when the last handle is gone.
 #[derive(Clone, Debug)]
 pub struct ComputeThread {
     jobs: mpsc::Sender<Job>,
 }
 
 impl ComputeThread {
-    /// Starts the thread.
+    /// Starts one thread: jobs run in the order in which they were given.
     pub fn start(name: &str) -> Result<ComputeThread> {
+        ComputeThread::start_several(name, 1)
+    }
+
+    /// Starts `count` threads: as many jobs run at once.
+    pub fn start_several(name: &str, count: usize) -> Result<ComputeThread> {
         let (jobs, inbox) = mpsc::channel::<Job>();
-        thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || inbox.into_iter().for_each(|job| job()))
-            .map_err(|error| Error::Environment {
-                message: format!("can't start a thread: {error}"),
-            })?;
+        let inbox = Arc::new(Mutex::new(inbox));
+        for _ in 0..count {
+            let inbox = Arc::clone(&inbox);
+            thread::Builder::new().name(name.to_owned()).spawn(move || work(&inbox)).map_err(
+                |error| Error::Environment { message: format!("can't start a thread: {error}") },
+            )?;
+        }
         Ok(ComputeThread { jobs })
     }
 
-    /// Runs `job` on the thread and waits for its result without blocking the runtime. A panic in the job
-    /// is an [`Error::Bug`]; the thread lives on.
-    pub async fn run<T: Send + 'static>(
-        &self,
-        job: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T> {
+    /// Gives `job` to the thread, at once; its result can be waited for without blocking the runtime. A panic
+    /// in the job is an [`Error::Bug`]; the thread lives on.
+    pub fn run<T, F>(&self, job: F) -> impl Future<Output = Result<T>> + Send + use<T, F>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
         let (done, result) = oneshot::channel();
         let job = move || {
             // What the job held is dropped with it, so nothing half-changed is seen again.
             let outcome = catch_unwind(AssertUnwindSafe(job)).map_err(|panic| panic_text(&*panic));
             let _ = done.send(outcome); // The asker may have stopped; nothing to do then.
         };
-        let gone = || Error::bug("a compute thread ended before its job");
-        self.jobs.send(Box::new(job)).map_err(|_| gone())?;
-        match result.await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err(panic)) => Err(Error::bug(format!("a computation panicked: {panic}"))),
-            Err(_) => Err(gone()),
+        let _ = self.jobs.send(Box::new(job)); // A job that nobody takes is dropped: the result says so.
+        async move {
+            match result.await {
+                Ok(Ok(value)) => Ok(value),
+                Ok(Err(panic)) => Err(Error::bug(format!("a computation panicked: {panic}"))),
+                Err(_) => Err(Error::bug("a compute thread ended before its job")),
+            }
         }
+    }
+}
+
+/// Runs jobs until there will be no more.
+fn work(inbox: &Mutex<mpsc::Receiver<Job>>) {
+    loop {
+        // Whoever waits for a job holds the lock; jobs run without it.
+        let job = inbox.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        match job {
+            Ok(job) => job(),
+            Err(mpsc::RecvError) => return,
+        }
+    }
+}
+
+/// The threads that the key `run.threads` means: 0 is every core.
+pub fn threads(wanted: u32) -> usize {
+    match wanted {
+        0 => thread::available_parallelism().map_or(1, |count| count.get()),
+        count => count as usize,
     }
 }
 
@@ -67,5 +96,31 @@ mod tests {
         let outcome = thread.run(|| assert_eq!(1, 2, "one is not two")).await;
         assert!(outcome.unwrap_err().to_string().contains("one is not two"));
         assert_eq!(thread.run(|| 7).await.unwrap(), 7);
+    }
+
+    #[tokio::test]
+    async fn a_job_is_on_its_way_before_anyone_waits_for_it() {
+        let thread = ComputeThread::start("test").unwrap();
+        let (told, heard) = mpsc::channel();
+        let first = told.clone();
+        let result = thread.run(move || first.send(1));
+        let other = thread.run(move || told.send(2));
+        assert_eq!(heard.iter().collect::<Vec<_>>(), [1, 2]);
+        other.await.unwrap().unwrap();
+        result.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn several_threads_share_the_jobs() {
+        let threads = ComputeThread::start_several("test", 2).unwrap();
+        let barrier = Arc::new(std::sync::Barrier::new(2));
+        // Each waits for the other: one thread alone would never be through.
+        let meet = || {
+            let barrier = Arc::clone(&barrier);
+            threads.run(move || barrier.wait().is_leader())
+        };
+        let (a, b) = (meet(), meet());
+        let (a, b) = futures::executor::block_on(async { (a.await.unwrap(), b.await.unwrap()) });
+        assert!(a != b);
     }
 }

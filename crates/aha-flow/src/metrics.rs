@@ -1,6 +1,6 @@
 //! The table of metrics, and the timings that only watchers see.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -46,6 +46,14 @@ pub const REFERENCE: [(&str, &str); 20] = [
 /// Rows that wait for a sink that fails, at most; the oldest go first.
 const PENDING_MAX: usize = 100_000;
 
+/// A measure of a step.
+struct Measure {
+    step: u64,
+    name: String,
+    value: f64,
+    at_us: i64,
+}
+
 /// Measures of one stage. A sink that fails never stops training: rows wait, with a warning.
 pub struct MetricsLog {
     dir: PathBuf,
@@ -55,7 +63,10 @@ pub struct MetricsLog {
     /// None until the table could be opened.
     writer: Option<TableWriter>,
     is_failing: bool,
-    pending: Vec<(u64, String, f64, i64)>,
+    /// Noted since the last flush.
+    open: Vec<Measure>,
+    /// What each flush was to write and couldn't yet, oldest first.
+    waiting: VecDeque<Vec<Measure>>,
 }
 
 impl MetricsLog {
@@ -68,7 +79,8 @@ impl MetricsLog {
             watcher: Arc::clone(watcher),
             writer: None,
             is_failing: false,
-            pending: Vec::new(),
+            open: Vec::new(),
+            waiting: VecDeque::new(),
         };
         let outcome = log.open_table();
         log.notice(outcome);
@@ -107,48 +119,68 @@ impl MetricsLog {
     /// Notes the measures of a step.
     pub fn record(&mut self, step: u64, metrics: &BTreeMap<String, f64>) {
         let at_us = clock::now_us();
-        self.pending
-            .extend(metrics.iter().map(|(name, value)| (step, name.clone(), *value, at_us)));
-        let excess = self.pending.len().saturating_sub(PENDING_MAX);
-        self.pending.drain(..excess);
+        self.open.extend(metrics.iter().map(|(name, value)| Measure {
+            step,
+            name: name.clone(),
+            value: *value,
+            at_us,
+        }));
+        let mut excess = self.pending().count().saturating_sub(PENDING_MAX);
+        while excess > 0 {
+            let oldest = self.waiting.front_mut().unwrap_or(&mut self.open);
+            let count = excess.min(oldest.len());
+            oldest.drain(..count);
+            excess -= count;
+            if self.waiting.front().is_some_and(Vec::is_empty) {
+                self.waiting.pop_front();
+            }
+        }
+    }
+
+    fn pending(&self) -> impl Iterator<Item = &Measure> {
+        self.waiting.iter().flatten().chain(&self.open)
     }
 
     /// Steps whose measures aren't durable yet.
     pub fn pending_steps(&self) -> usize {
-        let mut steps: Vec<u64> = self.pending.iter().map(|row| row.0).collect();
+        let mut steps: Vec<u64> = self.pending().map(|measure| measure.step).collect();
         steps.dedup();
         steps.len()
     }
 
-    /// Makes what was noted durable. Parts never reach over a checkpoint, because every checkpoint flushes.
+    /// Makes what was noted durable. Each flush has a part of its own, also where a sink that failed has it
+    /// written later: every checkpoint flushes, so no part reaches over one, and what a resume removes is
+    /// exactly what it makes again.
     pub fn flush(&mut self) {
+        if !self.open.is_empty() {
+            self.waiting.push_back(std::mem::take(&mut self.open));
+        }
         let outcome = self.write();
         self.notice(outcome);
     }
 
     fn write(&mut self) -> Result<()> {
-        let (Some(first), Some(last)) = (self.pending.first(), self.pending.last()) else {
-            return Ok(());
-        };
-        let name = part_name(&self.stage, first.0, last.0);
-        let rows: Vec<MetricRow<'_>> = self
-            .pending
-            .iter()
-            .map(|(step, name, value, at_us)| MetricRow {
-                stage: &self.stage,
-                step: *step,
-                name,
-                value: *value,
-                at_us: *at_us,
-            })
-            .collect();
-        let rows = rows::metrics(&rows);
-        if self.writer.is_none() {
-            self.open_table()?;
-        }
-        if let Some(writer) = &self.writer {
-            writer.write(&name, &[rows])?;
-            self.pending.clear();
+        while let Some(measures) = self.waiting.front() {
+            let (Some(first), Some(last)) = (measures.first(), measures.last()) else { break };
+            let name = part_name(&self.stage, first.step, last.step);
+            let rows: Vec<MetricRow<'_>> = measures
+                .iter()
+                .map(|measure| MetricRow {
+                    stage: &self.stage,
+                    step: measure.step,
+                    name: &measure.name,
+                    value: measure.value,
+                    at_us: measure.at_us,
+                })
+                .collect();
+            let rows = rows::metrics(&rows);
+            if self.writer.is_none() {
+                self.open_table()?;
+            }
+            if let Some(writer) = &self.writer {
+                writer.write(&name, &[rows])?;
+            }
+            self.waiting.pop_front();
         }
         Ok(())
     }
@@ -187,6 +219,43 @@ mod tests {
         other.flush();
         MetricsLog::open(&dir, "a", 2, &nobody());
         assert_eq!(aha_rollout::read::rows_count(&dir.metrics()).unwrap(), 3);
+    }
+
+    #[test]
+    fn a_sink_that_failed_over_a_checkpoint_loses_no_row_before_it_on_resume() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(temp.path());
+        let metrics = BTreeMap::from([("loss".to_owned(), 1.0)]);
+        let mut log = MetricsLog::open(&dir, "a", 0, &nobody());
+        fs_err::remove_dir_all(dir.metrics()).unwrap();
+        for step in 1..=3 {
+            log.record(step, &metrics);
+            log.flush();
+        }
+        assert_eq!(log.pending_steps(), 3);
+        fs_err::create_dir_all(dir.metrics()).unwrap();
+        log.record(4, &metrics);
+        log.flush();
+        assert_eq!(aha_rollout::read::rows_count(&dir.metrics()).unwrap(), 4);
+        // The checkpoint was of step 2.
+        MetricsLog::open(&dir, "a", 2, &nobody());
+        assert_eq!(aha_rollout::read::rows_count(&dir.metrics()).unwrap(), 2);
+    }
+
+    #[test]
+    fn a_sink_that_fails_for_ever_holds_the_newest_rows_only() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(temp.path());
+        let mut log = MetricsLog::open(&dir, "a", 0, &nobody());
+        fs_err::remove_dir_all(dir.metrics()).unwrap();
+        let metrics: BTreeMap<String, f64> = (0..999).map(|i| (i.to_string(), 0.0)).collect();
+        for step in 1..=150 {
+            log.record(step, &metrics);
+            log.flush();
+        }
+        let pending: Vec<u64> = log.pending().map(|measure| measure.step).collect();
+        assert_eq!((pending.len(), pending[0]), (PENDING_MAX, 50));
+        assert_eq!(pending.last(), Some(&150));
     }
 
     #[test]

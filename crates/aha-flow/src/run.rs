@@ -272,7 +272,7 @@ impl Runner {
             watcher: Arc::clone(&self.options.watcher),
             faults: self.options.faults.clone(),
         };
-        rl::run(Arc::new(shared), base, &self.device, &self.options.stop).await
+        rl::run(Arc::new(shared), base, &self.models(), &self.options.stop).await
     }
 
     fn models(&self) -> Models<'_> {

@@ -100,7 +100,7 @@ pub struct Args {
     /// What the stage's actors share.
     pub shared: Arc<Shared>,
     /// Where groups go.
-    pub learner: ActorRef<learner::Msg>,
+    pub learner: learner::Handle,
 }
 
 /// What the advantage actor keeps: one step's groups.
@@ -182,8 +182,7 @@ impl State {
             shared.scorer.names(),
             failed,
         )?;
-        let message = learner::Msg::Groups { step: self.step, attempt: self.attempt, groups };
-        let _ = self.args.learner.cast(message); // A learner that has ended takes the stage with it.
+        self.args.learner.learn(self.step, self.attempt, groups);
         self.step = 0;
         Ok(())
     }

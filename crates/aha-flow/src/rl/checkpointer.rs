@@ -1,11 +1,12 @@
-//! Checkpointer: writes what the stage needs to go on, on a thread of its own.
+//! Checkpointer: writes what the stage needs to go on, and its model at the end, on a thread of its own.
 //! - Inbox: one checkpoint at a time; the learner hands its state over and gets it back.
 //! - State: the thread.
-//! - Fails with [`Error`] where a checkpoint can't be written; the stage goes on from the one before.
+//! - Fails with [`Error`] where something can't be written; the stage goes on from the checkpoint before.
 
 use std::sync::Arc;
 
 use aha_learn::learner::Learner;
+use aha_model::save::SaveDtype;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::fault::Point;
@@ -14,15 +15,54 @@ use super::stage::Shared;
 use crate::checkpoint::{self, Content, Position};
 use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
+use crate::models;
+
+/// Others talk to the checkpointer through this.
+#[derive(Clone)]
+pub struct Handle {
+    actor: ActorRef<Msg>,
+}
+
+impl Handle {
+    /// The actor's identity, for its supervisor.
+    pub fn id(&self) -> ractor::ActorId {
+        self.actor.get_id()
+    }
+
+    /// Writes a checkpoint; the learner gets its state back when it is durable.
+    pub fn save(&self, state: Box<Learner>, position: Position, checksum: Option<u64>) {
+        // A checkpointer that has ended ends the stage.
+        let _ = self.actor.cast(Msg::Save { state, position, checksum });
+    }
+
+    /// Writes the stage's model; the learner hears when it is durable.
+    pub fn finish(&self, state: Box<Learner>) {
+        let _ = self.actor.cast(Msg::Finish { state }); // As above.
+    }
+}
+
+impl From<ActorRef<Msg>> for Handle {
+    /// For whoever stands in for the checkpointer.
+    fn from(actor: ActorRef<Msg>) -> Handle {
+        Handle { actor }
+    }
+}
 
 /// What the checkpointer is told.
 pub enum Msg {
     /// Write a checkpoint.
     Save {
         /// The learner's state, given back when it is durable.
-        learner: Box<Learner>,
+        state: Box<Learner>,
         /// Where the stage is.
         position: Position,
+        /// What the weights' checksum has to be; none where nobody minds.
+        checksum: Option<u64>,
+    },
+    /// Write the stage's model.
+    Finish {
+        /// The learner's state.
+        state: Box<Learner>,
     },
 }
 
@@ -31,7 +71,7 @@ pub struct Args {
     /// What the stage's actors share.
     pub shared: Arc<Shared>,
     /// Who gets the state back.
-    pub learner: ActorRef<learner::Msg>,
+    pub learner: learner::Handle,
 }
 
 /// What the checkpointer keeps.
@@ -44,11 +84,11 @@ pub struct State {
 pub struct Checkpointer;
 
 /// Spawns the checkpointer under `supervisor`.
-pub async fn spawn(args: Args, supervisor: ractor::ActorCell) -> Result<ActorRef<Msg>> {
+pub async fn spawn(args: Args, supervisor: ractor::ActorCell) -> Result<Handle> {
     let (actor, _) = Actor::spawn_linked(None, Checkpointer, args, supervisor)
         .await
         .map_err(|error| Error::bug(format!("the checkpointer doesn't start: {error}")))?;
-    Ok(actor)
+    Ok(Handle { actor })
 }
 
 impl Actor for Checkpointer {
@@ -67,18 +107,42 @@ impl Actor for Checkpointer {
         msg: Msg,
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
-        let Msg::Save { learner, position } = msg;
+        // Waited for here, so that whoever stops the checkpointer knows that nobody writes any more.
         let shared = Arc::clone(&state.args.shared);
-        shared.faults.at(Point::Checkpoint, position.step)?;
-        let step = position.step;
-        let saved = state.thread.run(move || save(&shared, &learner, position).map(|()| learner));
-        let learner = saved.await??;
-        let _ = state.args.learner.cast(learner::Msg::Checkpointed { step, learner }); // It may have ended.
+        match msg {
+            Msg::Save { state: learner, position, checksum } => {
+                let step = position.step;
+                shared.faults.at(Point::Checkpoint, step)?;
+                let job = move || save(&shared, &learner, position, checksum).map(|()| learner);
+                let learner = state.thread.run(job).await??;
+                state.args.learner.checkpointed(step, learner);
+            }
+            Msg::Finish { state: learner } => {
+                state.thread.run(move || finish(&shared, &learner)).await??;
+                state.args.learner.finished();
+            }
+        }
         Ok(())
     }
 }
 
-fn save(shared: &Shared, learner: &Learner, position: Position) -> Result<()> {
+fn save(
+    shared: &Shared,
+    learner: &Learner,
+    position: Position,
+    checksum: Option<u64>,
+) -> Result<()> {
+    // They are the newest weights: a resume would go on from damaged ones, and nothing would tell.
+    let found = learner.model().params().checksum();
+    if let Some(wanted) = checksum.filter(|&wanted| wanted != found) {
+        return Err(Error::Watchdog {
+            message: format!(
+                "the learner's weights of version {} have the checksum {found:016x}, not {wanted:016x} as at the end of their step",
+                position.version
+            ),
+            hint: learner::WEIGHTS_HINT.to_owned(),
+        });
+    }
     // The model that the stage began with is found again through the pipeline.
     let refreshed = position.reference_version > 0;
     let content = Content {
@@ -90,4 +154,10 @@ fn save(shared: &Shared, learner: &Learner, position: Position) -> Result<()> {
     };
     checkpoint::save(&shared.dir, content, shared.run.checkpoint_keep as usize)?;
     Ok(())
+}
+
+fn finish(shared: &Shared, learner: &Learner) -> Result<()> {
+    shared.faults.at(Point::Model, shared.settings.steps)?;
+    let path = shared.dir.model(&shared.stage);
+    models::save(&path, learner.model(), &shared.tokenizer, SaveDtype::F32)
 }

@@ -14,10 +14,33 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use super::fault::Point;
 use super::stage::Shared;
 use super::{advantage, sampler};
-use crate::error::Error;
+use crate::error::{Error, Result};
 
-/// Makes prompts on demand.
-pub struct Feeder;
+/// Others talk to the feeder through this.
+#[derive(Clone)]
+pub struct Handle {
+    actor: ActorRef<Msg>,
+}
+
+impl Handle {
+    /// The actor, for its supervisor.
+    pub fn cell(&self) -> ractor::ActorCell {
+        self.actor.get_cell()
+    }
+
+    /// Says that the learner can take the groups of a step.
+    pub fn credit(&self, step: u64, set_aside: BTreeSet<String>) {
+        // A feeder that has ended is restarted, and the step issued again.
+        let _ = self.actor.cast(Msg::Credit { step, set_aside });
+    }
+}
+
+impl From<ActorRef<Msg>> for Handle {
+    /// For whoever stands in for the feeder.
+    fn from(actor: ActorRef<Msg>) -> Handle {
+        Handle { actor }
+    }
+}
 
 /// What the feeder is told.
 pub enum Msg {
@@ -40,6 +63,17 @@ pub struct Args {
     pub advantage: advantage::Handle,
     /// Which spawn of the left side this is.
     pub attempt: u64,
+}
+
+/// Makes prompts on demand.
+pub struct Feeder;
+
+/// Spawns the feeder under `supervisor`.
+pub async fn spawn(args: Args, supervisor: ractor::ActorCell) -> Result<Handle> {
+    let (actor, _) = Actor::spawn_linked(None, Feeder, args, supervisor)
+        .await
+        .map_err(|error| Error::bug(format!("the feeder doesn't start: {error}")))?;
+    Ok(Handle { actor })
 }
 
 impl Actor for Feeder {

@@ -1,10 +1,11 @@
 //! Learner actor: trains on one step's groups after another, and drives the ring.
 //! - Inbox: a step's groups (one step is on its way at a time), and answers of those it has asked.
 //! - State: weights, optimizer, position. After a failure the stage goes on from its last checkpoint.
-//! - Fails with [`Error`]; a watchdog that stops is such an error, after a checkpoint.
+//! - Fails with [`Error`]; a watchdog that stops is such an error, after a checkpoint where the weights are sound.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use aha_learn::learner::Learner as Engine;
@@ -21,11 +22,70 @@ use crate::checkpoint::Position;
 use crate::clock;
 use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
-use crate::metrics::MetricsLog;
-use crate::models;
 use crate::pipeline::Watch;
 use crate::progress::Event;
 use crate::watchdog::{self, Finding};
+
+/// What to do about weights that changed while nobody may change them.
+pub const WEIGHTS_HINT: &str =
+    "weights were changed while shared: report this, and resume from the last checkpoint";
+
+/// Others talk to the learner through this.
+#[derive(Clone)]
+pub struct Handle {
+    actor: ActorRef<Msg>,
+}
+
+impl Handle {
+    /// The actor's identity, for its supervisor.
+    pub fn id(&self) -> ractor::ActorId {
+        self.actor.get_id()
+    }
+
+    // A learner that has ended takes the stage with it: none of these has to arrive.
+
+    /// Says who is left and right of it, and has it issue its step.
+    pub fn connect(&self, links: Links) {
+        let _ = self.actor.cast(Msg::Connect(links));
+    }
+
+    /// Hands over a step's groups.
+    pub fn learn(&self, step: u64, attempt: u64, groups: Groups) {
+        let _ = self.actor.cast(Msg::Groups { step, attempt, groups });
+    }
+
+    /// Says that a step's rows are durable.
+    pub fn recorded(&self, step: u64) {
+        let _ = self.actor.cast(Msg::Recorded { step });
+    }
+
+    /// Gives the state back of which a checkpoint is durable.
+    pub fn checkpointed(&self, step: u64, state: Box<Engine>) {
+        let _ = self.actor.cast(Msg::Checkpointed { step, state });
+    }
+
+    /// Says that the stage's model is durable.
+    pub fn finished(&self) {
+        let _ = self.actor.cast(Msg::Finished);
+    }
+
+    /// Says that the sampler's weights are not those that were published.
+    pub fn weights_differ(&self, version: u64, found: u64) {
+        let _ = self.actor.cast(Msg::WeightsDiffer { version, found });
+    }
+
+    /// Has it write a checkpoint and leave.
+    pub fn stop(&self) {
+        let _ = self.actor.cast(Msg::Stop);
+    }
+}
+
+impl From<ActorRef<Msg>> for Handle {
+    /// For whoever stands in for the learner.
+    fn from(actor: ActorRef<Msg>) -> Handle {
+        Handle { actor }
+    }
+}
 
 /// What the learner is told.
 pub enum Msg {
@@ -52,8 +112,10 @@ pub enum Msg {
         /// Its step.
         step: u64,
         /// The state that was handed over.
-        learner: Box<Engine>,
+        state: Box<Engine>,
     },
+    /// The stage's model is durable.
+    Finished,
     /// The sampler's weights are not those that were published.
     WeightsDiffer {
         /// Their version.
@@ -69,13 +131,13 @@ pub enum Msg {
 #[derive(Clone)]
 pub struct Links {
     /// Takes credits.
-    pub feeder: ActorRef<feeder::Msg>,
+    pub feeder: feeder::Handle,
     /// Takes weights.
     pub sampler: sampler::Handle,
     /// Takes rows.
     pub recorder: recorder::Handle,
     /// Takes state.
-    pub checkpointer: ActorRef<checkpointer::Msg>,
+    pub checkpointer: checkpointer::Handle,
     /// Which spawn of the left side this is.
     pub attempt: u64,
 }
@@ -100,6 +162,10 @@ pub struct State {
     links: Option<Links>,
     /// Away while the compute thread or the checkpointer has it.
     engine: Option<Box<Engine>>,
+    /// Checksum of the weights, taken where they were last changed.
+    checksum: u64,
+    /// Whether nobody has found the weights to be others than these.
+    are_weights_sound: bool,
     position: Position,
     /// Step of the newest checkpoint, and the newest whose rows are durable.
     checkpointed: u64,
@@ -108,7 +174,8 @@ pub struct State {
     issued: (u64, u64),
     /// Groups that came while the engine was away.
     parked: Option<Groups>,
-    metrics: MetricsLog,
+    /// Raised when nobody waits for the compute thread any more.
+    cancel: Arc<AtomicBool>,
     /// Why the stage ends, once it has to.
     ending: Option<Error>,
     /// Whether the supervisor knows how the stage ended.
@@ -121,6 +188,14 @@ pub struct State {
 /// Trains.
 pub struct Learner;
 
+/// Spawns the learner under `supervisor`.
+pub async fn spawn(args: Args, supervisor: ractor::ActorCell) -> Result<Handle> {
+    let (actor, _) = Actor::spawn_linked(None, Learner, args, supervisor)
+        .await
+        .map_err(|error| Error::bug(format!("the learner doesn't start: {error}")))?;
+    Ok(Handle { actor })
+}
+
 impl Actor for Learner {
     type Msg = Msg;
     type State = State;
@@ -128,23 +203,28 @@ impl Actor for Learner {
 
     async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
         let step = args.position.step;
+        let thread = ComputeThread::start("aha-learner")?;
+        let engine = args.engine;
+        let (engine, checksum) = thread
+            .run(move || {
+                let checksum = engine.model().params().checksum();
+                (engine, checksum)
+            })
+            .await?;
         Ok(State {
-            metrics: MetricsLog::open(
-                &args.shared.dir,
-                &args.shared.stage,
-                step,
-                &args.shared.watcher,
-            ),
-            thread: ComputeThread::start("aha-learner")?,
+            thread,
             shared: args.shared,
             supervisor: args.supervisor,
             links: None,
-            engine: Some(args.engine),
+            engine: Some(engine),
+            checksum,
+            are_weights_sound: true,
             position: args.position,
             checkpointed: step,
             recorded: step,
             issued: (0, 0),
             parked: None,
+            cancel: Arc::default(),
             ending: None,
             has_ended: false,
             issued_at: Instant::now(),
@@ -162,8 +242,8 @@ impl Actor for Learner {
         match msg {
             Msg::Connect(links) => {
                 state.links = Some(links);
-                state.issue()?;
-                state.settle()?;
+                state.issue();
+                state.settle();
             }
             Msg::Groups { step, attempt, groups } => {
                 // A step is trained on once: what another attempt sends late is dropped.
@@ -185,56 +265,60 @@ impl Actor for Learner {
             }
             Msg::Recorded { step } => {
                 state.recorded = state.recorded.max(step);
-                state.settle()?;
+                state.settle();
                 state.learn(&me)?;
             }
-            Msg::Checkpointed { step, learner } => {
-                state.engine = Some(learner);
+            Msg::Checkpointed { step, state: engine } => {
+                state.engine = Some(engine);
                 state.checkpointed = step;
-                state.settle()?;
+                state.settle();
                 state.learn(&me)?;
                 // The left side may have been spawned anew meanwhile.
-                state.issue()?;
+                state.issue();
             }
+            // A stage that is through has nothing left to interrupt.
+            Msg::Finished => state.end(Ok(())),
             Msg::WeightsDiffer { version, found } => {
-                let message = format!(
-                    "the sampler's weights of version {version} have the checksum {found:016x}, not the learner's"
-                );
-                let hint = "weights were changed while shared: report this, and resume from the last checkpoint";
-                let watch = state.shared.settings.watchdogs.weights_differ;
-                if watch != Watch::Off {
-                    state.tell(Finding { stops: watch == Watch::Stop, message, hint });
-                }
-                state.settle()?;
+                state.weights_differ(version, found);
+                state.settle();
             }
             Msg::Stop => {
                 state.ending.get_or_insert(Error::Interrupted);
-                state.settle()?;
+                state.settle();
             }
         }
+        Ok(())
+    }
+
+    /// Whoever stops the learner may begin the stage again: its thread, and what that holds, is gone by then.
+    async fn post_stop(
+        &self,
+        _: ActorRef<Msg>,
+        state: &mut State,
+    ) -> Result<(), ActorProcessingErr> {
+        state.cancel.store(true, Ordering::Relaxed);
+        state.thread.run(|| ()).await?;
         Ok(())
     }
 }
 
 impl State {
     /// Publishes the weights and grants the feeder the next step, once for each spawn of the left side.
-    fn issue(&mut self) -> Result<()> {
+    fn issue(&mut self) {
         let step = self.position.step + 1;
-        let (Some(links), Some(engine)) = (&self.links, &self.engine) else { return Ok(()) };
+        let (Some(links), Some(engine)) = (&self.links, &self.engine) else { return };
         if step > self.shared.settings.steps || self.ending.is_some() || self.has_ended {
-            return Ok(());
+            return;
         }
         if self.parked.is_some() || self.issued == (step, links.attempt) {
-            return Ok(());
+            return;
         }
         self.issued = (step, links.attempt);
         let model = Arc::clone(engine.model());
-        let checksum = model.params().checksum();
-        links.sampler.publish(Weights { model, version: engine.version(), checksum });
-        let credit = feeder::Msg::Credit { step, set_aside: self.set_aside() };
-        let _ = links.feeder.cast(credit); // A feeder that has ended is restarted, and the step issued again.
+        let weights = Weights { model, version: engine.version(), checksum: self.checksum };
+        links.sampler.publish(weights);
+        links.feeder.credit(step, self.set_aside());
         self.issued_at = Instant::now();
-        Ok(())
     }
 
     /// Starts training on the parked groups, if the engine is here. A checkpoint that is due comes first:
@@ -250,15 +334,16 @@ impl State {
             return Ok(());
         };
         self.shared.faults.at(Point::Learn, step)?;
-        let (shared, thread, me) = (Arc::clone(&self.shared), self.thread.clone(), me.clone());
+        let (shared, cancel, me) = (Arc::clone(&self.shared), Arc::clone(&self.cancel), me.clone());
         let reference_version = self.position.reference_version;
         self.learning_since = Instant::now();
+        let trained = self.thread.run(move || {
+            let trained =
+                train::train(&mut engine, &shared, step, &groups, reference_version, &cancel)?;
+            Ok((engine, trained))
+        });
         crate::task::spawn("learner job", async move {
-            let job = move || {
-                let trained = train::train(&mut engine, &shared, step, &groups, reference_version)?;
-                Ok((engine, trained))
-            };
-            let outcome = thread.run(job).await.and_then(|outcome| outcome);
+            let outcome = trained.await.and_then(|outcome| outcome);
             let _ = me.cast(Msg::Trained(outcome)); // A learner that has ended needs no answer.
         });
         Ok(())
@@ -266,8 +351,10 @@ impl State {
 
     /// Hands on what a step gave, and issues the next.
     async fn finish_step(&mut self, trained: Trained) -> Result<()> {
-        let Trained { rows, mut metrics, mut facts, reference_version, failures } = trained;
+        let Trained { rows, mut metrics, mut facts, checksum, reference_version, failures } =
+            trained;
         let version = self.engine.as_ref().map_or(0, |engine| engine.version());
+        self.checksum = checksum;
         self.position.step += 1;
         self.position.version = version;
         self.position.reference_version = reference_version;
@@ -282,16 +369,15 @@ impl State {
         for finding in watchdog::watch(&self.shared.settings.watchdogs, &facts) {
             self.tell(finding);
         }
-        self.metrics.record(step, &metrics);
-        self.metrics.flush();
         let stage = self.shared.stage.clone();
-        (self.shared.watcher)(Event::Step { stage, step, metrics });
+        (self.shared.watcher)(Event::Step { stage, step, metrics: metrics.clone() });
         if let Some(links) = self.links.clone() {
-            links.recorder.record(Record { step, rows, set_aside }).await;
+            links.recorder.record(Record { step, rows, set_aside, metrics }).await;
         }
         let _ = self.supervisor.cast(supervisor::Msg::StepDone); // It may be stopping already.
-        self.issue()?;
-        self.settle()
+        self.issue();
+        self.settle();
+        Ok(())
     }
 
     /// Prompts that have failed too often to be asked again.
@@ -363,51 +449,60 @@ impl State {
         }
     }
 
+    /// Damaged weights end the stage if that is so set, and no checkpoint is made of them.
+    fn weights_differ(&mut self, version: u64, found: u64) {
+        let watch = self.shared.settings.watchdogs.weights_differ;
+        if watch == Watch::Off {
+            return;
+        }
+        let stops = watch == Watch::Stop;
+        self.are_weights_sound &= !stops;
+        let message = format!(
+            "the sampler's weights of version {version} have the checksum {found:016x}, not the learner's"
+        );
+        self.tell(Finding { stops, message, hint: WEIGHTS_HINT });
+    }
+
     /// Writes a checkpoint if one is due and everything before it is durable; ends the stage if it is over.
-    fn settle(&mut self) -> Result<()> {
+    fn settle(&mut self) {
         let step = self.position.step;
         let is_over = step >= self.shared.settings.steps;
         let all_recorded = self.recorded >= step;
         if self.engine.is_none() || !all_recorded || self.has_ended {
-            return Ok(());
+            return;
         }
         if self.is_checkpoint_due() {
-            return self.checkpoint();
-        }
-        // A stage that is through has nothing left to interrupt.
-        if is_over && matches!(self.ending, None | Some(Error::Interrupted)) {
-            let engine = self.engine.as_ref().ok_or_else(|| Error::bug("the engine is away"))?;
-            let path = self.shared.dir.model(&self.shared.stage);
-            models::save(
-                &path,
-                engine.model(),
-                &self.shared.tokenizer,
-                aha_model::save::SaveDtype::F32,
-            )?;
-            self.end(Ok(()));
+            self.checkpoint();
+        } else if is_over && matches!(self.ending, None | Some(Error::Interrupted)) {
+            self.finish();
         } else if let Some(error) = self.ending.take() {
             self.end(Err(error));
         }
-        Ok(())
     }
 
     /// Whether the stage has to write a checkpoint before it goes on, or ends.
     fn is_checkpoint_due(&self) -> bool {
         let (step, settings) = (self.position.step, &self.shared.settings);
         let is_wanted = step.is_multiple_of(settings.checkpoint_every) || self.ending.is_some();
-        is_wanted && step > self.checkpointed && step < settings.steps
+        self.are_weights_sound && is_wanted && step > self.checkpointed && step < settings.steps
     }
 
-    fn checkpoint(&mut self) -> Result<()> {
-        let (Some(links), Some(learner)) = (&self.links, self.engine.take()) else { return Ok(()) };
-        let save = checkpointer::Msg::Save { learner, position: self.position.clone() };
-        let _ = links.checkpointer.cast(save); // A checkpointer that has ended ends the stage.
-        Ok(())
+    fn checkpoint(&mut self) {
+        let Some(links) = &self.links else { return };
+        let Some(engine) = self.engine.take() else { return };
+        let minds = self.shared.settings.watchdogs.weights_differ == Watch::Stop;
+        links.checkpointer.save(engine, self.position.clone(), minds.then_some(self.checksum));
+    }
+
+    /// Has the stage's model written; the stage ends when it is durable.
+    fn finish(&mut self) {
+        let Some(links) = &self.links else { return };
+        let Some(engine) = self.engine.take() else { return };
+        links.checkpointer.finish(engine);
     }
 
     fn end(&mut self, outcome: Result<()>) {
         self.has_ended = true;
-        self.metrics.flush();
         let _ = self.supervisor.cast(supervisor::Msg::Ended(outcome)); // It may be stopping already.
     }
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! Feeder ─prompts▶ Sampler ─rollouts▶ Reward ─scored▶ Advantage ─groups▶ Learner ─weights▶ Sampler
 //!                                                                          │ └─credit▶ Feeder
-//!                                                     Recorder ◀─rows──────┤
+//!                                        Recorder ◀─rows, measures─────────┤
 //!                                                 Checkpointer ◀─state─────┘
 //! ```
 //!
@@ -19,7 +19,11 @@
 //! - Each data edge holds a fixed number of batches: a sender that has no credit waits.
 //! - A step is trained on once: the learner takes a step's groups only if they are of the step and the
 //!   attempt that it waits for. Everything left of it can be restarted and yields the same rows.
-//! - A row is durable before the checkpoint that has trained on it.
+//! - A row is durable before the checkpoint that has trained on it, and so are the step's measures, unless
+//!   their sink fails.
+//! - What computes or writes for long does so on threads of its actor's own, never in a handler.
+//! - A stage holds the model that it trains, and the reference if the objective has one; no other outlives a
+//!   step.
 
 pub mod advantage;
 pub mod checkpointer;

@@ -1,8 +1,10 @@
-//! Recorder: every row to Parquet, a part per step.
-//! - Inbox: at most `STEPS_MAX` steps, each with the credit that pays for its place.
-//! - State: the table's writer. After a restart of the stage the learner records again from its checkpoint.
-//! - Fails with [`Error`] where a part can't be written; the stage then goes on from its last checkpoint.
+//! Recorder: every row and every measure to Parquet, a part per step, on a thread of its own.
+//! - Inbox: at most [`STEPS_MAX`] steps, each with the credit that pays for its place.
+//! - State: the tables' writers. After a restart of the stage the learner records again from its checkpoint.
+//! - Fails with [`Error`] where rows can't be written; the stage then goes on from its last checkpoint.
+//!   Measures that can't be written wait.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use aha_rollout::rows::{self, SetAsideRow};
@@ -16,10 +18,12 @@ use super::fault::Point;
 use super::learner;
 use super::stage::Shared;
 use crate::clock;
+use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
+use crate::metrics::MetricsLog;
 
 /// Steps that may wait to be written.
-const STEPS_MAX: usize = 2;
+pub const STEPS_MAX: usize = 2;
 
 /// Others talk to the recorder through this.
 #[derive(Clone)]
@@ -42,7 +46,7 @@ impl Handle {
     }
 }
 
-/// A step's rows.
+/// A step's rows and measures.
 pub struct Record {
     /// The step.
     pub step: u64,
@@ -50,6 +54,8 @@ pub struct Record {
     pub rows: RecordBatch,
     /// Prompts set aside in this step, with their errors.
     pub set_aside: Vec<(String, String)>,
+    /// What was measured.
+    pub metrics: BTreeMap<String, f64>,
 }
 
 /// What the recorder is told.
@@ -70,14 +76,22 @@ pub struct Args {
     /// Steps that the stage begins after; what the table has of later ones is removed.
     pub after: u64,
     /// Who has to know that rows are durable.
-    pub learner: ActorRef<learner::Msg>,
+    pub learner: learner::Handle,
 }
 
 /// What the recorder keeps.
 pub struct State {
     args: Args,
-    rollouts: Arc<TableWriter>,
-    set_aside: Arc<TableWriter>,
+    thread: ComputeThread,
+    /// Away while the thread has them.
+    tables: Option<Box<Tables>>,
+}
+
+/// What the recorder writes.
+struct Tables {
+    rollouts: TableWriter,
+    set_aside: TableWriter,
+    metrics: MetricsLog,
 }
 
 /// Writes rows.
@@ -98,16 +112,10 @@ impl Actor for Recorder {
     type Arguments = Args;
 
     async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
-        let shared = &args.shared;
-        let rollouts = TableWriter::open(
-            &shared.dir.table(&shared.stage),
-            schema::rollouts(shared.scorer.names())?,
-        )?;
-        rollouts.truncate_after(args.after)?;
-        let name = format!("{}_set_aside", shared.stage);
-        let set_aside = TableWriter::open(&shared.dir.table(&name), schema::set_aside())?;
-        set_aside.truncate_after(args.after)?;
-        Ok(State { args, rollouts: Arc::new(rollouts), set_aside: Arc::new(set_aside) })
+        let thread = ComputeThread::start("aha-recorder")?;
+        let (shared, after) = (Arc::clone(&args.shared), args.after);
+        let tables = thread.run(move || Tables::open(&shared, after)).await??;
+        Ok(State { args, thread, tables: Some(Box::new(tables)) })
     }
 
     async fn handle(
@@ -119,41 +127,53 @@ impl Actor for Recorder {
         let Msg::Record { record, credit } = msg;
         let shared = Arc::clone(&state.args.shared);
         shared.faults.at(Point::Record, record.step)?;
-        let (rollouts, set_aside) = (Arc::clone(&state.rollouts), Arc::clone(&state.set_aside));
         let step = record.step;
-        let written =
-            tokio::task::spawn_blocking(move || write(&shared, &rollouts, &set_aside, &record));
-        written
-            .await
-            .map_err(|error| Error::bug(format!("the recorder's thread ended: {error}")))??;
+        let away = || Error::bug("the recorder's tables are away");
+        let mut tables = state.tables.take().ok_or_else(away)?;
+        // Waited for here, so that whoever stops the recorder knows that nobody writes any more.
+        let written = state.thread.run(move || tables.write(&shared, &record).map(|()| tables));
+        state.tables = Some(written.await??);
         drop(credit);
-        let _ = state.args.learner.cast(learner::Msg::Recorded { step }); // A learner that has ended ends the stage.
+        state.args.learner.recorded(step);
         Ok(())
     }
 }
 
-fn write(
-    shared: &Shared,
-    rollouts: &TableWriter,
-    set_aside: &TableWriter,
-    record: &Record,
-) -> Result<()> {
-    let name = part_name(record.step);
-    if !record.set_aside.is_empty() {
-        let rows: Vec<SetAsideRow<'_>> = record
-            .set_aside
-            .iter()
-            .map(|(prompt_id, error)| SetAsideRow {
-                stage: &shared.stage,
-                step: record.step,
-                prompt_id,
-                failures_count: u64::from(shared.settings.prompt_failures_max),
-                error,
-                at_us: clock::now_us(),
-            })
-            .collect();
-        set_aside.write(&name, &[rows::set_aside(&rows)])?;
+impl Tables {
+    /// The tables of a stage, without what they have of steps after `after`.
+    fn open(shared: &Shared, after: u64) -> Result<Tables> {
+        let rollouts = TableWriter::open(
+            &shared.dir.table(&shared.stage),
+            schema::rollouts(shared.scorer.names())?,
+        )?;
+        rollouts.truncate_after(after)?;
+        let name = format!("{}_set_aside", shared.stage);
+        let set_aside = TableWriter::open(&shared.dir.table(&name), schema::set_aside())?;
+        set_aside.truncate_after(after)?;
+        let metrics = MetricsLog::open(&shared.dir, &shared.stage, after, &shared.watcher);
+        Ok(Tables { rollouts, set_aside, metrics })
     }
-    rollouts.write(&name, std::slice::from_ref(&record.rows))?;
-    Ok(())
+
+    fn write(&mut self, shared: &Shared, record: &Record) -> Result<()> {
+        let name = part_name(record.step);
+        if !record.set_aside.is_empty() {
+            let rows: Vec<SetAsideRow<'_>> = record
+                .set_aside
+                .iter()
+                .map(|(prompt_id, error)| SetAsideRow {
+                    stage: &shared.stage,
+                    step: record.step,
+                    prompt_id,
+                    failures_count: u64::from(shared.settings.prompt_failures_max),
+                    error,
+                    at_us: clock::now_us(),
+                })
+                .collect();
+            self.set_aside.write(&name, &[rows::set_aside(&rows)])?;
+        }
+        self.rollouts.write(&name, std::slice::from_ref(&record.rows))?;
+        self.metrics.record(record.step, &record.metrics);
+        self.metrics.flush();
+        Ok(())
+    }
 }

@@ -1,10 +1,10 @@
 //! Reward actor: scores finished groups; same rows out, same order.
-//! - Inbox: at most `groups_max` groups, each with the credit that pays for its place.
-//! - State: none. After a restart the step is issued again.
+//! - Inbox: at most [`GROUPS_MAX`] groups, each with the credit that pays for its place.
+//! - State: threads that score, as many as the run computes with. After a restart the step is issued again.
 //! - Fails with [`Error`] where a row must stop the run; a verifier that panics costs its row the reward.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use arrow::array::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
@@ -13,11 +13,11 @@ use super::advantage;
 use super::credit::{Credit, Credits};
 use super::fault::Point;
 use super::stage::Shared;
-use crate::compute::panic_text;
+use crate::compute::{self, ComputeThread};
 use crate::error::{Error, Result};
 
 /// Groups that may wait to be scored.
-const GROUPS_MAX: usize = 256;
+pub const GROUPS_MAX: usize = 256;
 
 /// Others talk to the reward actor through this.
 #[derive(Clone)]
@@ -79,6 +79,20 @@ pub struct Args {
     pub advantage: advantage::Handle,
 }
 
+/// What the reward actor keeps.
+pub struct State {
+    args: Args,
+    threads: ComputeThread,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Drop for State {
+    /// What still waits for a thread isn't scored for nobody.
+    fn drop(&mut self) {
+        self.cancel.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Scores rollouts.
 pub struct Reward;
 
@@ -92,35 +106,39 @@ pub async fn spawn(args: Args, supervisor: ractor::ActorCell) -> Result<Handle> 
 
 impl Actor for Reward {
     type Msg = Msg;
-    type State = Args;
+    type State = State;
     type Arguments = Args;
 
-    async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<Args, ActorProcessingErr> {
-        Ok(args)
+    async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
+        let count = compute::threads(args.shared.run.threads);
+        let threads = ComputeThread::start_several("aha-reward", count)?;
+        Ok(State { args, threads, cancel: Arc::default() })
     }
 
     async fn handle(
         &self,
         me: ActorRef<Msg>,
         msg: Msg,
-        args: &mut Args,
+        state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Score { step, attempt, rows, credit } => {
-                args.shared.faults.at(Point::Reward, step)?;
-                let scorer = args.shared.scorer.clone();
-                // Verifiers may take their time: they run beside the runtime.
-                tokio::task::spawn_blocking(move || {
-                    // A group that never came back would be waited for without end.
-                    let scored = catch_unwind(AssertUnwindSafe(|| scorer.score(&rows)));
-                    let rows = scored.unwrap_or_else(|panic| {
-                        Err(Error::bug(format!("scoring panicked: {}", panic_text(&*panic))))
-                    });
+                state.args.shared.faults.at(Point::Reward, step)?;
+                let (shared, cancel) = (Arc::clone(&state.args.shared), Arc::clone(&state.cancel));
+                let scored = state.threads.run(move || {
+                    if cancel.load(Ordering::Relaxed) {
+                        return Err(Error::Interrupted);
+                    }
+                    shared.faults.at(Point::Score, step)?;
+                    shared.scorer.score(&rows)
+                });
+                crate::task::spawn("reward job", async move {
+                    let rows = scored.await.and_then(|rows| rows);
                     let _ = me.cast(Msg::Scored { step, attempt, rows, credit }); // The actor may have ended.
                 });
             }
             Msg::Scored { step, attempt, rows, credit } => {
-                args.advantage.take(step, attempt, rows?, credit);
+                state.args.advantage.take(step, attempt, rows?, credit);
             }
         }
         Ok(())

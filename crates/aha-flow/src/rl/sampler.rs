@@ -1,12 +1,16 @@
 //! Sampler actor: draws the completions of a step's prompts on a thread of its own.
 //! - Inbox: one batch of prompts, paid for by a credit; weights as they are published.
 //! - State: the key/value cache, rebuilt empty after a restart; the learner publishes its weights again.
-//! - Fails with [`Error`]. Prompts that can't be served are reported, not fatal.
+//! - Fails with [`Error`]. Prompts that can't be served are reported, not fatal; one at which sampling itself
+//!   fails shows when the step is sampled prompt by prompt.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aha_model::Model;
+use aha_rollout::view::PromptsView;
+use aha_sample::Sampler as Engine;
 use arrow::array::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
@@ -14,7 +18,7 @@ use super::credit::{Credit, Credits};
 use super::fault::Point;
 use super::stage::Shared;
 use super::{advantage, learner, reward};
-use crate::compute::ComputeThread;
+use crate::compute::{ComputeThread, panic_text};
 use crate::error::{Error, Result};
 use crate::generate::{self, Source};
 
@@ -70,7 +74,19 @@ pub enum Msg {
         credit: Credit,
     },
     /// The compute thread is through with a step.
-    Done(Result<(aha_sample::Sampler, Vec<(String, Error)>)>, u64),
+    Done {
+        /// The step.
+        step: u64,
+        /// What is left of it.
+        outcome: Result<Drawn>,
+    },
+}
+
+/// What is left of a step whose groups are on their way.
+pub struct Drawn {
+    engine: Option<Engine>,
+    /// Prompts that have no group, with their errors.
+    failed: Vec<(String, Error)>,
 }
 
 /// What the sampler needs.
@@ -82,16 +98,18 @@ pub struct Args {
     /// Who has to know of prompts that can't be served.
     pub advantage: advantage::Handle,
     /// Who has to know that the sampler's weights aren't the learner's.
-    pub learner: ActorRef<learner::Msg>,
+    pub learner: learner::Handle,
     /// Which spawn of the left side this is.
     pub attempt: u64,
+    /// Whether each prompt is sampled by itself, so that one at which sampling fails costs no other.
+    pub is_one_by_one: bool,
 }
 
 /// What the sampler keeps.
 pub struct State {
     args: Args,
     thread: ComputeThread,
-    engine: Option<aha_sample::Sampler>,
+    engine: Option<Engine>,
     weights: Option<Weights>,
     cancel: Arc<AtomicBool>,
 }
@@ -124,21 +142,14 @@ impl Actor for Sampler {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match msg {
-            Msg::Weights(weights) => {
-                let found = weights.model.params().checksum();
-                if found != weights.checksum {
-                    let found = learner::Msg::WeightsDiffer { version: weights.version, found };
-                    let _ = state.args.learner.cast(found); // A learner that has ended needs no news.
-                }
-                state.weights = Some(weights);
-            }
+            Msg::Weights(weights) => state.take(weights),
             Msg::Sample { step, prompts, credit } => {
                 state.args.shared.faults.at(Point::Sample, step)?;
                 state.start(me, step, prompts, credit)?;
             }
-            Msg::Done(outcome, step) => {
-                let (engine, failed) = outcome?;
-                state.engine = Some(engine);
+            Msg::Done { step, outcome } => {
+                let Drawn { engine, failed } = outcome?;
+                state.engine = engine;
                 for (prompt_id, error) in failed {
                     state.args.advantage.failed(step, state.args.attempt, prompt_id, error);
                 }
@@ -165,6 +176,20 @@ impl Drop for State {
 }
 
 impl State {
+    /// Keeps weights for the prompts that come next, and looks whether they are those that were published.
+    fn take(&mut self, weights: Weights) {
+        let (given, learner) = (weights.clone(), self.args.learner.clone());
+        // The thread takes jobs in order: the learner hears of it before it gets a group from these weights.
+        let checked = self.thread.run(move || {
+            let found = given.model.params().checksum();
+            if found != given.checksum {
+                learner.weights_differ(given.version, found);
+            }
+        });
+        drop(checked); // It answers the learner, not us.
+        self.weights = Some(weights);
+    }
+
     fn start(
         &mut self,
         me: ActorRef<Msg>,
@@ -176,49 +201,113 @@ impl State {
         // place.
         let weights =
             self.weights.take().ok_or_else(|| Error::bug("prompts came before weights"))?;
-        let shared = Arc::clone(&self.args.shared);
-        let engine = self.engine.take();
-        let (reward, attempt, cancel) =
-            (self.args.reward.clone(), self.args.attempt, Arc::clone(&self.cancel));
-        let thread = self.thread.clone();
-        let job = move || {
-            let _credit = credit;
-            let engine = engine.unwrap_or_else(|| {
-                generate::sampler(&weights.model, &shared.tokenizer, &shared.run)
-            });
-            sample(engine, &shared, &weights, step, &prompts, &cancel, &mut |rows| {
-                reward.score(step, attempt, rows)
-            })
+        let args = &self.args;
+        let job = Job {
+            shared: Arc::clone(&args.shared),
+            weights,
+            reward: args.reward.clone(),
+            step,
+            attempt: args.attempt,
+            cancel: Arc::clone(&self.cancel),
         };
+        let (engine, is_one_by_one) = (self.engine.take(), args.is_one_by_one);
+        let drawn = self.thread.run(move || {
+            let _credit = credit;
+            if is_one_by_one { job.one_by_one(&prompts) } else { job.together(engine, &prompts) }
+        });
         crate::task::spawn("sampler job", async move {
-            let outcome = thread.run(job).await.and_then(|outcome| outcome);
-            let _ = me.cast(Msg::Done(outcome, step)); // A sampler that has ended needs no answer.
+            let outcome = drawn.await.and_then(|outcome| outcome);
+            let _ = me.cast(Msg::Done { step, outcome }); // A sampler that has ended needs no answer.
         });
         Ok(())
     }
 }
 
-fn sample(
-    mut engine: aha_sample::Sampler,
-    shared: &Shared,
-    weights: &Weights,
+/// Drawing the completions of a step.
+struct Job {
+    shared: Arc<Shared>,
+    weights: Weights,
+    reward: reward::Handle,
     step: u64,
-    prompts: &RecordBatch,
-    cancel: &AtomicBool,
-    send: &mut dyn FnMut(RecordBatch) -> Result<()>,
-) -> Result<(aha_sample::Sampler, Vec<(String, Error)>)> {
-    let source = Source {
-        model: &weights.model,
-        tokenizer: &shared.tokenizer,
-        sampling: &shared.sampling,
-        random: shared.random.derive(&format!("step {step}")),
-        policy_version: weights.version,
-        samples: shared.settings.group_size,
-    };
-    let failed =
-        generate::generate(&mut engine, &source, prompts, cancel, &mut |_, rows| send(rows))?;
-    let view = aha_rollout::view::PromptsView::new(prompts)?;
-    let failed =
-        failed.into_iter().map(|(row, error)| (view.prompt_id(row).to_owned(), error)).collect();
-    Ok((engine, failed))
+    attempt: u64,
+    cancel: Arc<AtomicBool>,
+}
+
+impl Job {
+    fn together(&self, engine: Option<Engine>, prompts: &RecordBatch) -> Result<Drawn> {
+        self.draw(engine, prompts, &mut |rows| self.reward.score(self.step, self.attempt, rows))
+    }
+
+    fn draw(
+        &self,
+        engine: Option<Engine>,
+        prompts: &RecordBatch,
+        send: &mut dyn FnMut(RecordBatch) -> Result<()>,
+    ) -> Result<Drawn> {
+        let shared = &self.shared;
+        let view = PromptsView::new(prompts)?;
+        let id = |row: usize| view.prompt_id(row).to_owned();
+        (0..view.rows_count()).try_for_each(|row| shared.faults.at_prompt(view.prompt_id(row)))?;
+        let mut engine = engine.unwrap_or_else(|| {
+            generate::sampler(&self.weights.model, &shared.tokenizer, &shared.run)
+        });
+        let source = Source {
+            model: &self.weights.model,
+            tokenizer: &shared.tokenizer,
+            sampling: &shared.sampling,
+            random: shared.random.derive(&format!("step {}", self.step)),
+            policy_version: self.weights.version,
+            samples: shared.settings.group_size,
+        };
+        let failed =
+            generate::generate(&mut engine, &source, prompts, &self.cancel, &mut |_, rows| {
+                send(rows)
+            })?;
+        let failed = failed.into_iter().map(|(row, error)| (id(row), error)).collect();
+        Ok(Drawn { engine: Some(engine), failed })
+    }
+
+    /// A prompt at which sampling fails is one that has failed; what fails at every prompt isn't a prompt's
+    /// own fault. Draws have addresses, so the others get the completions that they would have got together.
+    fn one_by_one(&self, prompts: &RecordBatch) -> Result<Drawn> {
+        let mut engine = None;
+        let (mut failed, mut struck) = (Vec::new(), Vec::new());
+        let mut drawn_count = 0_usize;
+        for row in 0..prompts.num_rows() {
+            let prompt = prompts.slice(row, 1);
+            // Whether the group was sent, and whether it arrived.
+            let mut sent = None;
+            let drawn = catch_unwind(AssertUnwindSafe(|| {
+                self.draw(engine.take(), &prompt, &mut |rows| {
+                    let outcome = self.reward.score(self.step, self.attempt, rows);
+                    sent = Some(outcome.is_ok());
+                    outcome
+                })
+            }));
+            let drawn = drawn.unwrap_or_else(|panic| {
+                Err(Error::bug(format!("sampling panicked: {}", panic_text(&*panic))))
+            });
+            match (drawn, sent) {
+                (Ok(drawn), _) => {
+                    drawn_count += usize::from(drawn.failed.is_empty());
+                    engine = drawn.engine;
+                    failed.extend(drawn.failed);
+                }
+                // Nobody wants the rest: neither is a prompt's fault.
+                (Err(error), Some(false)) => return Err(error),
+                (Err(error), _) if self.cancel.load(Ordering::Relaxed) => return Err(error),
+                (Err(_), Some(true)) => drawn_count += 1,
+                (Err(error), None) => {
+                    let prompt_id = PromptsView::new(&prompt)?.prompt_id(0).to_owned();
+                    struck.push((prompt_id, error));
+                }
+            }
+        }
+        if drawn_count == 0 && struck.len() > 1 {
+            let (_, error) = struck.swap_remove(0);
+            return Err(error);
+        }
+        failed.extend(struck);
+        Ok(Drawn { engine, failed })
+    }
 }

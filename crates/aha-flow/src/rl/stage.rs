@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use aha_compute::Device;
 use aha_compute::random::Philox;
 use aha_learn::learner::Learner;
-use aha_model::Tokenizer;
+use aha_model::{Model, Tokenizer};
 use ractor::Actor;
 use tokio::sync::oneshot;
 
 use super::fault::Faults;
 use super::supervisor::{self, Ending, Supervisor};
+use super::train;
 use crate::checkpoint::{self, Position};
 use crate::error::{Error, Result};
 use crate::evaluate::Answers;
-use crate::models::Loaded;
+use crate::models::{Loaded, Models};
 use crate::pipeline::{RlStage, Run, Template, Watch};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{Problem, Prompter};
@@ -54,11 +54,15 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Optimizer steps of the whole stage.
-    pub fn optimizer_steps(&self) -> u64 {
+    /// The learning rate of a minibatch, by its place among those that are planned. A minibatch that gives no
+    /// optimizer step, and one that a step with fewer groups doesn't have, takes its place all the same:
+    /// otherwise the schedule would not be through when the stage is.
+    pub fn learning_rate(&self, step: u64, epoch: u64, minibatch_idx: u64) -> f64 {
         let settings = &self.settings;
-        let groups = u64::from(settings.prompts_per_step).min(u64::from(settings.minibatches));
-        settings.steps * u64::from(settings.inner_epochs) * groups
+        let per_pass = u64::from(settings.prompts_per_step.min(settings.minibatches));
+        let passes = u64::from(settings.inner_epochs);
+        let done = ((step - 1) * passes + epoch) * per_pass + minibatch_idx;
+        train::learning_rate(&settings.optimizer, settings.steps * passes * per_pass, done)
     }
 
     /// Whether the objective measures its distance from a reference model.
@@ -77,13 +81,21 @@ impl Shared {
     }
 }
 
-/// Runs a stage from its last checkpoint, or from the start, to its end.
-pub async fn run(shared: Arc<Shared>, base: Loaded, device: &Device, stop: &Stop) -> Result<()> {
+/// Runs a stage from its last checkpoint, or from the start, to its end. `base` is the model that it begins
+/// with, one of `models`.
+pub async fn run(
+    shared: Arc<Shared>,
+    base: Loaded,
+    models: &Models<'_>,
+    stop: &Stop,
+) -> Result<()> {
     check_template(&shared)?;
+    // Held until the stage has begun, not longer: the learner changes it in place if nobody else has it.
+    let mut base = Some(base.model);
     // The step that it went on from last, how often it did, and why it has to again.
     let mut last: Option<(u64, u32, Error)> = None;
     loop {
-        let (engine, position) = begin(&shared, &base, device)?;
+        let (engine, position) = begin(&shared, base.take(), models).await?;
         let step = position.step;
         let restarts = match last.take() {
             Some((from, restarts, error)) if from == step && restarts == STAGE_RESTARTS_MAX => {
@@ -135,20 +147,42 @@ async fn spawn_and_wait(
     outcome.map_err(|_| Error::bug("the stage's supervisor ended without an outcome"))
 }
 
-/// Weights, optimizer and position to go on from.
-fn begin(shared: &Shared, base: &Loaded, device: &Device) -> Result<(Learner, Position)> {
+/// Weights, optimizer and position to go on from. The model that the stage begins with is loaded again where
+/// it is needed and `base` is none.
+async fn begin(
+    shared: &Shared,
+    base: Option<Arc<Model>>,
+    models: &Models<'_>,
+) -> Result<(Learner, Position)> {
     let needs_reference = shared.needs_reference();
-    if let Some(saved) = checkpoint::newest(&shared.dir, &shared.stage, device)? {
-        let mut learner = Learner::resume(saved.model, saved.optimizer, saved.position.version);
-        learner.set_reference(
-            needs_reference.then(|| saved.reference.unwrap_or_else(|| Arc::clone(&base.model))),
-        );
-        return Ok((learner, saved.position));
+    let Some(saved) = checkpoint::newest(&shared.dir, &shared.stage, models.device)? else {
+        let model = first_model(shared, base, models).await?;
+        let mut learner = Learner::new(Arc::clone(&model));
+        learner.set_reference(needs_reference.then_some(model));
+        let position = Position { stage: shared.stage.clone(), ..Position::default() };
+        return Ok((learner, position));
+    };
+    let reference = match saved.reference {
+        None if needs_reference => Some(first_model(shared, base, models).await?),
+        saved => {
+            drop(base); // Before there are gradients.
+            saved.filter(|_| needs_reference)
+        }
+    };
+    let mut learner = Learner::resume(saved.model, saved.optimizer, saved.position.version);
+    learner.set_reference(reference);
+    Ok((learner, saved.position))
+}
+
+async fn first_model(
+    shared: &Shared,
+    base: Option<Arc<Model>>,
+    models: &Models<'_>,
+) -> Result<Arc<Model>> {
+    match base {
+        Some(model) => Ok(model),
+        None => Ok(models.load(&shared.settings.model).await?.model),
     }
-    let mut learner = Learner::new(Arc::clone(&base.model));
-    learner.set_reference(needs_reference.then(|| Arc::clone(&base.model)));
-    let position = Position { stage: shared.stage.clone(), ..Position::default() };
-    Ok((learner, position))
 }
 
 /// A chat template has to give the same tokens for a prompt alone as before its completion: otherwise the

@@ -4,18 +4,19 @@
 //! - Ends with the stage: whoever spawned it hears the outcome, and stops it.
 //!
 //! Everything left of the learner holds nothing that a step needs again: it is spawned anew and the step is
-//! issued again. The learner, recorder and checkpointer hold the stage's state: if one fails, the stage goes
-//! on from its last checkpoint.
+//! issued again. A sampler that has failed too often may do so because of one prompt: it then samples the
+//! step prompt by prompt. The learner, recorder and checkpointer hold the stage's state: if one fails, the
+//! stage goes on from its last checkpoint.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SupervisionEvent};
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SupervisionEvent};
 use tokio::sync::oneshot;
 
-use super::learner::{self, Links};
+use super::learner::Links;
 use super::stage::Shared;
-use super::{advantage, checkpointer, feeder, recorder, reward, sampler};
+use super::{advantage, checkpointer, feeder, learner, recorder, reward, sampler};
 use crate::checkpoint::Position;
 use crate::error::{Error, Result};
 
@@ -38,6 +39,8 @@ pub enum Decision {
     RestartLeft {
         /// The pause.
         after: Duration,
+        /// Whether the step is then sampled prompt by prompt.
+        one_by_one: bool,
     },
     /// Go on from the last checkpoint.
     RestartStage,
@@ -48,22 +51,35 @@ pub enum Decision {
 /// Which side of the ring failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// Feeder, sampler, reward or advantage actor.
+    /// Of the left side, the sampler: it may have met a prompt that no sampler survives.
+    Sampler,
+    /// Feeder, reward or advantage actor.
     Left,
     /// Learner, recorder or checkpointer.
     Right,
 }
 
-/// Decides from the kind of error, not from its text. `failures` counts those of the same step before.
-pub fn decide(side: Side, error: Option<&Error>, failures: u32) -> Decision {
+/// Decides from the kind of error, not from its text. `failures` counts those of the same step before, and
+/// `one_by_one` says whether the step is already sampled prompt by prompt.
+pub fn decide(side: Side, error: Option<&Error>, failures: u32, one_by_one: bool) -> Decision {
+    let restart = |one_by_one| Decision::RestartLeft {
+        after: Duration::from_millis(50 << failures),
+        one_by_one,
+    };
+    let is_last = failures + 1 == LEFT_RESTARTS_MAX;
     match (error, side) {
+        // Together it would give the same error again.
+        (Some(Error::Input { .. }), Side::Sampler)
+            if !one_by_one && failures < LEFT_RESTARTS_MAX =>
+        {
+            restart(true)
+        }
         (Some(Error::Input { .. } | Error::Watchdog { .. } | Error::Interrupted), _) => {
             Decision::StopRun
         }
-        (_, Side::Left) if failures < LEFT_RESTARTS_MAX => {
-            Decision::RestartLeft { after: Duration::from_millis(50 << failures) }
-        }
-        (_, Side::Left) => Decision::StopRun,
+        (_, Side::Sampler) if failures < LEFT_RESTARTS_MAX => restart(one_by_one || is_last),
+        (_, Side::Left) if failures < LEFT_RESTARTS_MAX => restart(one_by_one),
+        (_, Side::Sampler | Side::Left) => Decision::StopRun,
         (_, Side::Right) => Decision::RestartStage,
     }
 }
@@ -95,13 +111,16 @@ pub struct Args {
 /// What the supervisor keeps.
 pub struct State {
     shared: Arc<Shared>,
-    learner: ActorRef<learner::Msg>,
+    learner: learner::Handle,
     recorder: recorder::Handle,
-    checkpointer: ActorRef<checkpointer::Msg>,
+    checkpointer: checkpointer::Handle,
     left: Vec<ActorCell>,
+    sampler: Option<ActorId>,
     reward: Option<reward::Handle>,
     attempt: u64,
+    /// Of the step that is under way: its failures, and whether it is sampled prompt by prompt.
     failures: u32,
+    one_by_one: bool,
     ended: Option<oneshot::Sender<Ending>>,
 }
 
@@ -122,8 +141,7 @@ impl Actor for Supervisor {
             position: args.position,
             supervisor: me.clone(),
         };
-        let (learner, _) =
-            Actor::spawn_linked(None, learner::Learner, learner_args, me.get_cell()).await?;
+        let learner = learner::spawn(learner_args, me.get_cell()).await?;
         let recorder_args =
             recorder::Args { shared: Arc::clone(&shared), after, learner: learner.clone() };
         let recorder = recorder::spawn(recorder_args, me.get_cell()).await?;
@@ -136,9 +154,11 @@ impl Actor for Supervisor {
             recorder,
             checkpointer,
             left: Vec::new(),
+            sampler: None,
             reward: None,
             attempt: 0,
             failures: 0,
+            one_by_one: false,
             ended: Some(args.ended),
         };
         state.spawn_left(&me).await?;
@@ -153,12 +173,10 @@ impl Actor for Supervisor {
     ) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Ended(outcome) => state.end(Ending::Final(outcome)),
-            Msg::StepDone => state.failures = 0,
+            Msg::StepDone => (state.failures, state.one_by_one) = (0, false),
             // What was under way when the stage ended.
             Msg::SpawnLeft if state.ended.is_none() => {}
-            Msg::Stop => {
-                let _ = state.learner.cast(learner::Msg::Stop); // It may have ended; so does the stage then.
-            }
+            Msg::Stop => state.learner.stop(),
             Msg::SpawnLeft => state.spawn_left(&me).await?,
         }
         Ok(())
@@ -171,13 +189,9 @@ impl Actor for Supervisor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         if let SupervisionEvent::ActorFailed(cell, error) = event {
-            let is_left = state.left.iter().any(|left| left.get_id() == cell.get_id());
-            let is_right = [state.learner.get_id(), state.checkpointer.get_id()]
-                .contains(&cell.get_id())
-                || state.recorder.id() == cell.get_id();
             // What an earlier left side does after its end concerns nobody.
-            if state.ended.is_some() && (is_left || is_right) {
-                state.failed(&me, if is_left { Side::Left } else { Side::Right }, error);
+            if let Some(side) = state.side(cell.get_id()).filter(|_| state.ended.is_some()) {
+                state.failed(&me, side, error);
             }
         }
         Ok(())
@@ -185,6 +199,17 @@ impl Actor for Supervisor {
 }
 
 impl State {
+    /// Which side the actor is on; none if it is of an earlier left side.
+    fn side(&self, id: ActorId) -> Option<Side> {
+        let right = [self.learner.id(), self.checkpointer.id(), self.recorder.id()];
+        if right.contains(&id) {
+            return Some(Side::Right);
+        }
+        let is_left = self.left.iter().any(|left| left.get_id() == id);
+        let side = if self.sampler == Some(id) { Side::Sampler } else { Side::Left };
+        is_left.then_some(side)
+    }
+
     /// Spawns feeder, sampler, reward and advantage actors, and has the learner issue its step.
     async fn spawn_left(&mut self, me: &ActorRef<Msg>) -> Result<()> {
         self.attempt += 1;
@@ -200,6 +225,7 @@ impl State {
             advantage: advantage.clone(),
             learner: learner.clone(),
             attempt,
+            is_one_by_one: self.one_by_one,
         };
         let sampler = sampler::spawn(sampler_args, me.get_cell()).await?;
         let feeder_args = feeder::Args {
@@ -208,10 +234,9 @@ impl State {
             advantage: advantage.clone(),
             attempt,
         };
-        let (feeder, _) = Actor::spawn_linked(None, feeder::Feeder, feeder_args, me.get_cell())
-            .await
-            .map_err(|error| Error::bug(format!("the feeder doesn't start: {error}")))?;
-        self.left = vec![advantage.cell(), reward.cell(), sampler.cell(), feeder.get_cell()];
+        let feeder = feeder::spawn(feeder_args, me.get_cell()).await?;
+        self.left = vec![advantage.cell(), reward.cell(), sampler.cell(), feeder.cell()];
+        self.sampler = Some(sampler.cell().get_id());
         self.reward = Some(reward);
         let links = Links {
             feeder,
@@ -220,17 +245,18 @@ impl State {
             checkpointer: self.checkpointer.clone(),
             attempt,
         };
-        let _ = self.learner.cast(learner::Msg::Connect(links)); // If it has ended, so does the stage.
+        self.learner.connect(links);
         Ok(())
     }
 
     fn failed(&mut self, me: &ActorRef<Msg>, side: Side, error: ActorProcessingErr) {
         let known = error.downcast_ref::<Error>();
-        let decision = decide(side, known, self.failures);
+        let decision = decide(side, known, self.failures, self.one_by_one);
         tracing::warn!(%error, ?side, ?decision, stage = self.shared.stage, "Actor failed.");
         match decision {
-            Decision::RestartLeft { after } => {
+            Decision::RestartLeft { after, one_by_one } => {
                 self.failures += 1;
+                self.one_by_one = one_by_one;
                 self.stop_left();
                 let me = me.clone();
                 crate::task::spawn("restart pause", async move {
@@ -278,20 +304,32 @@ mod tests {
     fn each_failure_has_its_decision() {
         let input = Error::input("bad row");
         let environment = Error::Environment { message: "disk full".to_owned() };
-        let after = |ms| Decision::RestartLeft { after: Duration::from_millis(ms) };
+        let after =
+            |ms, one_by_one| Decision::RestartLeft { after: Duration::from_millis(ms), one_by_one };
         let cases = [
-            (Side::Left, None, 0, after(50)),
-            (Side::Left, None, 2, after(200)),
-            (Side::Left, None, 3, Decision::StopRun),
-            (Side::Left, Some(&environment), 1, after(100)),
-            (Side::Left, Some(&input), 0, Decision::StopRun),
-            (Side::Right, None, 0, Decision::RestartStage),
-            (Side::Right, Some(&environment), 9, Decision::RestartStage),
-            (Side::Right, Some(&input), 0, Decision::StopRun),
-            (Side::Right, Some(&Error::Interrupted), 0, Decision::StopRun),
+            (Side::Left, None, (0, false), after(50, false)),
+            (Side::Left, None, (2, false), after(200, false)),
+            (Side::Left, None, (2, true), after(200, true)),
+            (Side::Left, None, (3, false), Decision::StopRun),
+            (Side::Left, Some(&environment), (1, false), after(100, false)),
+            (Side::Left, Some(&input), (0, false), Decision::StopRun),
+            (Side::Sampler, None, (0, false), after(50, false)),
+            (Side::Sampler, Some(&environment), (1, false), after(100, false)),
+            (Side::Sampler, None, (2, false), after(200, true)),
+            (Side::Sampler, None, (1, true), after(100, true)),
+            (Side::Sampler, None, (3, true), Decision::StopRun),
+            (Side::Sampler, Some(&input), (0, false), after(50, true)),
+            (Side::Sampler, Some(&input), (1, true), Decision::StopRun),
+            (Side::Sampler, Some(&input), (3, false), Decision::StopRun),
+            (Side::Sampler, Some(&Error::Interrupted), (0, false), Decision::StopRun),
+            (Side::Right, None, (0, false), Decision::RestartStage),
+            (Side::Right, Some(&environment), (9, false), Decision::RestartStage),
+            (Side::Right, Some(&input), (0, false), Decision::StopRun),
+            (Side::Right, Some(&Error::Interrupted), (0, false), Decision::StopRun),
         ];
-        for (side, error, failures, want) in cases {
-            assert_eq!(decide(side, error, failures), want, "{side:?} {error:?} {failures}");
+        for (side, error, (failures, one_by_one), want) in cases {
+            let found = decide(side, error, failures, one_by_one);
+            assert_eq!(found, want, "{side:?} {error:?} {failures} {one_by_one}");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use aha_compute::ops::adamw::Hyper;
 use aha_learn::learner::{Learner, Rollout, StepSettings};
@@ -28,19 +29,23 @@ pub struct Trained {
     pub metrics: BTreeMap<String, f64>,
     /// What the watchdogs look at; the counters over steps are the learner's to fill in.
     pub facts: Facts,
+    /// Checksum of the weights that the step left.
+    pub checksum: u64,
     /// The optimizer step at which the policy last became the reference.
     pub reference_version: u64,
     /// Prompts that failed: not served, or none of their completions could be scored.
     pub failures: Vec<(String, String)>,
 }
 
-/// Trains on a step's groups: `inner_epochs` passes of `minibatches` optimizer steps each.
+/// Trains on a step's groups: `inner_epochs` passes of `minibatches` optimizer steps each. Raising `cancel`
+/// ends it early.
 pub fn train(
     learner: &mut Learner,
     shared: &Shared,
     step: u64,
     groups: &Groups,
     mut reference_version: u64,
+    cancel: &AtomicBool,
 ) -> Result<Trained> {
     let view = RolloutsView::new(&groups.rows, Progress::Grouped)?;
     let settings = &shared.settings;
@@ -62,7 +67,11 @@ pub fn train(
             random.bits(&[address, i])
         });
         let trained_total = scored_tokens(&view, 0..view.rows_count());
-        for hand in &split {
+        for (idx, hand) in split.iter().enumerate() {
+            if cancel.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            run.lr = shared.learning_rate(step, epoch, idx as u64);
             let rows: Vec<usize> =
                 hand.iter().flat_map(|&g| starts[g]..starts[g] + groups.lens[g]).collect();
             run.minibatch(&rows, &mut outcomes, (trained_total, split.len()))?;
@@ -79,10 +88,11 @@ pub fn train(
     let mut metrics = measure(&view, groups, shared);
     run.measure(&mut metrics);
     let nan_batches = run.nan;
+    let checksum = run.learner.model().params().checksum();
     let facts = facts(&view, groups, shared, &outcomes, nan_batches);
     let rows = steps::add_outcomes(&groups.rows, &outcomes)?;
     let failures = failures(&view, groups, &starts);
-    Ok(Trained { rows, metrics, facts, reference_version, failures })
+    Ok(Trained { rows, metrics, facts, checksum, reference_version, failures })
 }
 
 /// Prompts that could not be served, and those none of whose completions could be scored.
@@ -133,6 +143,7 @@ struct Minibatches<'a> {
     totals: Totals,
     grad_norms: Vec<f64>,
     nan: u32,
+    /// The learning rate of the minibatch.
     lr: f64,
 }
 
@@ -169,11 +180,6 @@ impl Minibatches<'_> {
                 mask: None,
             })
             .collect();
-        self.lr = learning_rate(
-            &settings.optimizer,
-            self.shared.optimizer_steps(),
-            self.learner.version(),
-        );
         let step = step_settings(
             &settings.optimizer,
             self.lr,
@@ -248,7 +254,7 @@ pub fn step_settings(
     }
 }
 
-/// The learning rate of the optimizer step that follows `done` others, of `total`.
+/// The learning rate at place `done` of `total` planned optimizer steps, the first being 0.
 pub fn learning_rate(optimizer: &Optimizer, total: u64, done: u64) -> f64 {
     let schedule = Schedule {
         shape: match optimizer.schedule.kind {

@@ -1,15 +1,17 @@
 //! Actors that fail, and prompts that do.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use aha_flow::Error;
 use aha_flow::rl::fault::{Faults, Point};
+use aha_flow::rundir::RunDir;
 use arrow::array::AsArray;
 use arrow::datatypes::Int64Type;
 
-use crate::world::{How, World, assert_same_run, each_rollout, problem, rows};
+use crate::world::{How, World, assert_same_run, assert_same_weights, each_rollout, problem, rows};
 
 /// How an actor fails.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,6 +29,15 @@ impl Kind {
             Kind::Panic => panic!("no luck"),
         }
     }
+
+    /// What its error says.
+    fn cause(self) -> &'static str {
+        match self {
+            Kind::Environment => "no room",
+            Kind::Input => "no good",
+            Kind::Panic => "no luck",
+        }
+    }
 }
 
 /// A fault at a point and step, the first `times` times; and how often it struck.
@@ -42,8 +53,9 @@ fn faults(point: Point, step: u64, kind: Kind, times: u32) -> (Faults, Arc<Atomi
     (faults, count)
 }
 
-const LEFT: [Point; 4] = [Point::Feed, Point::Sample, Point::Reward, Point::Advantage];
-const RIGHT: [Point; 3] = [Point::Learn, Point::Record, Point::Checkpoint];
+const LEFT: [Point; 5] =
+    [Point::Feed, Point::Sample, Point::Reward, Point::Score, Point::Advantage];
+const RIGHT: [Point; 4] = [Point::Learn, Point::Record, Point::Checkpoint, Point::Model];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_actor_that_fails_once_leaves_no_trace_in_weights_and_tables() {
@@ -51,8 +63,13 @@ async fn an_actor_that_fails_once_leaves_no_trace_in_weights_and_tables() {
     world.finish("whole", &[]).await;
     for (idx, point) in LEFT.into_iter().chain(RIGHT).enumerate() {
         for kind in [Kind::Environment, Kind::Panic] {
-            // Checkpoints are due after even steps; the others fail in steps of all kinds.
-            let step = if point == Point::Checkpoint { 4 } else { 1 + idx as u64 % 5 };
+            // Checkpoints are due after even steps, the model after the last; the others fail in steps of
+            // all kinds.
+            let step = match point {
+                Point::Checkpoint => 4,
+                Point::Model => 6,
+                _ => 1 + idx as u64 % 5,
+            };
             let (faults, count) = faults(point, step, kind, 1);
             let name = format!("{point:?}-{kind:?}");
             let outcome = world.run(&name, How { faults, ..How::default() }).await;
@@ -70,7 +87,8 @@ async fn several_faults_in_one_run_are_survived() {
     let struck = std::sync::Mutex::new(Vec::new());
     // In every step one actor of each side fails once, another one each time.
     let faults = Faults::new(move |point, step| {
-        let is_hit = point == LEFT[step as usize % 4] || point == RIGHT[step as usize % 3];
+        let is_hit = point == LEFT[step as usize % LEFT.len()]
+            || point == RIGHT[step as usize % RIGHT.len()];
         let is_new = {
             let mut struck = struck.lock().unwrap();
             let is_new = !struck.contains(&(point, step));
@@ -89,16 +107,12 @@ async fn a_fault_that_never_ends_stops_the_run_after_a_few_restarts() {
     let cases = LEFT.map(|point| (point, 3)).into_iter().chain(RIGHT.map(|point| (point, 2)));
     for (point, restarts_max) in cases {
         for kind in [Kind::Environment, Kind::Panic, Kind::Input] {
-            let (faults, count) = faults(point, 2, kind, u32::MAX);
+            let step = if point == Point::Model { 6 } else { 2 };
+            let (faults, count) = faults(point, step, kind, u32::MAX);
             let name = format!("{point:?}-{kind:?}");
             let outcome = world.run(&name, How { faults, ..How::default() }).await;
             let text = outcome.error().to_string();
-            let cause = match kind {
-                Kind::Environment => "no room",
-                Kind::Input => "no good",
-                Kind::Panic => "no luck",
-            };
-            assert!(text.contains(cause) && text.contains("stage `zero`"), "{name}: {text}");
+            assert!(text.contains(kind.cause()) && text.contains("stage `zero`"), "{name}: {text}");
             // The same input again gives the same error: that isn't tried. Reward and advantage actors
             // may take several groups before they are gone.
             let count = count.load(Ordering::Relaxed);
@@ -132,6 +146,33 @@ async fn a_step_that_fails_while_a_checkpoint_is_written_is_issued_again() {
     assert_same_run(&world.dir("whole"), &world.dir("run"));
 }
 
+/// What was set aside: prompt, step, failures, error.
+fn set_aside(dir: &RunDir) -> Vec<(String, i64, i64, String)> {
+    let mut found = Vec::new();
+    for batch in rows(dir, "zero_set_aside") {
+        let text = |name: &str| batch.column_by_name(name).unwrap().as_string::<i32>().clone();
+        let whole =
+            |name: &str| batch.column_by_name(name).unwrap().as_primitive::<Int64Type>().clone();
+        let (ids, errors, steps, counts) =
+            (text("prompt_id"), text("error"), whole("step"), whole("failures_count"));
+        found.extend((0..batch.num_rows()).map(|row| {
+            let (id, error) = (ids.value(row).to_owned(), errors.value(row).to_owned());
+            (id, steps.value(row), counts.value(row), error)
+        }));
+    }
+    found.sort();
+    found
+}
+
+/// How many completions each prompt has.
+fn asked(dir: &RunDir) -> BTreeMap<String, usize> {
+    let mut asked = BTreeMap::<String, usize>::new();
+    each_rollout(dir, "zero", |view, row| {
+        *asked.entry(view.prompt_id(row).to_owned()).or_default() += 1;
+    });
+    asked
+}
+
 /// Problems of which three fail: too long, of characters the tokenizer doesn't know, without an answer.
 fn bad_problems() -> String {
     let mut problems = problem("p0", "1+1=", "2") + &problem("p1", "1+2=", "3");
@@ -147,31 +188,84 @@ async fn a_prompt_that_keeps_failing_is_set_aside_and_the_run_goes_on() {
     let rewards = "stage.zero.rewards=[{ kind = \"math\", extract = [\"whole\"] }]";
     let sets = [rewards, "stage.zero.prompts_per_step=5", "stage.zero.prompt_failures_max=2"];
     world.finish("run", &sets).await;
-    let mut found = Vec::new();
-    for batch in rows(&world.dir("run"), "zero_set_aside") {
-        let text = |name: &str| batch.column_by_name(name).unwrap().as_string::<i32>().clone();
-        let whole =
-            |name: &str| batch.column_by_name(name).unwrap().as_primitive::<Int64Type>().clone();
-        let (ids, errors, steps, counts) =
-            (text("prompt_id"), text("error"), whole("step"), whole("failures_count"));
-        for row in 0..batch.num_rows() {
-            assert_eq!((steps.value(row), counts.value(row)), (2, 2));
-            found.push((ids.value(row).to_owned(), errors.value(row).to_owned()));
-        }
-    }
-    found.sort();
-    let ids: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
+    let found = set_aside(&world.dir("run"));
+    let ids: Vec<&str> = found.iter().map(|(id, ..)| id.as_str()).collect();
     assert_eq!(ids, ["bad-answer", "bad-long", "bad-text"]);
-    for ((id, error), part) in found.iter().zip(["answer", "positions", "token"]) {
+    for ((id, step, count, error), part) in found.iter().zip(["answer", "positions", "token"]) {
+        assert_eq!((*step, *count), (2, 2), "{id}");
         assert!(error.contains(part), "{id}: {error}");
     }
     // The others are asked in every step; the one without an answer until it is set aside.
-    let mut asked = std::collections::BTreeMap::<String, usize>::new();
-    each_rollout(&world.dir("run"), "zero", |view, row| {
-        *asked.entry(view.prompt_id(row).to_owned()).or_default() += 1;
+    let asked: Vec<(String, usize)> = asked(&world.dir("run")).into_iter().collect();
+    let wanted = [("bad-answer", 2 * 4), ("p0", 6 * 4), ("p1", 6 * 4)];
+    assert_eq!(asked, wanted.map(|(id, count)| (id.to_owned(), count)));
+}
+
+/// Three problems, `prompts_per_step` of which are asked in each step.
+fn three_problems() -> World {
+    World::with(&(0..3).map(|i| problem(&format!("p{i}"), "1+1=", "2")).collect::<String>())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_at_which_sampling_fails_is_set_aside_and_the_run_goes_on() {
+    let world = three_problems();
+    // Beside others, and alone: each problem comes in one step out of three then.
+    for (per_step, step, asked_count) in [(3, 2, 6 * 4), (1, 0, 2 * 4)] {
+        let sets = [
+            &format!("stage.zero.prompts_per_step={per_step}"),
+            "stage.zero.prompt_failures_max=2",
+        ];
+        let mut first = None;
+        for kind in [Kind::Panic, Kind::Environment, Kind::Input] {
+            let faults =
+                Faults::of_prompts(move |id| if id == "p1" { kind.strike() } else { Ok(()) });
+            let name = format!("{kind:?}-{per_step}");
+            let how = How { sets: &sets, faults, ..How::default() };
+            world.run(&name, how).await.result.unwrap_or_else(|error| panic!("{name}: {error}"));
+            let dir = world.dir(&name);
+            let found = set_aside(&dir);
+            assert_eq!(found.len(), 1, "{name}: {found:?}");
+            let (id, found_step, count, error) = &found[0];
+            assert_eq!((id.as_str(), *count), ("p1", 2), "{name}");
+            assert!(step == 0 || *found_step == step, "{name}: step {found_step}");
+            assert!(error.contains(kind.cause()), "{name}: {error}");
+            let asked: Vec<(String, usize)> = asked(&dir).into_iter().collect();
+            let wanted = ["p0", "p2"].map(|id| (id.to_owned(), asked_count));
+            assert_eq!(asked, wanted, "{name}");
+            // How it fails changes no bit of what the others give.
+            assert_same_weights(first.get_or_insert_with(|| dir.clone()), &dir);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prompt_that_fails_sampling_for_a_while_leaves_no_trace() {
+    let world = three_problems();
+    let sets = ["stage.zero.prompts_per_step=3", "stage.zero.prompt_failures_max=1"];
+    world.finish("whole", &sets).await;
+    // Three times in one step: the last attempt at it is prompt by prompt, and meets none that fails.
+    let left = AtomicU32::new(3);
+    let faults = Faults::of_prompts(move |_| {
+        let is_left = left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+        if is_left.is_ok() { Kind::Panic.strike() } else { Ok(()) }
     });
-    let asked: Vec<(&str, usize)> = asked.iter().map(|(id, &n)| (id.as_str(), n)).collect();
-    assert_eq!(asked, [("bad-answer", 2 * 4), ("p0", 6 * 4), ("p1", 6 * 4)]);
+    world.run("run", How { sets: &sets, faults, ..How::default() }).await.result.unwrap();
+    assert_eq!(set_aside(&world.dir("run")), []);
+    assert_same_run(&world.dir("whole"), &world.dir("run"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sampling_that_fails_at_every_prompt_stops_the_run_and_blames_none() {
+    let world = three_problems();
+    let sets = ["stage.zero.prompts_per_step=3", "stage.zero.prompt_failures_max=1"];
+    for kind in [Kind::Panic, Kind::Environment, Kind::Input] {
+        let faults = Faults::of_prompts(move |_| kind.strike());
+        let name = format!("{kind:?}");
+        let outcome = world.run(&name, How { sets: &sets, faults, ..How::default() }).await;
+        let error = outcome.error().to_string();
+        assert!(error.contains(kind.cause()), "{name}: {error}");
+        assert_eq!(set_aside(&world.dir(&name)), [], "{name}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,18 +1,24 @@
 //! Runs of tiny pipelines inside this process: what they promise while all goes well, and when it doesn't.
 //!
 //! # Map
-//! - [`world`]: a folder with a pipeline and problems, runs in it, and comparing them.
+//! - [`world`]: a folder with a pipeline and problems, runs in it, and comparing them. [`actors`]: actors of a
+//!   stage without a run.
 //! - [`bits`]: what a run's bits depend on, and what they don't. [`stopping`]: stopped and resumed.
 //! - [`faults`]: actors that fail, and prompts. [`watching`]: watchdogs and metrics. [`reading`]: tables
-//!   while they grow.
+//!   while they grow. [`edges`]: what actors hold while they stand still. [`memory`]: how many models a
+//!   stage holds. [`schedule`]: the learning rate.
 //!
 //! Kills from outside are the business of the program's tests.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod actors;
 mod bits;
+mod edges;
 mod faults;
+mod memory;
 mod reading;
+mod schedule;
 mod stopping;
 mod watching;
 mod world;

@@ -1,32 +1,25 @@
 //! Watchdogs, and metrics that can't be written.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use aha_compute::Device;
-use aha_data::source::TableSource;
-use aha_data::{Session, SessionOptions};
+use aha_flow::Error;
 use aha_flow::checkpoint::Position;
-use aha_flow::models::{Loaded, Models};
-use aha_flow::pipeline::{Places, StageKind, Watch};
+use aha_flow::pipeline::Watch;
 use aha_flow::progress::{Event, Watcher, nobody};
-use aha_flow::prompts::{self, Prompter};
-use aha_flow::rl::advantage::{self, Groups};
 use aha_flow::rl::fault::Faults;
-use aha_flow::rl::sampler::{self, Weights};
-use aha_flow::rl::stage::Shared;
-use aha_flow::rl::{learner, reward, supervisor, train};
-use aha_flow::score::Scorer;
-use aha_flow::{Error, generate, planning};
+use aha_flow::rl::sampler::Weights;
+use aha_flow::rl::{checkpointer, feeder, learner, recorder, supervisor, train};
 use aha_learn::learner::Learner as Engine;
-use aha_rollout::{col, schema};
-use arrow::array::{ArrayRef, AsArray, Float32Array, ListArray, RecordBatch};
-use ractor::{Actor, ActorProcessingErr, ActorRef};
+use aha_rollout::schema;
+use ractor::Actor;
 use tokio::sync::mpsc;
 
-use crate::world::{How, Outcome, World, assert_same_tables, assert_same_weights, metrics, rows};
-
-/// No completion gets this reward, nor has an answer that can be read.
-const HOPELESS: &str = "stage.zero.rewards=[{ kind = \"math\", extract = [\"boxed\"] }]";
+use crate::actors::{Actors, ear, groups, sampling_side};
+use crate::world::{
+    HOPELESS, How, Outcome, World, assert_same_tables, assert_same_weights, metrics,
+};
 
 #[track_caller]
 fn assert_warned(outcome: &Outcome, message: &str, hint: &str) {
@@ -88,79 +81,13 @@ async fn weights_that_explode_stop_the_stage_with_a_remedy() {
     assert!(error.hint().unwrap().contains("optimizer.lr"));
 }
 
-/// What the actors of the stage `zero` share, and its model, in a folder's run directory `actors`.
-async fn shared(world: &World, set: &str, watcher: Watcher) -> (Arc<Shared>, Loaded) {
-    let places = Places { base_dir: "/".into(), hf_cache: None };
-    let plan = planning::check(&world.pipeline(), &[set.to_owned()], &places).await.unwrap();
-    let pipeline = plan.pipeline;
-    let session = Session::new(&SessionOptions::default()).unwrap();
-    for (name, address) in &pipeline.tables {
-        let source = TableSource::new(address, &places.base_dir).unwrap();
-        session.register(name, &source).await.unwrap();
-    }
-    let (dir, device) = (world.dir("actors"), Device::cpu(1));
-    drop(dir.open().unwrap());
-    let models = Models {
-        pipeline: &pipeline,
-        dir: &dir,
-        device: &device,
-        session: &session,
-        places: &places,
-    };
-    let base = models.load("blank").await.unwrap();
-    let StageKind::Rl(settings) = &pipeline.stage("zero").unwrap().kind else { panic!("rl") };
-    let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
-    let shared = Shared {
-        stage: "zero".to_owned(),
-        settings: (**settings).clone(),
-        run: pipeline.run.clone(),
-        problems: prompts::load(&session, &settings.prompts).await.unwrap(),
-        prompter: Prompter::new(&base.tokenizer, &settings.template).unwrap(),
-        sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
-        tokenizer: Arc::clone(&base.tokenizer),
-        scorer: Scorer::new(&specs, settings.reward_null).unwrap(),
-        random: generate::stage_random(pipeline.run.seed, "zero"),
-        watcher,
-        faults: Faults::default(),
-        dir,
-    };
-    (Arc::new(shared), base)
-}
-
-/// An actor that hands on what it is told.
-struct Ear<M>(mpsc::UnboundedSender<M>);
-
-impl<M: Send + Sync + 'static> Actor for Ear<M> {
-    type Msg = M;
-    type State = ();
-    type Arguments = ();
-    async fn pre_start(&self, _: ActorRef<M>, (): ()) -> Result<(), ActorProcessingErr> {
-        Ok(())
-    }
-    async fn handle(&self, _: ActorRef<M>, msg: M, (): &mut ()) -> Result<(), ActorProcessingErr> {
-        let _ = self.0.send(msg); // The test may be over.
-        Ok(())
-    }
-}
-
-async fn ear<M: Send + Sync + 'static>() -> (ActorRef<M>, mpsc::UnboundedReceiver<M>) {
-    let (sender, heard) = mpsc::unbounded_channel();
-    let (actor, _) = Actor::spawn(None, Ear(sender), ()).await.unwrap();
-    (actor, heard)
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sampler_whose_weights_are_not_those_published_says_so() {
     let world = World::new();
-    let (shared, base) = shared(&world, "run.threads=1", nobody()).await;
+    let actors = Actors::new(&world, &["run.threads=1"]).await;
+    let (shared, base) = actors.shared(nobody(), Faults::default()).await;
     let (learner, mut heard) = ear::<learner::Msg>().await;
-    let cell = learner.get_cell();
-    let advantage_args = advantage::Args { shared: Arc::clone(&shared), learner: learner.clone() };
-    let advantage = advantage::spawn(advantage_args, cell.clone()).await.unwrap();
-    let reward_args = reward::Args { shared: Arc::clone(&shared), advantage: advantage.clone() };
-    let reward = reward::spawn(reward_args, cell.clone()).await.unwrap();
-    let args = sampler::Args { shared, reward, advantage, learner, attempt: 1 };
-    let sampler = sampler::spawn(args, cell).await.unwrap();
+    let sampler = sampling_side(&shared, &learner).await;
     let checksum = base.model.params().checksum();
     let publish = |version, checksum| {
         sampler.publish(Weights { model: Arc::clone(&base.model), version, checksum });
@@ -183,7 +110,8 @@ async fn weights_that_differ_stop_the_stage_or_warn_as_set() {
             let _ = told.send(event); // The test may be over.
         });
         let set = format!("stage.zero.watchdogs.weights_differ=\"{word}\"");
-        let (shared, base) = shared(&world, &set, watcher).await;
+        let actors = Actors::new(&world, &[&set]).await;
+        let (shared, base) = actors.shared(watcher, Faults::default()).await;
         let (supervisor, mut heard) = ear::<supervisor::Msg>().await;
         let args = learner::Args {
             shared,
@@ -205,53 +133,96 @@ async fn weights_that_differ_stop_the_stage_or_warn_as_set() {
     }
 }
 
-/// The rows of a step as the learner got them, with other log-probs.
-fn with_logprobs(
-    trained: &RecordBatch,
-    names: &[String],
-    logprob: impl Fn(f32) -> f32,
-) -> RecordBatch {
-    let schema = schema::grouped(names).unwrap();
-    let columns = schema.fields().iter().map(|field| {
-        let column = trained.column_by_name(field.name()).unwrap();
-        if field.name() != col::COMPLETION_LOGPROBS {
-            return Arc::clone(column);
-        }
-        let list = column.as_list::<i32>();
-        let values = list.values().as_primitive::<arrow::datatypes::Float32Type>();
-        let values: Float32Array = values.values().iter().map(|&x| Some(logprob(x))).collect();
-        let arrow::datatypes::DataType::List(item) = field.data_type() else { panic!("a list") };
-        let values: ArrayRef = Arc::new(values);
-        Arc::new(ListArray::new(Arc::clone(item), list.offsets().clone(), values, None)) as ArrayRef
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_that_differ_are_not_made_a_checkpoint_of() {
+    let world = World::new();
+    world.finish("run", &[]).await;
+    let actors = Actors::new(&world, &["stage.zero.watchdogs.weights_differ=\"stop\""]).await;
+    let (shared, base) = actors.shared(nobody(), Faults::default()).await;
+    let (supervisor, mut ended) = ear::<supervisor::Msg>().await;
+    let (feeder, mut credits) = ear::<feeder::Msg>().await;
+    let (checkpointer, mut saved) = ear::<checkpointer::Msg>().await;
+    let mut engine = Engine::new(Arc::clone(&base.model));
+    engine.set_reference(Some(base.model));
+    let args = learner::Args {
+        shared: Arc::clone(&shared),
+        engine: Box::new(engine),
+        position: Position { stage: "zero".to_owned(), ..Position::default() },
+        supervisor: supervisor.clone(),
+    };
+    let (actor, _) = Actor::spawn(None, learner::Learner, args).await.unwrap();
+    let learner = learner::Handle::from(actor.clone());
+    let recorder_args =
+        recorder::Args { shared: Arc::clone(&shared), after: 0, learner: learner.clone() };
+    learner.connect(learner::Links {
+        feeder: feeder.into(),
+        sampler: sampling_side(&shared, &actor).await,
+        recorder: recorder::spawn(recorder_args, supervisor.get_cell()).await.unwrap(),
+        checkpointer: checkpointer.into(),
+        attempt: 1,
     });
-    RecordBatch::try_new(Arc::clone(&schema), columns.collect()).unwrap()
+    // A step that no checkpoint is due after, and one that was trained on.
+    learner.learn(1, 1, groups(&world.dir("run"), shared.scorer.names(), |x| x));
+    assert!(matches!(ended.recv().await, Some(supervisor::Msg::StepDone)));
+    learner.weights_differ(1, 0);
+    let outcome = tokio::time::timeout(Duration::from_secs(10), ended.recv()).await;
+    let Ok(Some(supervisor::Msg::Ended(Err(Error::Watchdog { message, .. })))) = outcome else {
+        panic!("the stage ends for the weights")
+    };
+    assert!(message.contains("version 1"), "{message}");
+    assert!(saved.try_recv().is_err(), "a checkpoint of damaged weights");
+    let steps: Vec<u64> = std::iter::from_fn(|| credits.try_recv().ok())
+        .map(|feeder::Msg::Credit { step, .. }| step)
+        .collect();
+    assert_eq!(steps, [1, 2], "the step was done, and the next one asked for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_that_changed_before_they_were_written_are_no_checkpoint() {
+    let world = World::new();
+    let actors = Actors::new(&world, &[]).await;
+    let (shared, base) = actors.shared(nobody(), Faults::default()).await;
+    let (learner, mut heard) = ear::<learner::Msg>().await;
+    let (supervisor, _) = ear::<supervisor::Msg>().await;
+    let checksum = base.model.params().checksum();
+    let args = checkpointer::Args { shared, learner: learner.into() };
+    let checkpointer = checkpointer::spawn(args, supervisor.get_cell()).await.unwrap();
+    let position = |step| Position { stage: "zero".to_owned(), step, ..Position::default() };
+    checkpointer.save(Box::new(Engine::new(base.model)), position(1), Some(checksum));
+    let Some(learner::Msg::Checkpointed { step: 1, state }) = heard.recv().await else {
+        panic!("the state comes back")
+    };
+    checkpointer.save(state, position(2), Some(checksum ^ 1));
+    // Who stands in for the supervisor ends with the actor that failed.
+    supervisor.wait(Some(Duration::from_secs(10))).await.unwrap();
+    let checkpoints = world.dir("actors").checkpoints("zero");
+    let names: Vec<_> =
+        fs_err::read_dir(&checkpoints).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert_eq!(names, ["step-000001"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_gives_no_number_is_set_aside_and_the_weights_are_kept() {
     let world = World::new();
     world.finish("run", &[]).await;
-    let (shared, base) = shared(&world, "run.threads=1", nobody()).await;
-    let first = &rows(&world.dir("run"), "zero")[0];
-    let groups = |logprob: fn(f32) -> f32| Groups {
-        rows: with_logprobs(&first.slice(0, 16), shared.scorer.names(), logprob),
-        lens: vec![4; 4],
-        has_signal: vec![true; 4],
-        failed: Vec::new(),
-    };
+    let actors = Actors::new(&world, &["run.threads=1"]).await;
+    let (shared, base) = actors.shared(nobody(), Faults::default()).await;
+    let groups = |logprob| groups(&world.dir("run"), shared.scorer.names(), logprob);
+    let goes_on = AtomicBool::new(false);
     let mut engine = Engine::new(Arc::clone(&base.model));
     engine.set_reference(Some(Arc::clone(&base.model)));
     let mut sane = Engine::new(Arc::clone(&base.model));
     sane.set_reference(Some(Arc::clone(&base.model)));
     let before = base.model.params().checksum();
-    let poisoned = train::train(&mut engine, &shared, 1, &groups(|_| f32::NAN), 0).unwrap();
+    let poisoned =
+        train::train(&mut engine, &shared, 1, &groups(|_| f32::NAN), 0, &goes_on).unwrap();
     assert_eq!((poisoned.facts.nan_batches, poisoned.facts.trained), (1, 0));
     assert_eq!(engine.model().params().checksum(), before);
     let view = aha_rollout::view::RolloutsView::new(&poisoned.rows, schema::Progress::Trained);
     assert!((0..16).all(|row| view.as_ref().unwrap().skip_reason(row) == Some("not_finite")));
     // Nothing of it stays behind: the next batch does what it would have done without.
     for engine in [&mut engine, &mut sane] {
-        let trained = train::train(engine, &shared, 1, &groups(|x| x), 0).unwrap();
+        let trained = train::train(engine, &shared, 1, &groups(|x| x), 0, &goes_on).unwrap();
         assert_eq!((trained.facts.nan_batches, trained.facts.trained), (0, 16));
     }
     assert_ne!(engine.model().params().checksum(), before);

@@ -80,6 +80,9 @@ max_tokens = 6
 reward = { kind = "math", extract = ["whole"] }
 "#;
 
+/// No completion gets this reward, nor has an answer that can be read.
+pub const HOPELESS: &str = "stage.zero.rewards=[{ kind = \"math\", extract = [\"boxed\"] }]";
+
 /// A folder with a pipeline, problems and runs.
 pub struct World {
     folder: tempfile::TempDir,
