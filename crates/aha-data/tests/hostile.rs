@@ -25,7 +25,7 @@ use arrow::array::{ArrayRef, Float64Array, Int64Array, RecordBatch, StringArray}
 const BYTES_MAX: usize = 64 << 20;
 /// A query over some 50 rows takes milliseconds, on a machine that is busy with other things too.
 const QUERY_MAX: Duration = Duration::from_secs(60);
-const CASE_COUNT: usize = 360;
+const CASE_COUNT: usize = 320;
 
 struct Counting;
 
@@ -71,7 +71,7 @@ fn mutate(sound: &[u8], case: usize) -> Vec<u8> {
     let footer_len = u32::from_le_bytes(bytes[len - 8..len - 4].try_into().unwrap()) as usize;
     let footer_start = len - 8 - footer_len;
     let in_footer = |draw: &mut Draw| footer_start + draw.below(footer_len);
-    match case % 9 {
+    match case % 8 {
         0 => bytes.truncate(draw.below(len)),
         1 => {
             let at = draw.below(len);
@@ -97,13 +97,6 @@ fn mutate(sound: &[u8], case: usize) -> Vec<u8> {
             let end = bytes.len();
             bytes[end - 8..end - 4].copy_from_slice(&(footer_len as u32 + 4).to_le_bytes());
         }
-        7 => {
-            // A list, of pages or of columns, that claims two thousand million elements.
-            let lists: Vec<usize> = (0..footer_start).filter(|&at| bytes[at] == 0x19).collect();
-            let at = lists[draw.below(lists.len())];
-            let claim = [0x19, 0xfc, 0xff, 0xff, 0xff, 0xff, 0x07];
-            bytes[at..at + claim.len()].copy_from_slice(&claim);
-        }
         _ => {
             let (from, to, n) = (draw.below(len), draw.below(len), draw.below(64));
             let n = n.min(len - from).min(len - to);
@@ -111,6 +104,20 @@ fn mutate(sound: &[u8], case: usize) -> Vec<u8> {
         }
     }
     bytes
+}
+
+/// Each list of structures, in the footer or in an index of pages, claims two thousand million elements.
+fn lies_about_lists(sound: &[u8]) -> Vec<Vec<u8>> {
+    let claim = [0x19, 0xfc, 0xff, 0xff, 0xff, 0xff, 0x07];
+    let is_list = |at: &usize| sound[*at] == 0x19 && sound[at + 1] & 15 == 12;
+    let lists = (0..sound.len() - 8 - claim.len()).filter(is_list);
+    lists
+        .map(|at| {
+            let mut bytes = sound.to_vec();
+            bytes[at..at + claim.len()].copy_from_slice(&claim);
+            bytes
+        })
+        .collect()
 }
 
 fn runtime() -> tokio::runtime::Runtime {
@@ -256,13 +263,19 @@ fn feed<F: Future<Output = Result<()>>>(
 ) -> Vec<String> {
     let sound = std::fs::read(file).unwrap();
     let mut escaped = Vec::new();
-    let mut refused_count = 0;
-    for case in 0..CASE_COUNT {
+    let (mut answered_count, mut refused_count) = (0, 0);
+    let random = (0..CASE_COUNT).map(|case| (mutate(&sound, case), case / 8 % 2 == 1));
+    let lies = lies_about_lists(&sound);
+    assert!(lies.len() >= 4, "{what}: only {} lists", lies.len());
+    let lies = [false, true]
+        .into_iter()
+        .flat_map(|known| lies.iter().map(move |lie| (lie.clone(), known)));
+    for (case, (bytes, is_known)) in random.chain(lies).enumerate() {
         // A table that a session knows already is read at the next query.
         std::fs::write(file, &sound).unwrap();
-        let (ask, bytes, is_known) = (ask.clone(), mutate(&sound, case), case / 9 % 2 == 1);
+        let ask = ask.clone();
         match observe(move || ask(bytes, is_known)) {
-            Outcome::Answered => {}
+            Outcome::Answered => answered_count += 1,
             Outcome::Refused => refused_count += 1,
             Outcome::Escaped(how) => escaped.push(format!("{what}, case {case}: {how}")),
         }
@@ -270,9 +283,9 @@ fn feed<F: Future<Output = Result<()>>>(
     std::fs::write(file, &sound).unwrap();
     let (ask, bytes) = (ask.clone(), sound.clone());
     assert!(matches!(observe(move || ask(bytes, false)), Outcome::Answered), "{what}: sound");
-    // The rest hit bytes that don't matter, such as a float's or a doc's.
+    // Bytes that don't matter are a float's or a doc's.
     assert!(refused_count * 3 > CASE_COUNT, "{what}: only {refused_count} were refused");
-    assert!(refused_count < CASE_COUNT, "{what}: all were refused, so none was read");
+    assert!(answered_count * 10 > CASE_COUNT, "{what}: only {answered_count} were answered");
     escaped
 }
 
