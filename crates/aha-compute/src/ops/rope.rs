@@ -218,7 +218,7 @@ mod tests {
 
     #[test]
     fn a_row_depends_on_its_position_and_not_on_its_place() {
-        let device = crate::Device::cpu(2);
+        let device = Device::cpu(2);
         let table = Table::new(&device, &inv_freq(16), 1.0, 100);
         let x = noise_tensor(&device, 1, &[90, 64]);
         let positions: Vec<u32> = (0..90).collect();
@@ -233,7 +233,7 @@ mod tests {
     /// would be off by far more than the tolerance.
     #[test]
     fn angles_are_rounded_to_f32_as_transformers_rounds_them() {
-        let device = crate::Device::cpu(1);
+        let device = Device::cpu(1);
         let table = Table::new(&device, &inv_freq(21), 1.0, 60_001);
         let positions: Vec<u32> = (59_990..=60_000).collect();
         let x = noise_tensor(&device, 1, &[11, 42]);
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn only_what_is_used_is_computed() {
-        let device = crate::Device::cpu(1);
+        let device = Device::cpu(1);
         let table = Table::new(&device, &inv_freq(32), 1.0, 1 << 27);
         let built = || -> Vec<usize> {
             (0..table.blocks.len()).filter(|&i| table.blocks[i].get().is_some()).collect()
@@ -263,7 +263,7 @@ mod tests {
     /// itself, against tables that meet the positions around the blocks' edges in two orders.
     #[test]
     fn a_row_has_the_same_bits_in_whatever_order_blocks_are_made() {
-        let device = crate::Device::cpu(1);
+        let device = Device::cpu(1);
         let edges = [0, 1, 2047, 2048, 2049, 4095, 4096, 5999];
         let orders = [edges.to_vec(), edges.iter().rev().copied().collect()];
         for order in orders {
@@ -290,7 +290,7 @@ mod tests {
     }
 
     fn run(y_len: usize, positions: &[u32]) {
-        let device = crate::Device::cpu(1);
+        let device = Device::cpu(1);
         let (x, mut y) = (Tensor::zeros(&device, &[2, 4]), Tensor::zeros(&device, &[y_len]));
         forward(&mut y, &x, positions, &Table::new(&device, &inv_freq(2), 1.0, 3));
     }
