@@ -103,10 +103,12 @@ impl Error {
             DataFusionError::SchemaError(error, _) => schema_error(error, location),
             DataFusionError::SQL(error, _) => syntax_error(error),
             DataFusionError::Plan(message) => plan_error(message, tables, location),
-            DataFusionError::ResourcesExhausted(message) => Self::Environment {
-                message: format!("the query needs more memory than it may have: {message}"),
-                hint: Some("raise the memory limit (`run.query_memory` of a pipeline), or select fewer rows or columns".to_owned()),
-            },
+            // The limit is ours: the same query runs into it again.
+            DataFusionError::ResourcesExhausted(message) => Self::input(
+                format!("the query needs more memory than it may have: {message}"),
+                "raise the memory limit (`run.query_memory` of a pipeline), or select fewer rows or \
+                 columns",
+            ),
             DataFusionError::IoError(error) => {
                 Self::Environment { message: error.to_string(), hint: None }
             }

@@ -22,7 +22,7 @@
 //! | logits | 4 V * rows of a chunk | training and sampling; and a row per thread that draws |
 //! | scratch | threads * (2 MiB + 16 T head_dim) | panels of matrix products, pages of keys |
 //! | spare buffers | 64 MiB | freed ones of other sizes: [`aha_compute::device::SPARE_BYTES_MAX`] |
-//! | rollouts | rows * tokens * 48 | `rl`, `sample`, `eval`: ids, log-probs and text of one step or chunk, copied twice |
+//! | rollouts | rows * tokens * 48 | `rl`, `sample`, `eval`: ids, log-probs, text of a step or chunk, copied twice |
 //!
 //! What one block keeps for its backward pass: both sums of the residual stream and their norms (4 H),
 //! queries and the attention's output (2 Q), keys and values (2 K), the softmax's sums (N), and the MLP's

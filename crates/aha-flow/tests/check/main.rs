@@ -125,7 +125,7 @@ fn the_plan_says_which_tokens_the_loss_is_over() {
     let loss = |sets: &[&str]| {
         let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
         let plan = check_text("good.toml", &good(), &sets).unwrap().to_text();
-        let lines = plan.lines().filter(|line| line.trim_start().starts_with("loss  "));
+        let lines = plan.lines().filter(|line| line.trim_start().starts_with("loss      "));
         lines.map(|line| line.trim().to_owned()).collect::<Vec<_>>()
     };
     let (completion, all) = (

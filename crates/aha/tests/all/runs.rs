@@ -73,6 +73,14 @@ fn a_run_shows_its_steps_logs_its_events_and_prints_its_tables() {
     let again = aha(temp.path(), &["run", "tiny.toml"]);
     assert_eq!(again.code, Some(0), "{again:?}");
     assert_eq!(again.stdout, run.stdout, "a finished run shows its tables again");
+    assert!(!again.stderr.contains("another version"), "{again:?}");
+    let state = temp.path().join("runs/tiny/run.json");
+    let text = fs_err::read_to_string(&state).unwrap();
+    let version = format!("\"version\": \"{}\"", env!("CARGO_PKG_VERSION"));
+    assert!(text.contains(&version), "{text}");
+    fs_err::write(&state, text.replace(&version, "\"version\": \"0.0.0\"")).unwrap();
+    let newer = aha(temp.path(), &["run", "tiny.toml"]);
+    assert!(newer.stderr.contains("began with another version"), "{newer:?}");
     let sql =
         "SELECT count(*) AS n FROM rollouts JOIN problems ON problems.id = rollouts.prompt_id";
     assert_eq!(aha(temp.path(), &["query", sql, "--json"]).json()[0]["n"], 12);
@@ -208,4 +216,34 @@ impl Drop for Running {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Goal: queries of a run have as much memory as the pipeline gives them. Method: a join that can't spill, and
+/// whose one side alone is larger.
+#[test]
+fn a_query_that_needs_more_memory_than_it_may_have_says_so() {
+    let temp = tempfile::tempdir().unwrap();
+    let numbers: String = (0..2000).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    fs_err::write(temp.path().join("numbers.jsonl"), numbers).unwrap();
+    let text = r#"
+[tables]
+numbers = "numbers.jsonl"
+
+[[stage]]
+name = "large"
+kind = "query"
+sql = """
+WITH many AS (SELECT 2000 * a.n + b.n AS n FROM numbers a CROSS JOIN numbers b)
+SELECT count(*) AS n FROM many JOIN many AS again ON many.n = again.n"""
+"#;
+    fs_err::write(temp.path().join("join.toml"), text).unwrap();
+    let run = |memory: &str| {
+        let set = format!("run.query_memory='{memory}'");
+        aha(temp.path(), &["run", "join.toml", "--dir", memory, "--set", &set])
+    };
+    let refused = run("32MiB");
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("needs more memory"), "{refused:?}");
+    assert!(refused.stderr.contains("run.query_memory"), "{refused:?}");
+    assert_eq!(run("1GiB").code, Some(0));
 }
