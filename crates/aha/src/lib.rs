@@ -6,6 +6,7 @@
 //! - `view`: how a run is shown while it goes on. `screen`: stderr, shared by bars and lines.
 //! - `report`: errors as people read them, and exit codes.
 //! - `logging`: tracing events on stderr and in the run directory's `log.jsonl`.
+//! - `heap`: how freed memory goes back to the system.
 //! - `text`: text of models made harmless; numbers, sizes and durations for people.
 //!
 //! # Invariants
@@ -16,6 +17,7 @@
 
 mod cli;
 mod commands;
+mod heap;
 mod logging;
 mod report;
 mod screen;
@@ -26,6 +28,7 @@ use std::process::ExitCode;
 
 /// Does what the arguments of the process say.
 pub fn main() -> ExitCode {
+    heap::give_back_large_buffers();
     let screen = screen::Screen::new();
     match cli::run(&screen) {
         Ok(()) => ExitCode::SUCCESS,
