@@ -19,7 +19,8 @@ pub fn give_back_large_buffers() {
     }
 }
 
-#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+#[cfg(test)]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod tests {
     use std::hint::black_box;
 
