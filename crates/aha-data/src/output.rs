@@ -59,10 +59,15 @@ pub fn write_result(
     }
 }
 
-/// Text in the table is what a model wrote: control characters are shown, not sent to the
-/// terminal, where they could move the cursor or worse.
+/// Text in the table, names of columns included, is what a model or a file holds: control characters
+/// are shown, not sent to the terminal, where they could move the cursor or worse.
 fn write_table(schema: &SchemaRef, batches: &[RecordBatch], writer: &mut impl Write) -> Result<()> {
-    let schema = as_text(schema, |_| true);
+    let fields = schema.fields().iter().map(|field| {
+        let mut name = String::new();
+        escaped(field.name(), &mut name);
+        Field::new(name, DataType::Utf8, true)
+    });
+    let schema = Arc::new(Schema::new(fields.collect::<Vec<_>>()));
     let shown = batches.iter().map(|batch| {
         let columns = batch.columns().iter().map(|column| texts(column, escaped));
         RecordBatch::try_new(schema.clone(), columns.collect::<Result<_, _>>()?)
@@ -232,6 +237,15 @@ mod tests {
             +------+--------+------------+-----+
         "#]],
         );
+    }
+
+    #[test]
+    fn a_table_shows_control_characters_in_names_of_columns() {
+        let schema = Arc::new(Schema::new(vec![Field::new("a\u{1b}[2J", DataType::Utf8, true)]));
+        let mut out = Vec::new();
+        write_result(&schema, &[], Format::Table, &mut out).unwrap();
+        let shown = String::from_utf8(out).unwrap();
+        assert!(shown.contains("| a\\u{1b}[2J |") && !shown.contains('\u{1b}'), "{shown}");
     }
 
     #[test]

@@ -76,7 +76,10 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
             let message = format!("`{}`: {message}", dir.root().display());
             return Err(Error::input_with(message, hint).into());
         }
-        Opening::Begin => RunState::begin(&pipeline, identity, machine(&device)),
+        Opening::Begin => {
+            dir.refuse_foreign()?;
+            RunState::begin(&pipeline, identity, machine(&device))
+        }
         Opening::Resume(state) | Opening::Finished(state) => {
             RunState { identity, machine: machine(&device), ..state }
         }

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
+use crate::pipeline::RESOLVED_HEADER;
 
 /// The directory that a run owns. Cloning it clones the path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +40,41 @@ impl RunDir {
     /// The directory `root`; nothing is created.
     pub fn new(root: impl Into<PathBuf>) -> RunDir {
         RunDir { root: root.into() }
+    }
+
+    /// Fails if the directory, which has no `run.json`, holds what a run that was just begun doesn't: somebody
+    /// else's files would be written over.
+    pub fn refuse_foreign(&self) -> Result<()> {
+        if !self.root.exists() {
+            return Ok(());
+        }
+        for entry in fs_err::read_dir(&self.root).map_err(Error::io("read", &self.root))? {
+            let entry = entry.map_err(Error::io("read", &self.root))?;
+            let (name, path) = (entry.file_name(), entry.path());
+            let is_ours = match name.to_str() {
+                Some("lock" | "log.jsonl") => true,
+                Some("tables" | "models" | "checkpoints" | "metrics") if path.is_dir() => {
+                    fs_err::read_dir(&path).map_err(Error::io("read", &path))?.next().is_none()
+                }
+                Some("metrics") => true,
+                Some("pipeline.toml") => fs_err::read_to_string(&path)
+                    .is_ok_and(|text| text.starts_with(RESOLVED_HEADER)),
+                // What a killed process was writing.
+                Some(name) => name.starts_with('.') && name.ends_with(".tmp"),
+                None => false,
+            };
+            if !is_ours {
+                return Err(Error::input_with(
+                    format!(
+                        "`{}` is no run directory, and `{}` in it would be in the way",
+                        self.root.display(),
+                        name.display()
+                    ),
+                    "give a directory with --dir that is empty or not there yet",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Creates the directory and takes its lock.

@@ -140,7 +140,7 @@ impl ChatTemplate {
             "chat" => {
                 return tokenizer.chat_template().cloned().ok_or_else(|| {
                     Error::input("the model has no chat template")
-                        .hint("use the template `r1-zero` or `plain`")
+                        .hint("use the template `r1-zero`, or the prompt as it is")
                 });
             }
             other => {

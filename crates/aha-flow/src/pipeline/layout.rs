@@ -12,6 +12,8 @@ use super::stages::{
 };
 use super::write::{Out, table};
 
+/// First line of a pipeline that we wrote.
+pub const RESOLVED_HEADER: &str = "# As resolved, with every default written out.";
 const SECTIONS: [&str; 4] = ["run", "models", "tables", "stage"];
 const COMMON: [&str; 3] = ["name", "kind", "description"];
 /// The kinds of stage, in the order of the docs; the last is known but not built.
@@ -139,7 +141,7 @@ fn completion_len_tokens_max(entries: &[Entry]) -> u32 {
 impl Pipeline {
     /// The pipeline as a file with every default written out; it reads back as an equal value.
     pub fn to_toml(&self) -> String {
-        let mut text = String::from("# As resolved, with every default written out.\n\n");
+        let mut text = format!("{RESOLVED_HEADER}\n\n");
         table(&mut text, "[run]", "run", &self.run.write_section());
         if !self.models.is_empty() {
             let keys = named(&self.models);

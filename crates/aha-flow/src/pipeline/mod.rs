@@ -41,7 +41,7 @@ mod write;
 pub use catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, ProbeProblem, SqlProblem, StageOutput, TableFacts,
 };
-pub use layout::{Settings, Table, reference};
+pub use layout::{RESOLVED_HEADER, Settings, Table, reference};
 pub use models::{
     Alphabet, Architecture, Init, ModelSource, NotFound, Places, RandomModel, TokenizerSource,
     TokenizerTraining,

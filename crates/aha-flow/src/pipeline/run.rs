@@ -20,7 +20,7 @@ section! {
         pub seed: u64 = 1;
         /// Threads that compute; 0 takes every core. Results do not depend on it.
         @neutral
-        pub threads: u32 = 0;
+        pub threads: u32 = 0, "at most 256" |n| *n <= 256;
         /// Where tensors live.
         pub device: Device = Device::Cpu;
         /// Memory that the run may use: `aha check` and `aha run` refuse a pipeline whose predicted

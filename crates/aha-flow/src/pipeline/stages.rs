@@ -232,7 +232,7 @@ section! {
         /// Prompts of one step. R1-Zero's is 32.
         pub prompts_per_step: u32 = 32, "at least 1" |n| *n >= 1;
         /// Completions per prompt; advantages are relative to this group. R1-Zero's is 16.
-        pub group_size: u32 = 16, "at least 2" |n| *n >= 2;
+        pub group_size: u32 = 16, "from 2 to 65536" |n| (2..=65_536).contains(n);
         /// Whether each pass over the prompts has its own order, drawn from the seed.
         pub shuffle: bool = true;
         /// How tokens are drawn.
@@ -284,7 +284,7 @@ section! {
         /// How a prompt becomes the model's input.
         pub template: Template = Template::Raw;
         /// Completions per prompt.
-        pub n: u32 = 4, "at least 1" |n| *n >= 1;
+        pub n: u32 = 4, "from 1 to 65536" |n| (1..=65_536).contains(n);
         /// How tokens are drawn.
         pub sampling: Sampling = Sampling::default();
         /// What is scored; empty: nothing.
@@ -329,7 +329,7 @@ section! {
         /// How a prompt becomes the model's input.
         pub template: Template = Template::Raw;
         /// Completions per problem.
-        pub k: u32 = 16, "at least 1" |n| *n >= 1;
+        pub k: u32 = 16, "from 1 to 65536" |n| (1..=65_536).contains(n);
         /// Logits are divided by it before the softmax; 0 takes the likeliest token.
         pub temperature: f64 = 0.6, "at least 0" |t| *t >= 0.0;
         /// Smallest set of likeliest tokens whose probability reaches this share; 1 keeps all.

@@ -7,7 +7,7 @@ use aha_flow::evaluate::{self, Evaluation, Standalone};
 use aha_flow::pipeline::{EvalStage, Run, Sampling, Template};
 use aha_reward::{Kind, Spec};
 
-use super::shared::{self, ModelArgs, at_least_one};
+use super::shared::{self, ModelArgs, at_least_one, completion_count};
 use crate::report::misuse;
 use crate::screen::{self, Screen};
 use crate::text;
@@ -22,7 +22,8 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     data: String,
     /// Completions per problem.
-    #[arg(long, value_name = "N", default_value_t = EvalStage::default().k, value_parser = at_least_one())]
+    #[arg(long, value_name = "N", default_value_t = EvalStage::default().k)]
+    #[arg(value_parser = completion_count())]
     k: u32,
     /// Logits are divided by it before the softmax; 0 takes the likeliest token.
     #[arg(long, value_name = "T", default_value_t = EvalStage::default().temperature)]

@@ -9,7 +9,7 @@ use aha_flow::prompts::{self, Prompter};
 use aha_sample::{Completion, Request};
 use serde::Serialize;
 
-use super::shared::{self, ModelArgs, at_least_one};
+use super::shared::{self, ModelArgs, at_least_one, completion_count};
 use crate::screen::{self, Screen};
 use crate::text;
 
@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, default_value = "raw", value_parser = shared::template)]
     template: Template,
     /// Completions to draw.
-    #[arg(long, default_value_t = 1, value_parser = at_least_one())]
+    #[arg(long, default_value_t = 1, value_parser = completion_count())]
     n: u32,
     /// Logits are divided by it before the softmax; 0 takes the likeliest token.
     #[arg(long, value_name = "T", default_value_t = 1.0)]

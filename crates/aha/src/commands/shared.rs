@@ -19,6 +19,7 @@ pub struct ModelArgs {
     pub model: String,
     /// Threads that compute; 0 takes every core. Results do not depend on it.
     #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=256))]
     pub threads: u32,
 }
 
@@ -74,6 +75,11 @@ pub fn verifier(spec: &Spec) -> anyhow::Result<Box<dyn Verifier>> {
 /// A count of at least one.
 pub fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..)
+}
+
+/// Completions per prompt, as a pipeline bounds them.
+pub fn completion_count() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(1..=65_536)
 }
 
 /// Fails for settings out of range, before a model is loaded.

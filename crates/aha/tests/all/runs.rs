@@ -51,6 +51,26 @@ fn check_and_run_report_every_problem_with_its_line() {
 }
 
 #[test]
+fn a_run_writes_over_nobodys_files() {
+    let temp = write_pipeline(3);
+    let weights = temp.path().join("mine/models/zero/w.txt");
+    fs_err::create_dir_all(weights.parent().unwrap()).unwrap();
+    fs_err::write(&weights, "mine").unwrap();
+    let pipeline = fs_err::read_to_string(temp.path().join("tiny.toml")).unwrap();
+    fs_err::create_dir(temp.path().join("beside")).unwrap();
+    fs_err::write(temp.path().join("beside/pipeline.toml"), &pipeline).unwrap();
+    for (dir, named) in
+        [("mine", "`models`"), ("beside", "`pipeline.toml`"), (".", "is no run directory")]
+    {
+        let refused = aha(temp.path(), &["run", "tiny.toml", "--dir", dir]);
+        assert_eq!(refused.code, Some(1), "{refused:?}");
+        assert!(refused.stderr.contains(named) && refused.stderr.contains("--dir"), "{refused:?}");
+    }
+    assert_eq!(fs_err::read_to_string(&weights).unwrap(), "mine");
+    assert_eq!(fs_err::read_to_string(temp.path().join("beside/pipeline.toml")).unwrap(), pipeline);
+}
+
+#[test]
 fn a_run_shows_its_steps_logs_its_events_and_prints_its_tables() {
     let temp = write_pipeline(3);
     let run = aha(temp.path(), &["run", "tiny.toml"]);
