@@ -32,11 +32,11 @@ impl Handle {
         self.actor.get_cell()
     }
 
-    /// Sends a group to be scored once there is room for it; called on the sampler's thread.
-    pub fn score(&self, step: u64, attempt: u64, rows: RecordBatch) -> Result<()> {
-        let gone = || Error::bug("the reward actor has ended");
-        let credit = self.credits.take_blocking().ok_or_else(gone)?;
-        self.actor.cast(Msg::Score { step, attempt, rows, credit }).map_err(|_| gone())
+    /// Sends a group to be scored once there is room for it, and says whether it was sent: a reward actor
+    /// that has ended takes none. Called on the sampler's thread.
+    pub fn score(&self, step: u64, attempt: u64, rows: RecordBatch) -> bool {
+        let Some(credit) = self.credits.take_blocking() else { return false };
+        self.actor.cast(Msg::Score { step, attempt, rows, credit }).is_ok()
     }
 
     /// Lets a sender that waits for room go.

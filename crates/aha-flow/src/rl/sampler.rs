@@ -147,6 +147,9 @@ impl Actor for Sampler {
                 state.args.shared.faults.at(Point::Sample, step)?;
                 state.start(me, step, prompts, credit)?;
             }
+            // Nobody wants the step any more. If it was the reward actor that ended, the supervisor hears of
+            // its failure, which must not be taken for ours.
+            Msg::Done { .. } if state.cancel.load(Ordering::Relaxed) => {}
             Msg::Done { step, outcome } => {
                 let Drawn { engine, failed } = outcome?;
                 state.engine = engine;
@@ -235,7 +238,16 @@ struct Job {
 
 impl Job {
     fn together(&self, engine: Option<Engine>, prompts: &RecordBatch) -> Result<Drawn> {
-        self.draw(engine, prompts, &mut |rows| self.reward.score(self.step, self.attempt, rows))
+        self.draw(engine, prompts, &mut |rows| self.send(rows))
+    }
+
+    /// Sends a group to be scored, or gives the step up.
+    fn send(&self, rows: RecordBatch) -> Result<()> {
+        if self.reward.score(self.step, self.attempt, rows) {
+            return Ok(());
+        }
+        self.cancel.store(true, Ordering::Relaxed);
+        Err(Error::Interrupted)
     }
 
     fn draw(
@@ -275,29 +287,25 @@ impl Job {
         let mut drawn_count = 0_usize;
         for row in 0..prompts.num_rows() {
             let prompt = prompts.slice(row, 1);
-            // Whether the group was sent, and whether it arrived.
-            let mut sent = None;
+            let mut is_sent = false;
             let drawn = catch_unwind(AssertUnwindSafe(|| {
                 self.draw(engine.take(), &prompt, &mut |rows| {
-                    let outcome = self.reward.score(self.step, self.attempt, rows);
-                    sent = Some(outcome.is_ok());
-                    outcome
+                    self.send(rows).inspect(|()| is_sent = true)
                 })
             }));
             let drawn = drawn.unwrap_or_else(|panic| {
                 Err(Error::bug(format!("sampling panicked: {}", panic_text(&*panic))))
             });
-            match (drawn, sent) {
-                (Ok(drawn), _) => {
+            match drawn {
+                Ok(drawn) => {
                     drawn_count += usize::from(drawn.failed.is_empty());
                     engine = drawn.engine;
                     failed.extend(drawn.failed);
                 }
-                // Nobody wants the rest: neither is a prompt's fault.
-                (Err(error), Some(false)) => return Err(error),
-                (Err(error), _) if self.cancel.load(Ordering::Relaxed) => return Err(error),
-                (Err(_), Some(true)) => drawn_count += 1,
-                (Err(error), None) => {
+                // Nobody wants the rest, which is no prompt's fault.
+                Err(error) if self.cancel.load(Ordering::Relaxed) => return Err(error),
+                Err(_) if is_sent => drawn_count += 1,
+                Err(error) => {
                     let prompt_id = PromptsView::new(&prompt)?.prompt_id(0).to_owned();
                     struck.push((prompt_id, error));
                 }
