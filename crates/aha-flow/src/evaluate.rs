@@ -19,7 +19,7 @@ use aha_compute::Device;
 use aha_data::source::TableSource;
 use aha_data::{Session, SessionOptions};
 use aha_reward::extract::Extraction;
-use aha_reward::{Kind, Spec, math_equal};
+use aha_reward::{NoBackends, Settings, Spec, math_equal};
 use aha_rollout::rows::EvalRow;
 use aha_rollout::schema::Progress;
 use aha_rollout::view::RolloutsView;
@@ -76,19 +76,15 @@ pub struct Answers {
 impl Answers {
     /// As the reward reads them; none for one that reads no answer.
     pub fn of(reward: &Spec) -> Option<Answers> {
-        let full = reward.clone().with_defaults();
-        let equivalence = match full.kind {
-            Kind::Math => Equivalence::Math,
-            Kind::Exact => {
-                Equivalence::Text { is_case_sensitive: full.is_case_sensitive.unwrap_or(true) }
+        let equivalence = match &reward.settings {
+            Settings::Math(_) => Equivalence::Math,
+            Settings::Exact(exact) => {
+                Equivalence::Text { is_case_sensitive: exact.is_case_sensitive }
             }
             _ => return None,
         };
-        let extraction = Extraction {
-            strategies: full.extract.unwrap_or_default(),
-            answer_tag: full.answer_tag.unwrap_or_default(),
-            think_tag: full.think_tag.unwrap_or_default(),
-        };
+        let mut settings = reward.settings.clone();
+        let extraction = settings.answer_place()?.resolve().ok()?;
         Some(Answers { extraction, equivalence })
     }
 
@@ -319,7 +315,12 @@ fn evaluate(
         table: "eval".to_owned(),
         prompter: Prompter::new(&model.tokenizer, template)?,
         sampling: prompts::sampling(&options.sampling, &model.model, &model.tokenizer),
-        scorer: Some(Scorer::new(std::slice::from_ref(&options.reward), OnNull::Drop)?),
+        scorer: Some(Scorer::new(
+            std::slice::from_ref(&options.reward),
+            OnNull::Drop,
+            None,
+            &NoBackends,
+        )?),
         random: generate::stage_random(options.run.seed, "eval"),
         samples: options.k,
         run: options.run.clone(),
@@ -353,6 +354,8 @@ fn evaluate(
 
 #[cfg(test)]
 mod tests {
+    use aha_reward::Kind;
+
     use super::*;
 
     fn samples(text: &str) -> Vec<Sample> {
@@ -402,17 +405,18 @@ mod tests {
         let yes = samples("no Yes! yes!");
         assert!(is_majority_right(&yes, Equivalence::Text { is_case_sensitive: false }));
         assert!(!is_majority_right(&yes, Equivalence::Text { is_case_sensitive: true }));
-        let exact = Spec { is_case_sensitive: Some(false), ..Spec::new(Kind::Exact) };
+        let exact = r#"{"kind":"exact","is_case_sensitive":false}"#;
+        let exact: Spec = serde_json::from_str(exact).unwrap();
         let answers = Answers::of(&exact).unwrap();
         assert_eq!(answers.equivalence, Equivalence::Text { is_case_sensitive: false });
-        assert!(Answers::of(&Spec::new(Kind::Format)).is_none());
+        assert!(Answers::of(&Spec::new(Kind::Format).unwrap()).is_none());
     }
 
     #[test]
     fn figures_match_those_worked_out_by_hand() {
         let texts = ["7! 7! 8 7!", "1 2! 1 -", "3 3 3 3"];
         let tally = Tally { problems: texts.map(samples).to_vec(), idx_by_id: HashMap::new() };
-        let answers = Answers::of(&Spec::new(Kind::Math)).unwrap();
+        let answers = Answers::of(&Spec::new(Kind::Math).unwrap()).unwrap();
         let found = tally.evaluation("e", "m", "d", Some(&answers)).unwrap();
         // Shares 3/4, 1/4, 0: mean 1/3; deviations 5/12, -1/12, -4/12; squares 42/144; sd = sqrt(21/144).
         assert!((found.pass_at_1 - 1.0 / 3.0).abs() < 1e-15);

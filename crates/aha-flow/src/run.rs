@@ -6,6 +6,7 @@ use std::sync::Arc;
 use aha_compute::Device;
 use aha_data::source::TableSource;
 use aha_data::{Session, SessionOptions};
+use aha_reward::NoBackends;
 
 use crate::error::{Error, Result};
 use crate::identity::Identity;
@@ -270,7 +271,7 @@ impl Runner {
             prompter: Prompter::new(&base.tokenizer, &settings.template)?,
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
             tokenizer: Arc::clone(&base.tokenizer),
-            scorer: Scorer::new(&specs, settings.reward_null)?,
+            scorer: Scorer::new(&specs, settings.reward_null, settings.reward_clip, &NoBackends)?,
             random: generate::stage_random(self.pipeline.run.seed, stage),
             watcher: Arc::clone(&self.options.watcher),
             faults: self.options.faults.clone(),

@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use aha_reward::{Composite, Sample, Spec};
+use aha_reward::{Backends, Composite, Sample, Scored, Spec};
 use aha_rollout::schema::Progress;
 use aha_rollout::steps::{self, Scores};
 use aha_rollout::view::RolloutsView;
@@ -21,14 +21,20 @@ pub struct Scorer {
 }
 
 impl Scorer {
-    /// From the rewards of a pipeline.
-    pub fn new(specs: &[Spec], on_null: OnNull) -> Result<Scorer> {
+    /// From the rewards of a pipeline. `clip` bounds the whole reward.
+    pub fn new(
+        specs: &[Spec],
+        on_null: OnNull,
+        clip: Option<[f64; 2]>,
+        backends: &dyn Backends,
+    ) -> Result<Scorer> {
         let on_null = match on_null {
             OnNull::Drop => aha_reward::OnNull::Drop,
             OnNull::Zero => aha_reward::OnNull::Zero,
             OnNull::Stop => aha_reward::OnNull::Stop,
         };
-        let composite = Composite::new(specs, on_null).map_err(|problems| {
+        let clip = clip.map(|bounds| bounds.map(|bound| bound as f32));
+        let composite = Composite::new(specs, on_null, clip, backends).map_err(|problems| {
             let texts: Vec<String> =
                 problems.iter().map(|(idx, problem)| format!("reward {idx}: {problem}")).collect();
             Error::input(texts.join("; "))
@@ -42,49 +48,64 @@ impl Scorer {
         &self.names
     }
 
-    /// Adds reward columns to sampled rows. A verifier
-    /// that panics leaves its row without a reward, and the panic's text as the reason.
-    pub fn score(&self, sampled: &RecordBatch) -> Result<RecordBatch> {
-        let view = RolloutsView::new(sampled, Progress::Sampled)?;
-        let mut scores = Vec::with_capacity(view.rows_count());
-        for row in 0..view.rows_count() {
-            scores.push(self.score_row(&view, row)?);
-        }
-        Ok(steps::add_scores(sampled, &self.names, &scores)?)
+    /// How many calls of [`Scorer::score`] it can usefully have at a time, if more than there are cores.
+    pub fn parallel_count(&self) -> usize {
+        self.composite.parallel_count()
     }
 
-    fn score_row(&self, view: &RolloutsView<'_>, row: usize) -> Result<Scores> {
-        let sample = Sample {
-            prompt: view.prompt(row),
-            completion: view.completion(row),
-            answer: view.answer(row),
-            tests: view.tests(row),
-            completion_len_tokens: view.completion_token_ids(row).len(),
-            is_truncated: view.finish_reason(row) == aha_sample::FinishReason::Length.as_str(),
-        };
-        // Nothing is shared with the verifier but what it reads.
-        let scored = catch_unwind(AssertUnwindSafe(|| self.composite.score(&sample)));
-        let scored = match scored {
-            Ok(scored) => scored,
-            Err(panic) => {
-                return Ok(Scores {
-                    parts: vec![None; self.names.len()],
-                    reward: None,
-                    error: Some(format!("a verifier panicked: {}", panic_text(&*panic))),
-                });
-            }
-        };
-        if scored.must_stop {
-            let reason = scored.error.unwrap_or_else(|| "no reason given".to_owned());
-            return Err(Error::input_with(
-                format!("rollout `{}` can't be scored: {reason}", view.rollout_id(row)),
-                "mend the data, or set `reward_null` to \"drop\" or \"zero\"",
-            ));
-        }
-        Ok(Scores {
-            parts: scored.parts.iter().map(|p| p.map(f64::from)).collect(),
-            reward: scored.total.map(f64::from),
-            error: scored.error,
+    /// Adds reward columns to sampled rows. A verifier that panics leaves its row without a reward, and the
+    /// panic's text as the reason.
+    pub fn score(&self, sampled: &RecordBatch) -> Result<RecordBatch> {
+        let view = RolloutsView::new(sampled, Progress::Sampled)?;
+        let samples: Vec<Sample<'_>> =
+            (0..view.rows_count()).map(|row| sample(&view, row)).collect();
+        // Nothing is shared with the verifiers but what they read.
+        let together = catch_unwind(AssertUnwindSafe(|| self.composite.score_all(&samples)));
+        let scored = together
+            .unwrap_or_else(|_| samples.iter().map(|sample| self.score_alone(sample)).collect());
+        let scores: Result<Vec<Scores>> = scored
+            .into_iter()
+            .enumerate()
+            .map(|(row, scored)| scores_of(scored, view.rollout_id(row)))
+            .collect();
+        Ok(steps::add_scores(sampled, &self.names, &scores?)?)
+    }
+
+    fn score_alone(&self, sample: &Sample<'_>) -> Scored {
+        let scored = catch_unwind(AssertUnwindSafe(|| self.composite.score(sample)));
+        scored.unwrap_or_else(|panic| Scored {
+            total: None,
+            parts: vec![None; self.names.len()],
+            reasons: vec![String::new(); self.names.len()],
+            error: Some(format!("a verifier panicked: {}", panic_text(&*panic))),
+            must_stop: false,
         })
     }
+}
+
+fn sample<'v>(view: &'v RolloutsView<'_>, row: usize) -> Sample<'v> {
+    Sample {
+        prompt: view.prompt(row),
+        completion: view.completion(row),
+        answer: view.answer(row),
+        tests: view.tests(row),
+        completion_len_tokens: view.completion_token_ids(row).len(),
+        is_truncated: view.finish_reason(row) == aha_sample::FinishReason::Length.as_str(),
+    }
+}
+
+/// The columns of a row, or why the run must stop.
+fn scores_of(scored: Scored, rollout_id: &str) -> Result<Scores> {
+    if scored.must_stop {
+        let reason = scored.error.unwrap_or_else(|| "no reason given".to_owned());
+        return Err(Error::input_with(
+            format!("rollout `{rollout_id}` can't be scored: {reason}"),
+            "mend the data, or set `reward_null` to \"drop\" or \"zero\"",
+        ));
+    }
+    Ok(Scores {
+        parts: scored.parts.iter().map(|part| part.map(f64::from)).collect(),
+        reward: scored.total.map(f64::from),
+        error: scored.error,
+    })
 }

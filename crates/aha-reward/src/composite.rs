@@ -1,11 +1,12 @@
-//! Several rewards as one: the weighted sum, and every part a column.
+//! Several rewards as one: the weighted sum with its gates and bounds, and every part a column.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use crate::spec::{Problem, Spec};
-use crate::verifier::{Kind, Sample, Verifier};
+use crate::backend::Backends;
+use crate::spec::{Common, Problem, Spec};
+use crate::verifier::{Sample, Verdict, Verifier};
 
 /// What happens to a completion of which a part could not be scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -21,27 +22,29 @@ pub enum OnNull {
 }
 
 /// One reward of a [`Composite`].
-pub struct Part {
-    /// The column is `reward_NAME`.
-    pub name: String,
-    /// Factor of the score in the sum.
-    pub weight: f32,
-    /// Gives the score.
-    pub verifier: Box<dyn Verifier>,
+struct Part {
+    name: String,
+    common: Common,
+    verifier: Box<dyn Verifier>,
 }
 
-/// A weighted sum of rewards.
+/// A weighted sum of rewards, some of which may be gates of the others.
+///
+/// With `s_i` the score of part `i` within its `clip`, `w_i` its weight, and `open` where every part with a
+/// gate has at least that score: `total = Σ_i w_i · s_i` over all parts if `open`, else over those with a gate.
+/// The total is then taken into its own bounds, where there are any.
 pub struct Composite {
     parts: Vec<Part>,
     on_null: OnNull,
+    clip: Option<[f32; 2]>,
 }
 
 /// What a [`Composite`] says about a completion.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scored {
-    /// The weighted sum; null where a part is null and doesn't count as 0.
+    /// The reward; null where a part is null and doesn't count as 0.
     pub total: Option<f32>,
-    /// Each part's score before its weight, in the order of [`Composite::names`].
+    /// Each part's score before clip, gate and weight, in the order of [`Composite::names`].
     pub parts: Vec<Option<f32>>,
     /// Each part's reason, likewise.
     pub reasons: Vec<String>,
@@ -52,31 +55,32 @@ pub struct Scored {
 }
 
 impl Composite {
-    /// Resolves every reward. The index in an error is the reward's place in `specs`; a problem with
-    /// all of them has index 0.
-    pub fn new(specs: &[Spec], on_null: OnNull) -> Result<Self, Vec<(usize, Problem)>> {
+    /// Resolves every reward. The index in an error is the reward's place in `specs`; a problem with all of
+    /// them has index 0. `on_null` is for parts that don't say it themselves, `clip` bounds the total.
+    pub fn new(
+        specs: &[Spec],
+        on_null: OnNull,
+        clip: Option<[f32; 2]>,
+        backends: &dyn Backends,
+    ) -> Result<Self, Vec<(usize, Problem)>> {
         let mut problems = Vec::new();
         let mut parts = Vec::new();
         let mut names = BTreeSet::new();
         if specs.is_empty() {
-            let (must, got) = ("at least one reward".to_owned(), "empty".to_owned());
-            problems.push((0, Problem { key: "rewards".to_owned(), must, got }));
+            problems.push((0, Problem::new("rewards", "at least one reward", "empty")));
         }
         for (idx, spec) in specs.iter().enumerate() {
             let name = spec.column_name().to_owned();
             if !names.insert(name.clone()) {
-                let must = "distinct among the rewards".to_owned();
                 let got = format!("`{name}` again");
-                problems.push((idx, Problem { key: "name".to_owned(), must, got }));
+                problems.push((idx, Problem::new("name", "distinct among the rewards", got)));
             }
-            match spec.resolve() {
-                Ok(verifier) => {
-                    parts.push(Part { name, weight: spec.weight.unwrap_or(1.0), verifier });
-                }
+            match spec.resolve(backends) {
+                Ok(verifier) => parts.push(Part { name, common: spec.common.clone(), verifier }),
                 Err(more) => problems.extend(more.into_iter().map(|problem| (idx, problem))),
             }
         }
-        if problems.is_empty() { Ok(Self { parts, on_null }) } else { Err(problems) }
+        if problems.is_empty() { Ok(Self { parts, on_null, clip }) } else { Err(problems) }
     }
 
     /// The parts' names, in order; the columns are `reward_NAME`.
@@ -84,49 +88,81 @@ impl Composite {
         self.parts.iter().map(|part| part.name.as_str())
     }
 
-    /// The parts' kinds, in order.
-    pub fn kinds(&self) -> impl Iterator<Item = Kind> {
-        self.parts.iter().map(|part| part.verifier.kind())
+    /// How many calls of [`Composite::score_all`] it can usefully have at a time, if more than there are cores.
+    pub fn parallel_count(&self) -> usize {
+        self.parts.iter().map(|part| part.verifier.parallel_count()).max().unwrap_or(1)
     }
 
     /// Scores one completion.
     pub fn score(&self, sample: &Sample<'_>) -> Scored {
-        let verdicts: Vec<_> = self.parts.iter().map(|part| part.verifier.score(sample)).collect();
-        let mut total = 0.0;
-        let mut errors = Vec::new();
-        for (part, verdict) in self.parts.iter().zip(&verdicts) {
-            match verdict.score {
-                Some(score) => total += part.weight * score,
-                None => errors.push(format!("{}: {}", part.name, verdict.reason)),
+        self.whole(self.parts.iter().map(|part| part.verifier.score(sample)).collect())
+    }
+
+    /// Scores several, in order, each as [`Composite::score`] would.
+    pub fn score_all(&self, samples: &[Sample<'_>]) -> Vec<Scored> {
+        let mut by_sample = vec![Vec::with_capacity(self.parts.len()); samples.len()];
+        for part in &self.parts {
+            let verdicts = part.verifier.score_all(samples);
+            assert_eq!(verdicts.len(), samples.len(), "a verdict for each sample");
+            for (of_sample, verdict) in by_sample.iter_mut().zip(verdicts) {
+                of_sample.push(verdict);
             }
         }
-        let has_null = !errors.is_empty();
-        let is_total_known = !has_null || self.on_null == OnNull::Zero;
+        by_sample.into_iter().map(|verdicts| self.whole(verdicts)).collect()
+    }
+
+    /// What the parts' verdicts make together.
+    fn whole(&self, verdicts: Vec<Verdict>) -> Scored {
+        let parts = || self.parts.iter().zip(&verdicts);
+        let (mut errors, mut is_unknown, mut must_stop) = (Vec::new(), false, false);
+        for (part, verdict) in parts().filter(|(_, verdict)| verdict.score.is_none()) {
+            errors.push(format!("{}: {}", part.name, verdict.reason));
+            let on_null = part.common.on_null.unwrap_or(self.on_null);
+            is_unknown |= on_null != OnNull::Zero;
+            must_stop |= on_null == OnNull::Stop;
+        }
+        let is_open = parts().all(|(part, verdict)| match part.common.gate {
+            Some(gate) => clipped(verdict.score.unwrap_or(0.0), part.common.clip) >= gate,
+            None => true,
+        });
+        let total: f32 = parts()
+            .filter(|(part, _)| is_open || part.common.gate.is_some())
+            .filter_map(|(part, verdict)| {
+                Some(part.common.weight * clipped(verdict.score?, part.common.clip))
+            })
+            .sum();
         Scored {
-            total: is_total_known.then_some(total),
+            total: (!is_unknown).then(|| clipped(total, self.clip)),
             parts: verdicts.iter().map(|verdict| verdict.score).collect(),
             reasons: verdicts.into_iter().map(|verdict| verdict.reason).collect(),
-            error: has_null.then(|| errors.join("; ")),
-            must_stop: has_null && self.on_null == OnNull::Stop,
+            error: (!errors.is_empty()).then(|| errors.join("; ")),
+            must_stop,
         }
     }
+}
+
+/// The score, or the bound that it is past.
+fn clipped(score: f32, clip: Option<[f32; 2]>) -> f32 {
+    clip.map_or(score, |[least, most]| score.clamp(least, most))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::NoBackends;
+    use crate::verifier::Kind;
 
     fn specs() -> Vec<Spec> {
-        vec![
-            Spec::new(Kind::Math),
-            Spec { weight: Some(0.25), ..Spec::new(Kind::Format) },
-            Spec {
-                name: Some("short".to_owned()),
-                weight: Some(-0.5),
-                max_tokens: Some(4),
-                ..Spec::new(Kind::Length)
-            },
-        ]
+        let texts = [
+            r#"{"kind":"math"}"#,
+            r#"{"kind":"format","weight":0.25}"#,
+            r#"{"kind":"length","name":"short","weight":-0.5,"max_tokens":4}"#,
+        ];
+        texts.map(|json| serde_json::from_str(json).unwrap()).to_vec()
+    }
+
+    fn composite(specs: &[Spec], on_null: OnNull) -> Composite {
+        Composite::new(specs, on_null, None, &NoBackends).ok().unwrap()
     }
 
     const SAMPLE: Sample<'_> = Sample {
@@ -140,7 +176,7 @@ mod tests {
 
     #[test]
     fn the_total_is_the_weighted_sum() {
-        let composite = Composite::new(&specs(), OnNull::Drop).unwrap();
+        let composite = composite(&specs(), OnNull::Drop);
         assert_eq!(composite.names().collect::<Vec<_>>(), ["math", "format", "short"]);
         let scored = composite.score(&SAMPLE);
         assert_eq!(scored.total, Some(0.75));
@@ -149,6 +185,36 @@ mod tests {
         let wrong = composite.score(&Sample { answer: Some("6"), ..SAMPLE });
         assert_eq!(wrong.total, Some(-0.25));
         assert_eq!(wrong.reasons[0], "5 is not 6");
+        let both = composite.score_all(&[SAMPLE, Sample { answer: Some("6"), ..SAMPLE }]);
+        assert_eq!(both, [scored, wrong]);
+    }
+
+    #[test]
+    fn below_a_gate_only_gates_count() {
+        let mut specs = specs();
+        specs[1].common.gate = Some(1.0);
+        let composite = composite(&specs, OnNull::Drop);
+        assert_eq!(composite.score(&SAMPLE).total, Some(0.75));
+        let shapeless = composite.score(&Sample { completion: "<answer>5</answer>", ..SAMPLE });
+        assert_eq!(shapeless.parts, [Some(1.0), Some(0.0), Some(1.0)]);
+        assert_eq!(shapeless.total, Some(0.0));
+        // A gate that is open below its full score lets the others through.
+        specs[1].common.gate = Some(0.0);
+        let open = self::composite(&specs, OnNull::Drop);
+        let total = open.score(&Sample { completion: "<answer>5</answer>", ..SAMPLE }).total;
+        assert_eq!(total, Some(0.5));
+    }
+
+    #[test]
+    fn scores_and_the_total_are_taken_into_their_bounds() {
+        let mut specs = specs();
+        specs[0].common.clip = Some([-0.5, 0.5]);
+        assert_eq!(composite(&specs, OnNull::Drop).score(&SAMPLE).total, Some(0.25));
+        let bounded = Composite::new(&specs, OnNull::Drop, Some([0.0, 0.125]), &NoBackends);
+        assert_eq!(bounded.ok().unwrap().score(&SAMPLE).total, Some(0.125));
+        // A gate looks at the score within its bounds.
+        specs[0].common.gate = Some(0.75);
+        assert_eq!(composite(&specs, OnNull::Drop).score(&SAMPLE).total, Some(0.5));
     }
 
     #[test]
@@ -159,19 +225,24 @@ mod tests {
             (OnNull::Zero, Some(-0.25), false),
             (OnNull::Stop, None, true),
         ] {
-            let scored = Composite::new(&specs(), on_null).unwrap().score(&sample);
+            let scored = composite(&specs(), on_null).score(&sample);
             assert_eq!((scored.total, scored.must_stop), (total, must_stop));
             assert_eq!(scored.parts, [None, Some(1.0), Some(1.0)]);
             assert_eq!(scored.error.as_deref(), Some("math: the sample has no answer"));
+            // Its own policy is the one that counts.
+            let mut specs = specs();
+            specs[0].common.on_null = Some(OnNull::Zero);
+            assert_eq!(composite(&specs, on_null).score(&sample).total, Some(-0.25));
         }
     }
 
     #[test]
     fn two_parts_with_one_name_are_refused() {
-        let twice = [Spec::new(Kind::Math), Spec::new(Kind::Math), Spec::new(Kind::Code)];
-        let problems = Composite::new(&twice, OnNull::Drop).err().unwrap();
+        let length = serde_json::from_str(r#"{"kind":"length"}"#).unwrap();
+        let twice = [Spec::new(Kind::Math).unwrap(), Spec::new(Kind::Math).unwrap(), length];
+        let problems = Composite::new(&twice, OnNull::Drop, None, &NoBackends).err().unwrap();
         let keys: Vec<_> = problems.iter().map(|(idx, p)| (*idx, p.key.as_str())).collect();
-        assert_eq!(keys, [(1, "name"), (2, "kind")]);
-        assert_eq!(Composite::new(&[], OnNull::Drop).err().unwrap().len(), 1);
+        assert_eq!(keys, [(1, "name"), (2, "max_tokens")]);
+        assert_eq!(Composite::new(&[], OnNull::Drop, None, &NoBackends).err().unwrap().len(), 1);
     }
 }

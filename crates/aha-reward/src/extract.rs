@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::spec::{Problem, is_word};
+
 /// One way to find the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -24,6 +26,50 @@ pub enum Strategy {
     AnswerIs,
     /// The whole text after `</think>`.
     Whole,
+}
+
+/// The keys by which a reward says where the final answer is.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Where the final answer is looked for, in this order, out of `answer_tag`, `boxed`, `hashes`,
+    /// `answer_is`, `whole`. Default `["answer_tag", "boxed"]`: an answer that is not marked as one doesn't
+    /// count.
+    pub extract: Vec<Strategy>,
+    /// Name of the tag around the chain of thought. Default `think`.
+    pub think_tag: String,
+    /// Name of the tag around the answer. Default `answer`.
+    pub answer_tag: String,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        let Extraction { strategies, answer_tag, think_tag } = Extraction::default();
+        Self { extract: strategies, think_tag, answer_tag }
+    }
+}
+
+impl Settings {
+    /// How to find the answer, or every problem of these keys.
+    pub fn resolve(&self) -> Result<Extraction, Vec<Problem>> {
+        let mut problems = Vec::new();
+        if self.extract.is_empty() {
+            problems.push(Problem::new("extract", "at least one strategy", "empty"));
+        }
+        for (key, tag) in [("think_tag", &self.think_tag), ("answer_tag", &self.answer_tag)] {
+            if !is_word(tag) {
+                problems.push(Problem::new(key, "letters, digits and `_`", format!("`{tag}`")));
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Extraction {
+            strategies: self.extract.clone(),
+            answer_tag: self.answer_tag.clone(),
+            think_tag: self.think_tag.clone(),
+        })
+    }
 }
 
 /// How to find the answer in a completion.

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::backend::Backends;
+use crate::spec::{Problem, Resolve, is_word};
 use crate::verifier::{Kind, Sample, Verdict, Verifier};
 
 /// Whether the prompt ends with the opening think tag, so that the completion begins inside.
@@ -29,6 +31,48 @@ pub enum Outside {
 }
 
 /// 1 if the four tags occur once each and in order, with nothing forbidden outside; else 0.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Name of the tag around the chain of thought. Default `think`.
+    pub think_tag: String,
+    /// Name of the tag around the answer. Default `answer`.
+    pub answer_tag: String,
+    /// What may stand outside of the tags, `whitespace` or `any`. Default `whitespace`.
+    pub outside: Outside,
+    /// Whether the prompt has opened the think tag, `auto`, `yes` or `no`. Default `auto`: if the prompt ends
+    /// with it.
+    pub think_in_prompt: ThinkInPrompt,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            think_tag: "think".to_owned(),
+            answer_tag: "answer".to_owned(),
+            outside: Outside::default(),
+            think_in_prompt: ThinkInPrompt::default(),
+        }
+    }
+}
+
+impl Resolve for Settings {
+    fn resolve(&self, _: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>> {
+        let Settings { think_tag, answer_tag, outside, think_in_prompt } = self.clone();
+        let tags = [("think_tag", &think_tag), ("answer_tag", &answer_tag)];
+        let problems: Vec<Problem> = tags
+            .into_iter()
+            .filter(|(_, tag)| !is_word(tag))
+            .map(|(key, tag)| Problem::new(key, "letters, digits and `_`", format!("`{tag}`")))
+            .collect();
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Box::new(Format { think_tag, answer_tag, outside, think_in_prompt }))
+    }
+}
+
+/// See [`Settings`].
 pub struct Format {
     /// Name of the tag around the chain of thought.
     pub think_tag: String,

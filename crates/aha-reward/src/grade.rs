@@ -1,18 +1,26 @@
 //! JSON lines in, verdicts out: what `aha grade` does.
 //!
-//! A line in: `{"id", "gold", "pred"}`, optionally `prompt`. A line out: `{"id", "score", "reason"}`,
-//! score null where it could not be scored. One line is held at a time.
+//! A line in: `{"id", "gold", "pred"}`, optionally `prompt`, `completion_len_tokens` and `is_truncated`; for
+//! kinds that read tests, `gold` is the object of tests. A line out: `{"id", "score", "reason"}`, score null
+//! where it could not be scored. Lines are read and scored in batches of bounded size, on every thread.
 
 use std::io::{BufRead, Read, Write};
+use std::num::NonZero;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::verifier::{Kind, Sample, Verdict, Verifier};
+use crate::verifier::{Sample, Verdict, Verifier};
 
 /// Longest line that is read.
 pub const LINE_BYTES_MAX: usize = 16 << 20;
+
+/// Lines that are scored together, at most; and their text, but for the last of them.
+const BATCH_LINES_MAX: usize = 512;
+const BATCH_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Deserialize)]
 struct Line {
@@ -23,6 +31,9 @@ struct Line {
     pred: Value,
     #[serde(default)]
     prompt: String,
+    completion_len_tokens: Option<usize>,
+    #[serde(default)]
+    is_truncated: bool,
 }
 
 #[derive(Serialize)]
@@ -47,30 +58,97 @@ pub struct Progress {
     pub score_sum: f64,
 }
 
-fn graded(verifier: &dyn Verifier, json_line: &str) -> Result<(String, Option<f32>), Error> {
-    let line: Line = serde_json::from_str(json_line).map_err(|error| {
-        Error::Input(format!("expected {{\"id\", \"gold\", \"pred\"}}: {error}"))
-    })?;
-    let gold = text_of(line.gold);
-    let Some(pred) = text_of(line.pred) else {
-        return Err(Error::Input("`pred` must be a string or a number, not null".to_owned()));
-    };
-    let is_tests = verifier.kind() == Kind::Code;
-    let sample = Sample {
-        prompt: &line.prompt,
-        completion: &pred,
-        answer: gold.as_deref().filter(|_| !is_tests),
-        tests: gold.as_deref().filter(|_| is_tests),
-        ..Sample::default()
-    };
-    let verdict = match verifier.kind() {
-        Kind::Length | Kind::Overlong => Verdict::unscored("a line doesn't say how many tokens"),
-        _ => verifier.score(&sample),
-    };
-    let graded = Graded { id: &line.id, score: verdict.score, reason: &verdict.reason };
-    let json = serde_json::to_string(&graded)
+/// A line that could be read, as its verifier takes it.
+struct Asked {
+    id: Value,
+    prompt: String,
+    pred: String,
+    gold: Option<String>,
+    completion_len_tokens: Option<usize>,
+    is_truncated: bool,
+}
+
+/// Grades every line of `input`, in order. A bad line gives a line with a null score and a reason that names
+/// its number, and the next one follows. `on_progress` is called after each batch of lines.
+pub fn grade(
+    verifier: &dyn Verifier,
+    input: &mut dyn BufRead,
+    output: &mut dyn Write,
+    mut on_progress: impl FnMut(&Progress),
+) -> Result<Progress, Error> {
+    let threads = thread::available_parallelism().map_or(1, NonZero::get);
+    let mut progress = Progress::default();
+    loop {
+        let (batch, is_last) = read_batch(input, &mut progress)?;
+        let verdicts = score_on(threads, verifier, &batch);
+        for (asked, verdict) in batch.iter().zip(verdicts) {
+            let nothing = Value::Null;
+            let (id, verdict) = match asked {
+                Ok(asked) => {
+                    progress.scored_count += u64::from(verdict.score.is_some());
+                    progress.unscored_count += u64::from(verdict.score.is_none());
+                    progress.score_sum += f64::from(verdict.score.unwrap_or(0.0));
+                    (&asked.id, verdict)
+                }
+                Err(reason) => {
+                    progress.bad_count += 1;
+                    (&nothing, Verdict::unscored(reason.as_str()))
+                }
+            };
+            write_line(output, &Graded { id, score: verdict.score, reason: &verdict.reason })?;
+        }
+        on_progress(&progress);
+        if is_last {
+            break;
+        }
+    }
+    output.flush().map_err(|source| Error::Environment { action: "writing a verdict", source })?;
+    Ok(progress)
+}
+
+fn write_line(output: &mut dyn Write, graded: &Graded<'_>) -> Result<(), Error> {
+    let mut json = serde_json::to_vec(graded)
         .map_err(|error| Error::Input(format!("a verdict that is no JSON: {error}")))?;
-    Ok((json, verdict.score))
+    json.push(b'\n');
+    output
+        .write_all(&json)
+        .map_err(|source| Error::Environment { action: "writing a verdict", source })
+}
+
+/// Reads the next lines, each as what it asks or why it can't be read; and says whether it was the last.
+fn read_batch(
+    input: &mut dyn BufRead,
+    progress: &mut Progress,
+) -> Result<(Vec<Result<Asked, String>>, bool), Error> {
+    let (mut batch, mut batch_bytes) = (Vec::new(), 0);
+    let mut bytes = Vec::new();
+    while batch.len() < BATCH_LINES_MAX && batch_bytes < BATCH_BYTES_MAX {
+        let Some(is_whole) = read_line(input, &mut bytes)? else { return Ok((batch, true)) };
+        progress.line_count += 1;
+        batch_bytes += bytes.len();
+        let text = if is_whole {
+            std::str::from_utf8(&bytes).map_err(|_| "not UTF-8".to_owned())
+        } else {
+            Err(format!("longer than {LINE_BYTES_MAX} bytes"))
+        };
+        if text.as_ref().is_ok_and(|line| line.trim().is_empty()) {
+            continue;
+        }
+        let line = progress.line_count;
+        batch.push(text.and_then(asked).map_err(|reason| format!("line {line}: {reason}")));
+    }
+    Ok((batch, false))
+}
+
+/// What a line asks.
+fn asked(json_line: &str) -> Result<Asked, String> {
+    let line: Line = serde_json::from_str(json_line)
+        .map_err(|error| format!("expected {{\"id\", \"gold\", \"pred\"}}: {error}"))?;
+    let Some(pred) = text_of(line.pred) else {
+        return Err("`pred` must be a string or a number, not null".to_owned());
+    };
+    let Line { id, prompt, completion_len_tokens, is_truncated, .. } = line;
+    Ok(Asked { id, prompt, pred, gold: text_of(line.gold), completion_len_tokens, is_truncated })
 }
 
 /// A string as it is, null as none, anything else as its JSON.
@@ -82,45 +160,60 @@ fn text_of(value: Value) -> Option<String> {
     }
 }
 
-/// Grades every line of `input`, in order. A bad line gives a line with a null score and a reason
-/// that names its number, and the next one follows. `on_progress` is called after each line.
-pub fn grade(
+/// A verdict for each line of a batch, in order; those that can't be read have one that says nothing.
+fn score_on(
+    threads: usize,
     verifier: &dyn Verifier,
-    input: &mut dyn BufRead,
-    output: &mut dyn Write,
-    mut on_progress: impl FnMut(&Progress),
-) -> Result<Progress, Error> {
-    let mut progress = Progress::default();
-    let mut bytes = Vec::new();
-    while let Some(is_whole) = read_line(input, &mut bytes)? {
-        progress.line_count += 1;
-        let result = if is_whole {
-            std::str::from_utf8(&bytes).map_err(|_| Error::Input("not UTF-8".to_owned()))
-        } else {
-            Err(Error::Input(format!("longer than {LINE_BYTES_MAX} bytes")))
-        };
-        if result.as_ref().is_ok_and(|line| line.trim().is_empty()) {
-            continue;
-        }
-        let json = match result.and_then(|line| graded(verifier, line)) {
-            Ok((json, score)) => {
-                progress.scored_count += u64::from(score.is_some());
-                progress.unscored_count += u64::from(score.is_none());
-                progress.score_sum += f64::from(score.unwrap_or(0.0));
-                json
-            }
-            Err(error) => {
-                progress.bad_count += 1;
-                let reason = format!("line {}: {error}", progress.line_count);
-                serde_json::json!({ "id": null, "score": null, "reason": reason }).to_string()
-            }
-        };
-        let written = output.write_all(json.as_bytes()).and_then(|()| output.write_all(b"\n"));
-        written.map_err(|source| Error::Environment { action: "writing a verdict", source })?;
-        on_progress(&progress);
+    batch: &[Result<Asked, String>],
+) -> Vec<Verdict> {
+    let share = batch.len().div_ceil(threads).max(1);
+    thread::scope(|scope| {
+        let jobs: Vec<_> = batch
+            .chunks(share)
+            .map(|lines| scope.spawn(move || score_lines(verifier, lines)))
+            .collect();
+        let each = jobs.into_iter().zip(batch.chunks(share));
+        let verdicts = each.map(|(job, lines)| {
+            // A panic has its verdicts already; this is for one outside of the verifier.
+            job.join().unwrap_or_else(|_| panicked(lines.len()))
+        });
+        verdicts.flatten().collect()
+    })
+}
+
+fn score_lines(verifier: &dyn Verifier, lines: &[Result<Asked, String>]) -> Vec<Verdict> {
+    let reads_tests = verifier.kind().needs_tests();
+    let can_score =
+        |asked: &Asked| asked.completion_len_tokens.is_some() || !verifier.kind().needs_tokens();
+    let asked = || lines.iter().filter_map(|line| line.as_ref().ok());
+    let samples: Vec<Sample<'_>> = asked()
+        .filter(|asked| can_score(asked))
+        .map(|asked| sample_of(asked, reads_tests))
+        .collect();
+    let scored = catch_unwind(AssertUnwindSafe(|| verifier.score_all(&samples)));
+    let mut scored = scored.unwrap_or_else(|_| panicked(samples.len())).into_iter();
+    let mut verdict = |line: &Result<Asked, String>| match line {
+        Ok(asked) if can_score(asked) => scored.next().expect("a verdict for each sample"),
+        Ok(_) => Verdict::unscored("the line has no `completion_len_tokens`"),
+        Err(_) => Verdict::unscored(""),
+    };
+    lines.iter().map(&mut verdict).collect()
+}
+
+fn sample_of(asked: &Asked, reads_tests: bool) -> Sample<'_> {
+    let gold = asked.gold.as_deref();
+    Sample {
+        prompt: &asked.prompt,
+        completion: &asked.pred,
+        answer: gold.filter(|_| !reads_tests),
+        tests: gold.filter(|_| reads_tests),
+        completion_len_tokens: asked.completion_len_tokens.unwrap_or(0),
+        is_truncated: asked.is_truncated,
     }
-    output.flush().map_err(|source| Error::Environment { action: "writing a verdict", source })?;
-    Ok(progress)
+}
+
+fn panicked(count: usize) -> Vec<Verdict> {
+    vec![Verdict::unscored("the verifier panicked, which is a bug in aha"); count]
 }
 
 /// Reads a line into `bytes`; false where it is longer than the limit and its rest was skipped.
@@ -160,17 +253,47 @@ fn read_line(input: &mut dyn BufRead, bytes: &mut Vec<u8>) -> Result<Option<bool
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::NoBackends;
     use crate::spec::Spec;
+    use crate::verifier::Kind;
+
+    fn run_with(spec: Spec, input: &[u8]) -> (Vec<String>, Progress) {
+        let verifier = spec.for_grading().resolve(&NoBackends).ok().unwrap();
+        let mut output = Vec::new();
+        let mut shown = Progress::default();
+        let progress =
+            grade(verifier.as_ref(), &mut &*input, &mut output, |now| shown = *now).unwrap();
+        assert_eq!(shown, progress);
+        let lines = String::from_utf8(output).unwrap().lines().map(str::to_owned).collect();
+        (lines, progress)
+    }
 
     fn run(input: &[u8]) -> (Vec<String>, Progress) {
-        let verifier = Spec::for_grading(Kind::Math).resolve().unwrap();
-        let mut output = Vec::new();
-        let mut call_count = 0;
-        let progress =
-            grade(verifier.as_ref(), &mut &*input, &mut output, |_| call_count += 1).unwrap();
-        let lines: Vec<_> = String::from_utf8(output).unwrap().lines().map(str::to_owned).collect();
-        assert_eq!(lines.len(), call_count);
-        (lines, progress)
+        run_with(Spec::new(Kind::Math).unwrap(), input)
+    }
+
+    #[test]
+    fn many_lines_are_scored_in_order() {
+        let count = 3 * BATCH_LINES_MAX + 7;
+        let line = |i| format!(r#"{{"id":{i},"gold":"{}","pred":"{i}"}}"#, i / 2 * 2);
+        let input: Vec<String> = (0..count).map(line).collect();
+        let (lines, progress) = run(input.join("\n").as_bytes());
+        assert_eq!(progress.scored_count, count as u64);
+        for (i, line) in lines.iter().enumerate() {
+            let want = format!(r#"{{"id":{i},"score":{:.1},"#, f64::from(u8::from(i % 2 == 0)));
+            assert!(line.starts_with(&want), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_kind_that_counts_tokens_needs_them_in_the_line() {
+        let spec = serde_json::from_str(r#"{"kind":"length","max_tokens":5}"#).unwrap();
+        let (lines, _) = run_with(
+            spec,
+            b"{\"id\":1,\"pred\":\"a\"}\n{\"id\":2,\"pred\":\"a\",\"completion_len_tokens\":5}",
+        );
+        assert!(lines[0].contains("no `completion_len_tokens`"), "{}", lines[0]);
+        assert!(lines[1].starts_with(r#"{"id":2,"score":1.0"#), "{}", lines[1]);
     }
 
     #[test]

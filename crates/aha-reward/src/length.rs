@@ -1,9 +1,38 @@
 //! `kind = "length"`: is the completion neither too short nor too long?
 
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backends;
+use crate::spec::{Problem, Resolve};
 use crate::verifier::{Kind, Sample, Verdict, Verifier};
 
-/// 1 within [`min_tokens`, `max_tokens`]; outside it falls in a straight line to 0 over
-/// `ramp_tokens`.
+/// 1 within [`min_tokens`, `max_tokens`]; outside it falls in a straight line to 0 over `ramp_tokens`.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Fewest tokens with score 1. Default 0.
+    pub min_tokens: usize,
+    /// Most tokens with score 1, at least `min_tokens`. No default.
+    pub max_tokens: Option<usize>,
+    /// Tokens past a bound at which the score has fallen to 0. Default 0: at once.
+    pub ramp_tokens: usize,
+}
+
+impl Resolve for Settings {
+    fn resolve(&self, _: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>> {
+        let Some(max_tokens) = self.max_tokens else {
+            return Err(vec![Problem::missing("max_tokens")]);
+        };
+        let &Settings { min_tokens, ramp_tokens, .. } = self;
+        if max_tokens < min_tokens {
+            let must = format!("at least `min_tokens`, {min_tokens}");
+            return Err(vec![Problem::new("max_tokens", must, max_tokens.to_string())]);
+        }
+        Ok(Box::new(Length { min_tokens, max_tokens, ramp_tokens }))
+    }
+}
+
+/// See [`Settings`].
 pub struct Length {
     /// Fewest tokens with score 1.
     pub min_tokens: usize,

@@ -3,6 +3,7 @@
 //! # Map
 //! - [`verifier`]: [`Verifier`], what it reads ([`Sample`]) and what it says ([`Verdict`]); start here.
 //! - [`spec`]: [`Spec`], a reward as the pipeline file has it; `resolve` makes a [`Verifier`] of it.
+//! - [`backend`]: the models that a verifier borrows from whoever has them.
 //! - [`composite`]: [`Composite`], the weighted sum of several rewards, one column each.
 //! - [`extract`]: where in a completion the final answer is; an ordered list of strategies.
 //! - [`math`]: are two answers the same number, expression or list? Lexer, parser, exact values.
@@ -19,9 +20,9 @@
 //!   the same text gives the same verdict on every machine.
 //!
 //! ```
-//! use aha_reward::{Kind, Sample, Spec};
+//! use aha_reward::{Kind, NoBackends, Sample, Spec};
 //!
-//! let verifier = Spec::new(Kind::Math).resolve().unwrap();
+//! let verifier = Spec::new(Kind::Math).unwrap().resolve(&NoBackends).ok().unwrap();
 //! let sample = Sample {
 //!     completion: r"<think>3 of 6</think> <answer>\frac{1}{2}</answer>",
 //!     answer: Some("0.5"),
@@ -33,6 +34,8 @@
 pub mod verifier;
 
 pub mod spec;
+
+pub mod backend;
 
 pub mod composite;
 
@@ -54,10 +57,11 @@ pub mod grade;
 
 pub mod error;
 
-pub use composite::{Composite, OnNull, Part, Scored};
+pub use backend::{Backends, NoBackends};
+pub use composite::{Composite, OnNull, Scored};
 pub use error::Error;
 pub use extract::{extract_boxed, extract_tag};
 pub use math::math_equal;
-pub use spec::{Problem, Spec};
+pub use spec::{Problem, Settings, Spec};
 pub use text::{language_share, reflection_count};
 pub use verifier::{Kind, Sample, Verdict, Verifier};

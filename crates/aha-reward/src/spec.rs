@@ -1,71 +1,126 @@
 //! A reward as a pipeline file has it, and what the program makes of it.
 //!
-//! [`Spec`] is what the file says: `{ kind = "format", weight = 0.2 }`. [`Spec::resolve`] turns it
-//! into a [`Verifier`] and reports every problem at once.
+//! [`Spec`] is what the file says: `{ kind = "format", weight = 0.2 }`. It has the keys that every kind has
+//! ([`Common`]) and those of its kind ([`Settings`]), which are declared next to the verifier that reads them.
+//! [`Spec::resolve`] makes a [`Verifier`] of it and reports every problem at once.
+//!
+//! To add a kind: a module with its settings and its verifier, and a line in [`Settings`].
 
-use regex::RegexBuilder;
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeOwned, Error as _};
+use serde::ser::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
 
-use crate::exact::Exact;
-use crate::extract::{Extraction, LENIENT, STRICT, Strategy};
-use crate::format::{Format, Outside, ThinkInPrompt};
-use crate::length::Length;
-use crate::math::{self, Math};
-use crate::pattern::{PATTERN_BYTES_MAX, Pattern, Place};
+use crate::backend::Backends;
+use crate::composite::OnNull;
+use crate::extract::{self, LENIENT};
 use crate::verifier::{Kind, Verifier};
+use crate::{exact, format, length, math, pattern};
 
-/// A reward in a pipeline file. A key that its kind doesn't read is a problem, not ignored.
+/// The keys that a reward of any kind has.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-#[serde(deny_unknown_fields)]
-pub struct Spec {
-    /// Which verifier.
-    pub kind: Kind,
+#[serde(default)]
+pub struct Common {
     /// The column is `reward_NAME`. Letters, digits and `_`; default: the kind's name.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
     /// Factor of the score in the sum; finite, negative for a penalty. Default 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub weight: Option<f32>,
-    /// math, exact: where the final answer is looked for, in this order, out of `answer_tag`,
-    /// `boxed`, `hashes`, `answer_is`, `whole`. Default `["answer_tag", "boxed"]`: an answer that is
-    /// not marked as one doesn't count.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub extract: Option<Vec<Strategy>>,
-    /// math, exact, format: name of the tag around the chain of thought. Default `think`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub think_tag: Option<String>,
-    /// math, exact, format, regex: name of the tag around the answer. Default `answer`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub answer_tag: Option<String>,
-    /// math: a decimal with at least as many digits after the point, 0 to 64, may be the answer
-    /// rounded; 0 for never. Default 6, as Math-Verify rounds.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rounding_places: Option<u32>,
-    /// format: what may stand outside of the tags, `whitespace` or `any`. Default `whitespace`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outside: Option<Outside>,
-    /// format: whether the prompt has opened the think tag, `auto`, `yes` or `no`. Default `auto`:
-    /// if the prompt ends with it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub think_in_prompt: Option<ThinkInPrompt>,
-    /// length: fewest tokens with score 1. Default 0.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub min_tokens: Option<usize>,
-    /// length: most tokens with score 1, at least `min_tokens`. No default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_tokens: Option<usize>,
-    /// length: tokens past a bound at which the score has fallen to 0. Default 0: at once.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ramp_tokens: Option<usize>,
-    /// regex: the pattern, in the syntax of Rust's `regex`. No default.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pattern: Option<String>,
-    /// regex: where it must occur, `completion` or `answer_tag`. Default `completion`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub place: Option<Place>,
-    /// exact, regex: whether letter case matters. Default true.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub is_case_sensitive: Option<bool>,
+    pub weight: f32,
+    /// Least and greatest score that counts, such as `[0.0, 1.0]`: a score outside is taken as the bound.
+    /// Default: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub clip: Option<[f32; 2]>,
+    /// Least score at which rewards without a gate count: below it they count as 0, though their columns keep
+    /// their scores. `gate = 1.0` on `format` makes accuracy count in well-formed completions only. Default:
+    /// no gate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gate: Option<f32>,
+    /// What happens to a completion that this reward can't score: `drop`, `zero` or `stop`. Default: what
+    /// `reward_null` of the stage says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_null: Option<OnNull>,
+}
+
+impl Default for Common {
+    fn default() -> Self {
+        Self { name: None, weight: 1.0, clip: None, gate: None, on_null: None }
+    }
+}
+
+/// A reward in a pipeline file. A key that its kind doesn't read is an error, not ignored.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Spec {
+    /// What every kind has.
+    pub common: Common,
+    /// What its kind has.
+    pub settings: Settings,
+}
+
+/// The settings of one kind, declared next to its verifier.
+pub trait Resolve: Clone + Default + PartialEq + DeserializeOwned + Serialize {
+    /// The verifier, or everything that is wrong with the settings.
+    fn resolve(&self, backends: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>>;
+
+    /// Where the final answer is looked for, for a kind that reads it.
+    fn answer_place(&mut self) -> Option<&mut extract::Settings> {
+        None
+    }
+}
+
+/// Declares [`Settings`], a variant for each kind that this version has.
+macro_rules! settings {
+    ($($kind:ident($module:ident),)*) => {
+        /// The settings of a reward, by its kind.
+        #[derive(Clone, Debug, PartialEq)]
+        #[expect(missing_docs, reason = "a variant is a kind; the settings in it are documented")]
+        pub enum Settings { $($kind($module::Settings),)* }
+
+        impl Settings {
+            /// The kinds that this version has, in the order of the documentation.
+            pub const KINDS: &[Kind] = &[$(Kind::$kind,)*];
+
+            /// Those of that kind with every default; none for a kind that this version doesn't have.
+            pub fn new(kind: Kind) -> Option<Self> {
+                match kind {
+                    $(Kind::$kind => Some(Self::$kind($module::Settings::default())),)*
+                    _ => None,
+                }
+            }
+
+            /// Their kind.
+            pub fn kind(&self) -> Kind {
+                match self { $(Self::$kind(_) => Kind::$kind,)* }
+            }
+
+            fn from_json(kind: Kind, json: Value) -> serde_json::Result<Option<Self>> {
+                match kind {
+                    $(Kind::$kind => serde_json::from_value(json).map(|s| Some(Self::$kind(s))),)*
+                    _ => Ok(None),
+                }
+            }
+
+            fn to_json(&self) -> serde_json::Result<Value> {
+                match self { $(Self::$kind(settings) => serde_json::to_value(settings),)* }
+            }
+
+            fn resolve(&self, backends: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>> {
+                match self { $(Self::$kind(settings) => settings.resolve(backends),)* }
+            }
+
+            /// Where the final answer is looked for, for a kind that reads it.
+            pub fn answer_place(&mut self) -> Option<&mut extract::Settings> {
+                match self { $(Self::$kind(settings) => settings.answer_place(),)* }
+            }
+        }
+    };
+}
+
+settings! {
+    Math(math),
+    Format(format),
+    Length(length),
+    Regex(pattern),
+    Exact(exact),
 }
 
 /// Something wrong with a [`Spec`].
@@ -80,8 +135,14 @@ pub struct Problem {
 }
 
 impl Problem {
-    fn new(key: &str, must: impl Into<String>, got: impl Into<String>) -> Self {
+    /// A key that must be something else.
+    pub fn new(key: &str, must: impl Into<String>, got: impl Into<String>) -> Self {
         Self { key: key.to_owned(), must: must.into(), got: got.into() }
+    }
+
+    /// A key that has no default.
+    pub fn missing(key: &str) -> Self {
+        Self::new(key, "given", "absent")
     }
 }
 
@@ -92,275 +153,201 @@ impl std::fmt::Display for Problem {
 }
 
 impl Spec {
-    /// That kind with every default.
-    pub fn new(kind: Kind) -> Self {
-        Self {
-            kind,
-            name: None,
-            weight: None,
-            extract: None,
-            think_tag: None,
-            answer_tag: None,
-            rounding_places: None,
-            outside: None,
-            think_in_prompt: None,
-            min_tokens: None,
-            max_tokens: None,
-            ramp_tokens: None,
-            pattern: None,
-            place: None,
-            is_case_sensitive: None,
-        }
+    /// That kind with every default; an error that lists the kinds for one that this version doesn't have.
+    pub fn new(kind: Kind) -> Result<Self, Problem> {
+        let settings = Settings::new(kind).ok_or_else(|| not_built(kind))?;
+        Ok(Self { common: Common::default(), settings })
     }
 
-    /// That kind for text that may be nothing but the answer, as `aha grade` reads it.
-    pub fn for_grading(kind: Kind) -> Self {
-        let extract = matches!(kind, Kind::Math | Kind::Exact).then(|| LENIENT.to_vec());
-        Self { extract, ..Self::new(kind) }
-    }
-
-    /// The name of its column without `reward_`.
-    pub fn column_name(&self) -> &str {
-        self.name.as_deref().unwrap_or(self.kind.name())
-    }
-
-    /// With every default that its kind reads written out.
-    pub fn with_defaults(mut self) -> Self {
-        let kind = self.kind;
-        self.name = Some(self.column_name().to_owned());
-        self.weight.get_or_insert(1.0);
-        let is = |kinds: &[Kind]| kinds.contains(&kind);
-        if is(EXTRACT) {
-            self.extract.get_or_insert_with(|| STRICT.to_vec());
-        }
-        if is(THINK_TAG) {
-            self.think_tag.get_or_insert_with(|| "think".to_owned());
-        }
-        if is(ANSWER_TAG) {
-            self.answer_tag.get_or_insert_with(|| "answer".to_owned());
-        }
-        if is(CASE) {
-            self.is_case_sensitive.get_or_insert(true);
-        }
-        match kind {
-            Kind::Math => {
-                self.rounding_places.get_or_insert(math::ROUNDING_PLACES);
-            }
-            Kind::Format => {
-                self.outside.get_or_insert_default();
-                self.think_in_prompt.get_or_insert_default();
-            }
-            Kind::Length => {
-                self.min_tokens.get_or_insert(0);
-                self.ramp_tokens.get_or_insert(0);
-            }
-            Kind::Regex => {
-                self.place.get_or_insert_default();
-            }
-            _ => {}
+    /// With the answer looked for where text may be nothing but the answer, as `aha grade` reads it.
+    pub fn for_grading(mut self) -> Self {
+        if let Some(place) = self.settings.answer_place() {
+            place.extract = LENIENT.to_vec();
         }
         self
     }
 
+    /// Which verifier.
+    pub fn kind(&self) -> Kind {
+        self.settings.kind()
+    }
+
+    /// The name of its column without `reward_`.
+    pub fn column_name(&self) -> &str {
+        self.common.name.as_deref().unwrap_or(self.kind().name())
+    }
+
+    /// With its name written out.
+    pub fn named(mut self) -> Self {
+        self.common.name = Some(self.column_name().to_owned());
+        self
+    }
+
+    /// The keys that a reward of that kind takes, in the order of the documentation.
+    pub fn key_names(kind: Kind) -> Vec<String> {
+        let common = ["kind", "name", "weight", "clip", "gate", "on_null"].map(str::to_owned);
+        let own = Settings::new(kind).and_then(|settings| settings.to_json().ok());
+        let own = own.as_ref().and_then(Value::as_object).into_iter().flat_map(Map::keys);
+        common.into_iter().chain(own.cloned()).collect()
+    }
+
     /// The verifier, or every problem of this reward.
-    pub fn resolve(&self) -> Result<Box<dyn Verifier>, Vec<Problem>> {
-        let mut problems = self.common_problems();
-        if !self.kind.is_built() {
-            let built: Vec<&str> = Kind::BUILT.iter().map(|kind| kind.name()).collect();
-            let must = format!("one that this version has: {}", built.join(", "));
-            problems.push(Problem::new("kind", must, format!("`{}`", self.kind)));
-            return Err(problems);
+    pub fn resolve(&self, backends: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>> {
+        let mut problems = self.common.problems();
+        match self.settings.resolve(backends) {
+            Ok(verifier) if problems.is_empty() => return Ok(verifier),
+            Ok(_) => {}
+            Err(more) => problems.extend(more),
         }
-        let full = self.clone().with_defaults();
-        let verifier = full.verifier(&mut problems);
-        match verifier {
-            Some(verifier) if problems.is_empty() => Ok(verifier),
-            _ => Err(problems),
-        }
-    }
-
-    /// The verifier of a spec whose defaults are written out; none where a problem prevents it.
-    fn verifier(self, problems: &mut Vec<Problem>) -> Option<Box<dyn Verifier>> {
-        let extraction = Extraction {
-            strategies: self.extract.unwrap_or_default(),
-            answer_tag: self.answer_tag.clone().unwrap_or_default(),
-            think_tag: self.think_tag.clone().unwrap_or_default(),
-        };
-        let is_case_sensitive = self.is_case_sensitive.unwrap_or(true);
-        match self.kind {
-            Kind::Math => {
-                let rounding_places = self.rounding_places.unwrap_or_default();
-                if rounding_places > 64 {
-                    problems.push(Problem::new(
-                        "rounding_places",
-                        "at most 64",
-                        rounding_places.to_string(),
-                    ));
-                }
-                Some(Box::new(Math { extraction, rounding_places }))
-            }
-            Kind::Format => Some(Box::new(Format {
-                think_tag: extraction.think_tag,
-                answer_tag: extraction.answer_tag,
-                outside: self.outside.unwrap_or_default(),
-                think_in_prompt: self.think_in_prompt.unwrap_or_default(),
-            })),
-            Kind::Length => {
-                let min_tokens = self.min_tokens.unwrap_or_default();
-                let Some(max_tokens) = self.max_tokens else {
-                    problems.push(Problem::new("max_tokens", "given", "absent"));
-                    return None;
-                };
-                if max_tokens < min_tokens {
-                    let must = format!("at least `min_tokens`, {min_tokens}");
-                    problems.push(Problem::new("max_tokens", must, max_tokens.to_string()));
-                }
-                let ramp_tokens = self.ramp_tokens.unwrap_or_default();
-                Some(Box::new(Length { min_tokens, max_tokens, ramp_tokens }))
-            }
-            Kind::Regex => {
-                let Some(pattern) = self.pattern else {
-                    problems.push(Problem::new("pattern", "given", "absent"));
-                    return None;
-                };
-                let regex = RegexBuilder::new(&pattern)
-                    .case_insensitive(!is_case_sensitive)
-                    .size_limit(PATTERN_BYTES_MAX)
-                    .build();
-                match regex {
-                    Ok(regex) => Some(Box::new(Pattern {
-                        regex,
-                        place: self.place.unwrap_or_default(),
-                        answer_tag: extraction.answer_tag,
-                    })),
-                    Err(error) => {
-                        let must = "a regular expression that compiles to at most 1 MiB";
-                        let got = format!("`{pattern}`: {error}");
-                        problems.push(Problem::new("pattern", must, got));
-                        None
-                    }
-                }
-            }
-            Kind::Exact => Some(Box::new(Exact { extraction, is_case_sensitive })),
-            _ => None,
-        }
-    }
-
-    /// Problems that any kind can have.
-    fn common_problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        if let Some(weight) = self.weight.filter(|weight| !weight.is_finite()) {
-            problems.push(Problem::new("weight", "a finite number", weight.to_string()));
-        }
-        let is_word = |text: &str| {
-            !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-        };
-        for (key, value) in
-            [("name", &self.name), ("think_tag", &self.think_tag), ("answer_tag", &self.answer_tag)]
-        {
-            if let Some(value) = value.as_deref().filter(|value| !is_word(value)) {
-                problems.push(Problem::new(key, "letters, digits and `_`", format!("`{value}`")));
-            }
-        }
-        if self.extract.as_ref().is_some_and(Vec::is_empty) {
-            problems.push(Problem::new("extract", "at least one strategy", "empty"));
-        }
-        for (key, is_given, kinds) in self.keys() {
-            if is_given && !kinds.contains(&self.kind) {
-                let names: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
-                let must = format!("absent: only {} has it", names.join(", "));
-                problems.push(Problem::new(key, must, format!("given for `{}`", self.kind)));
-            }
-        }
-        problems
-    }
-
-    /// Each key that not every kind reads, whether it is given, and the kinds that read it.
-    fn keys(&self) -> [(&'static str, bool, &'static [Kind]); 12] {
-        [
-            ("extract", self.extract.is_some(), EXTRACT),
-            ("think_tag", self.think_tag.is_some(), THINK_TAG),
-            ("answer_tag", self.answer_tag.is_some(), ANSWER_TAG),
-            ("rounding_places", self.rounding_places.is_some(), &[Kind::Math]),
-            ("outside", self.outside.is_some(), &[Kind::Format]),
-            ("think_in_prompt", self.think_in_prompt.is_some(), &[Kind::Format]),
-            ("min_tokens", self.min_tokens.is_some(), &[Kind::Length]),
-            ("max_tokens", self.max_tokens.is_some(), &[Kind::Length]),
-            ("ramp_tokens", self.ramp_tokens.is_some(), &[Kind::Length]),
-            ("pattern", self.pattern.is_some(), &[Kind::Regex]),
-            ("place", self.place.is_some(), &[Kind::Regex]),
-            ("is_case_sensitive", self.is_case_sensitive.is_some(), CASE),
-        ]
+        Err(problems)
     }
 }
 
-const EXTRACT: &[Kind] = &[Kind::Math, Kind::Exact];
-const THINK_TAG: &[Kind] = &[Kind::Math, Kind::Exact, Kind::Format];
-const ANSWER_TAG: &[Kind] = &[Kind::Math, Kind::Exact, Kind::Format, Kind::Regex];
-const CASE: &[Kind] = &[Kind::Exact, Kind::Regex];
+fn not_built(kind: Kind) -> Problem {
+    let built: Vec<&str> = Settings::KINDS.iter().map(|kind| kind.name()).collect();
+    let must = format!("one that this version has: {}", built.join(", "));
+    Problem::new("kind", must, format!("`{kind}`"))
+}
+
+impl Common {
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if let Some(name) = self.name.as_deref().filter(|name| !is_word(name)) {
+            problems.push(Problem::new("name", "letters, digits and `_`", format!("`{name}`")));
+        }
+        if !self.weight.is_finite() {
+            problems.push(Problem::new("weight", "a finite number", self.weight.to_string()));
+        }
+        // Written so that NaN fails.
+        if let Some([least, most]) = self.clip
+            && !(least <= most && least.is_finite() && most.is_finite())
+        {
+            let must = "two finite numbers, the lesser first";
+            problems.push(Problem::new("clip", must, format!("[{least:?}, {most:?}]")));
+        }
+        if let Some(gate) = self.gate.filter(|gate| !gate.is_finite()) {
+            problems.push(Problem::new("gate", "a finite number", gate.to_string()));
+        }
+        problems
+    }
+}
+
+/// Whether a text is letters, digits and `_`, and at least one of them.
+pub(crate) fn is_word(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+}
+
+impl<'de> Deserialize<'de> for Spec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut json = Map::<String, Value>::deserialize(deserializer)?;
+        let kind = json.shift_remove("kind").ok_or_else(|| D::Error::missing_field("kind"))?;
+        let kind: Kind = serde_json::from_value(kind).map_err(D::Error::custom)?;
+        let names = Spec::key_names(kind);
+        if let Some(strange) = json.keys().find(|key| !names.contains(key)) {
+            let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+            let names = names.join(", ");
+            return Err(D::Error::custom(format!("unknown field `{strange}`, expected {names}")));
+        }
+        let json = Value::Object(json);
+        let common = serde_json::from_value(json.clone()).map_err(D::Error::custom)?;
+        let settings = Settings::from_json(kind, json).map_err(D::Error::custom)?;
+        let settings = settings.ok_or_else(|| D::Error::custom(not_built(kind)))?;
+        Ok(Self { common, settings })
+    }
+}
+
+impl Serialize for Spec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut json = Map::new();
+        json.insert("kind".to_owned(), Value::from(self.kind().name()));
+        let common = serde_json::to_value(&self.common).map_err(S::Error::custom)?;
+        let settings = self.settings.to_json().map_err(S::Error::custom)?;
+        for part in [common, settings] {
+            let Value::Object(part) = part else { continue };
+            json.extend(part.into_iter().filter(|(_, value)| !value.is_null()));
+        }
+        json.serialize(serializer)
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backend::NoBackends;
     use crate::verifier::Sample;
 
     fn spec(json: &str) -> Spec {
         serde_json::from_str(json).unwrap()
     }
 
+    fn verifier(json: &str) -> Box<dyn Verifier> {
+        spec(json).resolve(&NoBackends).ok().unwrap()
+    }
+
     fn problems(json: &str) -> Vec<String> {
-        spec(json).resolve().err().unwrap_or_default().iter().map(ToString::to_string).collect()
+        let problems = spec(json).resolve(&NoBackends).err().unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn every_built_kind_resolves_and_says_its_kind() {
+    fn every_kind_resolves_says_its_kind_and_is_written_as_it_was_read() {
         for json in [
             r#"{"kind":"math"}"#,
-            r#"{"kind":"format","weight":0.2}"#,
-            r#"{"kind":"length","max_tokens":10}"#,
+            r#"{"kind":"format","weight":0.2,"gate":1.0}"#,
+            r#"{"kind":"length","max_tokens":10,"clip":[0.0,0.5]}"#,
             r#"{"kind":"regex","pattern":"a+"}"#,
-            r#"{"kind":"exact","extract":["hashes","whole"]}"#,
+            r#"{"kind":"exact","extract":["hashes","whole"],"on_null":"zero"}"#,
         ] {
-            let spec = spec(json);
-            assert_eq!(spec.resolve().unwrap().kind(), spec.kind);
-            assert_eq!(spec.clone().with_defaults().resolve().unwrap().kind(), spec.kind);
+            let read = spec(json);
+            assert_eq!(read.resolve(&NoBackends).ok().unwrap().kind(), read.kind());
+            let written = serde_json::to_string(&read.clone().named()).unwrap();
+            assert_eq!(spec(&written), read.clone().named(), "{written}");
+            assert!(written.contains(&format!(r#""name":"{}""#, read.kind())), "{written}");
         }
     }
 
     #[test]
-    fn every_other_kind_is_refused_with_the_list_of_those_built() {
-        for kind in Kind::ALL.into_iter().filter(|kind| !kind.is_built()) {
-            let problems = Spec::new(kind).resolve().err().unwrap();
-            assert_eq!(
-                problems[0].to_string(),
-                format!(
-                    "`kind` must be one that this version has: math, format, length, regex, exact, \
-                     not `{kind}`"
-                )
-            );
+    fn a_kind_that_is_not_built_is_refused_with_the_list_of_those_that_are() {
+        for kind in Kind::ALL.into_iter().filter(|kind| !Settings::KINDS.contains(kind)) {
+            let problem = Spec::new(kind).unwrap_err().to_string();
+            assert!(problem.starts_with("`kind` must be one that this version has: math, "));
+            assert!(problem.ends_with(&format!("not `{kind}`")), "{problem}");
+            let json = format!(r#"{{"kind":"{kind}"}}"#);
+            assert_eq!(serde_json::from_str::<Spec>(&json).unwrap_err().to_string(), problem);
         }
     }
 
     #[test]
     fn unknown_keys_and_kinds_are_refused() {
-        assert!(serde_json::from_str::<Spec>(r#"{"kind":"math","wieght":1}"#).is_err());
-        assert!(serde_json::from_str::<Spec>(r#"{"kind":"maths"}"#).is_err());
-        assert!(serde_json::from_str::<Spec>(r#"{"weight":1}"#).is_err());
+        let refused = |json| serde_json::from_str::<Spec>(json).unwrap_err().to_string();
+        let text = refused(r#"{"kind":"math","wieght":1}"#);
+        assert!(text.starts_with("unknown field `wieght`, expected `kind`, `name`, "), "{text}");
+        assert!(text.ends_with("`rounding_places`"), "{text}");
+        assert!(refused(r#"{"kind":"maths"}"#).contains("unknown variant `maths`"));
+        assert!(refused(r#"{"weight":1}"#).contains("missing field `kind`"));
+        // A key of another kind is as unknown.
+        assert!(refused(r#"{"kind":"length","pattern":"x"}"#).contains("unknown field `pattern`"));
+        assert!(refused(r#"{"kind":"math","extract":5}"#).contains("expected a sequence"));
     }
 
     #[test]
     fn every_problem_is_reported_at_once() {
         let got = problems(
-            r#"{"kind":"length","name":"a b","min_tokens":9,"max_tokens":3,"pattern":"x","extract":[]}"#,
+            r#"{"kind":"length","name":"a b","min_tokens":9,"max_tokens":3,"clip":[2.0,1.0]}"#,
         );
         assert_eq!(
             got,
             [
                 "`name` must be letters, digits and `_`, not `a b`",
-                "`extract` must be at least one strategy, not empty",
-                "`extract` must be absent: only math, exact has it, not given for `length`",
-                "`pattern` must be absent: only regex has it, not given for `length`",
+                "`clip` must be two finite numbers, the lesser first, not [2.0, 1.0]",
                 "`max_tokens` must be at least `min_tokens`, 9, not 3",
+            ]
+        );
+        assert_eq!(
+            problems(r#"{"kind":"exact","extract":[],"think_tag":"<t>"}"#),
+            [
+                "`extract` must be at least one strategy, not empty",
+                "`think_tag` must be letters, digits and `_`, not `<t>`",
             ]
         );
         assert_eq!(problems(r#"{"kind":"length"}"#), ["`max_tokens` must be given, not absent"]);
@@ -368,8 +355,9 @@ mod tests {
         assert!(problems(r#"{"kind":"regex","pattern":"("}"#)[0].contains("unclosed group"));
         assert_eq!(problems(r#"{"kind":"regex","pattern":"(a{999}){999}"}"#).len(), 1);
         assert_eq!(problems(r#"{"kind":"math","rounding_places":65}"#).len(), 1);
-        let endless = Spec { weight: Some(f32::INFINITY), ..Spec::new(Kind::Math) };
-        assert_eq!(endless.resolve().err().unwrap()[0].key, "weight");
+        let mut endless = Spec::new(Kind::Math).unwrap();
+        endless.common.weight = f32::INFINITY;
+        assert_eq!(endless.resolve(&NoBackends).err().unwrap()[0].key, "weight");
     }
 
     #[test]
@@ -388,7 +376,7 @@ mod tests {
         ];
         for (json, completion, want) in cases {
             let sample = Sample { completion, ..Sample::default() };
-            assert_eq!(spec(json).resolve().unwrap().score(&sample).score, Some(want), "{json}");
+            assert_eq!(verifier(json).score(&sample).score, Some(want), "{json}");
         }
     }
 
@@ -410,7 +398,7 @@ mod tests {
         ];
         for (json, completion, answer, want) in cases {
             let sample = Sample { completion, answer, ..Sample::default() };
-            assert_eq!(spec(json).resolve().unwrap().score(&sample).score, want, "{json}");
+            assert_eq!(verifier(json).score(&sample).score, want, "{json}");
         }
     }
 }

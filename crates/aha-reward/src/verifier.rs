@@ -8,6 +8,18 @@ pub trait Verifier: Send + Sync {
     fn kind(&self) -> Kind;
     /// Scores one completion; never panics and never fails, whatever the completion holds.
     fn score(&self, sample: &Sample<'_>) -> Verdict;
+
+    /// Scores several, in order, each as [`Verifier::score`] would. One that waits for others (programs,
+    /// servers) has several under way at once.
+    fn score_all(&self, samples: &[Sample<'_>]) -> Vec<Verdict> {
+        samples.iter().map(|sample| self.score(sample)).collect()
+    }
+
+    /// How many calls it can usefully have at a time, where that is more than there are cores: it waits more
+    /// than it computes.
+    fn parallel_count(&self) -> usize {
+        1
+    }
 }
 
 /// What a verifier may read of a completion.
@@ -94,9 +106,6 @@ impl Kind {
         Kind::Http,
     ];
 
-    /// The kinds that this version can resolve.
-    pub const BUILT: [Kind; 5] = [Kind::Math, Kind::Format, Kind::Length, Kind::Regex, Kind::Exact];
-
     /// The name in pipeline files, and the end of the column `reward_NAME`.
     pub fn name(self) -> &'static str {
         match self {
@@ -125,14 +134,19 @@ impl Kind {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
 
-    /// Whether this version can resolve it.
-    pub fn is_built(self) -> bool {
-        Self::BUILT.contains(&self)
-    }
-
     /// Whether it compares with the sample's answer and so can't do without one.
     pub fn needs_answer(self) -> bool {
         matches!(self, Kind::Math | Kind::Exact | Kind::Numeric | Kind::Choice)
+    }
+
+    /// Whether it reads the sample's tests and so can't do without them.
+    pub fn needs_tests(self) -> bool {
+        matches!(self, Kind::Code | Kind::Countdown)
+    }
+
+    /// Whether it counts the completion's tokens, which text alone doesn't have.
+    pub fn needs_tokens(self) -> bool {
+        matches!(self, Kind::Length | Kind::Overlong)
     }
 }
 

@@ -139,7 +139,11 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
         |key: &str, sql: &'p Sql, needs| Query { path: format!("{path}.{key}"), sql, needs };
     let problems = |rewards: &[&Reward]| {
         let mut columns = vec!["id", "prompt"];
-        columns.extend(rewards.iter().any(|reward| reward.needs_answer()).then_some("answer"));
+        for needed in rewards.iter().filter_map(|reward| reward.needs()) {
+            if !columns.contains(&needed) {
+                columns.push(needed);
+            }
+        }
         vec![columns]
     };
     match kind {

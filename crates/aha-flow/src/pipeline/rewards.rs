@@ -1,6 +1,9 @@
 //! Rewards of a stage: [`aha_reward::Spec`] as a key of the pipeline.
 
-use aha_reward::{Kind, Spec};
+use std::sync::Arc;
+
+use aha_reward::backend::{Backends, ChatModel, PreferenceModel};
+use aha_reward::{Kind, Sample, Settings, Spec};
 use serde_json::Value as Json;
 
 use super::foreign;
@@ -15,16 +18,11 @@ pub struct Reward(pub Spec);
 
 impl Default for Reward {
     fn default() -> Self {
-        Self::of(Kind::Math)
+        Self(Spec::new(Kind::Math).expect("maths is built").named())
     }
 }
 
 impl Reward {
-    /// A reward of that kind with the defaults of its settings.
-    pub fn of(kind: Kind) -> Self {
-        Self(Spec::new(kind).with_defaults())
-    }
-
     /// The name of its column: `math` for `reward_math`.
     pub fn name(&self) -> &str {
         self.0.column_name()
@@ -32,12 +30,38 @@ impl Reward {
 
     /// Factor of its score in the whole reward.
     pub fn weight(&self) -> f32 {
-        self.0.weight.unwrap_or(1.0)
+        self.0.common.weight
     }
 
-    /// Whether it compares with the answer of the data set.
-    pub fn needs_answer(&self) -> bool {
-        self.0.kind.needs_answer()
+    /// The columns of the problems that it can't do without.
+    pub fn needs(&self) -> Option<&'static str> {
+        let kind = self.0.kind();
+        kind.needs_answer().then_some("answer").or(kind.needs_tests().then_some("tests"))
+    }
+}
+
+/// Lends every model, and each says nothing: names are checked where the other names are.
+struct Unchecked;
+
+impl Backends for Unchecked {
+    fn preference_model(&self, _: &str) -> Result<Arc<dyn PreferenceModel>, String> {
+        Ok(Arc::new(Unchecked))
+    }
+
+    fn chat_model(&self, _: &str, _: usize) -> Result<Arc<dyn ChatModel>, String> {
+        Ok(Arc::new(Unchecked))
+    }
+}
+
+impl PreferenceModel for Unchecked {
+    fn scores(&self, samples: &[Sample<'_>]) -> Vec<Result<f32, String>> {
+        vec![Err("no model was loaded".to_owned()); samples.len()]
+    }
+}
+
+impl ChatModel for Unchecked {
+    fn answers(&self, prompts: &[String]) -> Vec<Result<String, String>> {
+        vec![Err("no model was loaded".to_owned()); prompts.len()]
     }
 }
 
@@ -57,12 +81,12 @@ impl Field for Reward {
         };
         let Some(kind) = read_kind(node, path, reader) else { return base };
         let fixed = [("kind", Json::from(kind.name()))];
-        let names = foreign::field_names::<Spec>(&fixed);
+        let names = Spec::key_names(kind);
         foreign::refuse_unknown(entries, &names, path, reader);
         let mut table = foreign::good_keys::<Spec>(entries, &names, &fixed, path, reader);
         table.insert("kind".into(), kind.name().into());
         let Some(spec) = foreign::read::<Spec>(table) else { return base };
-        if let Err(problems) = spec.resolve() {
+        if let Err(problems) = spec.resolve(&Unchecked) {
             for problem in problems {
                 let path = format!("{path}.{}", problem.key);
                 if reader.is_good(&path) {
@@ -71,7 +95,7 @@ impl Field for Reward {
                 }
             }
         }
-        Self(spec.with_defaults())
+        Self(spec.named())
     }
 
     fn write(&self) -> Option<Out> {
@@ -79,27 +103,24 @@ impl Field for Reward {
     }
 
     fn keys(&self) -> Vec<Key> {
-        let fixed = [("kind", Json::from(Kind::Math.name()))];
-        foreign::field_names::<Spec>(&fixed).iter().map(|name| foreign::key(name)).collect()
+        // Those of any kind: the page of rewards has each kind's own.
+        Spec::key_names(self.0.kind()).iter().map(|name| foreign::key(name)).collect()
     }
 }
 
 /// What is wrong with a setting, and the remedy.
 fn told(path: &str, problem: &aha_reward::Problem) -> (String, String) {
     let (must, got) = (&problem.must, &problem.got);
-    match must.strip_prefix("absent: ") {
-        Some(who) => (format!("`{path}` doesn't belong here: {who}"), "leave it out".to_owned()),
-        None if got == "absent" => {
-            (format!("`{path}` is missing"), format!("add `{} = …`", problem.key))
-        }
-        None => (format!("`{path}` must be {must}, got {got}"), foreign::remedy(must, got)),
+    if got == "absent" {
+        return (format!("`{path}` is missing"), format!("add `{} = …`", problem.key));
     }
+    (format!("`{path}` must be {must}, got {got}"), foreign::remedy(must, got))
 }
 
 /// The kind of a reward: one that is known, and built.
 fn read_kind(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Kind> {
     let Value::Table(entries) = &node.value else { return None };
-    let built: Vec<&str> = Kind::BUILT.iter().map(|kind| kind.name()).collect();
+    let built: Vec<&str> = Settings::KINDS.iter().map(|kind| kind.name()).collect();
     let path = format!("{path}.kind");
     let Some(entry) = entries.iter().find(|entry| entry.key == "kind") else {
         reader.report_at(&path, format!("`{path}` is missing"), Some(one_of(&built)));
@@ -111,7 +132,7 @@ fn read_kind(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Kind> {
         return None;
     };
     match Kind::from_name(word) {
-        Some(kind) if kind.is_built() => Some(kind),
+        Some(kind) if Settings::KINDS.contains(&kind) => Some(kind),
         Some(kind) => {
             let message = format!("rewards of kind `{kind}` are not built in this version");
             reader.report_at(&path, message, Some(format!("use {}", one_of(&built))));

@@ -148,6 +148,11 @@ choice! {
     }
 }
 
+/// Whether bounds are such, where they are given.
+fn is_range(bounds: &Option<[f64; 2]>) -> bool {
+    bounds.is_none_or(|[least, most]| least <= most)
+}
+
 section! {
     /// Supervised fine-tuning of `model` on the rows of a query. Leaves the trained model, and a table of
     /// the examples with their tokens and loss masks.
@@ -241,6 +246,8 @@ section! {
         pub rewards: Vec<Reward>, "at least one reward" |r| !r.is_empty();
         /// What happens to a completion that no verifier could score.
         pub reward_null: OnNull = OnNull::Drop;
+        /// Least and greatest reward: a weighted sum outside is taken as the bound; absent: any.
+        pub reward_clip: Option<[f64; 2]> = None, "two numbers, the lesser first" |clip| is_range(clip);
         /// Times a prompt may fail before it is set aside.
         pub prompt_failures_max: u32 = 3, "at least 1" |n| *n >= 1;
         /// What is optimised. A preset sets every constant, other keys change single ones; `aha check`
@@ -289,6 +296,8 @@ section! {
         pub sampling: Sampling = Sampling::default();
         /// What is scored; empty: nothing.
         pub rewards: Vec<Reward> = Vec::new();
+        /// Least and greatest reward: a weighted sum outside is taken as the bound; absent: any.
+        pub reward_clip: Option<[f64; 2]> = None, "two numbers, the lesser first" |clip| is_range(clip);
     }
 }
 

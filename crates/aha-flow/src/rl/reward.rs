@@ -1,6 +1,6 @@
 //! Reward actor: scores finished groups; same rows out, same order.
 //! - Inbox: at most [`GROUPS_MAX`] groups, each with the credit that pays for its place.
-//! - State: threads that score, as many as the run computes with. After a restart the step is issued again.
+//! - State: threads that score, as many as the run computes with, or more where verifiers wait for others. After a restart the step is issued again.
 //! - Fails with [`Error`] where a row must stop the run; a verifier that panics costs its row the reward.
 
 use std::sync::Arc;
@@ -110,7 +110,8 @@ impl Actor for Reward {
     type Arguments = Args;
 
     async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
-        let count = compute::threads(args.shared.run.threads);
+        let cores = compute::threads(args.shared.run.threads);
+        let count = cores.max(args.shared.scorer.parallel_count());
         let threads = ComputeThread::start_several("aha-reward", count)?;
         Ok(State { args, threads, cancel: Arc::default() })
     }

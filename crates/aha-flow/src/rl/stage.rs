@@ -70,9 +70,9 @@ impl Shared {
         self.settings.objective.kl_coef != 0.0
     }
 
-    /// Whether the part called `name` is 1 for a right answer.
+    /// Whether the part called `name` is 1 for a right answer or for a program that passes its tests.
     pub fn is_accuracy(&self, name: &str) -> bool {
-        self.settings.rewards.iter().any(|reward| reward.name() == name && reward.needs_answer())
+        self.settings.rewards.iter().any(|reward| reward.name() == name && reward.needs().is_some())
     }
 
     /// How the first reward that reads final answers finds them; none if none does.

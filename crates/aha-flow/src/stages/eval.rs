@@ -4,6 +4,7 @@
 //! computed from that table, and are a row of the stage's own table and of `evals`.
 
 use aha_data::Session;
+use aha_reward::NoBackends;
 use aha_rollout::table::{self, TableWriter};
 use aha_rollout::{read, rows, schema};
 
@@ -82,7 +83,12 @@ impl Eval<'_> {
             problems,
             prompter: Prompter::new(&model.tokenizer, &settings.template)?,
             sampling: prompts::sampling(&sampling, &model.model, &model.tokenizer),
-            scorer: Some(Scorer::new(std::slice::from_ref(&settings.reward.0), OnNull::Drop)?),
+            scorer: Some(Scorer::new(
+                std::slice::from_ref(&settings.reward.0),
+                OnNull::Drop,
+                None,
+                &NoBackends,
+            )?),
             // Each model meets the same draws: what differs between them is the models' doing.
             random: generate::stage_random(self.run.seed, self.stage),
             samples: settings.k,

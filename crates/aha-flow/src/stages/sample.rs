@@ -3,6 +3,8 @@
 use aha_data::Session;
 
 use super::completions::{self, Draws, Owner};
+use aha_reward::NoBackends;
+
 use crate::error::Result;
 use crate::generate;
 use crate::models::Loaded;
@@ -41,7 +43,9 @@ impl Sample<'_> {
             problems: prompts::load(self.session, &settings.prompts).await?,
             prompter: Prompter::new(&base.tokenizer, &settings.template)?,
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
-            scorer: (!specs.is_empty()).then(|| Scorer::new(&specs, OnNull::Drop)).transpose()?,
+            scorer: (!specs.is_empty())
+                .then(|| Scorer::new(&specs, OnNull::Drop, settings.reward_clip, &NoBackends))
+                .transpose()?,
             random: generate::stage_random(self.run.seed, self.stage),
             samples: settings.n,
             run: self.run.clone(),

@@ -16,6 +16,7 @@ use aha_flow::rl::{learner, reward, sampler};
 use aha_flow::rundir::RunDir;
 use aha_flow::score::Scorer;
 use aha_flow::{generate, planning};
+use aha_reward::NoBackends;
 use aha_rollout::{col, schema};
 use arrow::array::{ArrayRef, AsArray, Float32Array, ListArray, RecordBatch};
 use arrow::datatypes::{DataType, Float32Type};
@@ -73,7 +74,7 @@ impl Actors {
             prompter: Prompter::new(&base.tokenizer, &settings.template).unwrap(),
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
             tokenizer: Arc::clone(&base.tokenizer),
-            scorer: Scorer::new(&specs, settings.reward_null).unwrap(),
+            scorer: Scorer::new(&specs, settings.reward_null, None, &NoBackends).unwrap(),
             random: generate::stage_random(self.pipeline.run.seed, "zero"),
             watcher,
             faults,

@@ -27,7 +27,11 @@ mod tests;
 mod units;
 mod value;
 
-use crate::extract::{Extraction, extract_boxed};
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backends;
+use crate::extract::{self, Extraction, extract_boxed};
+use crate::spec::{Problem, Resolve};
 use crate::verifier::{Kind, Sample, Verdict, Verifier, excerpt};
 
 use equal::Comparison;
@@ -153,6 +157,42 @@ pub fn gold_answer(answer: &str) -> &str {
 }
 
 /// 1 if the completion's final answer is the sample's as numbers, expressions or lists go; else 0.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Where the answer is.
+    #[serde(flatten)]
+    pub answer: extract::Settings,
+    /// A decimal with at least as many digits after the point, 0 to 64, may be the answer rounded; 0 for
+    /// never. Default 6, as Math-Verify rounds.
+    pub rounding_places: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { answer: extract::Settings::default(), rounding_places: ROUNDING_PLACES }
+    }
+}
+
+impl Resolve for Settings {
+    fn resolve(&self, _: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>> {
+        let rounding_places = self.rounding_places;
+        let too_many = (rounding_places > 64)
+            .then(|| Problem::new("rounding_places", "at most 64", rounding_places.to_string()));
+        match (self.answer.resolve(), too_many) {
+            (Ok(extraction), None) => Ok(Box::new(Math { extraction, rounding_places })),
+            (answer, too_many) => {
+                Err(answer.err().unwrap_or_default().into_iter().chain(too_many).collect())
+            }
+        }
+    }
+
+    fn answer_place(&mut self) -> Option<&mut extract::Settings> {
+        Some(&mut self.answer)
+    }
+}
+
+/// See [`Settings`].
 pub struct Math {
     /// Where the final answer is.
     pub extraction: Extraction,

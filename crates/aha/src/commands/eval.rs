@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use aha_flow::evaluate::{self, Evaluation, Standalone};
 use aha_flow::pipeline::{EvalStage, Run, Sampling, Template};
-use aha_reward::{Kind, Spec};
+use aha_reward::Spec;
 
 use super::shared::{self, ModelArgs, at_least_one, completion_count};
 use crate::report::misuse;
@@ -38,9 +38,10 @@ pub struct Args {
     /// the model's chat template if it has one, else raw.
     #[arg(long, value_parser = shared::template)]
     template: Option<Template>,
-    /// The kind of the reward that verifies: math, format, exact. A score of 1 counts as right.
-    #[arg(long, value_name = "KIND", default_value = "math", value_parser = shared::reward_kind)]
-    reward: Kind,
+    /// The reward that verifies: the name of a kind, or a table of its keys as in a pipeline. A score of 1
+    /// counts as right.
+    #[arg(long, value_name = "KIND", default_value = "math", value_parser = shared::reward)]
+    reward: Spec,
     /// Seed of every draw.
     #[arg(long, default_value_t = 0)]
     seed: u64,
@@ -58,8 +59,7 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
         ..Sampling::default()
     };
     shared::check_sampling(&sampling)?;
-    let reward = Spec::new(args.reward);
-    shared::verifier(&reward)?;
+    shared::verifier(&args.reward)?;
     require_data(&args.data)?;
     let standalone = Standalone {
         model: args.model.path()?,
@@ -67,7 +67,7 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
         template: args.template,
         k: args.k,
         sampling,
-        reward,
+        reward: args.reward,
         run: Run { seed: args.seed, threads: args.model.threads, ..Run::default() },
     };
     let bar = screen.bar(1);

@@ -3,14 +3,18 @@
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
+use aha_reward::Spec;
 use aha_reward::grade::{Progress, grade};
-use aha_reward::{Kind, Spec};
 
 use super::shared;
 use crate::report::{failed, misuse};
 use crate::screen::Screen;
 use crate::text;
+
+/// How often progress is a line where no bar can be drawn.
+const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// The flags of `aha grade`.
 #[derive(clap::Args)]
@@ -19,9 +23,10 @@ In, one a line: {\"id\", \"gold\", \"pred\"}. Out, one a line in the same order:
 with a null score where a line could not be scored. A line that can't be read gives a null score and a reason \
 with its number, and exit code 1 at the end.")]
 pub struct Args {
-    /// The kind of the reward: math, format, exact.
-    #[arg(long, value_name = "KIND", value_parser = shared::reward_kind)]
-    reward: Kind,
+    /// The reward: the name of a kind, such as math, or a table of its keys as in a pipeline:
+    /// '{ kind = "math", extract = ["boxed"] }'.
+    #[arg(long, value_name = "KIND", value_parser = shared::reward)]
+    reward: Spec,
     /// The lines; by default stdin.
     file: Option<PathBuf>,
     /// Print JSON lines, as this command always does.
@@ -31,18 +36,34 @@ pub struct Args {
 
 /// Grades every line.
 pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
-    let verifier = shared::verifier(&Spec::for_grading(args.reward))?;
+    // A name alone says nothing of where the answer is: then text may be nothing but the answer.
+    let is_default = Spec::new(args.reward.kind()).is_ok_and(|spec| spec == args.reward);
+    let spec = if is_default { args.reward.clone().for_grading() } else { args.reward.clone() };
+    let verifier = shared::verifier(&spec)?;
     let mut out = BufWriter::new(io::stdout().lock());
-    let progress = match &args.file {
+    let bar = screen.bar(0);
+    bar.set_prefix("grading");
+    let (begun, mut shown_at) = (Instant::now(), Instant::now());
+    let show = |progress: &Progress| {
+        let text = so_far(progress, begun.elapsed());
+        if !screen.is_live() && shown_at.elapsed() >= LINE_EVERY {
+            shown_at = Instant::now();
+            screen.line(&text);
+        }
+        bar.set_message(text);
+    };
+    let graded = match &args.file {
         Some(path) => {
             let file = File::open(path).map_err(|error| {
                 let message = format!("can't read `{}`: {error}", path.display());
                 misuse(message, "give a file of JSON lines, or write them to stdin")
             })?;
-            grade(verifier.as_ref(), &mut BufReader::new(file), &mut out, |_| ())?
+            grade(verifier.as_ref(), &mut BufReader::new(file), &mut out, show)
         }
-        None => grade(verifier.as_ref(), &mut io::stdin().lock(), &mut out, |_| ())?,
+        None => grade(verifier.as_ref(), &mut io::stdin().lock(), &mut out, show),
     };
+    bar.finish_and_clear();
+    let progress = graded?;
     if screen.is_live() {
         screen.line(&summary(&progress));
     }
@@ -52,6 +73,11 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     }
     let message = format!("{bad_count} of {line_count} lines could not be read");
     Err(failed(message, "their verdicts say which they are and why"))
+}
+
+fn so_far(progress: &Progress, elapsed: Duration) -> String {
+    let per_second = progress.line_count as f64 / elapsed.as_secs_f64().max(1e-3);
+    format!("{} lines, {per_second:.0}/s", text::grouped(progress.line_count))
 }
 
 fn summary(progress: &Progress) -> String {

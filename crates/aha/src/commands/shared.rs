@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use aha_compute::Device;
 use aha_flow::pipeline::Template;
 use aha_flow::planning;
-use aha_reward::{Kind, Spec, Verifier};
+use aha_reward::{Kind, NoBackends, Settings, Spec, Verifier};
 use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
@@ -53,21 +53,35 @@ pub fn template(text: &str) -> Result<Template, String> {
     }
 }
 
-/// Reads the name of a kind of reward.
-pub fn reward_kind(name: &str) -> Result<Kind, String> {
-    Kind::from_name(name).ok_or_else(|| {
-        let built: Vec<&str> = Kind::BUILT.iter().map(|kind| kind.name()).collect();
-        format!("expected one of {}", built.join(", "))
-    })
+/// Reads a reward: the name of a kind, or a table of keys as in a pipeline.
+pub fn reward(text: &str) -> Result<Spec, String> {
+    if text.trim_start().starts_with('{') {
+        let file: RewardFile = toml::from_str(&format!("reward = {text}"))
+            .map_err(|error| error.message().to_owned())?;
+        return Ok(file.reward);
+    }
+    let kind = Kind::from_name(text).ok_or_else(|| {
+        let built: Vec<&str> = Settings::KINDS.iter().map(|kind| kind.name()).collect();
+        format!(
+            "expected one of {}, or a table such as {{ kind = \"length\", max_tokens = 99 }}",
+            built.join(", ")
+        )
+    })?;
+    Spec::new(kind).map_err(|problem| problem.to_string())
 }
 
-/// The verifier of a reward; refuses one that needs settings, or that this version doesn't have.
+#[derive(serde::Deserialize)]
+struct RewardFile {
+    reward: Spec,
+}
+
+/// The verifier of a reward; refuses one whose settings are wrong or missing.
 pub fn verifier(spec: &Spec) -> anyhow::Result<Box<dyn Verifier>> {
-    spec.resolve().map_err(|problems| {
+    spec.resolve(&NoBackends).map_err(|problems| {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         misuse(
-            format!("the reward `{}` can't be used here: {}", spec.kind, problems.join("; ")),
-            "name another with --reward, or write a pipeline, where rewards have settings",
+            format!("the reward `{}` can't be used so: {}", spec.kind(), problems.join("; ")),
+            "give its keys as in a pipeline, such as --reward '{ kind = \"length\", max_tokens = 99 }'",
         )
     })
 }
@@ -113,9 +127,15 @@ mod tests {
     }
 
     #[test]
-    fn a_reward_of_a_later_version_is_refused_by_name() {
-        let error = verifier(&Spec::new(Kind::Judge)).err().unwrap().to_string();
-        assert!(error.contains("judge") && error.contains("math"), "{error}");
-        verifier(&Spec::new(Kind::Math)).unwrap();
+    fn a_reward_is_a_kind_or_a_table_of_its_keys() {
+        verifier(&reward("math").unwrap()).unwrap();
+        let length = reward("{ kind = \"length\", max_tokens = 5 }").unwrap();
+        assert_eq!(length.kind(), Kind::Length);
+        verifier(&length).unwrap();
+        let error = verifier(&reward("length").unwrap()).err().unwrap().to_string();
+        assert!(error.contains("`max_tokens` must be given"), "{error}");
+        assert!(reward("maths").unwrap_err().contains("math, format"));
+        assert!(reward("{ kind = \"math\", wieght = 1 }").unwrap_err().contains("wieght"));
+        assert!(reward("{ kind = ").is_err());
     }
 }

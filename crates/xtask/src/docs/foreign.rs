@@ -1,20 +1,26 @@
 //! Tables of a pipeline file that another crate declares: `objective` and `rewards`.
 
-use aha_flow::pipeline::Key;
-use aha_reward::Kind;
 use anyhow::{Result, ensure};
 
 use super::markdown::table;
 use super::source::{Item, Member, Source, plain};
 
 /// Fails where the docs are of other keys than the program reads.
-pub fn ensure_same(item: &Item, keys: &[Key]) -> Result<()> {
+pub fn ensure_same(item: &Item, known: &[String]) -> Result<()> {
     let documented: Vec<&str> = item.members.iter().map(|member| member.name.as_str()).collect();
-    let mut read: Vec<&str> = keys.iter().map(|key| key.name.as_str()).collect();
+    let mut read: Vec<&str> = known.iter().map(String::as_str).collect();
     // What serde is given first to find out the others comes last or not at all.
     read.sort_by_key(|name| documented.iter().position(|known| known == name));
     ensure!(documented == read, "documented are {documented:?}, read are {read:?}");
     Ok(())
+}
+
+/// The item with the keys of `inner` in place of the field of type `ty` that holds them.
+pub fn flattened(mut item: Item, ty: &str, inner: Item) -> Item {
+    if let Some(idx) = item.members.iter().position(|member| member.ty == ty) {
+        item.members.splice(idx..=idx, inner.members);
+    }
+    item
 }
 
 /// The keys of a table that another crate declares.
@@ -41,11 +47,7 @@ fn value(member: &Member, source: &Source) -> Result<(String, Vec<(String, Strin
         "bool" => plain("true or false"),
         "String" => plain("a string"),
         "Switch" => plain("a number, or `false`"),
-        // The kind of a reward, which is required: those that this version has.
-        "Kind" if member.ty == "Kind" => {
-            let names = Kind::BUILT.map(|kind| format!("`\"{kind}\"`"));
-            plain(&names.join(", "))
-        }
+        "[f32; 2]" => plain("an array of two numbers"),
         ty => {
             let (ty, is_list) = match ty.strip_prefix("Vec<") {
                 Some(item) => (item, true),

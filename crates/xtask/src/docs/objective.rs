@@ -34,7 +34,9 @@ pub fn page() -> Result<String> {
     let keys = source.item("ObjectiveFile")?;
     let tables = reference();
     let declared = tables.iter().flat_map(|table| &table.keys).find(|key| key.name == "objective");
-    foreign::ensure_same(&keys, &declared.context("no stage has an objective")?.keys)?;
+    let declared = &declared.context("no stage has an objective")?.keys;
+    let known: Vec<String> = declared.iter().map(|key| key.name.clone()).collect();
+    foreign::ensure_same(&keys, &known)?;
 
     let mut text = format!("# The objective\n\n{NOTE}\n\n{}", paragraph(INTRODUCTION));
     text.push_str("\n## Contents\n\n- [Keys](#keys)\n- [Presets](#presets)\n");

@@ -1,7 +1,7 @@
 //! The page of pipeline files: a section for each table, a row for each key.
 
 use aha_flow::pipeline::{Key, Table, reference};
-use aha_reward::Kind;
+use aha_reward::{Kind, Settings, Spec};
 use anyhow::Result;
 
 use super::NOTE;
@@ -228,37 +228,37 @@ fn plain_doc(doc: &str) -> String {
     plain(&doc.lines().map(|line| line.trim().to_owned()).collect::<Vec<_>>())
 }
 
-/// The kinds of rewards, then their keys.
+/// The kinds of rewards, the keys of all of them, then those of each.
 fn rewards() -> Result<String> {
-    let files = [
-        "spec.rs",
-        "extract.rs",
-        "format.rs",
-        "pattern.rs",
-        "math/mod.rs",
-        "length.rs",
-        "exact.rs",
-    ];
-    let source = Source::read("aha-reward", &files)?;
     let mut kinds = Vec::new();
-    for kind in Kind::BUILT {
-        let verifier = match kind {
-            Kind::Regex => "Pattern".to_owned(),
-            kind => capitalised(kind.name()),
-        };
-        kinds.push([format!("`{kind}`"), plain(&source.item(&verifier)?.doc)]);
+    let mut of_each = String::new();
+    let spec = Source::read("aha-reward", &["spec.rs", "composite.rs"])?;
+    let common = spec.item("Common")?;
+    for &kind in Settings::KINDS {
+        let source = Source::read("aha-reward", &[&module_of(kind), "extract.rs"])?;
+        let answer = Source::read("aha-reward", &["extract.rs"])?.item("Settings")?;
+        let settings = foreign::flattened(source.item("Settings")?, "extract::Settings", answer);
+        kinds.push([format!("`{kind}`"), plain(&settings.doc)]);
+        let known = Spec::key_names(kind);
+        let own = &known[1 + common.members.len()..];
+        foreign::ensure_same(&settings, own)?;
+        if !own.is_empty() {
+            of_each.push_str(&format!("\nKeys of `{kind}`:\n\n"));
+            of_each.push_str(&foreign::keys_table(&settings, &source)?);
+        }
     }
-    let spec = source.item("Spec")?;
-    let known = reference();
-    let declared = known.iter().flat_map(|table| &table.keys).find(|key| key.name == "rewards");
-    foreign::ensure_same(&spec, declared.map_or(&[][..], |key| &key.keys))?;
     let mut text = table(["kind", "score"], kinds);
-    text.push_str("\nEach kind takes the keys that name it, and those that name none.\n\n");
-    text.push_str(&foreign::keys_table(&spec, &source)?);
+    text.push_str("\nKeys of every kind, besides `kind`:\n\n");
+    text.push_str(&foreign::keys_table(&common, &spec)?);
+    text.push_str(&of_each);
     Ok(text)
 }
 
-fn capitalised(text: &str) -> String {
-    let mut chars = text.chars();
-    chars.next().map_or_else(String::new, |first| first.to_uppercase().chain(chars).collect())
+/// The source of a kind's settings and verifier.
+fn module_of(kind: Kind) -> String {
+    match kind {
+        Kind::Regex => "pattern.rs".to_owned(),
+        Kind::Math | Kind::Code => format!("{kind}/mod.rs"),
+        kind => format!("{kind}.rs"),
+    }
 }
