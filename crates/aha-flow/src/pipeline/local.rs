@@ -188,13 +188,15 @@ fn check_stage(stage: &Stage, path: &str, reader: &mut Reader<'_>) {
 
 /// Two rewards of one name would write one column.
 fn check_rewards(rewards: &[super::rewards::Reward], path: &str, reader: &mut Reader<'_>) {
-    for (idx, reward) in rewards.iter().enumerate() {
-        let name = reward.name();
-        let path = format!("{path}.rewards[{idx}]");
-        if reader.is_good(&path) && rewards[..idx].iter().any(|other| other.name() == name) {
+    let path = |idx: usize| format!("{path}.rewards[{idx}]");
+    // One that couldn't be read stands for another.
+    let good: Vec<usize> = (0..rewards.len()).filter(|&idx| reader.is_good(&path(idx))).collect();
+    for (nth, &idx) in good.iter().enumerate() {
+        let name = rewards[idx].name();
+        if good[..nth].iter().any(|&other| rewards[other].name() == name) {
             let message = format!("two rewards would write the column `reward_{name}`");
             let hint = "give one of them another `name`".to_owned();
-            reader.report_at(&path, message, Some(hint));
+            reader.report_at(&path(idx), message, Some(hint));
         }
     }
 }
