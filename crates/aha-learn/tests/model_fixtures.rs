@@ -27,7 +27,9 @@ const LOGP_ABS: f64 = 2e-5;
 const GRAD_REL: f64 = 2e-5;
 
 fn dir(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../aha-model/tests/fixtures").join(name)
+    Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
+        .join("../aha-model/tests/fixtures")
+        .join(name)
 }
 
 fn fixture(name: &str) -> Value {

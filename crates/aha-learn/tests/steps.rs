@@ -15,7 +15,9 @@ use aha_learn::preset::Preset;
 use aha_model::Model;
 
 fn model(name: &str, device: &Device) -> Arc<Model> {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../aha-model/tests/fixtures").join(name);
+    let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
+        .join("../aha-model/tests/fixtures")
+        .join(name);
     Arc::new(Model::load(&dir, device).unwrap())
 }
 

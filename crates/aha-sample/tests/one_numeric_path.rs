@@ -19,7 +19,9 @@ const PROMPT_COUNT: usize = 8;
 const GROUP_SIZE: u32 = 8;
 
 fn model(name: &str, device: &Device) -> Model {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../aha-model/tests/fixtures").join(name);
+    let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
+        .join("../aha-model/tests/fixtures")
+        .join(name);
     Model::load(&dir, device).unwrap()
 }
 

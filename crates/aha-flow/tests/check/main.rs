@@ -15,7 +15,7 @@ use aha_flow::pipeline::{Key, Text, parse, reference};
 use world::{check_text, shown};
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/check")
+    Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo")).join("tests/check")
 }
 
 fn outcome(name: &str) -> String {

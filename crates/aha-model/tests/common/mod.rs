@@ -13,7 +13,9 @@ use half::f16;
 
 /// A directory of `tests/fixtures`.
 pub fn fixture(name: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
+        .join("tests/fixtures")
+        .join(name)
 }
 
 /// SplitMix64.

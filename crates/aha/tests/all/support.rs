@@ -62,7 +62,9 @@ pub fn aha_with(dir: &Path, args: &[&str], stdin: &str) -> Outcome {
 
 /// A fixture of `aha-model`, made with torch and transformers: a model's directory, or a file of numbers.
 pub fn fixture(name: &str) -> PathBuf {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../aha-model/tests/fixtures").join(name);
+    let path = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
+        .join("../aha-model/tests/fixtures")
+        .join(name);
     assert!(path.exists(), "no fixture at {}", path.display());
     path
 }

@@ -33,7 +33,10 @@ pub struct Source(String);
 impl Source {
     /// Reads files of `crates/NAME/src`.
     pub fn read(name: &str, files: &[&str]) -> Result<Source> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(name).join("src");
+        let folder = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
+            .join("..")
+            .join(name)
+            .join("src");
         let texts: std::io::Result<Vec<String>> =
             files.iter().map(|file| fs_err::read_to_string(folder.join(file))).collect();
         Ok(Source(texts?.concat()))
