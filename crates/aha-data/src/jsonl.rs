@@ -20,6 +20,8 @@ use fs_err::File;
 
 use crate::{Error, Result};
 
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// The rows of some files, one file after the other.
 #[derive(Debug)]
 pub struct JsonLines {
@@ -34,6 +36,8 @@ impl JsonLines {
         let lines = paths.iter().flat_map(|path| objects(path));
         // The iterator's own error is kept aside, because ArrowError has no place for its hint.
         let lines = lines.map_while(|line| line.map_err(|error| stopped = Some(error)).ok());
+        let mut lines_count = 0;
+        let lines = lines.inspect(|_| lines_count += 1);
         let inferred = infer_json_schema_from_iterator(lines.map(Ok::<_, ArrowError>));
         if let Some(error) = stopped {
             return Err(error);
@@ -45,9 +49,13 @@ impl JsonLines {
             )
         })?;
         if schema.fields().is_empty() {
+            let what = match lines_count {
+                0 => "holds no rows",
+                _ => "holds no object with a key",
+            };
             return Err(Error::input(
-                format!("`{}` holds no rows, so that its columns are unknown", shown(&paths)),
-                "put one JSON object on each line",
+                format!("`{}` {what}, so that its columns are unknown", shown(&paths)),
+                "put one JSON object on each line, such as {\"id\":\"1\",\"prompt\":\"1 + 1 =\"}",
             ));
         }
         Ok(Self { schema: Arc::new(schema), paths })
@@ -87,11 +95,10 @@ fn batches(
     schema: SchemaRef,
     rows_max: usize,
 ) -> Result<impl Iterator<Item = Batch> + use<>, DataFusionError> {
-    let file = File::open(path)?;
     let reader = ReaderBuilder::new(schema)
         .with_batch_size(rows_max)
         .with_coerce_primitive(true)
-        .build(BufReader::new(file))?;
+        .build(open(path)?)?;
     let path = path.display().to_string();
     Ok(reader.map(move |batch| {
         batch.map_err(|error| {
@@ -100,13 +107,22 @@ fn batches(
     }))
 }
 
+/// Opens a file, past the mark that some programs put before UTF-8.
+fn open(path: &Path) -> std::io::Result<BufReader<File>> {
+    let mut reader = BufReader::new(File::open(path)?);
+    if reader.fill_buf()?.starts_with(BYTE_ORDER_MARK) {
+        reader.consume(BYTE_ORDER_MARK.len());
+    }
+    Ok(reader)
+}
+
 /// The objects of a file; blank lines are left out.
 fn objects(path: &Path) -> Box<dyn Iterator<Item = Result<serde_json::Value>> + '_> {
-    let file = match File::open(path) {
-        Ok(file) => file,
+    let reader = match open(path) {
+        Ok(reader) => reader,
         Err(error) => return Box::new(std::iter::once(Err(Error::io("open", path, &error)))),
     };
-    Box::new(BufReader::new(file).lines().enumerate().filter_map(move |(idx, line)| {
+    Box::new(reader.lines().enumerate().filter_map(move |(idx, line)| {
         let line = match line {
             Ok(line) => line,
             Err(error) if error.kind() == ErrorKind::InvalidData => {

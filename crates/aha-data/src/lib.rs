@@ -2,6 +2,7 @@
 //!
 //! # Map
 //! - [`session`]: [`Session`], which holds the tables and answers queries. Start here.
+//! - [`deep`]: how long a query may be, and the threads on which it is planned and run.
 //! - [`source`]: [`TableSource`], what a pipeline's `[tables]` point at: a file, a folder, a glob.
 //! - [`files`]: tables that are Parquet or CSV files, listed anew for each query.
 //! - [`jsonl`]: tables that are files of JSON lines.
@@ -17,6 +18,7 @@
 //! - An answer's strings are `Utf8`, whatever the tables held.
 //! - No model and no tokenizer is known here: tokens are counted by a function the caller gives.
 
+pub mod deep;
 pub mod error;
 pub mod files;
 pub mod functions;

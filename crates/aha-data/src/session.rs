@@ -19,6 +19,7 @@ use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext};
 use futures::{FutureExt, StreamExt};
 
+use crate::deep::{self, Threads};
 use crate::files::{FilesTable, Place, union_by_name};
 use crate::functions::{self, Tokenizer};
 use crate::jsonl::JsonLines;
@@ -49,6 +50,7 @@ impl Default for SessionOptions {
 /// A catalogue of tables, and queries over them. Its methods belong on a Tokio runtime.
 pub struct Session {
     context: SessionContext,
+    threads: Threads,
 }
 
 impl Session {
@@ -73,7 +75,7 @@ impl Session {
         let context = SessionContext::new_with_config_rt(config, runtime);
         functions::all().into_iter().for_each(|function| context.register_udf(function));
         context.register_udf(functions::token_count(None));
-        Ok(Self { context })
+        Ok(Self { context, threads: Threads::start(options.partitions.max(1))? })
     }
 
     /// Sets what `token_count` counts with, for queries that are planned from now on.
@@ -137,22 +139,19 @@ impl Session {
 
     /// The names of all tables, sorted.
     pub fn table_names(&self) -> Vec<String> {
-        let catalog = self.context.state().config_options().catalog.clone();
-        let schema = self
-            .context
-            .catalog(&catalog.default_catalog)
-            .and_then(|found| found.schema(&catalog.default_schema));
-        let mut names = schema.map_or_else(Vec::new, |schema| schema.table_names());
-        names.sort();
-        names
+        table_names(&self.context)
     }
 
     /// The columns of a query's answer. Plans the query without running it.
     pub async fn schema_of(&self, sql: &str) -> Result<SchemaRef> {
-        let frame = self.plan(sql).await?;
-        // Optimizing checks what planning doesn't, such as the types of arguments.
-        let plan = frame.into_optimized_plan().map_err(|error| self.error(&error))?;
-        Ok(plain(plan.schema().as_arrow()))
+        let query = self.ask(sql);
+        let schema = async move {
+            let frame = query.plan().await?;
+            // Optimizing checks what planning doesn't, such as the types of arguments.
+            let plan = frame.into_optimized_plan().map_err(|error| query.error(&error))?;
+            Ok(plain(plan.schema().as_arrow()))
+        };
+        self.threads.run(schema).await
     }
 
     /// A query's answer, all of it.
@@ -162,33 +161,64 @@ impl Session {
 
     /// A query's columns and rows; the columns are there when no row is.
     pub async fn query(&self, sql: &str) -> Result<(SchemaRef, Vec<RecordBatch>)> {
-        let frame = self.plan(sql).await?;
-        let schema = plain(frame.schema().as_arrow());
-        let batches = self.contained(frame.collect()).await?;
-        let batches = batches.into_iter().filter(|batch| batch.num_rows() > 0);
-        let batches = batches.map(|batch| self.plain_batch(&batch));
-        let batches = batches.collect::<Result<Vec<_>>>()?;
-        Ok((batches.first().map_or(schema, RecordBatch::schema), batches))
+        let query = self.ask(sql);
+        let answer = async move {
+            let frame = query.plan().await?;
+            let schema = plain(frame.schema().as_arrow());
+            let batches = query.contained(frame.collect()).await?;
+            let batches = batches.into_iter().filter(|batch| batch.num_rows() > 0);
+            let batches = batches.map(|batch| plain_batch(&batch)).collect::<Result<Vec<_>>>()?;
+            Ok((batches.first().map_or(schema, RecordBatch::schema), batches))
+        };
+        self.threads.run(answer).await
     }
 
     /// Writes a query's answer to a Parquet file, which appears whole or not at all, without
     /// holding all of it in memory.
     pub async fn write_parquet(&self, sql: &str, path: &Path) -> Result<PartSize> {
-        let frame = self.plan(sql).await?;
-        let mut stream = self.contained(frame.execute_stream()).await?;
-        let mut writer = PartWriter::create(path, plain(&stream.schema()))?;
-        while let Some(batch) = self.contained(stream.next().map(Option::transpose)).await? {
-            writer.write(&self.plain_batch(&batch)?)?;
-        }
-        Ok(writer.finish()?)
+        let (query, path) = (self.ask(sql), path.to_owned());
+        let written = async move {
+            let frame = query.plan().await?;
+            let mut stream = query.contained(frame.execute_stream()).await?;
+            let mut writer = PartWriter::create(&path, plain(&stream.schema()))?;
+            while let Some(batch) = query.contained(stream.next().map(Option::transpose)).await? {
+                writer.write(&plain_batch(&batch)?)?;
+            }
+            Ok(writer.finish()?)
+        };
+        self.threads.run(written).await
     }
 
-    async fn plan(&self, sql: &str) -> Result<DataFrame> {
+    fn ask(&self, sql: &str) -> Query {
+        Query { context: self.context.clone(), sql: sql.to_owned() }
+    }
+
+    fn error(&self, error: &DataFusionError) -> Error {
+        Error::from_datafusion(error, &self.table_names())
+    }
+
+    fn put(&self, name: &str, table: Arc<dyn TableProvider>) -> Result<()> {
+        self.deregister(name)?;
+        let put = self.context.register_table(TableReference::bare(name), table);
+        put.map(drop).map_err(|error| self.error(&error))
+    }
+}
+
+/// A query on the session's threads: its plan lives and ends there.
+struct Query {
+    context: SessionContext,
+    sql: String,
+}
+
+impl Query {
+    async fn plan(&self) -> Result<DataFrame> {
+        deep::check(&self.sql)?;
         let only_queries = SQLOptions::new()
             .with_allow_ddl(false)
             .with_allow_dml(false)
             .with_allow_statements(false);
-        let frame = self.contained(self.context.sql_with_options(sql, only_queries)).await?;
+        let planned = self.context.sql_with_options(&self.sql, only_queries);
+        let frame = self.contained(planned).await?;
         refuse_twins(frame.schema().as_arrow())?;
         Ok(frame)
     }
@@ -210,29 +240,33 @@ impl Session {
     }
 
     fn error(&self, error: &DataFusionError) -> Error {
-        Error::from_datafusion(error, &self.table_names())
+        Error::from_datafusion(error, &table_names(&self.context))
     }
+}
 
-    fn put(&self, name: &str, table: Arc<dyn TableProvider>) -> Result<()> {
-        self.deregister(name)?;
-        let put = self.context.register_table(TableReference::bare(name), table);
-        put.map(drop).map_err(|error| self.error(&error))
-    }
+fn table_names(context: &SessionContext) -> Vec<String> {
+    let catalog = context.state().config_options().catalog.clone();
+    let schema = context
+        .catalog(&catalog.default_catalog)
+        .and_then(|found| found.schema(&catalog.default_schema));
+    let mut names = schema.map_or_else(Vec::new, |schema| schema.table_names());
+    names.sort();
+    names
+}
 
-    fn plain_batch(&self, batch: &RecordBatch) -> Result<RecordBatch> {
-        let schema = plain(&batch.schema());
-        let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
-            if column.data_type() == field.data_type() {
-                Ok(column.clone())
-            } else {
-                cast(column, field.data_type())
-            }
-        });
-        let batch = columns
-            .collect::<Result<Vec<_>, _>>()
-            .and_then(|columns| RecordBatch::try_new(schema.clone(), columns));
-        batch.map_err(|error| Error::bug(format!("an answer can't be made plain: {error}")))
-    }
+fn plain_batch(batch: &RecordBatch) -> Result<RecordBatch> {
+    let schema = plain(&batch.schema());
+    let columns = schema.fields().iter().zip(batch.columns()).map(|(field, column)| {
+        if column.data_type() == field.data_type() {
+            Ok(column.clone())
+        } else {
+            cast(column, field.data_type())
+        }
+    });
+    let batch = columns
+        .collect::<Result<Vec<_>, _>>()
+        .and_then(|columns| RecordBatch::try_new(schema.clone(), columns));
+    batch.map_err(|error| Error::bug(format!("an answer can't be made plain: {error}")))
 }
 
 /// Refuses an answer with two columns of one name: no file could be read by name.

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::models;
+use crate::parts::{Parts, tables_of_training};
 use crate::rundir::{RunDir, aside, replace_dir, sha256_of_file, write_file};
 
 /// Where a stage is.
@@ -47,6 +48,9 @@ pub struct Position {
     pub steps_without_training: u32,
     /// How often each prompt that ever failed has failed.
     pub failures: BTreeMap<String, u32>,
+    /// The parts of tables that the stage had written: what the weights were trained on is among them.
+    #[serde(default)]
+    pub parts: Parts,
     /// SHA-256 of every other file, by its path in the checkpoint.
     pub files: BTreeMap<String, String>,
 }
@@ -73,13 +77,15 @@ pub struct Content<'a> {
     pub reference: Option<&'a Model>,
     /// The optimizer.
     pub optimizer: &'a AdamW,
-    /// Where the stage is; `files` is filled in here.
+    /// Where the stage is; `files` and what is new of `parts` are filled in here.
     pub position: Position,
 }
 
-/// Writes a checkpoint and removes all but the newest `keep` of the stage.
-pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<PathBuf> {
-    let parent = dir.checkpoints(&content.position.stage);
+/// Writes a checkpoint and removes all but the newest `keep` of the stage. Returns the parts of tables that it
+/// stands on: the next one needn't read them again.
+pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<Parts> {
+    let stage = content.position.stage.clone();
+    let parent = dir.checkpoints(&stage);
     fs_err::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
     let path = parent.join(name(content.position.step));
     let temporary = aside(&path);
@@ -96,21 +102,30 @@ pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<PathBuf> 
         content.optimizer,
         content.model.params(),
     )?;
-    let position = Position { files: digests(&temporary)?, ..content.position };
+    let parts = content.position.parts.with(dir, &stage, &tables_of_training(&stage))?;
+    let position = Position { parts, files: digests(&temporary)?, ..content.position };
     let text = serde_json::to_vec_pretty(&position)
         .map_err(|error| Error::bug(format!("a checkpoint's position has no JSON: {error}")))?;
     write_file(&temporary.join("position.json"), &text)?;
     replace_dir(&temporary, &path)?;
     prune(&parent, keep)?;
-    Ok(path)
+    Ok(position.parts)
 }
 
 /// The stage's newest checkpoint that is whole, if it has one. One that is damaged is passed over with a
-/// warning, and the one before is taken.
+/// warning, and the one before is taken. Fails where rows that it stands on are lost.
 pub fn newest(dir: &RunDir, stage: &str, device: &Device) -> Result<Option<Saved>> {
     for (_, path) in list(&dir.checkpoints(stage))?.into_iter().rev() {
         match load(&path, device) {
-            Ok(saved) => return Ok(Some(saved)),
+            Ok(saved) => {
+                let hint = format!(
+                    "put it back from a copy; or remove `{}`, and the stage begins again and makes the \
+                     same rows and weights",
+                    dir.checkpoints(stage).display()
+                );
+                saved.position.parts.check(dir, &hint)?;
+                return Ok(Some(saved));
+            }
             Err(error) => tracing::warn!(%error, path = %path.display(), "Checkpoint passed over."),
         }
     }

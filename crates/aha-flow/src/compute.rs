@@ -72,11 +72,17 @@ fn work(inbox: &Mutex<mpsc::Receiver<Job>>) {
     }
 }
 
-/// The threads that the key `run.threads` means: 0 is every core.
+/// Threads per core, at most: those of a pool wait for each other at every operation, and with many more of
+/// them than cores that is all they do.
+const THREADS_PER_CORE_MAX: usize = 2;
+
+/// The threads that the key `run.threads` means: 0 is every core, and no more than some per core. No result
+/// depends on it.
 pub fn threads(wanted: u32) -> usize {
+    let cores = thread::available_parallelism().map_or(1, |count| count.get());
     match wanted {
-        0 => thread::available_parallelism().map_or(1, |count| count.get()),
-        count => count as usize,
+        0 => cores,
+        count => (count as usize).min(cores * THREADS_PER_CORE_MAX),
     }
 }
 
@@ -108,6 +114,13 @@ mod tests {
         assert_eq!(heard.iter().collect::<Vec<_>>(), [1, 2]);
         other.await.unwrap().unwrap();
         result.await.unwrap().unwrap();
+    }
+
+    #[test]
+    fn there_are_not_many_more_threads_than_cores() {
+        let cores = threads(0);
+        assert_eq!(threads(1), 1);
+        assert!((cores..=2 * cores).contains(&threads(256)), "{} on {cores}", threads(256));
     }
 
     #[test]

@@ -191,7 +191,7 @@ fn part_name(stage: &str, first: u64, last: u64) -> String {
 }
 
 /// The steps of a part's name, if it is of `stage`.
-fn steps_of(name: &str, stage: &str) -> Option<(u64, u64)> {
+pub(crate) fn steps_of(name: &str, stage: &str) -> Option<(u64, u64)> {
     let steps = name.strip_prefix(stage)?.strip_prefix('-')?.strip_suffix(".parquet")?;
     let (first, last) = steps.split_once('-')?;
     Some((first.parse().ok()?, last.parse().ok()?))

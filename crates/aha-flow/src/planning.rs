@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aha_data::source::{Kind, TableSource};
-use aha_data::{Session, SessionOptions};
+use aha_data::{Session, SessionOptions, deep};
 use aha_model::config::Architecture;
 use aha_model::gguf::Gguf;
 use aha_model::{Config, Tokenizer, weights};
@@ -173,6 +173,11 @@ fn problem_of(error: &aha_data::Error) -> SqlProblem {
 
 /// The tables that a query names, its own `WITH` excepted; they need not exist.
 pub fn tables_of(sql: &str) -> Result<Vec<String>, SqlProblem> {
+    deep::check(sql).map_err(|error| problem_of(&error))?;
+    deep::run(|| named_tables(sql)).map_err(|error| problem_of(&error))?
+}
+
+fn named_tables(sql: &str) -> Result<Vec<String>, SqlProblem> {
     let state = SessionContext::new().state();
     let dialect = state.config_options().sql_parser.dialect;
     let statement = state.sql_to_statement(sql, &dialect).map_err(|e| syntax_problem(&e))?;
@@ -291,6 +296,16 @@ mod tests {
         let mut found = tables_of(sql).unwrap();
         found.sort();
         assert_eq!(found, ["a", "b"]);
+    }
+
+    /// On the stack of a test's thread the parse tree alone would be too deep.
+    #[test]
+    fn a_long_chain_is_read_or_refused() {
+        let chain = |count: usize| format!("SELECT {} FROM t", vec!["a"; count].join(" OR "));
+        assert_eq!(tables_of(&chain(2_000)).unwrap(), ["t"]);
+        let refused = tables_of(&chain(100_000)).unwrap_err();
+        assert!(refused.message.contains("words and operators"), "{refused:?}");
+        assert!(refused.hint.is_some(), "{refused:?}");
     }
 
     #[test]

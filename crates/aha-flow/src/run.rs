@@ -11,6 +11,7 @@ use aha_reward::NoBackends;
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 use crate::models::{Loaded, Models};
+use crate::parts::Depth;
 use crate::pipeline::{
     self, Pipeline, Places, Plan, Problems, RlStage, Settings, Stage, StageKind, Text,
 };
@@ -23,7 +24,7 @@ use crate::score::Scorer;
 use crate::stages::{self, eval::Eval, export::Export, query::Query, sample::Sample, sft::Sft};
 use crate::state::{self, Machine, Opening, RunState, Status};
 use crate::stop::Stop;
-use crate::{generate, planning, rl};
+use crate::{compute, generate, planning, rl};
 
 /// What to run, and how.
 pub struct Options {
@@ -71,7 +72,9 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
         let began = settings_of(&dir);
         state.identity.difference(began.as_ref(), &identity, &pipeline.settings())
     });
-    let device = Device::cpu(pipeline.run.threads as usize);
+    let device = Device::cpu(compute::threads(pipeline.run.threads));
+    // A finished run is only shown: whether its parts are there takes no reading.
+    let mut depth = Depth::Content;
     let state = match state::decide(found, difference, options.resume) {
         Opening::Refuse { message, hint } => {
             let message = format!("`{}`: {message}", dir.root().display());
@@ -81,11 +84,18 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
             dir.refuse_foreign()?;
             RunState::begin(&pipeline, identity, machine(&device))
         }
-        Opening::Resume(state) | Opening::Finished(state) => {
+        Opening::Finished(state) => {
+            depth = Depth::Sizes;
             RunState { identity, machine: machine(&device), ..state }
         }
+        Opening::Resume(state) => RunState { identity, machine: machine(&device), ..state },
     };
     let lock = dir.open()?;
+    if let Some(damage) = state.damage(&dir, depth)? {
+        let message = format!("the run has lost rows: {damage}");
+        let hint = "put it back from a copy, or begin again in another directory with --dir";
+        return Err(Error::input_with(message, hint).into());
+    }
     write_file(&dir.pipeline(), pipeline.to_toml().as_bytes())?;
     state.write(&dir)?;
     opened(&dir, &plan);
@@ -170,12 +180,12 @@ impl Runner {
             if self.options.stop.is_requested() {
                 return Err(Error::Interrupted);
             }
-            self.state.set(&self.dir, &stage.name, Status::Running)?;
+            self.state.running(&self.dir, &stage.name)?;
             tracing::info!(stage = stage.name, kind = stage.kind.word(), "Stage started.");
             self.stage(stage)
                 .await
                 .map_err(|error| error.within(&format!("stage `{}`", stage.name)))?;
-            self.state.set(&self.dir, &stage.name, Status::Done)?;
+            self.state.done(&self.dir, stage)?;
             stages::register_outputs(&self.session, &self.dir)?;
             tracing::info!(stage = stage.name, "Stage done.");
             (self.options.watcher)(Event::StageDone { stage: stage.name.clone() });

@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 use crate::error::{Error, Result};
 use crate::identity::{Difference, Identity};
-use crate::pipeline::Pipeline;
+use crate::parts::{Depth, Parts};
+use crate::pipeline::{Pipeline, Stage};
 use crate::rundir::{RunDir, write_file};
 
 /// What ran. Written aside and renamed at each change.
@@ -45,6 +46,9 @@ pub struct StageState {
     pub kind: String,
     /// How far it is.
     pub status: Status,
+    /// The parts of tables that it wrote, once it is done.
+    #[serde(default, skip_serializing_if = "Parts::is_empty")]
+    pub parts: Parts,
 }
 
 /// How far a stage is.
@@ -80,7 +84,16 @@ pub enum Opening {
 /// Decides from what was found, and how it differs from what is to be run. `resume` is whether the operator
 /// asked to go on.
 pub fn decide(found: Option<RunState>, difference: Option<Difference>, resume: bool) -> Opening {
-    let Some(state) = found else { return Opening::Begin };
+    let Some(state) = found else {
+        return match resume {
+            false => Opening::Begin,
+            true => Opening::Refuse {
+                message: "there is no run to go on with".to_owned(),
+                hint: "begin one without --resume, or name the run's directory with --dir"
+                    .to_owned(),
+            },
+        };
+    };
     if let Some(Difference { message, hint }) = difference {
         return Opening::Refuse { message, hint };
     }
@@ -99,10 +112,11 @@ pub fn decide(found: Option<RunState>, difference: Option<Difference>, resume: b
 impl RunState {
     /// The state of a run that begins.
     pub fn begin(pipeline: &Pipeline, identity: Identity, machine: Machine) -> RunState {
-        let stage = |stage: &crate::pipeline::Stage| StageState {
+        let stage = |stage: &Stage| StageState {
             name: stage.name.clone(),
             kind: stage.kind.word().to_owned(),
             status: Status::Pending,
+            parts: Parts::default(),
         };
         RunState {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -137,12 +151,37 @@ impl RunState {
         write_file(&dir.state(), &text)
     }
 
-    /// Sets a stage's status and writes the state.
-    pub fn set(&mut self, dir: &RunDir, stage: &str, status: Status) -> Result<()> {
+    /// Notes that a stage runs, and writes the state.
+    pub fn running(&mut self, dir: &RunDir, stage: &str) -> Result<()> {
+        self.set(dir, stage, Status::Running, Parts::default())
+    }
+
+    /// Notes that a stage is done with what it has written, and writes the state.
+    pub fn done(&mut self, dir: &RunDir, stage: &Stage) -> Result<()> {
+        let side = stage.side_tables().into_iter().map(|(name, _)| name);
+        let tables: Vec<String> = std::iter::once(stage.name.clone()).chain(side).collect();
+        let parts = Parts::default().with(dir, &stage.name, &tables)?;
+        self.set(dir, &stage.name, Status::Done, parts)
+    }
+
+    fn set(&mut self, dir: &RunDir, stage: &str, status: Status, parts: Parts) -> Result<()> {
         for state in self.stages.iter_mut().filter(|s| s.name == stage) {
-            state.status = status;
+            (state.status, state.parts) = (status, parts.clone());
         }
         self.write(dir)
+    }
+
+    /// Says which part of the stages that are done is missing or damaged, if one is.
+    pub fn damage(&self, dir: &RunDir, depth: Depth) -> Result<Option<String>> {
+        for stage in &self.stages {
+            if let Some(damage) = stage.parts.damage(dir, depth)? {
+                return Ok(Some(format!(
+                    "{damage} (of the stage `{}`, which is done)",
+                    stage.name
+                )));
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -151,7 +190,12 @@ mod tests {
     use super::*;
 
     fn state(statuses: &[Status]) -> RunState {
-        let stage = |&status| StageState { name: "a".into(), kind: "sft".into(), status };
+        let stage = |&status| StageState {
+            name: "a".into(),
+            kind: "sft".into(),
+            status,
+            parts: Parts::default(),
+        };
         RunState {
             version: "1".into(),
             seed: 1,
@@ -163,9 +207,9 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_directory_begins() {
+    fn an_empty_directory_begins_and_is_not_gone_on_with() {
         assert_eq!(decide(None, None, false), Opening::Begin);
-        assert_eq!(decide(None, None, true), Opening::Begin);
+        assert!(matches!(decide(None, None, true), Opening::Refuse { .. }));
     }
 
     #[test]

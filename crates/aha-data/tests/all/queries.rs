@@ -53,6 +53,17 @@ async fn registered(dir: &Path, address: &str) -> aha_data::Result<Session> {
 }
 
 #[tokio::test]
+async fn a_byte_order_mark_is_no_part_of_a_row() {
+    let dir = tempfile::tempdir().unwrap();
+    write(dir.path(), "t.jsonl", "\u{feff}{\"id\":\"a\"}\n{\"id\":\"b\"}\n");
+    let session = registered(dir.path(), "t.jsonl").await.unwrap();
+    assert_eq!(csv(&session, "SELECT id FROM t").await, "id\na\nb\n");
+    write(dir.path(), "empty.jsonl", "{}\n");
+    let error = registered(dir.path(), "empty.jsonl").await.err().unwrap();
+    assert!(error.to_string().contains("holds no object with a key"), "{error}");
+}
+
+#[tokio::test]
 async fn functions_answer_for_columns_literals_and_nulls() {
     let session = with_problems().await;
     session.set_tokenizer(Arc::new(|text| Ok(text.split(' ').count())));

@@ -226,10 +226,7 @@ impl Phase<'_> {
     }
 
     fn threads(&self) -> u64 {
-        match self.run.threads {
-            0 => std::thread::available_parallelism().map_or(1, |n| n.get() as u64),
-            threads => u64::from(threads),
-        }
+        crate::compute::threads(self.run.threads) as u64
     }
 
     /// Floats of queries, keys, values, the attention's output and the MLP's insides, of a token in a block.

@@ -56,29 +56,29 @@ section! {
         /// The architecture.
         pub architecture: Architecture = Architecture::Llama;
         /// Width of the residual stream.
-        pub hidden_size: u32 = 128, "at least 2" |n| *n >= 2;
+        pub hidden_size: u32 = 128, "from 2 to 65536" |n| (2..=65_536).contains(n);
         /// Width inside the MLP.
-        pub intermediate_size: u32 = 352, "at least 1" |n| *n >= 1;
+        pub intermediate_size: u32 = 352, "from 1 to 524288" |n| (1..=524_288).contains(n);
         /// Number of blocks.
-        pub layers: u32 = 4, "at least 1" |n| *n >= 1;
+        pub layers: u32 = 4, "from 1 to 1024" |n| (1..=1024).contains(n);
         /// Query heads.
-        pub heads: u32 = 4, "at least 1" |n| *n >= 1;
+        pub heads: u32 = 4, "from 1 to 1024" |n| (1..=1024).contains(n);
         /// Key and value heads; each serves `heads / kv_heads` query heads.
-        pub kv_heads: u32 = 2, "at least 1" |n| *n >= 1;
+        pub kv_heads: u32 = 2, "from 1 to 1024" |n| (1..=1024).contains(n);
         /// Width of a head, a multiple of 16; 0 takes `hidden_size / heads`.
-        pub head_dim: u32 = 0, "even" |n| n.is_multiple_of(2);
+        pub head_dim: u32 = 0, "even and at most 1024" |n| n.is_multiple_of(2) && *n <= 1024;
         /// Rows of the embedding; 0 takes as many as the tokenizer has tokens.
         pub vocab_size: u32 = 0;
         /// Positions the model is made for.
-        pub max_position_embeddings: u32 = 2048, "at least 1" |n| *n >= 1;
+        pub max_position_embeddings: u32 = 2048, "from 1 to 134217728" |n| (1..=1 << 27).contains(n);
         /// Whether the LM head is the embedding.
         pub tie_word_embeddings: bool = true;
         /// Base of the rotary frequencies.
-        pub rope_theta: f64 = 10000.0, "above 1" |x| *x > 1.0;
+        pub rope_theta: f64 = 10000.0, "from 1.001 to 1e15" |x| (1.001..=1e15).contains(x);
         /// Epsilon of the norms.
-        pub rms_norm_eps: f64 = 1e-6, "above 0" |x| *x > 0.0;
+        pub rms_norm_eps: f64 = 1e-6, "from 1e-30 to 0.5" |x| (1e-30..=0.5).contains(x);
         /// Standard deviation of the draws.
-        pub init_std: f64 = 0.02, "above 0" |x| *x > 0.0;
+        pub init_std: f64 = 0.02, "above 0 and at most 1000" |x| 0.0 < *x && *x <= 1000.0;
         /// Seed of the draws; absent: the run's.
         pub init_seed: Option<u64> = None;
         /// Its tokenizer.
@@ -260,6 +260,15 @@ impl RandomModel {
     }
 }
 
+/// Whether it is `owner/name` as the hub has them: no path that leads elsewhere.
+fn is_hub_name(name: &str) -> bool {
+    let is_word = |word: &str| {
+        word.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+    };
+    name.split('/').count() == 2 && name.split('/').all(is_word)
+}
+
 /// Why a model's path leads to no model.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NotFound {
@@ -320,6 +329,12 @@ impl Places {
 
     /// The newest snapshot of `owner/name` in the cache's layout.
     fn locate_cached(&self, name: &str) -> Result<PathBuf, NotFound> {
+        if !is_hub_name(name) {
+            return Err(NotFound {
+                message: format!("`hf://{name}` names no model"),
+                hint: "write hf://owner/name, such as hf://Qwen/Qwen2.5-0.5B".into(),
+            });
+        }
         let folder = format!("models--{}", name.replace('/', "--"));
         let found = self.hf_cache.as_ref().and_then(|cache| {
             let folder = cache.join(&folder);
@@ -335,5 +350,22 @@ impl Places {
                 "fetch it with `huggingface-cli download {name}`, or name a directory that has it"
             ),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_names_no_model_is_not_looked_for() {
+        let places = Places { base_dir: PathBuf::new(), hf_cache: None };
+        for name in ["../../etc", "a", "a/b/c", "/b", "a/..", "a b/c"] {
+            let error = places.locate(&format!("hf://{name}")).unwrap_err();
+            assert!(error.message.ends_with("names no model"), "{error:?}");
+            assert!(!error.hint.contains(name) || name == "a", "{error:?}");
+        }
+        let missing = places.locate("hf://Qwen/Qwen2.5-0.5B").unwrap_err();
+        assert!(missing.hint.contains("download Qwen/Qwen2.5-0.5B"), "{missing:?}");
     }
 }

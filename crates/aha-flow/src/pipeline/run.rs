@@ -18,7 +18,8 @@ section! {
     pub struct Run {
         /// Seed of every random draw. The same seed gives the same tables and weights.
         pub seed: u64 = 1;
-        /// Threads that compute; 0 takes every core. Results do not depend on it.
+        /// Threads that compute; 0 takes every core, and more than two per core are not started. Results
+        /// do not depend on it.
         @neutral
         pub threads: u32 = 0, "at most 256" |n| *n <= 256;
         /// Where tensors live.

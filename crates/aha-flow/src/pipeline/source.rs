@@ -214,8 +214,11 @@ fn from_value(
             Ok(value) => Value::Integer(value),
             Err(_) => {
                 let message = format!("the whole number {i} does not fit in 64 bits");
-                problems.push(sources.problem(span, "", message, None));
-                Value::Integer(0)
+                let hint = format!("TOML's whole numbers go from {} to {}", i64::MIN, i64::MAX);
+                problems.push(sources.problem(span, "", message, Some(hint)));
+                // What a range says of it as well is then true.
+                let is_negative = i.as_str().starts_with('-');
+                Value::Integer(if is_negative { i64::MIN } else { i64::MAX })
             }
         },
         // Out of range becomes infinite, and every reader of numbers refuses what isn't finite.

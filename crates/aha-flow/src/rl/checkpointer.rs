@@ -1,6 +1,6 @@
 //! Checkpointer: writes what the stage needs to go on, and its model at the end, on a thread of its own.
 //! - Inbox: one checkpoint at a time; the learner hands its state over and gets it back.
-//! - State: the thread.
+//! - State: the thread, and the parts of tables that the last checkpoint stands on.
 //! - Fails with [`Error`] where something can't be written; the stage goes on from the checkpoint before.
 
 use std::sync::Arc;
@@ -16,6 +16,7 @@ use crate::checkpoint::{self, Content, Position};
 use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
 use crate::models;
+use crate::parts::Parts;
 
 /// Others talk to the checkpointer through this.
 #[derive(Clone)]
@@ -72,6 +73,8 @@ pub struct Args {
     pub shared: Arc<Shared>,
     /// Who gets the state back.
     pub learner: learner::Handle,
+    /// The parts of tables that the stage's last checkpoint stands on.
+    pub parts: Parts,
 }
 
 /// What the checkpointer keeps.
@@ -113,8 +116,12 @@ impl Actor for Checkpointer {
             Msg::Save { state: learner, position, checksum } => {
                 let step = position.step;
                 shared.faults.at(Point::Checkpoint, step)?;
-                let job = move || save(&shared, &learner, position, checksum).map(|()| learner);
-                let learner = state.thread.run(job).await??;
+                let position = Position { parts: state.args.parts.clone(), ..position };
+                let job = move || {
+                    save(&shared, &learner, position, checksum).map(|parts| (parts, learner))
+                };
+                let (parts, learner) = state.thread.run(job).await??;
+                state.args.parts = parts;
                 state.args.learner.checkpointed(step, learner);
             }
             Msg::Finish { state: learner } => {
@@ -131,7 +138,7 @@ fn save(
     learner: &Learner,
     position: Position,
     checksum: Option<u64>,
-) -> Result<()> {
+) -> Result<Parts> {
     // They are the newest weights: a resume would go on from damaged ones, and nothing would tell.
     let found = learner.model().params().checksum();
     if let Some(wanted) = checksum.filter(|&wanted| wanted != found) {
@@ -152,8 +159,7 @@ fn save(
         optimizer: learner.optimizer(),
         position: Position { optimizer_steps: learner.optimizer().step_count(), ..position },
     };
-    checkpoint::save(&shared.dir, content, shared.run.checkpoint_keep as usize)?;
-    Ok(())
+    checkpoint::save(&shared.dir, content, shared.run.checkpoint_keep as usize)
 }
 
 fn finish(shared: &Shared, learner: &Learner) -> Result<()> {

@@ -134,7 +134,7 @@ impl Actor for Supervisor {
 
     async fn pre_start(&self, me: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
         let shared = args.shared;
-        let after = args.position.step;
+        let (after, parts) = (args.position.step, args.position.parts.clone());
         let learner_args = learner::Args {
             shared: Arc::clone(&shared),
             engine: args.engine,
@@ -146,7 +146,7 @@ impl Actor for Supervisor {
             recorder::Args { shared: Arc::clone(&shared), after, learner: learner.clone() };
         let recorder = recorder::spawn(recorder_args, me.get_cell()).await?;
         let checkpointer_args =
-            checkpointer::Args { shared: Arc::clone(&shared), learner: learner.clone() };
+            checkpointer::Args { shared: Arc::clone(&shared), learner: learner.clone(), parts };
         let checkpointer = checkpointer::spawn(checkpointer_args, me.get_cell()).await?;
         let mut state = State {
             shared,

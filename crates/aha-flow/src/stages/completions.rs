@@ -9,6 +9,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use aha_compute::random::Philox;
+use aha_rollout::read;
 use aha_rollout::rows::{self, PromptRow, SetAsideRow};
 use aha_rollout::schema::{self, Progress};
 use aha_rollout::steps;
@@ -265,8 +266,13 @@ impl Tables {
         })
     }
 
+    /// A part that can't be read is made again, with the same rows.
     fn has(&self, chunk_idx: usize) -> bool {
-        self.completions.dir().join(part_name(chunk_idx)).is_file()
+        let path = self.completions.dir().join(part_name(chunk_idx));
+        path.is_file()
+            && read::read_part(&path)
+                .inspect_err(|error| tracing::warn!(%error, "Part is made again."))
+                .is_ok()
     }
 
     /// The part of the completions comes last: a chunk that has it is complete.

@@ -33,6 +33,7 @@ use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
 use crate::metrics::MetricsLog;
 use crate::models::{self, Loaded};
+use crate::parts::Parts;
 use crate::pipeline::{Run, SftStage};
 use crate::progress::{Event, Watcher};
 use crate::prompts::Example;
@@ -122,7 +123,7 @@ impl Sft<'_> {
             }
             if step.is_multiple_of(self.settings.checkpoint_every) && step < steps {
                 metrics.flush();
-                learner = self.checkpoint(&work, learner, &position).await?;
+                (learner, position.parts) = self.checkpoint(&work, learner, &position).await?;
             } else if metrics.pending_steps() >= FLUSH_STEPS {
                 metrics.flush();
             }
@@ -240,7 +241,7 @@ impl Sft<'_> {
         work: &Work,
         learner: Learner,
         position: &Position,
-    ) -> Result<Learner> {
+    ) -> Result<(Learner, Parts)> {
         let position = Position {
             version: learner.version(),
             optimizer_steps: learner.optimizer().step_count(),
@@ -257,7 +258,8 @@ impl Sft<'_> {
                 optimizer: learner.optimizer(),
                 position,
             };
-            checkpoint::save(&dir, content, keep as usize).map(|_| learner)
+            let parts = checkpoint::save(&dir, content, keep as usize)?;
+            Ok((learner, parts))
         };
         work.thread.run(job).await?
     }

@@ -11,7 +11,7 @@ mod world;
 
 use std::path::{Path, PathBuf};
 
-use aha_flow::pipeline::{Key, Text, parse, reference};
+use aha_flow::pipeline::{Key, Problem, Text, parse, reference};
 use world::{check_text, shown};
 
 fn folder() -> PathBuf {
@@ -54,6 +54,7 @@ golden! {
     a_negative_temperature_is_refused: "negative_temperature",
     a_tokenizer_that_does_not_fit_is_refused: "tokenizer_mismatch",
     a_vocabulary_without_room_is_refused: "vocab_too_small",
+    a_model_that_no_loader_would_take_is_refused: "model_ranges",
     everything_wrong_is_reported_at_once: "everything",
     a_good_pipeline_gives_a_plan: "good",
 }
@@ -155,6 +156,16 @@ fn problems_of_overrides_are_shown_like_those_of_the_file() {
             ("--set", 1, "the key of the override `x.=1` is not valid TOML"),
         ]
     );
+}
+
+#[test]
+fn a_number_that_is_too_large_is_not_taken_for_another() {
+    let text = good().replace("[run]", "[run]\nsequences_max = 99999999999999999999");
+    let problems = check_text("p.toml", &text, &[]).unwrap_err();
+    let said = |p: &&Problem| p.message.contains("99999999999999999999 does not fit");
+    let hint = problems.iter().find(said).and_then(|problem| problem.hint.clone());
+    assert!(hint.is_some_and(|hint| hint.contains(&i64::MAX.to_string())), "{problems}");
+    assert!(problems.iter().all(|problem| !problem.message.contains("got 0")), "{problems}");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use aha_flow::Error;
 use aha_flow::checkpoint::Position;
+use aha_flow::parts::Parts;
 use aha_flow::pipeline::Watch;
 use aha_flow::progress::{Event, Watcher, nobody};
 use aha_flow::rl::fault::Faults;
@@ -185,7 +186,7 @@ async fn weights_that_changed_before_they_were_written_are_no_checkpoint() {
     let (learner, mut heard) = ear::<learner::Msg>().await;
     let (supervisor, _) = ear::<supervisor::Msg>().await;
     let checksum = base.model.params().checksum();
-    let args = checkpointer::Args { shared, learner: learner.into() };
+    let args = checkpointer::Args { shared, learner: learner.into(), parts: Parts::default() };
     let checkpointer = checkpointer::spawn(args, supervisor.get_cell()).await.unwrap();
     let position = |step| Position { stage: "zero".to_owned(), step, ..Position::default() };
     checkpointer.save(Box::new(Engine::new(base.model)), position(1), Some(checksum));

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use aha_data::{Format, Session, SessionOptions, TableSource, write_result};
+use aha_flow::parts::Depth;
 use aha_flow::pipeline;
 use aha_flow::rundir::{self, RunDir};
+use aha_flow::state::RunState;
 use aha_model::Tokenizer;
 use anyhow::Context;
 
@@ -47,6 +49,10 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     if format == Format::Parquet && args.out.is_none() && io::stdout().is_terminal() {
         return Err(misuse("Parquet is not for terminals", "name a file with --out"));
     }
+    if let Some(out) = args.out.as_deref().filter(|out| out.is_dir()) {
+        let message = format!("`{}` is a directory", out.display());
+        return Err(misuse(message, "name a file with --out"));
+    }
     let runs = match args.runs.as_slice() {
         [] => vec![newest_run(screen)?],
         runs => runs.to_vec(),
@@ -54,6 +60,7 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     shared::runtime()?.block_on(async {
         let session = Session::new(&SessionOptions::default())?;
         session.register_runs(&runs).map_err(misused)?;
+        runs.iter().for_each(|run| warn_of_lost_rows(&RunDir::new(run), screen));
         if let [run] = runs.as_slice() {
             register_inputs(&session, &RunDir::new(run)).await;
         }
@@ -63,6 +70,14 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
         session.schema_of(&args.sql).await.map_err(in_the_query)?;
         answer(&session, &args.sql, format, args.out.as_deref()).await
     })
+}
+
+/// An answer from what is left of a run says so. A state that can't be read is not the query's affair.
+fn warn_of_lost_rows(run: &RunDir, screen: &Screen) {
+    let Ok(Some(state)) = RunState::read(run) else { return };
+    if let Ok(Some(damage)) = state.damage(run, Depth::Sizes) {
+        screen.line(&format!("warning: the run has lost rows: {damage}"));
+    }
 }
 
 /// A query that can't be planned is a mistake in the arguments.

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use aha_flow::progress::Watcher;
@@ -20,7 +21,8 @@ use crate::view::View;
 /// The flags of `aha run`.
 #[derive(clap::Args)]
 #[command(after_help = "\
-Ctrl-C or SIGTERM writes a checkpoint and leaves; a second one leaves at once. Either way, and after a \
+Ctrl-C, SIGTERM or a closed terminal makes it write a checkpoint and leave; a second one leaves at once. Under \
+nohup it stays when the terminal is closed. Either way, and after a \
 kill, --resume goes on and ends with the same tables and weights. A run that is finished is not run \
 again: its printed tables are shown once more.
 
@@ -43,7 +45,7 @@ pub struct Args {
     json: bool,
 }
 
-/// Runs the pipeline. Ctrl-C and SIGTERM stop it after a checkpoint, a second one at once.
+/// Runs the pipeline. Ctrl-C, SIGTERM and SIGHUP stop it after a checkpoint, a second one at once.
 pub fn run(args: Args, screen: &Screen, log: &Log) -> anyhow::Result<()> {
     check::require_pipeline(&args.pipeline)?;
     let began = Instant::now();
@@ -116,16 +118,18 @@ fn stop_on_signals(stop: Stop, screen: Screen) -> anyhow::Result<()> {
         .enable_io()
         .build()
         .context("can't start a runtime for signals")?;
-    let (mut interrupt, mut terminate) = {
+    let mut signals = {
         let _entered = runtime.enter();
-        let take = |kind| signal(kind).context("can't take signals");
-        (take(SignalKind::interrupt())?, take(SignalKind::terminate())?)
+        let hangup = (!ignores_hangup()).then(SignalKind::hangup);
+        let kinds = [SignalKind::interrupt(), SignalKind::terminate()].into_iter().chain(hangup);
+        let taken = kinds.map(|kind| signal(kind).context("can't take signals"));
+        taken.collect::<anyhow::Result<Vec<Signal>>>()?
     };
     let wait = async move {
-        either(&mut interrupt, &mut terminate).await;
+        any(&mut signals).await;
         screen.line("stopping after a checkpoint; a second signal leaves at once");
         stop.request();
-        either(&mut interrupt, &mut terminate).await;
+        any(&mut signals).await;
         // A run is resumed exactly, wherever it is left.
         std::process::exit(1);
     };
@@ -134,11 +138,21 @@ fn stop_on_signals(stop: Stop, screen: Screen) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn either(a: &mut Signal, b: &mut Signal) {
-    tokio::select! {
-        _ = a.recv() => {}
-        _ = b.recv() => {}
-    }
+/// Whether whoever started the process had it ignore SIGHUP, as `nohup` does.
+fn ignores_hangup() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    ignored.is_some_and(|mask| mask & 1 != 0)
+}
+
+/// Waits for one of the signals.
+async fn any(signals: &mut [Signal]) {
+    std::future::poll_fn(|context| {
+        let ready = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+        if ready { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 #[cfg(test)]

@@ -79,6 +79,16 @@ fn an_answer_goes_to_a_file() {
 }
 
 #[test]
+fn a_directory_is_no_file_for_an_answer() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("here");
+    write_run(&dir.join("runs/mine"));
+    let outcome = aha(&dir, &["query", BY_STEP, "--format", "csv", "--out", "."]);
+    assert_eq!(outcome.code, Some(2), "{outcome:?}");
+    assert_eq!(fs_err::read_dir(temp.path()).unwrap().count(), 1, "nothing is left beside it");
+}
+
+#[test]
 fn a_reader_that_has_enough_is_no_error() {
     let temp = tempfile::tempdir().unwrap();
     write_run(&temp.path().join("runs/mine"));

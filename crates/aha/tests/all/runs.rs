@@ -137,10 +137,9 @@ fn a_run_prints_its_events_as_json() {
     assert!(temp.path().join("out/models/zero/config.json").exists());
 }
 
-#[test]
-fn a_signal_stops_a_run_that_can_go_on() {
-    let temp = write_pipeline(1_000_000);
-    let mut child = command(temp.path(), &["run", "tiny.toml"]).spawn().unwrap();
+/// Starts a run that would last for days, sends it `signal` after its second step, and reads what it says.
+fn stopped_by(signal: &str, dir: &Path) -> String {
+    let mut child = command(dir, &["run", "tiny.toml"]).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.starts_with("zero step 2/") {
@@ -148,13 +147,20 @@ fn a_signal_stops_a_run_that_can_go_on() {
         assert!(stderr.read_line(&mut line).unwrap() > 0, "the run ended before it was stopped");
     }
     let id = child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+    assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     let mut rest = String::new();
     stderr.read_to_string(&mut rest).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{rest}");
-    assert!(rest.contains("hint: go on with: aha run tiny.toml --resume"), "{rest}");
-    let checkpoints = fs_err::read_dir(temp.path().join("runs/tiny/checkpoints/zero")).unwrap();
+    let checkpoints = fs_err::read_dir(dir.join("runs/tiny/checkpoints/zero")).unwrap();
     assert!(checkpoints.count() > 0);
+    rest
+}
+
+#[test]
+fn a_signal_stops_a_run_that_can_go_on() {
+    let temp = write_pipeline(1_000_000);
+    let rest = stopped_by("-TERM", temp.path());
+    assert!(rest.contains("hint: go on with: aha run tiny.toml --resume"), "{rest}");
 
     let without = aha(temp.path(), &["run", "tiny.toml"]);
     assert_eq!(without.code, Some(1), "{without:?}");
@@ -170,6 +176,62 @@ fn a_signal_stops_a_run_that_can_go_on() {
     let edited = aha(temp.path(), &resume);
     assert_eq!(edited.code, Some(1), "{edited:?}");
     assert!(edited.stderr.contains("`tables.problems` has changed"), "{edited:?}");
+}
+
+/// Goal: a run doesn't go on when rows that it has trained on are gone.
+/// Method: a terminal is closed in the middle of a run, which leaves a checkpoint; then a part of each kind is
+/// deleted or damaged, one after the other.
+#[test]
+fn lost_rows_are_noticed_before_a_run_goes_on() {
+    let temp = write_pipeline(1_000_000);
+    stopped_by("-HUP", temp.path());
+    let run = temp.path().join("runs/tiny");
+    let metrics = fs_err::read_dir(run.join("metrics")).unwrap();
+    let mut metrics: Vec<_> = metrics.map(|entry| entry.unwrap().path()).collect();
+    metrics.retain(|path| path.file_name().unwrap().to_str().unwrap().starts_with("zero-"));
+    metrics.sort();
+    let parts = ["tables/cold/step-000000.parquet", "tables/zero/step-000001.parquet"];
+    let parts = parts.map(|part| run.join(part)).into_iter().chain(metrics.first().cloned());
+    for path in parts {
+        let sound = fs_err::read(&path).unwrap();
+        let mut damaged = sound.clone();
+        damaged[sound.len() / 2] ^= 1;
+        for content in [Some(damaged), None] {
+            match content {
+                Some(content) => fs_err::write(&path, content).unwrap(),
+                None => fs_err::remove_file(&path).unwrap(),
+            }
+            let refused = aha(temp.path(), &["run", "tiny.toml", "--resume"]);
+            assert_eq!(refused.code, Some(1), "{refused:?}");
+            let name = path.file_name().unwrap().to_str().unwrap();
+            assert!(refused.stderr.contains("has lost rows"), "{refused:?}");
+            assert!(refused.stderr.contains(name), "{refused:?}");
+            assert!(refused.stderr.contains("hint: put it back from a copy"), "{refused:?}");
+        }
+        fs_err::write(&path, sound).unwrap();
+    }
+}
+
+#[test]
+fn lost_rows_of_a_finished_run_are_said() {
+    let temp = write_pipeline(2);
+    assert_eq!(aha(temp.path(), &["run", "tiny.toml"]).code, Some(0));
+    fs_err::remove_file(temp.path().join("runs/tiny/tables/zero/step-000001.parquet")).unwrap();
+    let again = aha(temp.path(), &["run", "tiny.toml"]);
+    assert_eq!(again.code, Some(1), "{again:?}");
+    assert!(again.stderr.contains("step-000001.parquet` is missing"), "{again:?}");
+    let asked = aha(temp.path(), &["query", BY_STEP]);
+    assert_eq!(asked.code, Some(0), "{asked:?}");
+    assert!(asked.stderr.contains("warning: the run has lost rows"), "{asked:?}");
+}
+
+#[test]
+fn a_run_that_never_began_is_not_gone_on_with() {
+    let temp = write_pipeline(2);
+    let refused = aha(temp.path(), &["run", "tiny.toml", "--resume", "--dir", "never"]);
+    assert_eq!(refused.code, Some(1), "{refused:?}");
+    assert!(refused.stderr.contains("no run to go on with"), "{refused:?}");
+    assert!(!temp.path().join("never").exists());
 }
 
 /// Goal: rows can be asked for while the run that writes them goes on.
