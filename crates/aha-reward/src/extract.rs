@@ -18,12 +18,15 @@ pub enum Strategy {
     /// The text between `<answer>` and `</answer>`, which occur once each and after `</think>`; if
     /// it holds one `\boxed{…}`, what that holds.
     AnswerTag,
-    /// The last balanced `\boxed{…}` or `\fbox{…}` after `</think>`.
+    /// The last balanced `\boxed{…}` or `\fbox{…}` after `</think>`, `\boxed 5` too. Boxes joined by commas,
+    /// "and" or "or" are one list; several others in the last sentence are misused.
     Boxed,
     /// GSM8K's mark: the rest of the line after the last `####`.
     Hashes,
     /// The rest of the sentence after the last "answer is", "answer:" or "answer =".
     AnswerIs,
+    /// The last formula in dollars or brackets, or the last number, of the last 4,096 bytes.
+    LastExpression,
     /// The whole text after `</think>`.
     Whole,
 }
@@ -116,9 +119,10 @@ impl Extraction {
         for strategy in &self.strategies {
             let found = match strategy {
                 Strategy::AnswerTag => self.in_answer_tag(completion, last_part),
-                Strategy::Boxed => extract_boxed(last_part).map_or(Found::Nothing, Found::Answer),
+                Strategy::Boxed => final_boxes(last_part),
                 Strategy::Hashes => after_hashes(last_part),
                 Strategy::AnswerIs => after_answer_is(last_part),
+                Strategy::LastExpression => last_expression(last_part),
                 Strategy::Whole => Found::Answer(last_part),
             };
             match found {
@@ -148,12 +152,11 @@ impl Extraction {
         if extract_tag(last_part, &self.answer_tag).is_none() {
             return Found::Misused(format!("{open} stands before </{}>", self.think_tag));
         }
-        match boxes(content) {
-            (_, 0) => Found::Answer(content),
-            (Some(boxed), 1) => Found::Answer(boxed),
-            (_, boxed_count) => {
-                Found::Misused(format!("{boxed_count} boxed expressions in {open}"))
-            }
+        let boxes = boxes(content);
+        match one_answer(content, &boxes) {
+            _ if boxes.is_empty() => Found::Answer(content),
+            Some(answer) => Found::Answer(answer),
+            None => Found::Misused(format!("{} boxed expressions in {open}", boxes.len())),
         }
     }
 }
@@ -192,59 +195,185 @@ pub fn extract_tag<'a>(text: &'a str, tag: &str) -> Option<&'a str> {
     text.get(open_at + open.len()..close_at)
 }
 
-/// The content of the last balanced `\boxed{…}` or `\fbox{…}`; of nested ones, the outermost.
+/// The content of the last balanced `\boxed{…}` or `\fbox{…}`, or of `\boxed 5`; of nested ones, the
+/// outermost.
 ///
 /// ```
 /// assert_eq!(aha_reward::extract_boxed(r"so \boxed{\frac{1}{2}}."), Some(r"\frac{1}{2}"));
 /// ```
 pub fn extract_boxed(text: &str) -> Option<&str> {
-    boxes(text).0
+    boxes(text).last().map(|b| b.content)
 }
 
-/// The last balanced box, and how many boxes there are, those inside another not counted.
-/// One pass over the text, so that ten thousand open braces cost no more than any other text.
-fn boxes(text: &str) -> (Option<&str>, usize) {
+/// The last box of a data set's solution, or the list of boxes that it ends with.
+pub(crate) fn gold_boxes(text: &str) -> Option<&str> {
+    let boxes = boxes(text);
+    let last = boxes.last()?;
+    let joined = boxes.windows(2).rev().take_while(|pair| is_list_mark(gap(text, pair))).count();
+    if joined == 0 {
+        return Some(last.content);
+    }
+    text.get(boxes[boxes.len() - 1 - joined].start..last.end)
+}
+
+/// The last box, or several in one sentence that make one answer: the same twice, or a list.
+fn final_boxes(text: &str) -> Found<'_> {
+    let boxes = boxes(text);
+    if boxes.is_empty() {
+        return Found::Nothing;
+    }
+    let is_near = |pair: &&[Boxed<'_>]| !ends_a_sentence(gap(text, pair));
+    let count = 1 + boxes.windows(2).rev().take_while(is_near).count();
+    match one_answer(text, &boxes[boxes.len() - count..]) {
+        Some(answer) => Found::Answer(answer),
+        None => Found::Misused(format!("{count} boxed expressions in one sentence")),
+    }
+}
+
+/// The answer that all of the boxes make: each the same, or together a list.
+fn one_answer<'a>(text: &'a str, boxes: &[Boxed<'a>]) -> Option<&'a str> {
+    let (first, last) = (boxes.first()?, boxes.last()?);
+    if boxes.iter().all(|b| b.content.split_whitespace().eq(last.content.split_whitespace())) {
+        return Some(last.content);
+    }
+    let is_list = boxes.windows(2).all(|pair| is_list_mark(gap(text, pair)));
+    if is_list { text.get(first.start..last.end) } else { None }
+}
+
+/// What stands between two boxes.
+fn gap<'a>(text: &'a str, pair: &[Boxed<'_>]) -> &'a str {
+    text.get(pair[0].end..pair[1].start).unwrap_or("")
+}
+
+fn ends_a_sentence(gap: &str) -> bool {
+    let is_end = |(at, c): (usize, char)| match c {
+        '\n' | '。' | '！' | '？' => true,
+        '.' | '!' | '?' => gap[at + 1..].starts_with(|c: char| c.is_whitespace() || c == '$'),
+        _ => false,
+    };
+    gap.char_indices().any(is_end)
+}
+
+/// Whether a text between two boxes does nothing but join them: a comma, "and", "or".
+fn is_list_mark(gap: &str) -> bool {
+    if gap.len() > 64 {
+        return false;
+    }
+    let mut words = gap.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+    let is_word = |word| matches!(word, "and" | "or" | "text" | "quad" | "qquad" | "mbox");
+    let has_mark = gap.contains([',', ';']) || gap.contains("and") || gap.contains("or");
+    let is_mark = |c: char| c.is_alphabetic() || c.is_whitespace() || ",;$\\{}()[]".contains(c);
+    has_mark && words.all(is_word) && gap.chars().all(is_mark)
+}
+
+/// A box and where it stands.
+#[derive(Clone, Copy)]
+struct Boxed<'a> {
+    start: usize,
+    content: &'a str,
+    end: usize,
+}
+
+/// An open brace.
+struct Open {
+    /// Where its content begins.
+    content: usize,
+    /// Where the command before it begins, if it is a box's.
+    command: Option<usize>,
+    /// How many boxes were complete when it opened.
+    box_count: usize,
+}
+
+/// The balanced boxes, those inside another left out. One pass over the text, so that ten thousand
+/// open braces cost no more than any other text.
+fn boxes(text: &str) -> Vec<Boxed<'_>> {
     let bytes = text.as_bytes();
-    // For each open brace: where its content begins, whether it is a box's, and how many boxes were
-    // complete when it opened.
-    let mut open: Vec<(usize, bool, usize)> = Vec::new();
-    let mut last = None;
-    let mut box_count = 0;
+    let mut open: Vec<Open> = Vec::new();
+    let mut boxes: Vec<Boxed<'_>> = Vec::new();
     let mut at = 0;
     while at < bytes.len() {
         match bytes[at] {
             // The byte after a backslash is no brace of the grouping kind.
-            b'\\' => match box_command_len(&bytes[at..]) {
-                Some(len) => {
+            b'\\' => match box_command(&bytes[at..]) {
+                Some((len, true)) => {
+                    open.push(Open {
+                        content: at + len,
+                        command: Some(at),
+                        box_count: boxes.len(),
+                    });
                     at += len;
-                    open.push((at, true, box_count));
+                }
+                Some((len, false)) => {
+                    let content = bare_content(text.get(at + len..).unwrap_or(""));
+                    if !content.is_empty() {
+                        let end = at + len + content.len();
+                        boxes.push(Boxed { start: at, content, end });
+                    }
+                    at += len + content.len();
                 }
                 None => at += 2,
             },
             b'{' => {
                 at += 1;
-                open.push((at, false, box_count));
+                open.push(Open { content: at, command: None, box_count: boxes.len() });
             }
             b'}' => {
-                if let Some((start, true, count_before)) = open.pop() {
-                    last = text.get(start..at);
-                    box_count = count_before + 1;
+                if let Some(Open { content, command: Some(start), box_count }) = open.pop()
+                    && let Some(content) = text.get(content..at)
+                {
+                    boxes.truncate(box_count);
+                    boxes.push(Boxed { start, content, end: at + 1 });
                 }
                 at += 1;
             }
             _ => at += 1,
         }
     }
-    (last, box_count)
+    boxes
 }
 
-/// The length of `\boxed{` or `\fbox{`, blanks before the brace included, at the start of `bytes`.
-fn box_command_len(bytes: &[u8]) -> Option<usize> {
+/// The length of `\boxed{` or `\fbox{`, blanks before the brace included, and true; or of `\boxed ` before
+/// something else, and false.
+fn box_command(bytes: &[u8]) -> Option<(usize, bool)> {
     let name_len = [&br"\boxed"[..], br"\fbox"].iter().find(|n| bytes.starts_with(n))?.len();
     // A limit, so that a run of blanks after many commands isn't read again for each of them.
     let blank_count = bytes[name_len..].iter().take(8).take_while(|b| **b == b' ').count();
-    (bytes.get(name_len + blank_count) == Some(&b'{')).then_some(name_len + blank_count + 1)
+    let len = name_len + blank_count;
+    match bytes.get(len) {
+        Some(b'{') => Some((len + 1, true)),
+        Some(_) if blank_count > 0 => Some((len, false)),
+        _ => None,
+    }
 }
+
+/// The number or formula after `\boxed `: up to a blank or dollar outside of braces. Words are none.
+fn bare_content(text: &str) -> &str {
+    let begins = text.starts_with(|c: char| c.is_ascii_digit() || "-+.(\\".contains(c));
+    if !begins || text.starts_with("\\boxed") || text.starts_with("\\fbox") {
+        return "";
+    }
+    let mut depth = 0u32;
+    let mut len = text.len().min(BARE_BYTES_MAX);
+    for (at, byte) in text.bytes().enumerate().take(BARE_BYTES_MAX) {
+        match byte {
+            b'{' => depth += 1,
+            b'}' if depth > 0 => depth -= 1,
+            b'}' | b'\n' | b'$' => {
+                len = at;
+                break;
+            }
+            b' ' if depth == 0 => {
+                len = at;
+                break;
+            }
+            _ => {}
+        }
+    }
+    text.get(..len).unwrap_or("").trim_end_matches(['.', ',', ';'])
+}
+
+/// Longest content of a box without braces.
+const BARE_BYTES_MAX: usize = 256;
 
 fn after_hashes(text: &str) -> Found<'_> {
     match text.rfind("####") {
@@ -254,7 +383,8 @@ fn after_hashes(text: &str) -> Found<'_> {
 }
 
 static ANSWER_IS: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"(?i)\banswer\s{0,4}(?:is|:|=)[\s:*]{0,8}").expect("the pattern is a constant")
+    Regex::new(r"(?i)(?:\banswer\s{0,4}(?:is|:|=)|答案\s{0,4}(?:是|为|：|:))[\s:*：]{0,8}")
+        .expect("the pattern is a constant")
 });
 
 fn after_answer_is(text: &str) -> Found<'_> {
@@ -262,8 +392,46 @@ fn after_answer_is(text: &str) -> Found<'_> {
         return Found::Nothing;
     };
     let line = text[mark.end()..].lines().next().unwrap_or("");
+    if let Some(formula) = only_formula(line) {
+        return Found::Answer(formula);
+    }
     let sentence = line.find(". ").map_or(line, |at| &line[..at]);
+    let sentence = sentence.split('。').next().unwrap_or(sentence);
     Found::Answer(sentence.trim().trim_end_matches(['.', '*']))
+}
+
+/// The formula that a line begins with, if no other and no number follows it.
+fn only_formula(line: &str) -> Option<&str> {
+    const MARKS: [(&str, &str); 3] = [("$$", "$$"), ("$", "$"), ("\\(", "\\)")];
+    let (open, close) = MARKS.into_iter().find(|(open, _)| line.starts_with(open))?;
+    let (formula, rest) = line[open.len()..].split_once(close)?;
+    let names_more = rest.contains(|c: char| c.is_ascii_digit() || "$\\,;".contains(c))
+        || rest.split_whitespace().any(|word| matches!(word, "or" | "and" | "not"));
+    (!names_more && !formula.trim().is_empty()).then_some(formula)
+}
+
+/// Where the last expression is looked for: so far from the end.
+const LAST_BYTES_MAX: usize = 4096;
+
+/// A formula between its marks, or a number or fraction among words.
+static EXPRESSION: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(
+        r"(?x) \$\$ [^$]+ \$\$ | \$ [^$\n]+ \$ | \\\( .+? \\\) | \\\[ (?s: .+? ) \\\]
+        | -? [$€£]? (?: \d+ (?: ,\d{3} )* (?: \.\d+ )? | \.\d+ ) (?: \s? / \s? \d+ )? (?: \s? \\? % )?",
+    )
+    .expect("the pattern is a constant")
+});
+
+/// The last formula or number of the text.
+fn last_expression(text: &str) -> Found<'_> {
+    let mut start = text.len().saturating_sub(LAST_BYTES_MAX);
+    while !text.is_char_boundary(start) {
+        start += 1;
+    }
+    EXPRESSION
+        .find_iter(&text[start..])
+        .last()
+        .map_or(Found::Nothing, |found| Found::Answer(found.as_str()))
 }
 
 #[cfg(test)]
@@ -286,7 +454,12 @@ mod tests {
             (r"} \boxed{5} }", Some("5")),
             (r"\boxed{}", Some("")),
             (r"\boxed{", None),
-            (r"\boxed 5", None),
+            (r"\boxed 5", Some("5")),
+            (r"\boxed 5$.", Some("5")),
+            (r"\boxed \frac{1}{2}. So", Some(r"\frac{1}{2}")),
+            (r"\boxed 5} and \boxed is a command", Some("5")),
+            (r"\boxed5", None),
+            (r"\boxed x", None),
             (r"\boxedx{5}", None),
             (r"\\boxed", None),
             ("", None),
@@ -353,6 +526,11 @@ mod tests {
             ("**Final answer:** 12", "12"),
             ("the answer is 4, no, the answer is 5", "5"),
             ("the answer is 5 or 6", "5 or 6"),
+            ("Final Answer: The final answer is $5$. I hope it is correct.", "5"),
+            ("The answer is $5$ apples", "5"),
+            ("The answer is $5$ or $6$", "$5$ or $6$"),
+            ("The answer is $5$, 6", "$5$, 6"),
+            ("所以答案是 5。", "5"),
             (" 7 ", "7"),
             ("<think>x</think> 8", "8"),
             (r"The answer is 4 \boxed{5}", "5"),
@@ -360,6 +538,47 @@ mod tests {
         for (text, want) in cases {
             assert_eq!(lenient.find(text), Ok(want), "{text}");
         }
+    }
+
+    #[test]
+    fn several_boxes_in_one_sentence_are_a_list_or_misused() {
+        let cases: [(&str, Result<&str, &str>); 10] = [
+            (r"\boxed{5} and \boxed{6}", Ok(r"\boxed{5} and \boxed{6}")),
+            (r"$\boxed{5}$, $\boxed{6}$.", Ok(r"\boxed{5}$, $\boxed{6}")),
+            (r"\boxed{5} \text{ or } \boxed{6}", Ok(r"\boxed{5} \text{ or } \boxed{6}")),
+            (r"\boxed{5}, that is \boxed{ 5 }", Ok("5")),
+            (r"\boxed{5}. Or \boxed{6}", Ok("6")),
+            ("\\boxed{5}\n\\boxed{6}", Ok("6")),
+            (r"\boxed{5} \boxed{6}", Err("2 boxed expressions in one sentence")),
+            (r"\boxed{5} or rather \boxed{6}", Err("2 boxed expressions in one sentence")),
+            (r"$\boxed{4}$. $\boxed{5}$ - $\boxed{6}$", Err("2 boxed expressions in one sentence")),
+            (r"<answer>\boxed{5}. \boxed{6}</answer>", Err("2 boxed expressions in <answer>")),
+        ];
+        for (text, want) in cases {
+            let got = Extraction::default().find(text);
+            assert_eq!(got.as_deref().map_err(String::as_str), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_last_expression_is_a_formula_or_a_number() {
+        let last =
+            Extraction { strategies: vec![Strategy::LastExpression], ..Extraction::default() };
+        let cases = [
+            ("first 3, then $x = 5$.", "$x = 5$"),
+            ("first $x = 5$, then 3 apples", "3"),
+            ("It costs \\(\\frac{1}{2}\\) in all", "\\(\\frac{1}{2}\\)"),
+            ("It is 1,234.50 in all.", "1,234.50"),
+            ("It is 3/4 of it.", "3/4"),
+            ("It is -7.", "-7"),
+            ("20% of it", "20%"),
+        ];
+        for (text, want) in cases {
+            assert_eq!(last.find(text), Ok(want), "{text}");
+        }
+        assert_eq!(last.find("no number"), Err("no answer found".to_owned()));
+        let far = format!("5 {}", "é".repeat(LAST_BYTES_MAX));
+        assert_eq!(last.find(&far), Err("no answer found".to_owned()));
     }
 
     #[test]

@@ -73,9 +73,19 @@ const PUNCTUATION: &[(&str, char)] = &[
     ("in", '∈'),
     ("cup", '∪'),
     ("cap", '∩'),
+    ("setminus", '∖'),
+    ("backslash", '∖'),
+    ("colon", ':'),
+    ("lfloor", '⌊'),
+    ("rfloor", '⌋'),
+    ("lceil", '⌈'),
+    ("rceil", '⌉'),
+    ("simeq", '≈'),
+    ("sim", '≈'),
+    ("cent", '¢'),
+    ("lbrace", '⦃'),
     ("circ", '°'),
     ("degree", '°'),
-    ("lbrace", '⦃'),
     ("rbrace", '⦄'),
     ("lbrack", '['),
     ("rbrack", ']'),
@@ -135,6 +145,33 @@ const TEXT: &[&str] = &[
 const FUNCTIONS: &[&str] = &[
     "sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh",
     "log", "ln", "lg", "exp",
+];
+
+/// Commands whose argument of one letter is another name than the letter: a vector, a set.
+const FACES: &[&str] =
+    &["mathbf", "bm", "boldsymbol", "hat", "vec", "overrightarrow", "mathbb", "Bbb", "mathcal"];
+
+/// Superscript digits and signs, in the order of [`PLAIN`].
+const SUPERSCRIPTS: &str = "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻";
+const PLAIN: &str = "0123456789+-";
+
+/// Fractions of one character.
+const FRACTIONS: &[(char, char, char)] = &[
+    ('½', '1', '2'),
+    ('⅓', '1', '3'),
+    ('⅔', '2', '3'),
+    ('¼', '1', '4'),
+    ('¾', '3', '4'),
+    ('⅕', '1', '5'),
+    ('⅖', '2', '5'),
+    ('⅗', '3', '5'),
+    ('⅘', '4', '5'),
+    ('⅙', '1', '6'),
+    ('⅚', '5', '6'),
+    ('⅛', '1', '8'),
+    ('⅜', '3', '8'),
+    ('⅝', '5', '8'),
+    ('⅞', '7', '8'),
 ];
 
 /// Names that words and commands share.
@@ -250,13 +287,15 @@ impl Lexer<'_> {
             '⩾' => self.punct('≥'),
             '√' => self.push(Kind::Command("sqrt")),
             '∞' | '∅' => self.push(Kind::Letter(c.to_string())),
-            '²' => self.superscript('2'),
-            '³' => self.superscript('3'),
-            '½' => self.fraction('1', '2'),
-            '⅓' => self.fraction('1', '3'),
-            '⅔' => self.fraction('2', '3'),
-            '¼' => self.fraction('1', '4'),
-            '¾' => self.fraction('3', '4'),
+            'ℝ' | 'ℤ' | 'ℕ' | 'ℚ' | 'ℂ' => self.push(Kind::Letter(c.to_string())),
+            '≔' => self.punct('='),
+            '！' => self.punct('!'),
+            '：' => self.punct(':'),
+            '\'' | '′' | '’' => self.prime(),
+            _ if SUPERSCRIPTS.contains(c) => self.superscript(c),
+            _ if let Some((_, over, under)) = FRACTIONS.iter().find(|f| f.0 == c) => {
+                self.fraction(*over, *under);
+            }
             '<' | '>' if self.rest.starts_with('=') => {
                 self.rest = &self.rest[1..];
                 self.punct(if c == '<' { '≤' } else { '≥' });
@@ -265,19 +304,44 @@ impl Lexer<'_> {
         }
     }
 
-    fn superscript(&mut self, digit: char) {
+    /// `f'` is one name.
+    fn prime(&mut self) {
+        match self.tokens.last_mut() {
+            Some(Token { kind: Kind::Letter(name), .. }) if !self.is_spaced => name.push('\''),
+            _ => self.punct('\''),
+        }
+    }
+
+    /// `⁻³` and its like, all that follow one another.
+    fn superscript(&mut self, first: char) {
+        let plain = |c| SUPERSCRIPTS.chars().zip(PLAIN.chars()).find(|(s, _)| *s == c);
         self.punct('^');
-        self.digit(digit);
+        let mut digits = String::new();
+        let mut next = Some(first);
+        while let Some((_, c)) = next.and_then(plain) {
+            if !digits.is_empty() {
+                let len = self.rest.chars().next().map_or(0, char::len_utf8);
+                self.rest = &self.rest[len..];
+            }
+            digits.push(c);
+            next = self.rest.chars().next();
+        }
+        if let Some(digits) = digits.strip_prefix('-') {
+            self.punct('-');
+            return self.digits(digits);
+        }
+        self.digits(digits.trim_start_matches('+'));
     }
 
     fn fraction(&mut self, numerator: char, denominator: char) {
         self.push(Kind::Command("frac"));
-        self.digit(numerator);
-        self.digit(denominator);
+        self.digits(&numerator.to_string());
+        self.digits(&denominator.to_string());
     }
 
-    fn digit(&mut self, digit: char) {
-        self.push(Kind::Number(Literal { integer: digit.to_string(), ..Literal::default() }));
+    fn digits(&mut self, digits: &str) {
+        let integer = digits.trim_matches(|c: char| !c.is_ascii_digit()).to_owned();
+        self.push(Kind::Number(Literal { integer, ..Literal::default() }));
     }
 
     fn command(&mut self) {
@@ -291,10 +355,14 @@ impl Lexer<'_> {
         if let Some((_, c)) = PUNCTUATION.iter().find(|(n, _)| *n == name) {
             self.punct(*c);
         } else if IGNORED.contains(&name) {
-            // `\left.` is an invisible bracket.
+            // `\left.` is an invisible bracket, `\left\{` a shown one.
             if matches!(name, "left" | "right") {
                 self.rest = self.rest.strip_prefix('.').unwrap_or(self.rest);
             }
+        } else if FACES.contains(&name) && self.letter_in_a_face(name) {
+            // Its token is pushed.
+        } else if matches!(name, "mathrm" | "rm") && self.constant_in_roman() {
+            // Likewise.
         } else if TEXT.contains(&name) {
             self.next_group_is_text = self.rest.trim_start().starts_with('{');
             self.is_spaced = true;
@@ -305,6 +373,36 @@ impl Lexer<'_> {
         } else {
             self.name(name);
         }
+    }
+
+    /// `\mathbb{R}`, `\hat{\imath}`, `\mathbf i`: one letter in another face is a name of its own.
+    fn letter_in_a_face(&mut self, face: &str) -> bool {
+        let Some((letter, rest)) = argument_of_one_letter(self.rest) else {
+            return false;
+        };
+        let name = match (face, letter) {
+            ("mathbb" | "Bbb", 'R') => "ℝ".to_owned(),
+            ("mathbb" | "Bbb", 'Z') => "ℤ".to_owned(),
+            ("mathbb" | "Bbb", 'N') => "ℕ".to_owned(),
+            ("mathbb" | "Bbb", 'Q') => "ℚ".to_owned(),
+            ("mathbb" | "Bbb", 'C') => "ℂ".to_owned(),
+            // A choice.
+            (_, 'A'..='H') => return false,
+            _ => format!("vector {letter}"),
+        };
+        self.rest = rest;
+        self.push(Kind::Letter(name));
+        true
+    }
+
+    /// `\mathrm{e}` and `\mathrm{i}` are the constants.
+    fn constant_in_roman(&mut self) -> bool {
+        let Some((letter @ ('e' | 'i'), rest)) = argument_of_one_letter(self.rest) else {
+            return false;
+        };
+        self.rest = rest;
+        self.push(Kind::Letter(letter.to_string()));
+        true
     }
 
     fn command_of_one_character(&mut self, after: &str) {
@@ -346,6 +444,11 @@ impl Lexer<'_> {
                 "frac" | "dfrac" | "tfrac" | "cfrac" => self.push(Kind::Command("frac")),
                 "sqrt" => self.push(Kind::Command("sqrt")),
                 "binom" | "dbinom" | "tbinom" => self.push(Kind::Command("binom")),
+                // `\cotx`, which TeX would not know.
+                _ if let Some((function, letter)) = function_and_letter(name) => {
+                    self.push(Kind::Function(function));
+                    self.push(Kind::Letter(letter.to_owned()));
+                }
                 _ => self.push(Kind::Letter(format!("\\{name}"))),
             }
         }
@@ -391,6 +494,10 @@ impl Lexer<'_> {
         if !(1..=3).contains(&first_len) || (digits.starts_with('0')) {
             return digits;
         }
+        if let Some((grouped, after)) = self.groups_with_blanks(&digits, rest) {
+            self.rest = after;
+            return grouped;
+        }
         let may_be_comma = self.commas == Commas::GroupDigits && self.bracket_depth == 0;
         while let Some(len) = separator_len(rest, may_be_comma) {
             if digit_count(&rest[len..]) != 3 {
@@ -406,6 +513,22 @@ impl Lexer<'_> {
         }
         self.rest = rest;
         digits
+    }
+
+    /// `10 000`: blanks separate thousands where the whole text is such a number.
+    fn groups_with_blanks<'b>(&self, first: &str, rest: &'b str) -> Option<(String, &'b str)> {
+        if !self.tokens.iter().all(|t| matches!(t.kind, Kind::Punct('-' | '+' | '$' | '€' | '£')))
+        {
+            return None;
+        }
+        let mut digits = first.to_owned();
+        let mut after = rest;
+        while let Some(group) = after.strip_prefix(' ').filter(|t| digit_count(t) == 3) {
+            digits.push_str(&group[..3]);
+            after = &group[3..];
+        }
+        let is_all = after.trim_end_matches(['.', '$', ' ']).is_empty();
+        (after.len() < rest.len() && is_all).then_some((digits, after))
     }
 
     /// `\overline{36}` or `\bar{3}` straight after the digits.
@@ -440,14 +563,42 @@ impl Lexer<'_> {
     }
 }
 
+/// `cotx` as `cot` and `x`.
+fn function_and_letter(name: &str) -> Option<(&'static str, &str)> {
+    let (function, letter) = name.split_at_checked(name.len().checked_sub(1)?)?;
+    FUNCTIONS.iter().find(|f| **f == function).map(|f| (*f, letter))
+}
+
+/// The letter in `{i}`, `{\imath}`, ` i`, and what follows it.
+fn argument_of_one_letter(text: &str) -> Option<(char, &str)> {
+    let text = text.trim_start();
+    let (inner, is_braced) = match text.strip_prefix('{') {
+        Some(inner) => (inner.trim_start(), true),
+        None => (text, false),
+    };
+    let (letter, rest) = if let Some(rest) = inner.strip_prefix("\\imath") {
+        ('i', rest)
+    } else if let Some(rest) = inner.strip_prefix("\\jmath") {
+        ('j', rest)
+    } else {
+        let letter = inner.chars().next().filter(char::is_ascii_alphabetic)?;
+        (letter, &inner[1..])
+    };
+    if is_braced {
+        return Some((letter, rest.trim_start().strip_prefix('}')?));
+    }
+    (!rest.starts_with(|c: char| c.is_ascii_alphabetic())).then_some((letter, rest))
+}
+
 fn digit_count(text: &str) -> usize {
     text.bytes().take_while(u8::is_ascii_digit).count()
 }
 
 /// Length of a separator of thousands at the start of `text`.
 fn separator_len(text: &str, may_be_comma: bool) -> Option<usize> {
-    const MARKS: &[&str] =
-        &["{,}\\!", "{,}", ",\\! ", ",\\!", ", \\!", "\\,", "\\!", "\u{2009}", "\u{202f}"];
+    const MARKS: &[&str] = &[
+        ", \\! ", "{,}\\!", "{,}", ",\\! ", ",\\!", ", \\!", "\\,", "\\!", "\u{2009}", "\u{202f}",
+    ];
     if let Some(mark) = MARKS.iter().find(|mark| text.starts_with(**mark)) {
         return Some(mark.len());
     }

@@ -1,42 +1,69 @@
 //! Is an answer the right one? Text first, then lists and relations part by part, numbers exactly.
 //!
 //! # Map
-//! - `lex`: text → tokens; every spelling of a thing becomes one token.
-//! - `parse`: tokens → tree; `units`: the words after a number.
-//! - `value`: tree → exact value; `approx`: tree → 256 binary places, for what has no exact one.
+//! - `lex`: text → tokens; every spelling of a thing becomes one token. `units`: the words after a number.
+//! - `parse`: tokens → tree (`expr`).
+//! - `value`: tree → exact value. `approx`: tree → complex number of some ninety digits, at given places, with
+//!   the functions of `fixed`.
+//! - `sets`: intervals, unions and conditions → sorted pieces of the real line. `choice`: `(B) 12` is `B`.
 //! - `equal`: are two trees the same answer?
 //!
 //! # What counts as equal
 //! - The same text but for blanks, LaTeX's spelling and, in words, letter case.
 //! - The same exact value: `1/2`, `0.5`, `\frac12`, `50\%`; `\sqrt8`, `2\sqrt2`; `(x+1)^2`, `x^2+2x+1`.
+//! - What is no quotient of sums of powers and roots, `\sin 30^\circ` and `\frac12` or `\sin 2x` and
+//!   `2\sin x\cos x`: the same to fifty digits, with letters at ten places, real ones unless `i` occurs; the places
+//!   follow from the two texts. Letters stand for real numbers for which both sides have a value.
 //! - A percentage with and without its sign (`50\%`, `50`): the question may have asked for either.
 //! - A number with and without words after it (`5`, `5 apples`); two known units must be the same.
 //! - Lists of the same items: in any order if bare or in braces, in order and with the same brackets
 //!   as tuples and intervals; a bare list and a tuple, in order.
-//! - `x = 5` and `5`.
-//! - A decimal of at least six places that is the other answer rounded to these places.
+//! - The same set of real numbers: `(0,2) ∪ [1,3]` and `(0,3]`. A condition is the set of its solutions where
+//!   the gold answer is the condition, not the other way round.
+//! - `x = 5` and `5`; `y = 2x + 3` and `2x + 3`; an equation or inequality and a multiple of it, unless one of
+//!   them is solved: `2x = 10` doesn't answer `x = 5`.
+//! - A decimal of at least six places that is the other answer rounded to these places, or to a double.
 //!
 //! A list never equals one of its items. What is no expression is compared as text.
+//!
+//! # Where this differs from Math-Verify
+//! The semantics are those of Hugging Face's Math-Verify with its defaults, but for these, all on purpose:
+//! - Rounding: `0.3333334` is not `1/3` (there: both are rounded to six places).
+//! - `1\%` is not `1`; `12.5\%` is `12.5` (there: only whole numbers have both readings, 1 among them).
+//! - Units: `5 cm` is not `5 m`, `4210_5` is not `4210_7` (there: units and bases are dropped).
+//! - `2x = 5` doesn't answer `5`, `5, 5` is not `5`, and `{1, 2}` is neither `(1, 2)` nor an interval.
+//! - `\sin 30^\circ` is `\frac12`, `2\ln x` is `\ln x^2`, `\sqrt{xy}` is `\sqrt x\sqrt y` (there: not), and
+//!   a gold answer "x < 1 or x > 3" is the union of its intervals.
+//! - Every verdict is bounded by counts, not by a clock; see `parse` and `value` for the limits.
 
 mod approx;
+#[cfg(test)]
+mod cases;
+mod choice;
 mod equal;
+mod expr;
+mod fixed;
 mod lex;
 mod parse;
+mod sets;
 #[cfg(test)]
 mod tests;
 mod units;
 mod value;
 
+use std::borrow::Cow;
+
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backends;
-use crate::extract::{self, Extraction, extract_boxed};
+use crate::extract::{self, Extraction, gold_boxes};
 use crate::spec::{Problem, Resolve};
 use crate::verifier::{Kind, Sample, Verdict, Verifier, excerpt};
 
 use equal::Comparison;
+use expr::{Brackets, Expr};
 use lex::Commas;
-use parse::{Brackets, Expr, ParseError};
+use parse::ParseError;
 use value::{Budget, EvalError};
 
 /// Digits after the point from which a decimal may be a rounded number, unless set otherwise.
@@ -69,32 +96,44 @@ pub fn math_equal(gold: &str, pred: &str) -> bool {
 /// Compares two bare answers. `rounding_places`: a decimal with at least as many digits after the
 /// point may be the other answer rounded; 0 for never.
 pub fn compare(gold: &str, pred: &str, rounding_places: u32) -> Outcome {
-    let (gold, pred) = (tidy(gold), tidy(pred));
+    let (gold, pred) = (halfwidth(gold), halfwidth(pred));
+    let (gold, pred) = (tidy(&gold), tidy(&pred));
     if pred.is_empty() || gold.is_empty() {
         return Outcome::Different;
     }
-    if is_same_text(gold, pred) {
+    if is_same_text(gold, pred) || choice::is_same(gold, pred) {
         return Outcome::Equal;
     }
+    // Where expressions are compared by values: no two pairs at the same places, and a pair at the
+    // same ones in either order.
+    let seed = hash(gold) ^ hash(pred);
+    let compare_with = |gold: &Expr, pred, commas| {
+        compare_with(
+            gold,
+            pred,
+            commas,
+            Comparison { rounding_places, seed, budget: Budget::new() },
+        )
+    };
     let gold_tree = match parse::parse(gold, Commas::GroupDigits) {
         Ok(tree) => tree,
         Err(ParseError::TooLarge(what)) => return Outcome::GoldTooLarge(what),
         Err(ParseError::Syntax) => return Outcome::Different,
     };
-    let outcome = compare_with(&gold_tree, pred, Commas::GroupDigits, rounding_places);
+    let outcome = compare_with(&gold_tree, pred, Commas::GroupDigits);
     let outcome = match outcome {
         // "100,200" may be two numbers if two are wanted.
         Outcome::Different
             if matches!(gold_tree, Expr::List(Brackets::Bare, _)) && pred.contains(',') =>
         {
-            compare_with(&gold_tree, pred, Commas::Separate, rounding_places)
+            compare_with(&gold_tree, pred, Commas::Separate)
         }
         outcome => outcome,
     };
     match outcome {
         Outcome::TooLarge(_) => {
             // Whose fault is it? A gold answer that can't be compared with itself is the data's.
-            let mut alone = Comparison { rounding_places, budget: Budget::new() };
+            let mut alone = Comparison { rounding_places, seed, budget: Budget::new() };
             match alone.answers(&gold_tree, &gold_tree) {
                 Err(EvalError::TooLarge(what)) => Outcome::GoldTooLarge(what),
                 _ => outcome,
@@ -104,13 +143,12 @@ pub fn compare(gold: &str, pred: &str, rounding_places: u32) -> Outcome {
     }
 }
 
-fn compare_with(gold: &Expr, pred: &str, commas: Commas, rounding_places: u32) -> Outcome {
+fn compare_with(gold: &Expr, pred: &str, commas: Commas, mut comparison: Comparison) -> Outcome {
     let pred = match parse::parse(pred, commas) {
         Ok(tree) => tree,
         Err(ParseError::TooLarge(what)) => return Outcome::TooLarge(what),
         Err(ParseError::Syntax) => return Outcome::Different,
     };
-    let mut comparison = Comparison { rounding_places, budget: Budget::new() };
     match comparison.answers(gold, &pred) {
         Ok(true) => Outcome::Equal,
         Ok(false) | Err(EvalError::Undefined | EvalError::NotANumber) => Outcome::Different,
@@ -137,6 +175,26 @@ fn tidy(text: &str) -> &str {
     text
 }
 
+/// The text with full-width letters, digits and marks in their usual width.
+fn halfwidth(text: &str) -> Cow<'_, str> {
+    let is_wide = |c: char| ('！'..='～').contains(&c);
+    if !text.contains(is_wide) {
+        return Cow::Borrowed(text);
+    }
+    let narrow = |c: char| match u32::from(c).checked_sub(0xfee0).and_then(char::from_u32) {
+        Some(narrow) if is_wide(c) => narrow,
+        _ => c,
+    };
+    Cow::Owned(text.chars().map(narrow).collect())
+}
+
+/// FNV-1a.
+fn hash(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 fn is_same_text(a: &str, b: &str) -> bool {
     if a.len() > parse::LEN_BYTES_MAX || b.len() > parse::LEN_BYTES_MAX {
         return a.split_whitespace().eq(b.split_whitespace());
@@ -145,9 +203,9 @@ fn is_same_text(a: &str, b: &str) -> bool {
     key(a) == key(b)
 }
 
-/// The bare answer in a data set's `answer`: what its last box holds, or what follows GSM8K's mark.
+/// The bare answer in a data set's `answer`: what its last box, or the last boxes of a list, hold, or what follows GSM8K's mark.
 pub fn gold_answer(answer: &str) -> &str {
-    if let Some(boxed) = extract_boxed(answer) {
+    if let Some(boxed) = gold_boxes(answer) {
         return boxed.trim();
     }
     match answer.rfind("####") {

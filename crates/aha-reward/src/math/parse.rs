@@ -9,6 +9,7 @@
 //! primary  = number | letter | fraction | root | call | brackets | matrix
 //! ```
 
+use super::expr::{Brackets, Expr, both_signs};
 use super::lex::{self, Commas, Kind, Literal, Token};
 use super::units;
 
@@ -18,53 +19,6 @@ pub(super) const LEN_BYTES_MAX: usize = 8192;
 const DEPTH_MAX: u32 = 64;
 /// Most items of a list, rows and columns of a matrix.
 pub(super) const ITEMS_MAX: usize = 256;
-
-/// An answer as a tree.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Expr {
-    Number(Literal),
-    /// `1011_2`
-    Based {
-        digits: String,
-        base: u32,
-    },
-    Symbol(String),
-    Neg(Box<Expr>),
-    Sum(Vec<Expr>),
-    Product(Vec<Expr>),
-    Quotient(Box<Expr>, Box<Expr>),
-    Power(Box<Expr>, Box<Expr>),
-    /// A root of that index.
-    Root(Box<Expr>, Box<Expr>),
-    Percent(Box<Expr>),
-    Factorial(Box<Expr>),
-    Binomial(Box<Expr>, Box<Expr>),
-    Abs(Box<Expr>),
-    Call {
-        name: &'static str,
-        base: Option<Box<Expr>>,
-        argument: Box<Expr>,
-    },
-    /// `±` or `∓` before a term; the whole answer becomes two answers.
-    PlusMinus(char, Box<Expr>),
-    List(Brackets, Vec<Expr>),
-    Matrix(Vec<Vec<Expr>>),
-    Sets(char, Vec<Expr>),
-    Relation(char, Box<Expr>, Box<Expr>),
-    /// A value and what it is measured in, where that is a known unit.
-    Quantity(Box<Expr>, Option<&'static str>),
-}
-
-/// What stands around the items of a list.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Brackets {
-    /// Nothing: the order doesn't matter.
-    Bare,
-    /// Braces: the order doesn't matter.
-    Set,
-    /// A tuple or an interval.
-    Pair(char, char),
-}
 
 /// Why there is no tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -184,13 +138,29 @@ impl<'a> Parser<'a> {
             _ => None,
         };
         self.at += usize::from(currency.is_some());
-        let value = self.sum()?;
+        let value = self.ratio()?;
         let (value, unit) = self.unit(value)?;
         match currency.or(unit) {
             Some("") => Ok(Expr::Quantity(Box::new(value), None)),
             Some(name) => Ok(Expr::Quantity(Box::new(value), Some(name))),
             None => Ok(value),
         }
+    }
+
+    /// `3:2` is 3/2; of three parts and more, a list.
+    fn ratio(&mut self) -> Parse<Expr> {
+        let mut parts = vec![self.sum()?];
+        while self.eat(':') {
+            parts.push(self.sum()?);
+            if parts.len() > ITEMS_MAX {
+                return Err(ParseError::TooLarge("more than 256 items"));
+            }
+        }
+        if parts.len() == 2 {
+            let (second, first) = (parts.remove(1), parts.remove(0));
+            return Ok(Expr::Quotient(Box::new(first), Box::new(second)));
+        }
+        Ok(single_or(parts, |parts| Expr::List(Brackets::Ratio, parts)))
     }
 
     /// The words after a value. `Some("")` stands for words that are no known unit.
@@ -209,7 +179,7 @@ impl<'a> Parser<'a> {
                 units::Meaning::Changes => return Err(ParseError::Syntax),
                 units::Meaning::Percent => value = Expr::Percent(Box::new(value)),
                 units::Meaning::Scale(factor) => {
-                    value = Expr::Product(vec![value, whole(factor)]);
+                    value = Expr::Product(vec![value, Expr::whole(factor)]);
                 }
                 units::Meaning::Unit(name) => unit = unit.filter(|u| !u.is_empty()).or(Some(name)),
                 units::Meaning::Other => unit = unit.or(Some("")),
@@ -254,6 +224,10 @@ impl<'a> Parser<'a> {
                     self.at += 1;
                     terms.push(self.term()?);
                 }
+                Some('-') if terms.len() == 1 && self.peek_nth(1) == Some(&Kind::Punct('⦃')) => {
+                    let first = single_or(terms, Expr::Sum);
+                    return self.sets('-', first);
+                }
                 Some('-') => {
                     self.at += 1;
                     terms.push(Expr::Neg(Box::new(self.term()?)));
@@ -262,7 +236,7 @@ impl<'a> Parser<'a> {
                     self.at += 1;
                     terms.push(Expr::PlusMinus(sign, Box::new(self.term()?)));
                 }
-                Some(operator @ ('∪' | '∩')) => {
+                Some(operator @ ('∪' | '∩' | '∖')) => {
                     let first = single_or(terms, Expr::Sum);
                     return self.sets(operator, first);
                 }
@@ -301,7 +275,7 @@ impl<'a> Parser<'a> {
                         if product.len() == 1 && !matches!(product[0], Expr::Quotient(..)) {
                             product.remove(0)
                         } else {
-                            whole("1")
+                            Expr::whole("1")
                         };
                     product.push(Expr::Quotient(Box::new(dividend), divisor));
                 }
@@ -317,7 +291,7 @@ impl<'a> Parser<'a> {
             return false;
         };
         match &token.kind {
-            Kind::Letter(_) => !token.is_text,
+            Kind::Letter(name) => !token.is_text && name != "\\over" && name != "\\choose",
             // `12xy` and `12 xy` are products, `12cm` and `12 men` are not.
             Kind::Word(word) => {
                 let letters_max = if token.is_spaced { 2 } else { 3 };
@@ -325,8 +299,8 @@ impl<'a> Parser<'a> {
                     && word.len() <= letters_max
                     && units::meaning(word) == units::Meaning::Other
             }
-            Kind::Function(_) | Kind::Command(_) => true,
-            Kind::Punct('(' | '[' | '{' | '⦃') => true,
+            Kind::Function(_) | Kind::Command(_) | Kind::Begin(_) => true,
+            Kind::Punct('(' | '[' | '{' | '⦃' | '⌊' | '⌈') => true,
             _ => false,
         }
     }
@@ -349,8 +323,8 @@ impl<'a> Parser<'a> {
         }
         self.at += len;
         let quotient =
-            Expr::Quotient(Box::new(self::whole(&numerator)), Box::new(self::whole(&denominator)));
-        Some(Expr::Sum(vec![self::whole(whole), quotient]))
+            Expr::Quotient(Box::new(Expr::whole(&numerator)), Box::new(Expr::whole(&denominator)));
+        Some(Expr::Sum(vec![Expr::whole(whole), quotient]))
     }
 
     /// The arguments of a `\frac` that begin `ahead` tokens on, and where they end, likewise.
@@ -401,7 +375,12 @@ impl<'a> Parser<'a> {
             match self.peek_punct() {
                 Some('%') => base = Expr::Percent(Box::new(base)),
                 Some('!') => base = Expr::Factorial(Box::new(base)),
-                Some('°') => base = Expr::Quantity(Box::new(base), Some("degree")),
+                Some('°') => {
+                    self.at += 1;
+                    base = self.degrees(base);
+                    self.at -= 1;
+                }
+                Some('¢') => base = Expr::Quantity(Box::new(base), Some("cent")),
                 _ => break,
             }
             self.at += 1;
@@ -418,10 +397,21 @@ impl<'a> Parser<'a> {
             && self.peek_nth(2) == Some(&Kind::Punct('}'));
         if is_braced_degree || self.peek_punct() == Some('°') {
             self.at += if is_braced_degree { 3 } else { 1 };
-            return Ok(Expr::Quantity(Box::new(base), Some("degree")));
+            return Ok(self.degrees(base));
         }
         let exponent = self.deeper(|p| p.exponent())?;
         Ok(Expr::Power(Box::new(base), Box::new(exponent)))
+    }
+
+    /// The number with `°`, `°C` or `°F` behind it; the parser stands after the sign.
+    fn degrees(&mut self, value: Expr) -> Expr {
+        let unit = match self.peek() {
+            Some(Kind::Letter(letter)) if letter == "C" => "celsius",
+            Some(Kind::Letter(letter)) if letter == "F" => "fahrenheit",
+            _ => "degree",
+        };
+        self.at += usize::from(unit != "degree");
+        Expr::Quantity(Box::new(value), Some(unit))
     }
 
     /// In LaTeX `2^10` is 2¹·0, but nobody who writes it means that.
@@ -447,10 +437,12 @@ impl<'a> Parser<'a> {
             }),
             Kind::Command(_) => self.deeper(|p| p.root()),
             Kind::Begin(name) => self.deeper(|p| p.matrix(name)),
-            Kind::Punct('{') => self.deeper(|p| {
-                let value = p.relation()?;
-                p.expect('}')?;
-                Ok(value)
+            Kind::Punct('{') => self.deeper(|p| p.group()),
+            Kind::Punct(open @ ('⌊' | '⌈')) => self.deeper(|p| {
+                let argument = Box::new(p.sum()?);
+                p.expect(if *open == '⌊' { '⌋' } else { '⌉' })?;
+                let name = if *open == '⌊' { "floor" } else { "ceil" };
+                Ok(Expr::Call { name, base: None, argument })
             }),
             Kind::Punct('|') => self.deeper(|p| {
                 let value = p.sum()?;
@@ -458,13 +450,39 @@ impl<'a> Parser<'a> {
                 Ok(Expr::Abs(Box::new(value)))
             }),
             Kind::Punct('⦃') => self.deeper(|p| {
+                if p.eat('⦄') {
+                    return Ok(Expr::Symbol("∅".to_owned()));
+                }
                 let items = p.items()?;
                 p.expect('⦄')?;
+                let items = items.into_iter().flat_map(both_signs).collect();
                 Ok(Expr::List(Brackets::Set, items))
             }),
             Kind::Punct(open @ ('(' | '[')) => self.deeper(|p| p.brackets(*open)),
             Kind::Punct(_) | Kind::End(_) => Err(ParseError::Syntax),
         }
+    }
+
+    /// What stands in bare braces, which show nothing; several items are meant as a set.
+    fn group(&mut self) -> Parse<Expr> {
+        let mut items = self.items()?;
+        if items.len() > 1 {
+            self.expect('}')?;
+            return Ok(Expr::List(Brackets::Set, items));
+        }
+        let value = items.remove(0);
+        let infix = match self.peek() {
+            Some(Kind::Letter(name)) if name == "\\over" => Expr::Quotient,
+            Some(Kind::Letter(name)) if name == "\\choose" => Expr::Binomial,
+            _ => {
+                self.expect('}')?;
+                return Ok(value);
+            }
+        };
+        self.at += 1;
+        let second = self.sum()?;
+        self.expect('}')?;
+        Ok(infix(Box::new(value), Box::new(second)))
     }
 
     fn number(&mut self, literal: &Literal) -> Parse<Expr> {
@@ -542,6 +560,15 @@ impl<'a> Parser<'a> {
             argument.push(self.power()?);
         }
         let argument = Box::new(single_or(argument, Expr::Product));
+        let is_inverse = matches!(&power, Some(Expr::Neg(n)) if **n == Expr::whole("1"));
+        if let ("sin" | "cos" | "tan", true) = (name, is_inverse) {
+            let name = match name {
+                "sin" => "arcsin",
+                "cos" => "arccos",
+                _ => "arctan",
+            };
+            return Ok(Expr::Call { name, base, argument });
+        }
         let call = Expr::Call { name, base, argument };
         Ok(match power {
             Some(power) => Expr::Power(Box::new(call), Box::new(power)),
@@ -562,7 +589,7 @@ impl<'a> Parser<'a> {
                 return Err(ParseError::Syntax);
             }
             self.at += 1;
-            return Ok((whole(first), whole(second)));
+            return Ok((Expr::whole(first), Expr::whole(second)));
         }
         Ok((self.argument()?, self.argument()?))
     }
@@ -589,7 +616,7 @@ impl<'a> Parser<'a> {
             self.expect(']')?;
             index
         } else {
-            whole("2")
+            Expr::whole("2")
         };
         let radicand = match self.peek() {
             Some(Kind::Punct('(')) => self.primary()?,
@@ -653,93 +680,6 @@ impl<'a> Parser<'a> {
 /// The only element, or all of them as one expression.
 fn single_or(mut exprs: Vec<Expr>, many: impl FnOnce(Vec<Expr>) -> Expr) -> Expr {
     if exprs.len() == 1 { exprs.remove(0) } else { many(exprs) }
-}
-
-/// Replaces an item that holds `±` by the two that it stands for.
-fn both_signs(item: Expr) -> Vec<Expr> {
-    if has_plus_minus(&item) {
-        vec![with_sign(&item, '±'), with_sign(&item, '∓')]
-    } else {
-        vec![item]
-    }
-}
-
-fn has_plus_minus(expr: &Expr) -> bool {
-    matches!(expr, Expr::PlusMinus(..)) || expr.children().into_iter().any(has_plus_minus)
-}
-
-/// The expression with that sign read as plus and the other as minus.
-fn with_sign(expr: &Expr, plus: char) -> Expr {
-    let mut copy = expr.clone();
-    replace_signs(&mut copy, plus);
-    copy
-}
-
-fn replace_signs(expr: &mut Expr, plus: char) {
-    if let Expr::PlusMinus(sign, term) = expr {
-        let term = std::mem::replace(&mut **term, Expr::Sum(Vec::new()));
-        *expr = if *sign == plus { term } else { Expr::Neg(Box::new(term)) };
-    }
-    for child in expr.children_mut() {
-        replace_signs(child, plus);
-    }
-}
-
-impl Expr {
-    fn children(&self) -> Vec<&Expr> {
-        match self {
-            Expr::Number(_) | Expr::Based { .. } | Expr::Symbol(_) => Vec::new(),
-            Expr::Neg(a)
-            | Expr::Percent(a)
-            | Expr::Factorial(a)
-            | Expr::Abs(a)
-            | Expr::PlusMinus(_, a)
-            | Expr::Quantity(a, _) => vec![&**a],
-            Expr::Quotient(a, b)
-            | Expr::Power(a, b)
-            | Expr::Root(a, b)
-            | Expr::Binomial(a, b)
-            | Expr::Relation(_, a, b) => vec![&**a, &**b],
-            Expr::Call { base, argument, .. } => {
-                base.as_deref().into_iter().chain([&**argument]).collect()
-            }
-            Expr::Sum(items)
-            | Expr::Product(items)
-            | Expr::List(_, items)
-            | Expr::Sets(_, items) => items.iter().collect(),
-            Expr::Matrix(rows) => rows.iter().flatten().collect(),
-        }
-    }
-
-    fn children_mut(&mut self) -> Vec<&mut Expr> {
-        match self {
-            Expr::Number(_) | Expr::Based { .. } | Expr::Symbol(_) => Vec::new(),
-            Expr::Neg(a)
-            | Expr::Percent(a)
-            | Expr::Factorial(a)
-            | Expr::Abs(a)
-            | Expr::PlusMinus(_, a)
-            | Expr::Quantity(a, _) => vec![&mut **a],
-            Expr::Quotient(a, b)
-            | Expr::Power(a, b)
-            | Expr::Root(a, b)
-            | Expr::Binomial(a, b)
-            | Expr::Relation(_, a, b) => vec![&mut **a, &mut **b],
-            Expr::Call { base, argument, .. } => {
-                base.as_deref_mut().into_iter().chain([&mut **argument]).collect()
-            }
-            Expr::Sum(items)
-            | Expr::Product(items)
-            | Expr::List(_, items)
-            | Expr::Sets(_, items) => items.iter_mut().collect(),
-            Expr::Matrix(rows) => rows.iter_mut().flatten().collect(),
-        }
-    }
-}
-
-/// The expression of a whole number.
-fn whole(digits: &str) -> Expr {
-    Expr::Number(Literal { integer: digits.to_owned(), ..Literal::default() })
 }
 
 /// The digits of a token that is a whole number.

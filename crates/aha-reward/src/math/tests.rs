@@ -3,7 +3,7 @@
 use super::*;
 
 /// Checks `gold | pred` pairs, a line each.
-fn check(table: &str, want: bool) -> usize {
+pub(super) fn check(table: &str, want: bool) -> usize {
     let mut wrong = Vec::new();
     let mut case_count = 0;
     for line in table.lines().map(str::trim).filter(|line| !line.is_empty()) {
@@ -626,7 +626,16 @@ fn a_completion_is_scored_by_its_final_answer() {
         (r"It is \boxed{\frac{10}{2}}", Some("5"), Some(1.0), "equal"),
         (r"\boxed{5}", Some(r"so $\boxed{5}$"), Some(1.0), "equal"),
         (r"\boxed{5}", Some("2+3=5\n#### 5"), Some(1.0), "equal"),
-        (r"\boxed{6} \boxed{5}", Some("6"), Some(0.0), "5 is not 6"),
+        ("\\boxed{6}\n\\boxed{5}", Some("6"), Some(0.0), "5 is not 6"),
+        (r"\boxed{6} \boxed{5}", Some("6"), Some(0.0), "2 boxed expressions in one sentence"),
+        (r"\boxed{6} or \boxed{5}", Some("6"), Some(0.0), r"\boxed{6} or \boxed{5} is not 6"),
+        (r"$\boxed{6}$ and $\boxed{5}$.", Some("5, 6"), Some(1.0), "equal"),
+        (
+            r"\boxed{5}",
+            Some(r"either $\boxed{5}$ or $\boxed{6}$"),
+            Some(0.0),
+            r"5 is not \boxed{5}$ or $\boxed{6}",
+        ),
         (r"\boxed{5, 6}", Some("5"), Some(0.0), "5, 6 is not 5"),
         ("It is 5", Some("5"), Some(0.0), "no answer found"),
         (r"\boxed{9^9^9}", Some("5"), Some(0.0), "too large: a number of more than 16384 bits"),

@@ -20,17 +20,20 @@ pub(super) enum Meaning {
 const UNITS: &[&[&str]] = &[
     &["millimeter", "mm", "millimetre"],
     &["centimeter", "cm", "centimetre"],
-    &["meter", "metre"],
+    &["meter", "metre", "m"],
     &["kilometer", "km", "kilometre"],
     &["inch", "inche"],
     &["foot", "feet", "ft"],
     &["yard", "yd"],
     &["mile", "mi"],
     &["milligram", "mg"],
-    &["gram"],
+    &["gram", "g"],
     &["kilogram", "kg"],
     &["ounce", "oz"],
     &["pound", "lb"],
+    &["celsius"],
+    &["fahrenheit"],
+    &["ton", "tonne"],
     &["second", "sec"],
     &["minute", "min"],
     &["hour", "hr"],
@@ -39,7 +42,7 @@ const UNITS: &[&[&str]] = &[
     &["month"],
     &["year", "yr"],
     &["milliliter", "ml", "millilitre"],
-    &["liter", "litre"],
+    &["liter", "litre", "l"],
     &["dollar", "usd", "buck"],
     &["cent"],
     &["euro", "eur"],
@@ -106,7 +109,8 @@ pub(super) fn meaning(word: &str) -> Meaning {
     if CHANGES.contains(&word.as_str()) {
         return Meaning::Changes;
     }
-    let singular = word.strip_suffix('s').unwrap_or(&word);
+    // "ms" are no metres.
+    let singular = word.strip_suffix('s').filter(|s| s.len() > 1).unwrap_or(&word);
     if let Some((_, factor)) = SCALES.iter().find(|(name, _)| *name == word || *name == singular) {
         return Meaning::Scale(factor);
     }

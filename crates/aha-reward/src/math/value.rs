@@ -6,6 +6,7 @@
 //! values built from them may be missed, unequal ones are never called equal. Every operation
 //! pays from a [`Budget`] before it computes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -13,8 +14,8 @@ use num_bigint::BigInt;
 use num_rational::{BigRational, Ratio};
 use num_traits::{One, Pow, Signed, ToPrimitive, Zero};
 
+use super::expr::Expr;
 use super::lex::Literal;
-use super::parse::Expr;
 
 /// Most bits of the numerator and denominator of a result: about 4,900 digits in all. A whole number
 /// that is written out may have more: it is only compared.
@@ -667,7 +668,18 @@ fn factorial(value: Value, budget: &mut Budget) -> Eval<Value> {
 }
 
 fn binomial(n: Value, k: Value, budget: &mut Budget) -> Eval<Value> {
-    let (Some(n_whole), Some(k_whole)) = (small_whole(&n)?, small_whole(&k)?) else {
+    let (n_whole, k_whole) = (small_whole(&n)?, small_whole(&k)?);
+    if let (None, Some(k_whole @ 0..=8)) = (n_whole, k_whole) {
+        // n(n-1)…(n-k+1)/k!
+        let mut product = Value::integer(1);
+        for step in 0..i64::from(k_whole) {
+            let factor = n.clone().plus(Value::integer(-step), budget)?;
+            let share = Value::rational(BigRational::new(1.into(), (step + 1).into()));
+            product = product.times(&factor, budget)?.times(&share, budget)?;
+        }
+        return Ok(product);
+    }
+    let (Some(n_whole), Some(k_whole)) = (n_whole, k_whole) else {
         return Value::opaque(format!("C({},{})", n.name()?, k.name()?), Ratio::one());
     };
     budget.charge(u64::from(n_whole) * 512)?;
@@ -679,12 +691,41 @@ fn binomial(n: Value, k: Value, budget: &mut Budget) -> Eval<Value> {
 }
 
 fn call(name: &str, base: Option<&Expr>, argument: &Expr, budget: &mut Budget) -> Eval<Value> {
-    let is_degree = matches!(argument, Expr::Quantity(_, Some("degree")));
-    let argument = eval(argument, budget)?.name()?;
+    let argument = eval(&in_radians(argument), budget)?;
+    if let ("floor" | "ceil", Some(value)) = (name, argument.as_rational()) {
+        budget.charge_bits(bits(&value))?;
+        return Ok(Value::rational(if name == "floor" { value.floor() } else { value.ceil() }));
+    }
     let base = match base {
         Some(base) => eval(base, budget)?.name()?,
         None => String::new(),
     };
-    let degree = if is_degree { "°" } else { "" };
-    Value::opaque(format!("{name}_{base}({argument}{degree})"), Ratio::one())
+    Value::opaque(format!("{name}_{base}({})", argument.name()?), Ratio::one())
+}
+
+/// The angle with its degrees as multiples of π/180.
+pub(super) fn in_radians(angle: &Expr) -> Cow<'_, Expr> {
+    if !has_degrees(angle) {
+        return Cow::Borrowed(angle);
+    }
+    let mut radians = angle.clone();
+    replace_degrees(&mut radians);
+    Cow::Owned(radians)
+}
+
+fn has_degrees(expr: &Expr) -> bool {
+    matches!(expr, Expr::Quantity(_, Some("degree")))
+        || expr.children().into_iter().any(has_degrees)
+}
+
+fn replace_degrees(expr: &mut Expr) {
+    if let Expr::Quantity(inner, Some("degree")) = expr {
+        let inner = std::mem::replace(&mut **inner, Expr::Sum(Vec::new()));
+        let half_turn = Box::new(Expr::whole("180"));
+        let share = Expr::Quotient(Box::new(Expr::Symbol("π".to_owned())), half_turn);
+        *expr = Expr::Product(vec![inner, share]);
+    }
+    for child in expr.children_mut() {
+        replace_degrees(child);
+    }
 }
