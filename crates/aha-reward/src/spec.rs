@@ -15,7 +15,7 @@ use crate::backend::Backends;
 use crate::composite::OnNull;
 use crate::extract::{self, LENIENT};
 use crate::verifier::{Kind, Verifier};
-use crate::{exact, format, length, math, pattern};
+use crate::{code, exact, format, length, math, pattern};
 
 /// The keys that a reward of any kind has.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -118,6 +118,7 @@ macro_rules! settings {
 settings! {
     Math(math),
     Format(format),
+    Code(code),
     Length(length),
     Regex(pattern),
     Exact(exact),

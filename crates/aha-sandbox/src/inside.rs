@@ -119,7 +119,7 @@ fn settle(job: &Job, place: &Place, go: &OwnedFd) -> Result<OwnedFd, Failed> {
     }
     let input = match &job.stdin {
         Stdin::Bytes(bytes) => input_file(bytes),
-        Stdin::Channel => fs::File::open("/dev/null").map(OwnedFd::from),
+        Stdin::Channel => sink(),
     };
     input.map_err(Failed::at("temporary folder"))
 }
@@ -141,6 +141,18 @@ fn write_file(file: &File) -> io::Result<()> {
     let mode = if file.is_program { 0o500 } else { 0o400 };
     let options = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&file.name);
     options?.write_all(&file.bytes)
+}
+
+/// Something to read nothing from and to write to.
+fn sink() -> io::Result<OwnedFd> {
+    let open = |path| fs::OpenOptions::new().read(true).write(true).open(path);
+    // Where there is no such device, a file without a name that takes what a file may hold.
+    open("/dev/null").map(OwnedFd::from).or_else(|_| {
+        fs::write("aha-sink", "")?;
+        let file = open("aha-sink")?;
+        fs::remove_file("aha-sink")?;
+        Ok(file.into())
+    })
 }
 
 /// A file without a name that holds the input, to be read from its start.

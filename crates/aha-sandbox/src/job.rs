@@ -56,7 +56,7 @@ pub struct File {
 pub enum Stdin {
     /// These bytes; what it writes is collected.
     Bytes(Vec<u8>),
-    /// Its descriptor 1 is a socket to whoever called [`crate::start`]; the other two are `/dev/null`.
+    /// Its descriptor 1 is a socket to whoever called [`crate::start`]; the other two lead nowhere.
     Channel,
 }
 

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use crate::sys;
@@ -47,7 +48,7 @@ pub enum Shown {
 pub fn find(folders: &[PathBuf]) -> io::Result<Vec<Shown>> {
     let mut shown = Vec::new();
     let system = SYSTEM.iter().map(PathBuf::from).filter(|path| path.symlink_metadata().is_ok());
-    let devices = DEVICES.iter().map(PathBuf::from);
+    let devices = DEVICES.iter().map(PathBuf::from).filter(|path| path.exists());
     // What is in a folder that is shown is shown.
     let is_new = |path: &&PathBuf| !SYSTEM.iter().any(|known| path.starts_with(known));
     let folders = folders.iter().filter(is_new).cloned();
@@ -57,8 +58,12 @@ pub fn find(folders: &[PathBuf]) -> io::Result<Vec<Shown>> {
             shown.push(Shown::Link(path.clone(), fs::read_link(&path)?));
             continue;
         }
-        let place = sys::open_place(&c_path(&path)?)?;
         let is_device = path.starts_with("/dev");
+        // A file that somebody has put in a device's place holds what others wrote to it.
+        if is_device && !metadata.file_type().is_char_device() {
+            continue;
+        }
+        let place = sys::open_place(&c_path(&path)?)?;
         shown.push(Shown::Place { path, is_folder: metadata.is_dir(), is_device, place });
     }
     Ok(shown)

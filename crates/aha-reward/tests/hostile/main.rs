@@ -1,0 +1,2 @@
+//! Hostile
+fn main() {}
