@@ -53,11 +53,12 @@ pub fn find(folders: &[PathBuf]) -> io::Result<Vec<Shown>> {
     let is_new = |path: &&PathBuf| !SYSTEM.iter().any(|known| path.starts_with(known));
     let folders = folders.iter().filter(is_new).cloned();
     for path in system.chain(folders).chain(devices) {
-        let metadata = path.symlink_metadata()?;
-        if metadata.is_symlink() {
+        let is_link = path.symlink_metadata()?.is_symlink();
+        if is_link && SYSTEM.iter().any(|known| path == Path::new(known)) {
             shown.push(Shown::Link(path.clone(), fs::read_link(&path)?));
             continue;
         }
+        let metadata = path.metadata()?;
         let is_device = path.starts_with("/dev");
         // A file that somebody has put in a device's place holds what others wrote to it.
         if is_device && !metadata.file_type().is_char_device() {

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use aha_sandbox::{Exit, Job, Limits, Running, Stdin};
 use serde::{Deserialize, Serialize};
 
-use super::programs::python_env;
 use super::cases::Tests;
+use super::programs::python_env;
 use super::toolchain::{self, Language};
 use super::{Score, Settings, Stopped, Tally};
 use crate::verifier::excerpt;
@@ -286,7 +286,8 @@ fn split<'a>(prompt: &'a str, entry_point: &str) -> Option<PromptCode<'a>> {
 fn defines(code: &str, name: &str) -> bool {
     code.lines().any(|line| {
         let line = line.strip_prefix("async ").unwrap_or(line);
-        let rest = line.strip_prefix("def ").or_else(|| line.strip_prefix("class ")).unwrap_or(line);
+        let rest =
+            line.strip_prefix("def ").or_else(|| line.strip_prefix("class ")).unwrap_or(line);
         let rest = rest.strip_prefix(name).map(str::trim_start);
         rest.is_some_and(|rest| rest.starts_with(['(', '=', ':']))
     })
@@ -303,7 +304,8 @@ mod tests {
         assert_eq!(code.before, "from a import b\n\ndef help():\n    pass\n\n");
         assert_eq!(code.head, "def f(x):\n    \"\"\"D\"\"\"\n");
         assert_eq!(split("def ff(x):\n", "f"), None);
-        let chat = split("<|user|>\n```python\ndef f(x):\n  '''D'''\n```\nGo.<|end|>", "f").unwrap();
+        let chat =
+            split("<|user|>\n```python\ndef f(x):\n  '''D'''\n```\nGo.<|end|>", "f").unwrap();
         assert_eq!((chat.before, chat.head), ("", "def f(x):\n  '''D'''\n"));
     }
 

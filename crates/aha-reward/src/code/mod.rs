@@ -30,7 +30,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use aha_sandbox::{Isolation, Layer, Limits, State};
+pub use aha_sandbox::{Isolation, Layer, State, enter_if_asked};
+
+use aha_sandbox::Limits;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backends;
@@ -39,7 +41,7 @@ use crate::verifier::{Kind, Sample, Verdict, Verifier};
 use block::Place;
 use cases::Tests;
 use functions::Judge;
-use toolchain::Language;
+pub use toolchain::Language;
 
 /// How many programs may run at a time, at most.
 const PARALLEL_MAX: u32 = 256;
@@ -164,11 +166,22 @@ impl Settings {
     }
 }
 
+/// The layers of the sandbox, tried out once per process. Programs that don't call [`enter_if_asked`] first
+/// in `main` have none.
+pub fn sandbox_layers() -> &'static [Layer] {
+    aha_sandbox::probe()
+}
+
+/// The languages that programs can be in on this machine, each with its interpreter or compiler.
+pub fn languages() -> Vec<(Language, &'static str)> {
+    toolchain::installed()
+}
+
 /// The first layer that is needed and doesn't work.
 fn missing_layer(isolation: Isolation) -> Option<&'static Layer> {
     // Without a keeper nothing can be started at all.
     let is_needed = |layer: &&Layer| isolation == Isolation::Strong || layer.name == "keeper";
-    let layers = aha_sandbox::probe().iter();
+    let layers = sandbox_layers().iter();
     layers.filter(is_needed).find(|layer| layer.state != State::Works)
 }
 

@@ -3,8 +3,8 @@
 use aha_sandbox::{Exit, File, Job, Limits, Outcome, Stdin};
 
 use super::block::Block;
-use super::compare::is_same;
 use super::cases::Case;
+use super::compare::is_same;
 use super::toolchain::{self, Language};
 use super::{Score, Settings, Stopped, Tally};
 use crate::verifier::excerpt;
@@ -70,9 +70,8 @@ fn failure(outcome: &Outcome, expected: &str, tolerance: f64) -> Option<String> 
 
 /// The job that runs a program, compiled if it must be.
 fn start(settings: &Settings, block: &Block<'_>) -> Result<Job, Stopped> {
-    let tool = toolchain::find(block.language).map_err(|missing| {
-        Stopped::Other(format!("the program is in {missing}"))
-    })?;
+    let tool = toolchain::find(block.language)
+        .map_err(|missing| Stopped::Other(format!("the program is in {missing}")))?;
     let source = File {
         name: block.language.file_name().to_owned(),
         bytes: block.code.as_bytes().to_vec(),
@@ -114,9 +113,16 @@ fn compile(settings: &Settings, language: Language, source: File) -> Result<Vec<
         Language::Cpp | Language::Python => "-O2 -std=c++20 -w -o main main.cpp",
     };
     // The program comes out as what is printed; nothing else of the folder is kept.
-    let script = format!("\"$0\" {flags} 1>&2 && exec cat main");
+    let script = format!("\"$0\" {flags} \"$@\" 1>&2 && exec cat main");
     let mut job = Job::new(["/bin/sh", "-c", script.as_str(), tool.program.as_str()]);
     job.folders.clone_from(&tool.folders);
+    if let (Language::Rust, Some(root)) = (language, tool.folders.first()) {
+        // Without `/proc` it finds neither its libraries nor its own place.
+        job.env = vec![("LD_LIBRARY_PATH".to_owned(), format!("{}/lib", root.display()))];
+        job.argv.push(format!("--sysroot={}", root.display()));
+        // Nor does the linker that comes with it.
+        job.argv.extend(["-C", "link-arg=-fuse-ld=bfd"].map(str::to_owned));
+    }
     job.files = vec![source];
     job.limits = COMPILER;
     job.isolation = settings.sandbox;
@@ -125,6 +131,7 @@ fn compile(settings: &Settings, language: Language, source: File) -> Result<Vec<
         return Ok(outcome.stdout);
     }
     let said = String::from_utf8_lossy(&outcome.stderr);
-    let said = said.lines().find(|line| line.contains("error")).unwrap_or("");
+    let is_error = |line: &&str| line.contains("error") || line.contains("Error");
+    let said = said.lines().find(is_error).unwrap_or("");
     Err(Stopped::Program(format!("does not compile ({}): {}", outcome.exit, excerpt(said))))
 }

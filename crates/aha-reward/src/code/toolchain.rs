@@ -101,7 +101,8 @@ fn python() -> Option<Tool> {
             "/usr/local" => ["/usr/local/bin", "/usr/local/lib"].map(PathBuf::from).to_vec(),
             prefix => vec![PathBuf::from(prefix)],
         };
-        (is_new == "True").then(|| Tool { program: program.to_string_lossy().into_owned(), folders })
+        (is_new == "True")
+            .then(|| Tool { program: program.to_string_lossy().into_owned(), folders })
     })
 }
 
