@@ -8,6 +8,7 @@
 //! - [`extract`]: where in a completion the final answer is; an ordered list of strategies.
 //! - [`math`]: are two answers the same number, expression or list? Lexer, parser, exact values.
 //! - [`mod@code`]: does a program pass its tests? Runs it in `aha-sandbox`.
+//! - [`countdown`]: does an expression reach its target with the given numbers?
 //! - [`mod@format`], [`length`], [`pattern`], [`exact`]: the other verifiers, a file each.
 //! - [`text`]: reflection words and the share of a language, for queries and reports.
 //! - [`grade`]: JSON lines in, verdicts out.
@@ -46,6 +47,8 @@ pub mod extract;
 pub mod math;
 
 pub mod code;
+
+pub mod countdown;
 
 pub mod format;
 

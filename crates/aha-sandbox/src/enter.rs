@@ -187,14 +187,13 @@ fn host_id() -> Option<u32> {
 
 /// Memory that a process and its descendants occupy.
 fn resident_bytes(pid: libc::pid_t) -> u64 {
-    let page_bytes = 4096;
     let mut all = descendants(pid);
     all.push(pid);
     let pages = all.iter().filter_map(|pid| {
         let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
         text.split(' ').nth(1)?.parse::<u64>().ok()
     });
-    pages.sum::<u64>() * page_bytes
+    pages.sum::<u64>() * sys::page_bytes()
 }
 
 /// Children, their children and so on.

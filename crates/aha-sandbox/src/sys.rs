@@ -292,6 +292,12 @@ pub fn new_session() {
     unsafe { libc::setsid() };
 }
 
+/// The size of a page of memory.
+pub fn page_bytes() -> u64 {
+    // SAFETY: takes a number.
+    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
+}
+
 /// Names the host.
 pub fn set_host_name(name: &str) -> io::Result<()> {
     // SAFETY: the length is the name's.

@@ -24,12 +24,17 @@ const CANDIDATE: &str = include_str!("python/candidate.py");
 /// Longest message between the two.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
+/// Programs that a tests' process serves before another takes its place, and its processor time for all.
+const JUDGE_JOBS_MAX: u32 = 1000;
+const JUDGE_CPU_MS: u64 = 3_600_000;
+
 /// How much longer the tests may take than the program.
 const JUDGE_EXTRA: Duration = Duration::from_secs(5);
 
 /// The tests' process.
 pub struct Judge {
     running: Running,
+    jobs_left: u32,
 }
 
 /// What the tests' process is asked.
@@ -150,7 +155,7 @@ fn asking(
     let answer = working.ask(asked, candidate, deadline);
     match answer {
         Ok(answer) => {
-            *judge = Some(working);
+            *judge = Some(working).filter(|judge| judge.jobs_left > 0);
             Ok(answer)
         }
         Err(error) if is_timeout(&error) => {
@@ -167,8 +172,14 @@ fn is_timeout(error: &io::Error) -> bool {
 impl Judge {
     fn start(settings: &Settings) -> Result<Self, Stopped> {
         // It waits for work for as long as there may be some.
-        let limits = Limits { wall_ms: None, memory_bytes: 1 << 30, ..settings.limits() };
-        Ok(Self { running: aha_sandbox::start(&python(settings, JUDGE, limits)?)? })
+        let limits = Limits {
+            cpu_ms: JUDGE_CPU_MS,
+            wall_ms: None,
+            memory_bytes: 1 << 30,
+            ..settings.limits()
+        };
+        let running = aha_sandbox::start(&python(settings, JUDGE, limits)?)?;
+        Ok(Self { running, jobs_left: JUDGE_JOBS_MAX })
     }
 
     fn ask(
@@ -177,6 +188,7 @@ impl Judge {
         candidate: &mut Running,
         deadline: Instant,
     ) -> io::Result<Answer> {
+        self.jobs_left -= 1;
         let channel = self.running.channel().ok_or(io::ErrorKind::NotConnected)?;
         send(channel, &serde_json::to_vec(asked)?)?;
         loop {

@@ -254,9 +254,10 @@ impl Code {
             Score::All => f32::from(tally.passed == tally.count),
             Score::Share => tally.passed as f32 / tally.count as f32,
         };
-        let reason = match tally.passed == tally.count {
-            true => format!("passes {} tests", tally.count),
-            false => tally.reason,
+        let reason = match (tally.passed == tally.count, tally.count) {
+            (true, 1) => "passes the test".to_owned(),
+            (true, count) => format!("passes all {count} tests"),
+            (false, _) => tally.reason,
         };
         Verdict::scored(score, reason)
     }

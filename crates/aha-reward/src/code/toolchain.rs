@@ -21,6 +21,7 @@ pub enum Language {
 }
 
 impl Language {
+    /// Every language, in the order of this type.
     pub const ALL: [Self; 4] = [Self::Python, Self::C, Self::Cpp, Self::Rust];
 
     /// The language that a block of code says it is in.

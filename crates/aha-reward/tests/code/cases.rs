@@ -28,7 +28,7 @@ pub const CASES: &[Case] = &[
         completion: "```python\ndef double(x):\n    return x + x\n```",
         tests: DOUBLE,
         score: Some(1.0),
-        reason: "passes 3 tests",
+        reason: "passes all 3 tests",
         ..NONE
     },
     Case {
@@ -157,7 +157,7 @@ pub const CASES: &[Case] = &[
         completion: "def half(x):\n    return x / 2",
         tests: HALVES,
         score: Some(1.0),
-        reason: "passes 3 tests",
+        reason: "passes all 3 tests",
         ..NONE
     },
     Case {
@@ -198,7 +198,7 @@ pub const CASES: &[Case] = &[
         completion: "```python\na, b = map(int, input().split())\nprint(a + b)\nexit()\n```",
         tests: SUM,
         score: Some(1.0),
-        reason: "passes 3 tests",
+        reason: "passes all 3 tests",
         ..NONE
     },
     Case {
