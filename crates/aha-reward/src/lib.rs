@@ -7,13 +7,16 @@
 //! - [`composite`]: [`Composite`], the weighted sum of several rewards, one column each.
 //! - [`extract`]: where in a completion the final answer is; an ordered list of strategies.
 //! - [`math`]: are two answers the same number, expression or list? Lexer, parser, exact values.
+//! - [`mod@code`]: does a program pass its tests? Runs it in `aha-sandbox`.
+//! - [`countdown`]: does an expression reach its target with the given numbers?
 //! - [`mod@format`], [`length`], [`pattern`], [`exact`]: the other verifiers, a file each.
 //! - [`text`]: reflection words and the share of a language, for queries and reports.
 //! - [`grade`]: JSON lines in, verdicts out.
 //! - [`error`]: what can go wrong outside a verdict.
 //!
 //! # Invariants
-//! - A verifier is a pure function of its sample: no clock, no randomness, no file, no state.
+//! - A verifier is a pure function of its sample: no clock, no randomness, no file, no state. One that runs
+//!   programs is, as far as they are and keep clear of their limits.
 //! - A completion never makes a score null. Null means that the sample lacks what the verifier
 //!   needs (no answer, or one that can't be read); a bad completion scores 0.
 //! - The work on one sample is bounded by counts (bytes, depth, terms, bits, steps), never by time:
@@ -42,6 +45,10 @@ pub mod composite;
 pub mod extract;
 
 pub mod math;
+
+pub mod code;
+
+pub mod countdown;
 
 pub mod format;
 

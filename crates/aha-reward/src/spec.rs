@@ -15,7 +15,7 @@ use crate::backend::Backends;
 use crate::composite::OnNull;
 use crate::extract::{self, LENIENT};
 use crate::verifier::{Kind, Verifier};
-use crate::{exact, format, length, math, pattern};
+use crate::{code, countdown, exact, format, length, math, pattern};
 
 /// The keys that a reward of any kind has.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -118,6 +118,8 @@ macro_rules! settings {
 settings! {
     Math(math),
     Format(format),
+    Code(code),
+    Countdown(countdown),
     Length(length),
     Regex(pattern),
     Exact(exact),
@@ -294,6 +296,7 @@ mod tests {
         for json in [
             r#"{"kind":"math"}"#,
             r#"{"kind":"format","weight":0.2,"gate":1.0}"#,
+            r#"{"kind":"countdown","must_use_all":false}"#,
             r#"{"kind":"length","max_tokens":10,"clip":[0.0,0.5]}"#,
             r#"{"kind":"regex","pattern":"a+"}"#,
             r#"{"kind":"exact","extract":["hashes","whole"],"on_null":"zero"}"#,

@@ -41,3 +41,21 @@ fn a_reward_that_is_unknown_or_needs_settings_is_misuse() {
         assert!(outcome.stderr.contains(said), "{outcome:?}");
     }
 }
+
+#[test]
+fn programs_are_run_and_graded() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |id: u32, pred: &str| {
+        let tests = r#"{"kind":"asserts","tests":["assert double(2) == 4"]}"#;
+        format!("{{\"id\":{id},\"gold\":{tests},\"pred\":{pred:?}}}\n")
+    };
+    let lines = line(1, "```python\ndef double(x):\n    return x + x\n```")
+        + &line(2, "def double(x):\n    return 5")
+        + &line(3, "import os\nos._exit(0)");
+    let graded = aha_with(dir.path(), &["grade", "--reward", "code"], &lines);
+    let expected = r#"{"id":1,"score":1.0,"reason":"passes the test"}
+{"id":2,"score":0.0,"reason":"test 1 of 1 fails"}
+{"id":3,"score":0.0,"reason":"the program ends while it is loaded"}
+"#;
+    assert_eq!((graded.code, graded.stdout.as_str()), (Some(0), expected), "{graded:?}");
+}

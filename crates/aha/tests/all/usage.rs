@@ -66,6 +66,10 @@ fn doctor_says_what_works_and_what_to_do() {
         // What doesn't work as well as it could comes with advice.
         assert!(check["status"] == "ok" || check["advice"].is_string(), "{check}");
     }
+    let layers = checks[4]["facts"]["layers"].as_array().unwrap();
+    assert!(layers.iter().any(|layer| layer["name"] == "network namespace"), "{layers:?}");
+    // The program is its own keeper, wherever it is started from.
+    assert_eq!(layers[0]["state"], "works", "{layers:?}");
     let text = aha(dir.path(), &["doctor"]);
     assert_eq!(text.code, Some(0));
     assert!(names.iter().all(|name| text.stdout.contains(name)), "{text:?}");

@@ -1,11 +1,11 @@
 //! `aha doctor`: what works on this machine, and what to do about what doesn't.
 
 mod machine;
-mod sandbox;
 
 use std::path::Path;
 
 use aha_compute::simd::Isa;
+use aha_reward::code::{self, State};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -51,8 +51,7 @@ struct Check {
 
 /// Looks at the machine and prints what was found. Fails where runs would.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let checks =
-        [processor(), memory(), cuda(), disk(Path::new("runs")), sandbox_check(&sandbox::probe())];
+    let checks = [processor(), memory(), cuda(), disk(Path::new("runs")), sandbox()];
     if args.json {
         screen::print_json(&json!({ "version": env!("CARGO_PKG_VERSION"), "checks": checks }))?;
     } else {
@@ -172,25 +171,42 @@ fn disk(runs: &Path) -> Check {
     }
 }
 
-/// No reward of this version runs a model's programs, so all of this is for later versions.
-fn sandbox_check(probe: &sandbox::Probe) -> Check {
-    let yes_no = |has: bool| if has { "yes" } else { "no" };
-    let landlock = probe.landlock_abi.map_or("no".to_owned(), |abi| format!("ABI {abi}"));
+/// What runs programs that a model wrote, layer by layer, and the languages that they can be in.
+fn sandbox() -> Check {
+    let layers = code::sandbox_layers();
+    let languages = code::languages();
+    let names: Vec<String> =
+        languages.iter().map(|(language, program)| format!("{language} ({program})")).collect();
+    let missing = layers.iter().find(|layer| layer.state != State::Works);
+    let found = match missing.map(|layer| (layer.name, &layer.state)) {
+        None => format!("all {} layers work", layers.len()),
+        Some((name, State::Refused(why))) => format!("layer `{name}` does not work: {why}"),
+        Some((name, _)) => format!("layer `{name}` could not be tried"),
+    };
+    let languages_text = match names.is_empty() {
+        true => "no language".to_owned(),
+        false => names.join(", "),
+    };
+    let advice = match missing {
+        Some(layer) => Some(format!(
+            "rewards of kind code are refused, unless they say `sandbox = \"weak\"`; {}",
+            layer.remedy
+        )),
+        None if languages.is_empty() => {
+            Some("rewards of kind code need python3, a C or C++ compiler, or rustc".to_owned())
+        }
+        None => None,
+    };
     Check {
         name: "sandbox",
-        status: if probe.can_isolate() { Status::Ok } else { Status::Limited },
-        found: format!(
-            "user namespaces {}, landlock {landlock}, seccomp {}, bubblewrap {}, python3 {}; no reward of this version runs programs",
-            yes_no(probe.has_user_namespaces),
-            yes_no(probe.has_seccomp),
-            yes_no(probe.has_bubblewrap),
-            yes_no(probe.has_python),
-        ),
-        advice: (!probe.can_isolate()).then(|| {
-            "programs could not be isolated here: allow user namespaces (sysctl user.max_user_namespaces, \
-             kernel.apparmor_restrict_unprivileged_userns; in a container its seccomp profile)"
-                .to_owned()
+        status: if advice.is_some() { Status::Limited } else { Status::Ok },
+        found: format!("{found}; programs in {languages_text}"),
+        advice,
+        facts: json!({
+            "layers": layers,
+            "languages": languages.iter().map(|(language, program)| json!({
+                "language": language, "program": program,
+            })).collect::<Vec<Value>>(),
         }),
-        facts: json!(probe),
     }
 }

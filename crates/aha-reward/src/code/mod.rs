@@ -1,0 +1,357 @@
+//! `kind = "code"`: does the program pass the sample's tests?
+//!
+//! # Map
+//! - [`Settings`] and [`Code`], here: what is asked for, and who runs it.
+//! - `block`: the program in a completion. `cases`: the tests of a sample. `compare`: is that output right?
+//! - `functions`: tests that call functions; the tests run in one sandbox, the program in another.
+//! - `programs`: tests that feed a program and read what it prints.
+//! - `toolchain`: interpreters and compilers of this machine.
+//!
+//! # Invariants
+//! - What a test expects never enters the sandbox of the program that is tested, so that it can't be read
+//!   there. Printed output is compared out here; results of calls are compared in the tests' own sandbox,
+//!   which gets them as plain values and makes them anew.
+//! - Nothing that a program prints, exits with or does to its interpreter is a verdict.
+//! - A score is null if the sample's tests can't be used or the machine fails, never for what a program does.
+//!
+//! A program close to its limit of time may pass on one machine and fail on another; everything else about a
+//! verdict is the same everywhere, as far as the program itself is: hashes of Python's strings and its
+//! `random` start from a fixed seed.
+
+mod block;
+mod cases;
+mod compare;
+mod functions;
+mod programs;
+mod toolchain;
+
+use std::num::NonZero;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+pub use aha_sandbox::{Isolation, Layer, State, enter_if_asked};
+
+use aha_sandbox::Limits;
+use serde::{Deserialize, Serialize};
+
+use crate::backend::Backends;
+use crate::spec::{Problem, Resolve, is_word};
+use crate::verifier::{Kind, Sample, Verdict, Verifier};
+use block::Place;
+use cases::Tests;
+use functions::Judge;
+pub use toolchain::Language;
+
+/// How many programs may run at a time, at most.
+const PARALLEL_MAX: u32 = 256;
+
+/// 1 if the program passes every test of the sample, or the share that it passes; else 0.
+///
+/// The program is looked for after `</think>`, in the answer tag if there is one: the last fenced block of
+/// code in the right language, of those that define what the tests call if any does. Without any fence the
+/// whole text is the program. A completion that only continues a prompt's function is put behind it.
+#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Name of the tag around the chain of thought. Default `think`.
+    pub think_tag: String,
+    /// Name of the tag around the answer. Default `answer`.
+    pub answer_tag: String,
+    /// `all`: 1 if every test passes, else 0; as judges do it. `share`: the share of tests that pass. Default
+    /// `all`: half a program is no program.
+    pub score: Score,
+    /// The language that the program must be in: `python`, `c`, `cpp` or `rust`. Default: what the block of
+    /// code says it is in, Python if it says nothing. Tests that call functions want Python in any case.
+    pub language: Option<Language>,
+    /// Numbers printed may differ from expected ones with a decimal point or exponent by this, absolutely or
+    /// as a share of them; at least 0, and 0 for not at all. Default 1e-6, as most judges allow.
+    pub tolerance: f64,
+    /// Processor time of a program, in seconds from 1 to 600, each start of it alone; it may take twice as
+    /// long and 2 seconds more by the clock. Default 4, about twice what problems for Python ask for.
+    pub time_s: u32,
+    /// Memory of a program, in MiB from 64 to 65536. Default 512, twice what most problems allow.
+    pub memory_mib: u32,
+    /// Programs that run at a time, at most 256; 0 for as many as there are cores. Default 0.
+    pub parallel: u32,
+    /// `strong`: where the kernel refuses a layer of the sandbox, programs are not run. `weak`: without
+    /// namespaces, so that a program can read what anybody may read on this machine. Default `strong`.
+    pub sandbox: Isolation,
+}
+
+/// What a program gets for its tests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Score {
+    /// 1 if every test passes, else 0.
+    #[default]
+    All,
+    /// The share of the tests that pass.
+    Share,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            think_tag: "think".to_owned(),
+            answer_tag: "answer".to_owned(),
+            score: Score::All,
+            language: None,
+            tolerance: 1e-6,
+            time_s: 4,
+            memory_mib: 512,
+            parallel: 0,
+            sandbox: Isolation::Strong,
+        }
+    }
+}
+
+impl Resolve for Settings {
+    fn resolve(&self, _: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>> {
+        let mut problems = self.problems();
+        if let Some(layer) = missing_layer(self.sandbox) {
+            let Layer { name, state, remedy } = layer;
+            let why = match state {
+                State::Refused(why) => why.as_str(),
+                _ => "unknown",
+            };
+            let must = format!(
+                "\"weak\" on this machine, for the sandbox's layer `{name}` does not work ({why}); or: {remedy}"
+            );
+            problems.push(Problem::new("sandbox", must, "\"strong\""));
+        }
+        let language = self.language.unwrap_or(Language::Python);
+        if let Err(missing) = toolchain::find(language) {
+            problems.push(Problem::new("language", "one that this machine can run", missing));
+        }
+        if problems.is_empty() { Ok(Box::new(Code::new(self.clone()))) } else { Err(problems) }
+    }
+}
+
+impl Settings {
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        for (key, tag) in [("think_tag", &self.think_tag), ("answer_tag", &self.answer_tag)] {
+            if !is_word(tag) {
+                problems.push(Problem::new(key, "letters, digits and `_`", format!("`{tag}`")));
+            }
+        }
+        // Written so that NaN fails.
+        if !(0.0 <= self.tolerance && self.tolerance < 1.0) {
+            let must = "at least 0 and less than 1";
+            problems.push(Problem::new("tolerance", must, self.tolerance.to_string()));
+        }
+        for (key, value, least, most) in [
+            ("time_s", self.time_s, 1, 600),
+            ("memory_mib", self.memory_mib, 64, 65_536),
+            ("parallel", self.parallel, 0, PARALLEL_MAX),
+        ] {
+            if !(least..=most).contains(&value) {
+                let must = format!("from {least} to {most}");
+                problems.push(Problem::new(key, must, value.to_string()));
+            }
+        }
+        problems
+    }
+
+    /// The limits of a program.
+    fn limits(&self) -> Limits {
+        let cpu_ms = u64::from(self.time_s) * 1000;
+        Limits {
+            cpu_ms,
+            wall_ms: Some(2 * cpu_ms + 2000),
+            memory_bytes: u64::from(self.memory_mib) << 20,
+            ..Limits::default()
+        }
+    }
+}
+
+/// The layers of the sandbox, tried out once per process. Programs that don't call [`enter_if_asked`] first
+/// in `main` have none.
+pub fn sandbox_layers() -> &'static [Layer] {
+    aha_sandbox::probe()
+}
+
+/// The languages that programs can be in on this machine, each with its interpreter or compiler.
+pub fn languages() -> Vec<(Language, &'static str)> {
+    toolchain::installed()
+}
+
+/// The first layer that is needed and doesn't work.
+fn missing_layer(isolation: Isolation) -> Option<&'static Layer> {
+    // Without a keeper nothing can be started at all.
+    let is_needed = |layer: &&Layer| isolation == Isolation::Strong || layer.name == "keeper";
+    let layers = sandbox_layers().iter();
+    layers.filter(is_needed).find(|layer| layer.state != State::Works)
+}
+
+/// See [`Settings`].
+pub struct Code {
+    settings: Settings,
+    slots: Slots,
+}
+
+/// Programs that may still be started, and the tests' processes that wait for work.
+struct Slots {
+    free: Mutex<Free>,
+    is_freed: Condvar,
+    count: usize,
+}
+
+struct Free {
+    count: usize,
+    judges: Vec<Judge>,
+}
+
+impl Slots {
+    fn new(count: usize) -> Self {
+        let free = Free { count, judges: Vec::new() };
+        Self { free: Mutex::new(free), is_freed: Condvar::new(), count }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Free> {
+        // What is in there is whole at any time.
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for a slot; with it comes a tests' process if one is idle.
+    fn take(&self) -> Slot<'_> {
+        let free = self.lock();
+        let waited = self.is_freed.wait_while(free, |free| free.count == 0);
+        let mut free = waited.unwrap_or_else(PoisonError::into_inner);
+        free.count -= 1;
+        Slot { judge: free.judges.pop(), slots: self }
+    }
+}
+
+/// The right to run a program; given back when dropped.
+struct Slot<'a> {
+    judge: Option<Judge>,
+    slots: &'a Slots,
+}
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        let mut free = self.slots.lock();
+        free.count += 1;
+        free.judges.extend(self.judge.take());
+        drop(free);
+        self.slots.is_freed.notify_one();
+    }
+}
+
+impl Code {
+    /// Settings without a problem.
+    fn new(settings: Settings) -> Self {
+        let cores = thread::available_parallelism().map_or(1, NonZero::get);
+        let count = if settings.parallel == 0 { cores } else { settings.parallel as usize };
+        Self { settings, slots: Slots::new(count) }
+    }
+
+    /// The score of a program, by how many of its tests it passes.
+    fn scored(&self, tally: Tally) -> Verdict {
+        let score = match self.settings.score {
+            Score::All => f32::from(tally.passed == tally.count),
+            Score::Share => tally.passed as f32 / tally.count as f32,
+        };
+        let reason = match (tally.passed == tally.count, tally.count) {
+            (true, 1) => "passes the test".to_owned(),
+            (true, count) => format!("passes all {count} tests"),
+            (false, _) => tally.reason,
+        };
+        Verdict::scored(score, reason)
+    }
+}
+
+/// How many tests a program passes.
+struct Tally {
+    passed: usize,
+    /// At least 1.
+    count: usize,
+    /// Why it fails one.
+    reason: String,
+}
+
+/// Why there is no [`Tally`].
+enum Stopped {
+    /// The program is to blame: it scores 0.
+    Program(String),
+    /// The sample or the machine is to blame: there is no score.
+    Other(String),
+}
+
+impl From<aha_sandbox::Error> for Stopped {
+    fn from(error: aha_sandbox::Error) -> Self {
+        let cause = std::error::Error::source(&error).map(|source| format!(": {source}"));
+        Self::Other(format!("{error}{}", cause.unwrap_or_default()))
+    }
+}
+
+impl Verifier for Code {
+    fn kind(&self) -> Kind {
+        Kind::Code
+    }
+
+    fn score(&self, sample: &Sample<'_>) -> Verdict {
+        let Some(tests) = sample.tests else {
+            return Verdict::unscored("the sample has no tests");
+        };
+        let tests: Tests = match Tests::parse(tests) {
+            Ok(tests) => tests,
+            Err(reason) => return Verdict::unscored(reason),
+        };
+        let place = Place {
+            think_tag: &self.settings.think_tag,
+            answer_tag: &self.settings.answer_tag,
+            language: tests.language().or(self.settings.language),
+        };
+        let block = match place.find(sample.completion, &tests.names()) {
+            Ok(block) => block,
+            Err(reason) => return Verdict::scored(0.0, reason),
+        };
+        let mut slot = self.slots.take();
+        let tally = match &tests {
+            Tests::Stdio { cases } => programs::run(&self.settings, &block, cases),
+            calls => {
+                functions::run(&self.settings, &mut slot.judge, sample.prompt, block.code, calls)
+            }
+        };
+        match tally {
+            Ok(tally) => self.scored(tally),
+            Err(Stopped::Program(reason)) => Verdict::scored(0.0, reason),
+            Err(Stopped::Other(reason)) => Verdict::unscored(reason),
+        }
+    }
+
+    fn score_all(&self, samples: &[Sample<'_>]) -> Vec<Verdict> {
+        let next = AtomicUsize::new(0);
+        let some = || {
+            let mut verdicts = Vec::new();
+            loop {
+                let idx = next.fetch_add(1, Ordering::Relaxed);
+                match samples.get(idx) {
+                    Some(sample) => verdicts.push((idx, self.score(sample))),
+                    None => return verdicts,
+                }
+            }
+        };
+        let mut verdicts = thread::scope(|scope| {
+            let threads: Vec<_> =
+                (1..self.slots.count.min(samples.len())).map(|_| scope.spawn(some)).collect();
+            let mut verdicts = some();
+            for thread in threads {
+                match thread.join() {
+                    Ok(more) => verdicts.extend(more),
+                    Err(panic) => std::panic::resume_unwind(panic),
+                }
+            }
+            verdicts
+        });
+        verdicts.sort_by_key(|(idx, _)| *idx);
+        verdicts.into_iter().map(|(_, verdict)| verdict).collect()
+    }
+
+    fn parallel_count(&self) -> usize {
+        self.slots.count
+    }
+}

@@ -1,0 +1,406 @@
+"""Runs tests of functions that live in another sandbox.
+
+A test sees stand-ins for the candidate's functions. A call goes there with its arguments and comes back
+with plain values only, made anew here, so no method of the candidate's takes part in a comparison. What
+a test expects never leaves this process. One process serves many candidates, each from a fork of it.
+
+Messages are a length in 4 bytes, then text. Out go `C` and a request to the candidate, or `R` and the
+result as JSON. Values on their way are plain (None, booleans, strings) or a list: a tag, then
+  i f   an integer in hexadecimal, a float as text (to the candidate numbers go as they are)
+  l t s z d k o q   list, tuple, set, frozenset, dict, Counter, OrderedDict, deque: items, keys before values
+  b y c g T   bytes, bytearray, complex, range, a built-in type
+  r n p   an object that stays there, a name there, a function that stays here
+"""
+
+import ast
+import builtins
+import collections
+import itertools
+import json
+import os
+import random
+import sys
+
+CHANNEL = 1
+# What tests use without importing it. The candidate's own of that name is not asked.
+MODULES = {"bisect", "cmath", "collections", "copy", "datetime", "decimal", "fractions", "functools", "heapq",
+           "itertools", "json", "math", "operator", "random", "re", "statistics", "string", "sys"}
+TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, bytearray, list, tuple,
+                                          dict, set, frozenset, range, type, object)}
+
+# Whether the candidate has fallen silent: a test that catches everything must not pass for it.
+gone = []
+
+
+def exactly(length):
+    parts = []
+    while length:
+        part = os.read(CHANNEL, min(length, 1 << 20))
+        if not part:
+            os._exit(0)
+        parts.append(part)
+        length -= len(part)
+    return b"".join(parts)
+
+
+def receive():
+    return exactly(int.from_bytes(exactly(4), "little")).decode("utf-8", "surrogatepass")
+
+
+def send(kind, text):
+    data = kind + text.encode("utf-8", "surrogatepass")
+    data = len(data).to_bytes(4, "little") + data
+    while data:
+        data = data[os.write(CHANNEL, data):]
+
+
+class Gone(Exception):
+    """The candidate's process has ended, or answers nonsense."""
+
+    def __init__(self, text):
+        super().__init__(text)
+        gone.append(text)
+
+
+class BadTests(Exception):
+    """The tests can't be run, whatever the candidate is."""
+
+
+# Objects of the candidate's by their number, and functions of the tests' by theirs.
+remotes = {}
+functions = []
+
+
+def packed(value):
+    """A value as an expression of plain values."""
+    if value is None or type(value) in (bool, int, str, float, bytes, complex):
+        return value
+    kind = type(value)
+    if isinstance(value, Remote):
+        return list(object.__getattribute__(value, "_place"))
+    if isinstance(value, (dict, collections.OrderedDict, collections.Counter)):
+        tag = "k" if isinstance(value, collections.Counter) else "d"
+        tag = "o" if isinstance(value, collections.OrderedDict) else tag
+        return [tag, *[packed(part) for pair in value.items() for part in pair]]
+    for base, tag in ((list, "l"), (tuple, "t"), (set, "s"), (frozenset, "z"), (collections.deque, "q")):
+        if isinstance(value, base):
+            return [tag, *[packed(part) for part in value]]
+    if kind is bytearray:
+        return ["y", bytes(value)]
+    if kind is range:
+        return ["g", value.start, value.stop, value.step]
+    if kind is type and TYPES.get(value.__name__) is value:
+        return ["T", value.__name__]
+    if callable(value):
+        functions.append(value)
+        return ["p", len(functions) - 1]
+    if isinstance(value, (int, str, float)):
+        return packed({int: int, str: str, float: float}[
+            next(base for base in (int, str, float) if isinstance(value, base))](value))
+    if hasattr(value, "__iter__"):
+        return ["l", *[packed(part) for part in value]]
+    raise BadTests(f"a test passes a {kind.__name__}, which can't be sent to another process")
+
+
+def unpacked(tree):
+    """The value that came as JSON. Nothing in it is trusted."""
+    if tree is None or type(tree) in (bool, str):
+        return tree
+    if type(tree) is not list or not tree or type(tree[0]) is not str:
+        raise Gone("an answer that is none")
+    tag, *rest = tree
+    try:
+        if tag == "i":
+            return int(rest[0], 16)
+        if tag == "f":
+            return float(rest[0])
+        if tag == "c":
+            return complex(float(rest[0]), float(rest[1]))
+        if tag in ("b", "y"):
+            return (bytes if tag == "b" else bytearray).fromhex(rest[0])
+        if tag == "T":
+            return TYPES[rest[0]]
+        if tag == "r":
+            return remote(("r", int(rest[0])))
+        values = [unpacked(part) for part in rest]
+        if tag in ("d", "k", "o"):
+            made = dict(zip(values[::2], values[1::2]))
+            return {"d": dict, "k": collections.Counter, "o": collections.OrderedDict}[tag](made)
+        return {"l": list, "t": tuple, "s": set, "z": frozenset, "q": collections.deque,
+                "g": lambda parts: range(*parts)}[tag](values)
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise Gone("an answer that is none") from error
+
+
+def ask(*request):
+    """Sends a request to the candidate; the answer's value and the arguments that it changed."""
+    send(b"C", repr(list(request)))
+    while True:
+        text = receive()
+        if not text:
+            raise Gone("it ended")
+        try:
+            reply = json.loads(text)
+        except ValueError as error:
+            raise Gone("an answer that is none") from error
+        if type(reply) is not list or len(reply) < 3:
+            raise Gone("an answer that is none")
+        if reply[0] == "value":
+            return unpacked(reply[1]), reply[2]
+        if reply[0] == "error":
+            raise translated(reply)
+        # A function of the tests is called back. It isn't sent what it must not see: its own arguments.
+        args = unpacked(reply[2])
+        if type(reply[1]) is not int or not 0 <= reply[1] < len(functions):
+            raise Gone("an answer that is none")
+        send(b"C", repr(["answer", packed(functions[reply[1]](*args))]))
+
+
+def translated(reply):
+    """The exception that the candidate raised, as the built-in one that it is or derives from."""
+    names = unpacked(reply[1])
+    text = f"{unpacked(reply[2])}: {unpacked(reply[3])}" if len(reply) > 3 else "error"
+    for name in names if type(names) is list else []:
+        kind = getattr(builtins, name, None) if type(name) is str else None
+        # What would end this process, or looks like one of our own, is none of theirs.
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            try:
+                return kind(text)
+            except TypeError:
+                break
+    return RuntimeError(text)
+
+
+def remote(place):
+    if place not in remotes:
+        remotes[place] = Remote(place)
+    return remotes[place]
+
+
+class Remote:
+    """Something of the candidate's that is not a plain value. Equal to itself only."""
+
+    def __init__(self, place):
+        object.__setattr__(self, "_place", place)
+
+    def __call__(self, *args, **kwargs):
+        args = [list(arg) if isinstance(arg, (map, filter, zip)) else arg for arg in args]
+        sent = ["t", *[packed(arg) for arg in args]]
+        named = ["d", *[part for name, arg in kwargs.items() for part in (name, packed(arg))]]
+        value, changed = ask("call", packed(self), sent, named)
+        for idx, tree in changed:
+            update(args[int(idx)], unpacked(tree))
+        return value
+
+    def __getattr__(self, name):
+        return ask("get", packed(self), name)[0]
+
+    def __setattr__(self, name, value):
+        ask("set", packed(self), name, packed(value))
+
+    def __iter__(self):
+        return ask("apply", packed(self), "iter")[0]
+
+    def __next__(self):
+        return ask("next", packed(self))[0]
+
+    def __len__(self):
+        return int(ask("apply", packed(self), "len")[0])
+
+    def __bool__(self):
+        return ask("apply", packed(self), "bool")[0] is True
+
+    def __str__(self):
+        return str(ask("apply", packed(self), "str")[0])
+
+    def __repr__(self):
+        return str(ask("apply", packed(self), "repr")[0])
+
+    def __getitem__(self, key):
+        return ask("item", packed(self), packed(key))[0]
+
+    __hash__ = object.__hash__
+
+
+def update(arg, value):
+    """An argument that the candidate changed in its place is changed in ours."""
+    if isinstance(arg, (list, bytearray)):
+        arg[:] = value
+    elif isinstance(arg, (dict, set)):
+        arg.clear()
+        arg.update(value)
+
+
+def free_names(trees):
+    """Names that the tests use and don't define."""
+    used, defined = [], set()
+    for node in itertools.chain.from_iterable(ast.walk(tree) for tree in trees):
+        if isinstance(node, ast.Name):
+            (used.append if isinstance(node.ctx, ast.Load) else defined.add)(node.id)
+        elif isinstance(node, ast.arg):
+            defined.add(node.arg)
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            defined.add(node.name)
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            defined.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            defined.add(node.name)
+    return [name for name in dict.fromkeys(used) if name not in defined]
+
+
+def subjects(trees, entry_point):
+    """The names that the candidate has to bring. That is said by the tests alone: a candidate's `abs` or
+    `sorted` must not take the place of the real one around the function that is tested."""
+    names = free_names(trees)
+    own = [name for name in names if not hasattr(builtins, name) and name not in MODULES]
+    if own or entry_point:
+        return own
+    # The function that is tested has the name of a built-in one: it is the one called innermost.
+    def called(tree):
+        return [node.func.id for node in ast.walk(tree)
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+
+    innermost = set()
+    for node in itertools.chain.from_iterable(ast.walk(tree) for tree in trees):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            if not any(called(part) for part in itertools.chain(node.args, node.keywords)):
+                innermost.add(node.func.id)
+    return [name for name in names if name in innermost]
+
+
+def trusted(prelude):
+    """What the prompt itself defines, which the tests take rather than the candidate's."""
+    space = {"__name__": "prompt"}
+    try:
+        exec(compile(prelude, "prompt", "exec"), space)
+    except Exception:
+        return {}
+    return {name: value for name, value in space.items() if not name.startswith("__")}
+
+
+def space_of(job, trees):
+    """The names that the tests find."""
+    space = {"__name__": "tests"}
+    names = free_names(trees)
+    space.update({name: __import__(name) for name in names if name in MODULES})
+    prelude = trusted(job["prelude"]) if job["prelude"] else {}
+    for name in subjects(trees, job["entry_point"]):
+        if name != job["entry_point"] and name in prelude:
+            space[name] = prelude[name]
+        else:
+            space[name] = remote(("n", name))
+    return space
+
+
+def parsed(text):
+    try:
+        return ast.parse(text.replace("\r\n", "\n"))
+    except (SyntaxError, ValueError) as error:
+        raise BadTests(f"the tests are no Python: {error}") from error
+
+
+def has_assert(node):
+    return any(isinstance(part, ast.Assert) for part in ast.walk(node))
+
+
+def tests_of(job):
+    """The tests, each as a function that fails by raising, and how many there are."""
+    if job["kind"] == "asserts":
+        trees = [parsed(job["setup"]), *[parsed(test) for test in job["tests"]]]
+        space = space_of(job, trees)
+        codes = [compile(tree, "tests", "exec") for tree in trees]
+        need([name for name, value in space.items() if isinstance(value, Remote)])
+        exec(codes[0], space)
+        return [lambda code=code: exec(code, space) for code in codes[1:]]
+    tree = parsed(job["test"])
+    check = next((node for node in tree.body if getattr(node, "name", None) == "check"), None)
+    if not isinstance(check, ast.FunctionDef) or len(check.args.args) != 1:
+        raise BadTests("the tests have no function check(candidate)")
+    space = space_of(job, [tree])
+    need([job["entry_point"]])
+    # Each statement of `check` that asserts something is a test: made a generator, it stops at each.
+    body = []
+    for node in check.body:
+        if has_assert(node):
+            guarded = ast.Try(
+                body=[node, ast.Expr(ast.Yield(ast.Constant(None)))],
+                handlers=[ast.ExceptHandler(ast.Name("Exception", ast.Load()), "_error",
+                                            [ast.Expr(ast.Yield(ast.Name("_error", ast.Load())))])],
+                orelse=[], finalbody=[])
+            body.append(guarded)
+        else:
+            body.append(node)
+    count = sum(has_assert(node) for node in check.body)
+    check.body = body or [ast.Pass()]
+    check.returns = None
+    exec(compile(ast.fix_missing_locations(tree), "tests", "exec"), space)
+    if count == 0:
+        raise BadTests("check(candidate) asserts nothing")
+    steps = space["check"](remote(("n", job["entry_point"])))
+
+    def step():
+        error = next(steps, steps)
+        if error is steps:
+            raise Gone("the tests ended early")
+        if error is not None:
+            raise error
+
+    return [step] * count
+
+
+def need(names):
+    found, _ = ask("has", None, *names)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise LookupError("the program doesn't define " + ", ".join(f"`{name}`" for name in missing[:3]))
+
+
+def judge(job):
+    """The result: how many of how many tests passed, and why one didn't."""
+    random.seed(0)
+    passed, count, reason = 0, 0, ""
+    try:
+        tests = tests_of(job)
+        count = len(tests)
+        for idx, test in enumerate(tests):
+            try:
+                test()
+                if gone:
+                    raise Gone(gone[0])
+                passed += 1
+            except (Gone, BadTests):
+                raise
+            except AssertionError:
+                reason = reason or f"test {idx + 1} of {count} fails"
+            except Exception as error:
+                reason = reason or f"test {idx + 1} of {count} raises {type(error).__name__}: {error}"
+            if reason and not job["count_all"]:
+                break
+    except BadTests as error:
+        return {"passed": 0, "count": 0, "bad_tests": str(error)[:200]}
+    except BaseException as error:
+        # No test passes in which the candidate fell silent, nor any after it.
+        reason = reason or f"{type(error).__name__}: {error}"
+    return {"passed": passed, "count": max(count, 1), "reason": reason[:200]}
+
+
+def main():
+    """Forks for each job, so that none sees another's leavings."""
+    while True:
+        job = receive()
+        pid = os.fork()
+        if pid == 0:
+            result = judge(json.loads(job))
+            send(b"R", json.dumps(result))
+            os._exit(0)
+        _, status = os.waitpid(pid, 0)
+        if status != 0:
+            send(b"R", json.dumps({"passed": 0, "count": 1, "reason": "the tests' process died"}))
+
+
+if __name__ == "__main__":
+    getattr(sys, "set_int_max_str_digits", len)(0)
+    CHANNEL = os.dup(1)
+    # What the tests print goes where descriptor 2 leads: nowhere.
+    os.dup2(2, 1)
+    main()

@@ -1,0 +1,68 @@
+//! Verdicts on programs: each form of tests and each language, right and wrong, and what a reason says.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod cases;
+
+use std::process::ExitCode;
+
+use aha_reward::{NoBackends, Sample, Spec};
+use cases::{CASES, Case};
+
+fn main() -> ExitCode {
+    aha_reward::code::enter_if_asked();
+    // A word without dashes names those to run, as with any other test.
+    let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-'));
+    let cases: Vec<&Case> = CASES
+        .iter()
+        .filter(|case| wanted.as_ref().is_none_or(|wanted| case.name.contains(wanted)))
+        .collect();
+    println!("\nrunning {} programs", cases.len());
+    let failures: Vec<String> = cases.iter().filter_map(|case| failure(case)).collect();
+    for failure in &failures {
+        println!("FAILED {failure}");
+    }
+    if wanted.is_none() {
+        several_at_once_are_scored_as_one_by_one();
+        what_is_wrong_with_settings_is_told();
+    }
+    println!("programs: {}", if failures.is_empty() { "ok" } else { "FAILED" });
+    if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn spec(settings: &str) -> Spec {
+    serde_json::from_str(&format!(r#"{{"kind": "code"{settings}}}"#)).unwrap()
+}
+
+fn sample(case: &Case) -> Sample<'_> {
+    Sample {
+        prompt: case.prompt,
+        completion: case.completion,
+        tests: Some(case.tests),
+        ..Sample::default()
+    }
+}
+
+fn failure(case: &Case) -> Option<String> {
+    let verifier = spec(case.settings).resolve(&NoBackends).ok().unwrap();
+    let verdict = verifier.score(&sample(case));
+    let is_good = verdict.score == case.score && verdict.reason.contains(case.reason);
+    (!is_good).then(|| format!("{}: {:?}: {}", case.name, verdict.score, verdict.reason))
+}
+
+fn several_at_once_are_scored_as_one_by_one() {
+    let verifier = spec(r#", "parallel": 3"#).resolve(&NoBackends).ok().unwrap();
+    let samples: Vec<Sample<'_>> =
+        CASES.iter().filter(|case| case.settings.is_empty()).map(sample).collect();
+    let alone: Vec<_> = samples.iter().map(|sample| verifier.score(sample)).collect();
+    assert_eq!(verifier.score_all(&samples), alone);
+    assert!(verifier.score_all(&[]).is_empty());
+    assert_eq!(verifier.parallel_count(), 3);
+}
+
+fn what_is_wrong_with_settings_is_told() {
+    let spec = spec(r#", "time_s": 0, "memory_mib": 1, "tolerance": -1.0, "think_tag": "<""#);
+    let problems = spec.resolve(&NoBackends).err().unwrap();
+    let keys: Vec<&str> = problems.iter().map(|problem| problem.key.as_str()).collect();
+    assert_eq!(keys, ["think_tag", "tolerance", "time_s", "memory_mib"]);
+}
