@@ -61,9 +61,43 @@ const LANGUAGE_SHARE: Function = Function {
     name: "language_share",
     arguments: &["text", "language"],
     output: DataType::Float64,
-    doc: "The share of the text's words that are in the script of the language, an ISO 639-1 code such \
-          as `en` or `zh`. Code, formulas, tags and single letters don't count; languages that share a \
-          script are not told apart. Null where the text has no words or the language is unknown.",
+    doc: "The share of the text's words that are in the language, an ISO 639-1 code such as `en` or `zh`: what \
+          the reward `language` counts. Code, formulas, tags and single letters are no words. Null where the \
+          text has no words or the language is unknown.",
+};
+const WORD_COUNT: Function = Function {
+    name: "word_count",
+    arguments: &["text"],
+    output: DataType::Int64,
+    doc: "Number of words: runs of letters and digits, and each Chinese character, kana or Thai letter.",
+};
+const REPETITION_SHARE: Function = Function {
+    name: "repetition_share",
+    arguments: &["text", "n"],
+    output: DataType::Float64,
+    doc: "The share of the text's n-grams of `n` words that occur again: what the reward `repetition` counts. \
+          Null where the text has fewer words, or `n` is not from 1 to 100.",
+};
+const HAS_FORMAT: Function = Function {
+    name: "has_format",
+    arguments: &["prompt", "completion"],
+    output: DataType::Boolean,
+    doc: "Whether the completion is `<think> … </think> <answer> … </answer>`, after a prompt that may end with \
+          `<think>`: what the reward `format` decides by default.",
+};
+const NUMERIC_EQUAL: Function = Function {
+    name: "numeric_equal",
+    arguments: &["gold", "pred"],
+    output: DataType::Boolean,
+    doc: "Whether `pred` is the number `gold` but for rounding, both bare answers such as `1,200` or `1.2e3`: what \
+          the reward `numeric` decides by default. Null where `gold` is no number.",
+};
+const CHOICE_LETTER: Function = Function {
+    name: "choice_letter",
+    arguments: &["text"],
+    output: DataType::Utf8,
+    doc: "The letter of the option that the text names as its final answer, as in `(C)`, `\\boxed{C}` or \
+          `The answer is C.`. Null where it names none or several.",
 };
 const REFLECTION_COUNT: Function = Function {
     name: "reflection_count",
@@ -74,8 +108,20 @@ const REFLECTION_COUNT: Function = Function {
 };
 
 /// Every function that queries have besides DataFusion's own.
-pub fn reference() -> [Function; 6] {
-    [TOKEN_COUNT, EXTRACT_BOXED, EXTRACT_TAG, MATH_EQUAL, LANGUAGE_SHARE, REFLECTION_COUNT]
+pub fn reference() -> [Function; 11] {
+    [
+        TOKEN_COUNT,
+        WORD_COUNT,
+        EXTRACT_BOXED,
+        EXTRACT_TAG,
+        CHOICE_LETTER,
+        MATH_EQUAL,
+        NUMERIC_EQUAL,
+        HAS_FORMAT,
+        LANGUAGE_SHARE,
+        REPETITION_SHARE,
+        REFLECTION_COUNT,
+    ]
 }
 
 /// The functions that need nothing but their arguments.
@@ -101,11 +147,31 @@ pub(crate) fn all() -> Vec<ScalarUDF> {
             });
             Ok(Arc::new(Float64Array::from_iter(shares)))
         }),
-        function(REFLECTION_COUNT, |texts| {
-            let counts = texts[0].iter();
-            let counts = counts.map(|text| text.map(|t| aha_reward::reflection_count(t) as i64));
-            Ok(Arc::new(Int64Array::from_iter(counts)))
+        function(REPETITION_SHARE, |texts| {
+            let shares = pairs(texts).map(|pair| {
+                let (text, len_words) = pair?;
+                aha_reward::repetition_share(text, len_words.trim().parse().ok()?)
+            });
+            Ok(Arc::new(Float64Array::from_iter(shares)))
         }),
+        function(HAS_FORMAT, |texts| {
+            let has = pairs(texts).map(|pair| pair.map(|(a, b)| aha_reward::has_format(a, b)));
+            Ok(Arc::new(BooleanArray::from_iter(has)))
+        }),
+        function(NUMERIC_EQUAL, |texts| {
+            let equal = pairs(texts).map(|pair| {
+                let (gold, pred) = pair?;
+                aha_reward::numeric_equal(gold, pred)
+            });
+            Ok(Arc::new(BooleanArray::from_iter(equal)))
+        }),
+        function(CHOICE_LETTER, |texts| {
+            let letters = texts[0].iter().map(|text| aha_reward::choice_letter(text?));
+            let letters = letters.map(|letter| letter.map(String::from));
+            Ok(Arc::new(StringArray::from_iter(letters)))
+        }),
+        function(WORD_COUNT, |texts| Ok(counts(&texts[0], aha_reward::word_count))),
+        function(REFLECTION_COUNT, |texts| Ok(counts(&texts[0], aha_reward::reflection_count))),
     ]
 }
 
@@ -153,6 +219,11 @@ fn function(
 /// Rows of two columns; none where either is null.
 fn pairs(texts: &[StringArray]) -> impl Iterator<Item = Option<(&str, &str)>> {
     texts[0].iter().zip(texts[1].iter()).map(|(a, b)| a.zip(b))
+}
+
+fn counts(texts: &StringArray, count: impl Fn(&str) -> usize) -> ArrayRef {
+    let counts = texts.iter().map(|text| text.map(|text| count(text) as i64));
+    Arc::new(Int64Array::from_iter(counts))
 }
 
 fn strings<'a>(values: impl Iterator<Item = Option<&'a str>>) -> DataFusionResult<ArrayRef> {

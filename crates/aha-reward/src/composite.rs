@@ -26,6 +26,8 @@ struct Part {
     name: String,
     common: Common,
     verifier: Box<dyn Verifier>,
+    /// The part before it that it is built on.
+    base_idx: Option<usize>,
 }
 
 /// A weighted sum of rewards, some of which may be gates of the others.
@@ -75,8 +77,17 @@ impl Composite {
                 let got = format!("`{name}` again");
                 problems.push((idx, Problem::new("name", "distinct among the rewards", got)));
             }
+            let base_idx = match spec.base_among(specs[..idx].iter().map(Spec::column_name)) {
+                Ok(base_idx) => base_idx,
+                Err(problem) => {
+                    problems.push((idx, problem));
+                    None
+                }
+            };
             match spec.resolve(backends) {
-                Ok(verifier) => parts.push(Part { name, common: spec.common.clone(), verifier }),
+                Ok(verifier) => {
+                    parts.push(Part { name, common: spec.common.clone(), verifier, base_idx });
+                }
                 Err(more) => problems.extend(more.into_iter().map(|problem| (idx, problem))),
             }
         }
@@ -95,14 +106,21 @@ impl Composite {
 
     /// Scores one completion.
     pub fn score(&self, sample: &Sample<'_>) -> Scored {
-        self.whole(self.parts.iter().map(|part| part.verifier.score(sample)).collect())
+        let mut scored = self.score_all(std::slice::from_ref(sample));
+        scored.pop().expect("a sample has its scores")
     }
 
     /// Scores several, in order, each as [`Composite::score`] would.
     pub fn score_all(&self, samples: &[Sample<'_>]) -> Vec<Scored> {
-        let mut by_sample = vec![Vec::with_capacity(self.parts.len()); samples.len()];
+        let mut by_sample = vec![Vec::<Verdict>::with_capacity(self.parts.len()); samples.len()];
         for part in &self.parts {
-            let verdicts = part.verifier.score_all(samples);
+            let verdicts = match part.base_idx {
+                Some(idx) => {
+                    let bases: Vec<_> = by_sample.iter().map(|before| before[idx].score).collect();
+                    part.verifier.score_built(samples, &bases)
+                }
+                None => part.verifier.score_all(samples),
+            };
             assert_eq!(verdicts.len(), samples.len(), "a verdict for each sample");
             for (of_sample, verdict) in by_sample.iter_mut().zip(verdicts) {
                 of_sample.push(verdict);
@@ -233,6 +251,32 @@ mod tests {
             let mut specs = specs();
             specs[0].common.on_null = Some(OnNull::Zero);
             assert_eq!(composite(&specs, on_null).score(&sample).total, Some(-0.25));
+        }
+    }
+
+    #[test]
+    fn a_part_is_built_on_the_score_of_one_before_it() {
+        let cosine = r#"{"kind":"length","form":"cosine","max_tokens":6,"of":"math"}"#;
+        let cosine: Spec = serde_json::from_str(cosine).unwrap();
+        let mut maths = Spec::new(Kind::Math).unwrap();
+        maths.common.weight = 0.0;
+        let composite = composite(&[maths.clone(), cosine.clone()], OnNull::Drop);
+        // Half of the way: between what the ends have.
+        let right = composite.score(&SAMPLE);
+        assert_eq!(right.parts, [Some(1.0), Some(1.5)]);
+        assert_eq!(right.total, Some(1.5));
+        let wrong = Sample { answer: Some("6"), ..SAMPLE };
+        let unknown = Sample { answer: None, ..SAMPLE };
+        assert_eq!(composite.score(&wrong).parts, [Some(0.0), Some(-5.0)]);
+        assert_eq!(composite.score(&unknown).parts, [None, None]);
+        let all = composite.score_all(&[unknown, SAMPLE, wrong]);
+        assert_eq!(all[1], right);
+        assert_eq!(all[2], composite.score(&wrong));
+        for list in [vec![cosine.clone(), maths], vec![cosine]] {
+            let problems = Composite::new(&list, OnNull::Drop, None, &NoBackends).err().unwrap();
+            assert_eq!((problems.len(), problems[0].0), (1, 0));
+            let must = "the name of a reward before this one";
+            assert_eq!(problems[0].1, Problem::new("of", must, "`math`"));
         }
     }
 

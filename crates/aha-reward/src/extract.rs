@@ -137,7 +137,20 @@ impl Extraction {
         Err("no answer found".to_owned())
     }
 
-    fn in_answer_tag<'a>(&self, completion: &'a str, last_part: &'a str) -> Found<'a> {
+    /// The text between the answer tags as it stands, else all of it after `</think>`; or in a few words why
+    /// the tags are misused.
+    pub fn find_text<'a>(&self, completion: &'a str) -> Result<&'a str, String> {
+        let Some(last_part) = after_thinking(completion, &self.think_tag) else {
+            return Err(format!("<{}> is not closed", self.think_tag));
+        };
+        match self.tag_content(completion, last_part) {
+            Found::Answer(content) => Ok(content),
+            Found::Nothing => Ok(last_part),
+            Found::Misused(reason) => Err(reason),
+        }
+    }
+
+    fn tag_content<'a>(&self, completion: &'a str, last_part: &'a str) -> Found<'a> {
         let (open, close) = tags(&self.answer_tag);
         let count = completion.matches(&open).count();
         if count == 0 && !completion.contains(&close) {
@@ -152,6 +165,15 @@ impl Extraction {
         if extract_tag(last_part, &self.answer_tag).is_none() {
             return Found::Misused(format!("{open} stands before </{}>", self.think_tag));
         }
+        Found::Answer(content)
+    }
+
+    fn in_answer_tag<'a>(&self, completion: &'a str, last_part: &'a str) -> Found<'a> {
+        let content = match self.tag_content(completion, last_part) {
+            Found::Answer(content) => content,
+            other => return other,
+        };
+        let open = tags(&self.answer_tag).0;
         let boxes = boxes(content);
         match one_answer(content, &boxes) {
             _ if boxes.is_empty() => Found::Answer(content),
@@ -176,6 +198,14 @@ fn after_thinking<'a>(completion: &'a str, think_tag: &str) -> Option<&'a str> {
         }
         None => (!completion.contains(&open)).then_some(completion),
     }
+}
+
+/// The chain of thought: from the first `<think>`, or the start where there is none, to the last `</think>`,
+/// or the end where there is none. All of a completion without these tags is its chain of thought.
+pub(crate) fn thinking<'a>(completion: &'a str, think_tag: &str) -> &'a str {
+    let (open, close) = tags(think_tag);
+    let thoughts = &completion[..completion.rfind(&close).unwrap_or(completion.len())];
+    thoughts.find(&open).map_or(thoughts, |at| &thoughts[at + open.len()..])
 }
 
 /// The text between `<tag>` and `</tag>` if each occurs exactly once and in this order.
@@ -537,6 +567,37 @@ mod tests {
         ];
         for (text, want) in cases {
             assert_eq!(lenient.find(text), Ok(want), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_chain_of_thought_ends_with_its_last_tag() {
+        let cases = [
+            ("<think>a</think> b", "a"),
+            ("a</think> b", "a"),
+            ("x <think>a", "a"),
+            ("<think>a</think> b</think> c", "a</think> b"),
+            ("a", "a"),
+            ("</think>a", ""),
+            ("a</think><think>b", "a"),
+        ];
+        for (text, want) in cases {
+            assert_eq!(thinking(text, "think"), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_text_of_an_answer_is_that_of_its_tag_or_all_after_thinking() {
+        let cases = [
+            (r"<think>a</think> b <answer>{\boxed{5}}</answer>", Ok(r"{\boxed{5}}")),
+            ("<think>a</think> b", Ok(" b")),
+            ("b", Ok("b")),
+            ("<think>b", Err("<think> is not closed")),
+            ("<answer>b", Err("<answer> and </answer> are not a pair")),
+        ];
+        for (text, want) in cases {
+            let got = Extraction::default().find_text(text);
+            assert_eq!(got.as_deref().map_err(String::as_str), want, "{text}");
         }
     }
 

@@ -97,6 +97,18 @@ impl Verifier for Format {
     }
 }
 
+/// Whether a completion is `<think> … </think> <answer> … </answer>` as the reward `format` asks for it by default,
+/// after a prompt that may end with `<think>`.
+///
+/// ```
+/// assert!(aha_reward::has_format("2 + 3? <think>", "5</think> <answer>5</answer>"));
+/// ```
+pub fn has_format(prompt: &str, completion: &str) -> bool {
+    let Settings { think_tag, answer_tag, outside, think_in_prompt } = Settings::default();
+    let format = Format { think_tag, answer_tag, outside, think_in_prompt };
+    format.fault(prompt, completion).is_none()
+}
+
 impl Format {
     fn fault(&self, prompt: &str, completion: &str) -> Option<String> {
         let open_think = format!("<{}>", self.think_tag);

@@ -9,8 +9,10 @@
 //! - [`math`]: are two answers the same number, expression or list? Lexer, parser, exact values.
 //! - [`mod@code`]: does a program pass its tests? Runs it in `aha-sandbox`.
 //! - [`countdown`]: does an expression reach its target with the given numbers?
-//! - [`mod@format`], [`length`], [`pattern`], [`exact`]: the other verifiers, a file each.
-//! - [`text`]: reflection words and the share of a language, for queries and reports.
+//! - `prose`: the words of a text, without its maths and code.
+//! - [`mod@format`], [`language`], [`length`], [`overlong`], [`repetition`], [`pattern`], [`exact`], [`numeric`],
+//!   [`choice`], [`json_schema`]: the other verifiers, a file each.
+//! - [`text`]: words, and those of reflection, for queries and reports.
 //! - [`grade`]: JSON lines in, verdicts out.
 //! - [`error`]: what can go wrong outside a verdict.
 //!
@@ -52,11 +54,25 @@ pub mod countdown;
 
 pub mod format;
 
+mod prose;
+
+pub mod language;
+
 pub mod length;
+
+pub mod overlong;
+
+pub mod repetition;
 
 pub mod pattern;
 
 pub mod exact;
+
+pub mod numeric;
+
+pub mod choice;
+
+pub mod json_schema;
 
 pub mod text;
 
@@ -65,10 +81,15 @@ pub mod grade;
 pub mod error;
 
 pub use backend::{Backends, NoBackends};
+pub use choice::choice_letter;
 pub use composite::{Composite, OnNull, Scored};
 pub use error::Error;
 pub use extract::{extract_boxed, extract_tag};
+pub use format::has_format;
+pub use language::language_share;
 pub use math::math_equal;
+pub use numeric::numeric_equal;
+pub use repetition::repetition_share;
 pub use spec::{Problem, Settings, Spec};
-pub use text::{language_share, reflection_count};
+pub use text::{reflection_count, word_count};
 pub use verifier::{Kind, Sample, Verdict, Verifier};

@@ -15,7 +15,10 @@ use crate::backend::Backends;
 use crate::composite::OnNull;
 use crate::extract::{self, LENIENT};
 use crate::verifier::{Kind, Verifier};
-use crate::{code, countdown, exact, format, length, math, pattern};
+use crate::{
+    choice, code, countdown, exact, format, json_schema, language, length, math, numeric, overlong,
+    pattern, repetition,
+};
 
 /// The keys that a reward of any kind has.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -65,6 +68,11 @@ pub trait Resolve: Clone + Default + PartialEq + DeserializeOwned + Serialize {
     fn answer_place(&mut self) -> Option<&mut extract::Settings> {
         None
     }
+
+    /// The name of the reward, one before it in the list, whose score it is built on.
+    fn of(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Declares [`Settings`], a variant for each kind that this version has.
@@ -111,6 +119,11 @@ macro_rules! settings {
             pub fn answer_place(&mut self) -> Option<&mut extract::Settings> {
                 match self { $(Self::$kind(settings) => settings.answer_place(),)* }
             }
+
+            /// The name of the reward, one before it in the list, whose score it is built on.
+            pub fn of(&self) -> Option<&str> {
+                match self { $(Self::$kind(settings) => settings.of(),)* }
+            }
         }
     };
 }
@@ -120,9 +133,15 @@ settings! {
     Format(format),
     Code(code),
     Countdown(countdown),
+    Language(language),
     Length(length),
+    Overlong(overlong),
+    Repetition(repetition),
     Regex(pattern),
     Exact(exact),
+    Numeric(numeric),
+    Choice(choice),
+    JsonSchema(json_schema),
 }
 
 /// Something wrong with a [`Spec`].
@@ -177,6 +196,18 @@ impl Spec {
     /// The name of its column without `reward_`.
     pub fn column_name(&self) -> &str {
         self.common.name.as_deref().unwrap_or(self.kind().name())
+    }
+
+    /// The place among the rewards before it, by their names, of the one that it is built on; none if it is built
+    /// on none.
+    pub fn base_among<'a>(
+        &self,
+        mut before: impl Iterator<Item = &'a str>,
+    ) -> Result<Option<usize>, Problem> {
+        let Some(name) = self.settings.of() else { return Ok(None) };
+        let must = "the name of a reward before this one";
+        let base_idx = before.position(|other| other == name);
+        base_idx.map(Some).ok_or_else(|| Problem::new("of", must, format!("`{name}`")))
     }
 
     /// With its name written out.
@@ -300,6 +331,13 @@ mod tests {
             r#"{"kind":"length","max_tokens":10,"clip":[0.0,0.5]}"#,
             r#"{"kind":"regex","pattern":"a+"}"#,
             r#"{"kind":"exact","extract":["hashes","whole"],"on_null":"zero"}"#,
+            r#"{"kind":"language","target":"zh","part":"completion"}"#,
+            r#"{"kind":"length","form":"cosine","of":"math","max_tokens":9,"right":[1.5,0.5]}"#,
+            r#"{"kind":"overlong","max_tokens":9}"#,
+            r#"{"kind":"repetition","penalty":-0.1}"#,
+            r#"{"kind":"numeric","rel_tolerance":0.01}"#,
+            r#"{"kind":"choice","gold":"index","index_from":1}"#,
+            r#"{"kind":"json_schema","schema":{"type":"array"}}"#,
         ] {
             let read = spec(json);
             assert_eq!(read.resolve(&NoBackends).ok().unwrap().kind(), read.kind());

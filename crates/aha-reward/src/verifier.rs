@@ -15,6 +15,15 @@ pub trait Verifier: Send + Sync {
         samples.iter().map(|sample| self.score(sample)).collect()
     }
 
+    /// Scores several, as [`Verifier::score_all`] does, where the reward is built on the score of another
+    /// ([`Settings::of`]): `bases` has that for each sample.
+    ///
+    /// [`Settings::of`]: crate::spec::Settings::of
+    fn score_built(&self, samples: &[Sample<'_>], bases: &[Option<f32>]) -> Vec<Verdict> {
+        assert_eq!(samples.len(), bases.len(), "a base for each sample");
+        self.score_all(samples)
+    }
+
     /// How many calls it can usefully have at a time, where that is more than there are cores: it waits more
     /// than it computes.
     fn parallel_count(&self) -> usize {

@@ -2,7 +2,9 @@
 //! version does not do. Needs no file and no table.
 
 use super::models::{ModelSource, RandomModel, TokenizerSource};
+use super::problem::suggest;
 use super::reader::Reader;
+use super::rewards::Reward;
 use super::stages::{Pipeline, RlStage, SftStage, Stage, StageKind};
 
 /// Tables that every query sees; no stage and no table may take their names.
@@ -182,12 +184,13 @@ fn check_stage(stage: &Stage, path: &str, reader: &mut Reader<'_>) {
         StageKind::Sft(sft) => check_sft(sft, path, reader),
         StageKind::Rl(rl) => check_rl(rl, path, reader),
         StageKind::Sample(sample) => check_rewards(&sample.rewards, path, reader),
-        StageKind::Query(_) | StageKind::Eval(_) | StageKind::Export(_) => {}
+        StageKind::Eval(eval) => check_base(&eval.reward, &[], &format!("{path}.reward"), reader),
+        StageKind::Query(_) | StageKind::Export(_) => {}
     }
 }
 
-/// Two rewards of one name would write one column.
-fn check_rewards(rewards: &[super::rewards::Reward], path: &str, reader: &mut Reader<'_>) {
+/// Two rewards of one name would write one column, and one that is built on another comes after it.
+fn check_rewards(rewards: &[Reward], path: &str, reader: &mut Reader<'_>) {
     let path = |idx: usize| format!("{path}.rewards[{idx}]");
     // One that couldn't be read stands for another.
     let good: Vec<usize> = (0..rewards.len()).filter(|&idx| reader.is_good(&path(idx))).collect();
@@ -198,6 +201,24 @@ fn check_rewards(rewards: &[super::rewards::Reward], path: &str, reader: &mut Re
             let hint = "give one of them another `name`".to_owned();
             reader.report_at(&path(idx), message, Some(hint));
         }
+        check_base(&rewards[idx], &rewards[..idx], &path(idx), reader);
+    }
+}
+
+fn check_base(reward: &Reward, before: &[Reward], path: &str, reader: &mut Reader<'_>) {
+    let key = format!("{path}.of");
+    if let Err(problem) = reward.0.base_among(before.iter().map(Reward::name))
+        && reader.is_good(&key)
+    {
+        let names: Vec<&str> = before.iter().map(Reward::name).collect();
+        let hint = match names[..] {
+            [] => {
+                "put the reward that it is built on before it, with weight 0 if need be".to_owned()
+            }
+            _ => suggest(problem.got.trim_matches('`'), &names, "those before it are"),
+        };
+        let message = format!("`{key}` must be {}, got {}", problem.must, problem.got);
+        reader.report_at(&key, message, Some(hint));
     }
 }
 

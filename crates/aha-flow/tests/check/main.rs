@@ -56,7 +56,9 @@ golden! {
     a_vocabulary_without_room_is_refused: "vocab_too_small",
     a_model_that_no_loader_would_take_is_refused: "model_ranges",
     everything_wrong_is_reported_at_once: "everything",
+    rewards_that_can_not_be_are_refused: "rewards",
     a_good_pipeline_gives_a_plan: "good",
+    every_reward_that_reads_text_gives_a_plan: "good_rewards",
 }
 
 fn good() -> String {
@@ -68,7 +70,7 @@ fn a_problem_names_file_line_and_remedy() {
     for entry in fs_err::read_dir(folder()).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if !name.ends_with(".toml") || name == "good.toml" {
+        if !name.ends_with(".toml") || name.starts_with("good") {
             continue;
         }
         let text = fs_err::read_to_string(&path).unwrap();
@@ -87,12 +89,16 @@ fn a_problem_names_file_line_and_remedy() {
 
 #[test]
 fn what_is_written_reads_back_as_the_same_pipeline() {
-    let plan = check_text("good.toml", &good(), &[]).unwrap();
-    let written = plan.pipeline.to_toml();
-    let again = parse(Text { path: "pipeline.toml", text: &written, sets: &[] })
-        .unwrap_or_else(|problems| panic!("{problems}\n{written}"));
-    assert_eq!(again, plan.pipeline);
-    assert_eq!(again.to_toml(), written);
+    let rewards = fs_err::read_to_string(folder().join("good_rewards.toml")).unwrap();
+    let mut written = String::new();
+    for text in [rewards, good()] {
+        let plan = check_text("good.toml", &text, &[]).unwrap();
+        written = plan.pipeline.to_toml();
+        let again = parse(Text { path: "pipeline.toml", text: &written, sets: &[] })
+            .unwrap_or_else(|problems| panic!("{problems}\n{written}"));
+        assert_eq!(again, plan.pipeline);
+        assert_eq!(again.to_toml(), written);
+    }
     for key in ["kv_cache", "checkpoint_keep", "no_signal_share_max", "advantage_eps", "betas"] {
         assert!(written.contains(&format!("{key} = ")), "{key} in\n{written}");
     }

@@ -48,6 +48,7 @@ fn value(member: &Member, source: &Source) -> Result<(String, Vec<(String, Strin
         "String" => plain("a string"),
         "Switch" => plain("a number, or `false`"),
         "[f32; 2]" => plain("an array of two numbers"),
+        "Value" => plain("a table, or JSON text"),
         ty => {
             let (ty, is_list) = match ty.strip_prefix("Vec<") {
                 Some(item) => (item, true),
