@@ -15,7 +15,7 @@ use crate::backend::Backends;
 use crate::composite::OnNull;
 use crate::extract::{self, LENIENT};
 use crate::verifier::{Kind, Verifier};
-use crate::{exact, format, length, math, pattern};
+use crate::{command, exact, format, http, judge, length, math, pattern};
 
 /// The keys that a reward of any kind has.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -65,6 +65,16 @@ pub trait Resolve: Clone + Default + PartialEq + DeserializeOwned + Serialize {
     fn answer_place(&mut self) -> Option<&mut extract::Settings> {
         None
     }
+
+    /// The model of the pipeline that it borrows, by name.
+    fn model(&self) -> Option<&str> {
+        None
+    }
+
+    /// The environment variable that holds its secret, by name.
+    fn variable(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Declares [`Settings`], a variant for each kind that this version has.
@@ -111,6 +121,16 @@ macro_rules! settings {
             pub fn answer_place(&mut self) -> Option<&mut extract::Settings> {
                 match self { $(Self::$kind(settings) => settings.answer_place(),)* }
             }
+
+            /// The model of the pipeline that it borrows, by name.
+            pub fn model(&self) -> Option<&str> {
+                match self { $(Self::$kind(settings) => settings.model(),)* }
+            }
+
+            /// The environment variable that holds its secret, by name.
+            pub fn variable(&self) -> Option<&str> {
+                match self { $(Self::$kind(settings) => settings.variable(),)* }
+            }
         }
     };
 }
@@ -121,6 +141,9 @@ settings! {
     Length(length),
     Regex(pattern),
     Exact(exact),
+    Judge(judge),
+    Command(command),
+    Http(http),
 }
 
 /// Something wrong with a [`Spec`].
@@ -297,6 +320,9 @@ mod tests {
             r#"{"kind":"length","max_tokens":10,"clip":[0.0,0.5]}"#,
             r#"{"kind":"regex","pattern":"a+"}"#,
             r#"{"kind":"exact","extract":["hashes","whole"],"on_null":"zero"}"#,
+            r#"{"kind":"judge","url":"http://127.0.0.1:1/v1","model":"m","score_min":1,"score_max":5}"#,
+            r#"{"kind":"command","command":["cat","-u"],"workers":2}"#,
+            r#"{"kind":"http","url":"https://localhost/score","call_seconds_max":5,"batch_max":8}"#,
         ] {
             let read = spec(json);
             assert_eq!(read.resolve(&NoBackends).ok().unwrap().kind(), read.kind());
@@ -355,6 +381,30 @@ mod tests {
         assert!(problems(r#"{"kind":"regex","pattern":"("}"#)[0].contains("unclosed group"));
         assert_eq!(problems(r#"{"kind":"regex","pattern":"(a{999}){999}"}"#).len(), 1);
         assert_eq!(problems(r#"{"kind":"math","rounding_places":65}"#).len(), 1);
+        assert_eq!(
+            problems(
+                r#"{"kind":"command","command":["no-such-program"],"workers":0,"sandbox":true}"#
+            ),
+            [
+                "`command` must be a program that can be run, not `no-such-program`",
+                "`workers` must be from 1 to 256, not 0",
+                "`sandbox` must be false: this version doesn't run commands in the sandbox, not true",
+            ]
+        );
+        assert_eq!(problems(r#"{"kind":"judge"}"#), ["`model` must be given, not absent"]);
+        assert_eq!(
+            problems(
+                r#"{"kind":"judge","model":"m","score_pattern":"x","score_max":0,"max_tokens":0}"#
+            ),
+            [
+                "`score_max` must be finite and above `score_min`, 0, not 0",
+                "`score_pattern` must be a regular expression with one group that compiles to at most 1 MiB, \
+                 not `x` with 0",
+                "`max_tokens` must be at least 1, not 0",
+                "`model` must be one of the pipeline's models, or a model of the endpoint at `url`, not `m`, \
+                 which only a pipeline can lend",
+            ]
+        );
         let mut endless = Spec::new(Kind::Math).unwrap();
         endless.common.weight = f32::INFINITY;
         assert_eq!(endless.resolve(&NoBackends).err().unwrap()[0].key, "weight");

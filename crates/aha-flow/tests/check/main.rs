@@ -55,7 +55,9 @@ golden! {
     a_tokenizer_that_does_not_fit_is_refused: "tokenizer_mismatch",
     a_vocabulary_without_room_is_refused: "vocab_too_small",
     everything_wrong_is_reported_at_once: "everything",
+    rewards_that_wait_are_checked: "rewards_that_wait",
     a_good_pipeline_gives_a_plan: "good",
+    a_secret_that_is_not_set_is_a_warning: "judge",
 }
 
 fn good() -> String {
