@@ -62,17 +62,17 @@ fn a_connection_that_breaks_in_the_middle_is_tried_again() {
 
 #[test]
 fn faults_that_last_give_null_with_the_reason_at_once() {
-    let cases: [(fn() -> Reply, &str); 7] = [
-        (|| Reply::status(401), "answered 401"),
-        (|| Reply::Whole(302, "location: http://192.0.2.1/\r\n", String::new()), "not followed"),
-        (|| Reply::Whole(200, "", "<html>".to_owned()), "is no JSON: <html>"),
-        (|| Reply::ok(&json!({"score": "high"})), "expected {\"score\""),
-        (|| Reply::ok(&json!([{"score": 1}])), "expected {\"score\""),
-        (|| Reply::Whole(200, "", "x".repeat(2 << 20)), "longer than"),
-        (|| Reply::Whole(400, "", format!("bad key {KEY}!")), "answered 400: bad key …!"),
+    let cases = [
+        (Reply::status(401), "answered 401"),
+        (Reply::Whole(302, "location: http://192.0.2.1/\r\n", String::new()), "not followed"),
+        (Reply::Whole(200, "", "<html>".to_owned()), "is no JSON: <html>"),
+        (Reply::ok(&json!({"score": "high"})), "expected {\"score\""),
+        (Reply::ok(&json!([{"score": 1}])), "expected {\"score\""),
+        (Reply::Whole(200, "", "x".repeat(2 << 20)), "longer than"),
+        (Reply::Whole(400, "", format!("bad key {KEY}!")), "answered 400: bad key …!"),
     ];
     for (reply, reason) in cases {
-        let server = Server::start(move |_, _| reply());
+        let server = Server::start(move |_, _| reply.clone());
         let reward = reward(&server, r#","api_key_env":"SOME_KEY""#);
         let verdict = judge(verifier(&reward, &Lender::default()).as_ref(), "four");
         assert_eq!(verdict.score, None);

@@ -8,6 +8,7 @@ use std::thread;
 use serde_json::Value;
 
 /// What is done with a request.
+#[derive(Clone)]
 pub enum Reply {
     /// A whole reply: status, headers, body.
     Whole(u16, &'static str, String),
