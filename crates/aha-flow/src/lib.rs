@@ -8,6 +8,7 @@
 //! - `stages`: one module per kind of stage that isn't reinforcement learning.
 //! - `rl`: the actors of an RL stage, their credits, supervision and recovery.
 //! - [`generate`], [`score`], [`evaluate`]: completions, their rewards, and what those say of a model.
+//! - [`lend`]: what rewards borrow: models that judge, the answers of a run, its stop.
 //! - [`checkpoint`]: what a stage needs to go on, written aside and renamed; [`parts`]: the rows it stands on.
 //! - [`watchdog`]: what looks wrong while it still can be mended.
 //! - [`progress`], [`metrics`]: what is told to whoever watches, and to tables.
@@ -25,6 +26,7 @@ pub mod error;
 pub mod evaluate;
 pub mod generate;
 pub mod identity;
+pub mod lend;
 pub mod metrics;
 pub mod models;
 pub mod parts;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use aha_compute::Device;
 use aha_data::source::TableSource;
 use aha_data::{Session, SessionOptions};
-use aha_reward::NoBackends;
+use aha_reward::wait::Waiting;
 
 use crate::error::{Error, Result};
 use crate::identity::Identity;
+use crate::lend::{self, Lender};
 use crate::models::{Loaded, Models};
 use crate::parts::Depth;
 use crate::pipeline::{
@@ -90,6 +91,7 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
         }
         Opening::Resume(state) => RunState { identity, machine: machine(&device), ..state },
     };
+    check_variables(&pipeline, &state)?;
     let lock = dir.open()?;
     if let Some(damage) = state.damage(&dir, depth)? {
         let message = format!("the run has lost rows: {damage}");
@@ -99,13 +101,31 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
     write_file(&dir.pipeline(), pipeline.to_toml().as_bytes())?;
     state.write(&dir)?;
     opened(&dir, &plan);
+    let waiting = lend::waiting(&pipeline, &dir, &options.stop)?;
     let session = session(&pipeline, &places, &dir).await?;
-    let mut runner = Runner { pipeline, dir: dir.clone(), device, session, places, state, options };
+    let mut runner =
+        Runner { pipeline, dir: dir.clone(), device, session, places, state, options, waiting };
     runner.warn_of_version();
     runner.stages().await?;
     drop(runner);
     drop(lock);
     Ok(dir)
+}
+
+/// Fails where a stage that is still to be run needs a secret that isn't there.
+fn check_variables(pipeline: &Pipeline, state: &RunState) -> Result<()> {
+    for stage in pipeline.stages.iter().filter(|stage| !state.is_done(&stage.name)) {
+        if let Some(name) = stage.kind.rewards().iter().find_map(pipeline::Reward::unset_variable) {
+            return Err(Error::input_with(
+                format!(
+                    "stage `{}`: a reward needs the environment variable `{name}`, which is not set",
+                    stage.name
+                ),
+                "set it, or give `api_key_env` the name of one that is",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// The settings of the run that is in the directory, as far as its pipeline can still be read.
@@ -150,6 +170,7 @@ struct Runner {
     places: Places,
     state: RunState,
     options: Options,
+    waiting: Waiting,
 }
 
 impl Runner {
@@ -170,9 +191,7 @@ impl Runner {
         // Even a first stage may ask for `metrics`, `evals` or `rollouts`.
         stages::register_outputs(&self.session, &self.dir)?;
         for stage in &pipeline.stages {
-            let is_done =
-                self.state.stages.iter().any(|s| s.name == stage.name && s.status == Status::Done);
-            if is_done {
+            if self.state.is_done(&stage.name) {
                 stages::register_outputs(&self.session, &self.dir)?;
                 self.print_again(stage).await?;
                 continue;
@@ -231,6 +250,8 @@ impl Runner {
                     run: &self.pipeline.run,
                     dir: &self.dir,
                     session: &self.session,
+                    models: &self.models(),
+                    waiting: &self.waiting,
                     watcher: &self.options.watcher,
                     stop: &self.options.stop,
                 };
@@ -245,6 +266,7 @@ impl Runner {
                     dir: &self.dir,
                     session: &self.session,
                     models: &self.models(),
+                    waiting: &self.waiting,
                     watcher: &self.options.watcher,
                     stop: &self.options.stop,
                 };
@@ -272,6 +294,8 @@ impl Runner {
         let base = self.load(&settings.model).await?;
         self.set_tokenizer(&base);
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
+        let (on_null, models) = (settings.reward_null, self.models());
+        let lender = Lender::new(stage, &specs, on_null, &models, &self.waiting).await?;
         let shared = Shared {
             stage: stage.to_owned(),
             settings: settings.clone(),
@@ -281,7 +305,7 @@ impl Runner {
             prompter: Prompter::new(&base.tokenizer, &settings.template)?,
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
             tokenizer: Arc::clone(&base.tokenizer),
-            scorer: Scorer::new(&specs, settings.reward_null, settings.reward_clip, &NoBackends)?,
+            scorer: Scorer::new(&specs, on_null, settings.reward_clip, &lender)?,
             random: generate::stage_random(self.pipeline.run.seed, stage),
             watcher: Arc::clone(&self.options.watcher),
             faults: self.options.faults.clone(),

@@ -5,6 +5,7 @@
 //! tables/NAME/    Parquet parts      metrics/      one row per step and metric
 //! checkpoints/STAGE/step-000120/     models/NAME/  final model of a stage, Hugging Face layout
 //! log.jsonl       tracing events     lock          held while a process works on the run
+//! answers.jsonl   what judges, services and commands answered
 //! ```
 
 use std::fs::File;
@@ -123,6 +124,11 @@ impl RunDir {
     /// Tracing events.
     pub fn log(&self) -> PathBuf {
         self.root.join("log.jsonl")
+    }
+
+    /// What judges, services and commands answered.
+    pub fn answers(&self) -> PathBuf {
+        self.root.join("answers.jsonl")
     }
 
     /// What queries spill, while a process works on the run.

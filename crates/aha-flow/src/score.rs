@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use aha_reward::wait::Cancel;
 use aha_reward::{Backends, Composite, Sample, Scored, Spec};
 use aha_rollout::schema::Progress;
 use aha_rollout::steps::{self, Scores};
@@ -18,6 +19,8 @@ use crate::pipeline::OnNull;
 pub struct Scorer {
     composite: Arc<Composite>,
     names: Arc<[String]>,
+    /// Raised when the verdicts may be no more than that the run was stopped.
+    cancel: Option<Cancel>,
 }
 
 impl Scorer {
@@ -40,7 +43,9 @@ impl Scorer {
             Error::input(texts.join("; "))
         })?;
         let names: Vec<String> = composite.names().map(str::to_owned).collect();
-        Ok(Scorer { composite: Arc::new(composite), names: names.into() })
+        let waits = specs.iter().any(|spec| spec.kind().waits());
+        let cancel = waits.then(|| backends.waiting().cancel);
+        Ok(Scorer { composite: Arc::new(composite), names: names.into(), cancel })
     }
 
     /// Names of the parts, in order.
@@ -54,7 +59,8 @@ impl Scorer {
     }
 
     /// Adds reward columns to sampled rows. A verifier that panics leaves its row without a reward, and the
-    /// panic's text as the reason.
+    /// panic's text as the reason. Fails with [`Error::Interrupted`] where the run was stopped meanwhile: what was
+    /// not waited for is not what a row without a score is.
     pub fn score(&self, sampled: &RecordBatch) -> Result<RecordBatch> {
         let view = RolloutsView::new(sampled, Progress::Sampled)?;
         let samples: Vec<Sample<'_>> =
@@ -63,6 +69,9 @@ impl Scorer {
         let together = catch_unwind(AssertUnwindSafe(|| self.composite.score_all(&samples)));
         let scored = together
             .unwrap_or_else(|_| samples.iter().map(|sample| self.score_alone(sample)).collect());
+        if self.cancel.as_ref().is_some_and(Cancel::is_raised) {
+            return Err(Error::Interrupted);
+        }
         let scores: Result<Vec<Scores>> = scored
             .into_iter()
             .enumerate()

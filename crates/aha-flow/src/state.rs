@@ -128,6 +128,11 @@ impl RunState {
         }
     }
 
+    /// Whether the stage of that name is done.
+    pub fn is_done(&self, stage: &str) -> bool {
+        self.stages.iter().any(|state| state.name == stage && state.status == Status::Done)
+    }
+
     /// Reads the state of a run directory; none if there is none.
     pub fn read(dir: &RunDir) -> Result<Option<RunState>> {
         let path = dir.state();

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aha_reward::wait::Cancel;
 use tokio::sync::watch;
 
 /// A request to stop. Cloning it clones the handle.
@@ -33,6 +34,11 @@ impl Stop {
     /// For computations that look at a flag now and then.
     pub fn flag(&self) -> &AtomicBool {
         &self.flag
+    }
+
+    /// For rewards that wait for others.
+    pub fn cancel(&self) -> Cancel {
+        Cancel::new(Arc::clone(&self.flag))
     }
 
     /// Waits until a stop is requested.

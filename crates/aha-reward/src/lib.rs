@@ -3,7 +3,7 @@
 //! # Map
 //! - [`verifier`]: [`Verifier`], what it reads ([`Sample`]) and what it says ([`Verdict`]); start here.
 //! - [`spec`]: [`Spec`], a reward as the pipeline file has it; `resolve` makes a [`Verifier`] of it.
-//! - [`backend`]: the models that a verifier borrows from whoever has them.
+//! - [`backend`]: what a verifier borrows from whoever has it, such as models.
 //! - [`composite`]: [`Composite`], the weighted sum of several rewards, one column each.
 //! - [`extract`]: where in a completion the final answer is; an ordered list of strategies.
 //! - [`math`]: are two answers the same number, expression or list? Lexer, parser, exact values.
@@ -12,17 +12,22 @@
 //! - `prose`: the words of a text, without its maths and code.
 //! - [`mod@format`], [`language`], [`length`], [`overlong`], [`repetition`], [`pattern`], [`exact`], [`numeric`],
 //!   [`choice`], [`json_schema`]: the other verifiers, a file each.
+//! - [`judge`], [`http`], [`command`]: those that wait for a language model, a service, a program; [`wait`] is
+//!   what they share.
 //! - [`text`]: words, and those of reflection, for queries and reports.
 //! - [`grade`]: JSON lines in, verdicts out.
 //! - [`error`]: what can go wrong outside a verdict.
 //!
 //! # Invariants
 //! - A verifier is a pure function of its sample: no clock, no randomness, no file, no state. One that runs
-//!   programs is, as far as they are and keep clear of their limits.
+//!   programs is, as far as they are and keep clear of their limits. Those that wait for others are functions
+//!   of the sample and of what was answered, which is kept: asked the same again, also after a kill, they say
+//!   the same.
 //! - A completion never makes a score null. Null means that the sample lacks what the verifier
-//!   needs (no answer, or one that can't be read); a bad completion scores 0.
+//!   needs (no answer, or one that can't be read); a bad completion scores 0. Only of those that wait for
+//!   others null also means that they failed.
 //! - The work on one sample is bounded by counts (bytes, depth, terms, bits, steps), never by time:
-//!   the same text gives the same verdict on every machine.
+//!   the same text gives the same verdict on every machine. Waits are bounded by time.
 //!
 //! ```
 //! use aha_reward::{Kind, NoBackends, Sample, Spec};
@@ -73,6 +78,13 @@ pub mod numeric;
 pub mod choice;
 
 pub mod json_schema;
+pub mod judge;
+
+pub mod http;
+
+pub mod command;
+
+pub mod wait;
 
 pub mod text;
 

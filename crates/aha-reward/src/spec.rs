@@ -16,8 +16,8 @@ use crate::composite::OnNull;
 use crate::extract::{self, LENIENT};
 use crate::verifier::{Kind, Verifier};
 use crate::{
-    choice, code, countdown, exact, format, json_schema, language, length, math, numeric, overlong,
-    pattern, repetition,
+    choice, code, command, countdown, exact, format, http, json_schema, judge, language, length,
+    math, numeric, overlong, pattern, repetition,
 };
 
 /// The keys that a reward of any kind has.
@@ -73,6 +73,16 @@ pub trait Resolve: Clone + Default + PartialEq + DeserializeOwned + Serialize {
     fn of(&self) -> Option<&str> {
         None
     }
+
+    /// The model of the pipeline that it borrows, by name.
+    fn model(&self) -> Option<&str> {
+        None
+    }
+
+    /// The environment variable that holds its secret, by name.
+    fn variable(&self) -> Option<&str> {
+        None
+    }
 }
 
 /// Declares [`Settings`], a variant for each kind that this version has.
@@ -124,6 +134,16 @@ macro_rules! settings {
             pub fn of(&self) -> Option<&str> {
                 match self { $(Self::$kind(settings) => settings.of(),)* }
             }
+
+            /// The model of the pipeline that it borrows, by name.
+            pub fn model(&self) -> Option<&str> {
+                match self { $(Self::$kind(settings) => settings.model(),)* }
+            }
+
+            /// The environment variable that holds its secret, by name.
+            pub fn variable(&self) -> Option<&str> {
+                match self { $(Self::$kind(settings) => settings.variable(),)* }
+            }
         }
     };
 }
@@ -142,6 +162,9 @@ settings! {
     Numeric(numeric),
     Choice(choice),
     JsonSchema(json_schema),
+    Judge(judge),
+    Command(command),
+    Http(http),
 }
 
 /// Something wrong with a [`Spec`].
@@ -338,6 +361,9 @@ mod tests {
             r#"{"kind":"numeric","rel_tolerance":0.01}"#,
             r#"{"kind":"choice","gold":"index","index_from":1}"#,
             r#"{"kind":"json_schema","schema":{"type":"array"}}"#,
+            r#"{"kind":"judge","url":"http://127.0.0.1:1/v1","model":"m","score_min":1,"score_max":5}"#,
+            r#"{"kind":"command","command":["cat","-u"],"workers":2}"#,
+            r#"{"kind":"http","url":"https://localhost/score","call_seconds_max":5,"batch_max":8}"#,
         ] {
             let read = spec(json);
             assert_eq!(read.resolve(&NoBackends).ok().unwrap().kind(), read.kind());
@@ -396,6 +422,30 @@ mod tests {
         assert!(problems(r#"{"kind":"regex","pattern":"("}"#)[0].contains("unclosed group"));
         assert_eq!(problems(r#"{"kind":"regex","pattern":"(a{999}){999}"}"#).len(), 1);
         assert_eq!(problems(r#"{"kind":"math","rounding_places":65}"#).len(), 1);
+        assert_eq!(
+            problems(
+                r#"{"kind":"command","command":["no-such-program"],"workers":0,"sandbox":true}"#
+            ),
+            [
+                "`command` must be a program that can be run, not `no-such-program`",
+                "`workers` must be from 1 to 256, not 0",
+                "`sandbox` must be false: this version doesn't run commands in the sandbox, not true",
+            ]
+        );
+        assert_eq!(problems(r#"{"kind":"judge"}"#), ["`model` must be given, not absent"]);
+        assert_eq!(
+            problems(
+                r#"{"kind":"judge","model":"m","score_pattern":"x","score_max":0,"max_tokens":0}"#
+            ),
+            [
+                "`score_max` must be finite and above `score_min`, 0, not 0",
+                "`score_pattern` must be a regular expression with one group that compiles to at most 1 MiB, \
+                 not `x` with 0",
+                "`max_tokens` must be at least 1, not 0",
+                "`model` must be one of the pipeline's models, or a model of the endpoint at `url`, not `m`, \
+                 which only a pipeline can lend",
+            ]
+        );
         let mut endless = Spec::new(Kind::Math).unwrap();
         endless.common.weight = f32::INFINITY;
         assert_eq!(endless.resolve(&NoBackends).err().unwrap()[0].key, "weight");

@@ -153,6 +153,11 @@ impl Kind {
         matches!(self, Kind::Code | Kind::Countdown)
     }
 
+    /// Whether it waits for others, whose answers have to be kept: asked again they may be different.
+    pub fn waits(self) -> bool {
+        matches!(self, Kind::Judge | Kind::Command | Kind::Http)
+    }
+
     /// Whether it counts the completion's tokens, which text alone doesn't have.
     pub fn needs_tokens(self) -> bool {
         matches!(self, Kind::Length | Kind::Overlong)

@@ -9,6 +9,7 @@ use serde_json::{Value as Json, json};
 use super::memory::{Breakdown, predict, shown};
 use super::models::{ModelSource, TokenizerSource};
 use super::resolve::Facts;
+use super::rewards::Reward;
 use super::sampling::{Optimizer, ScheduleKind, Template};
 use super::stages::{LossOn, Pipeline, RlStage, SftStage, Stage, StageKind};
 
@@ -68,6 +69,12 @@ impl Plan {
             }
             for line in details(stage, &self.facts) {
                 let _ = writeln!(text, "     {line}");
+            }
+            for name in stage.kind.rewards().iter().filter_map(Reward::unset_variable) {
+                let _ = writeln!(
+                    text,
+                    "     warning   a reward needs the environment variable {name}, which is not set"
+                );
             }
             let _ = writeln!(text, "     memory {}", self.memory[idx].describe());
         }
@@ -165,6 +172,8 @@ impl Plan {
                 "name": stage.name,
                 "kind": stage.kind.word(),
                 "models": stage.kind.models(),
+                "unset_variables":
+                    stage.kind.rewards().iter().filter_map(Reward::unset_variable).collect::<Vec<_>>(),
                 "formula": formula,
                 "memory_bytes": memory.total_bytes(),
                 "memory": memory.parts,
@@ -270,7 +279,7 @@ fn details_of_rl(rl: &RlStage) -> Vec<String> {
     lines
 }
 
-fn rewards(rewards: &[super::rewards::Reward]) -> String {
+fn rewards(rewards: &[Reward]) -> String {
     let parts: Vec<String> =
         rewards.iter().map(|r| format!("{} x {:?}", r.name(), r.weight())).collect();
     if parts.is_empty() { "none".into() } else { parts.join(" + ") }

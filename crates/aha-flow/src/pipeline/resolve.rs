@@ -105,14 +105,8 @@ fn register_tables(
 }
 
 fn reward_names(stage: &super::stages::Stage) -> Vec<String> {
-    let rewards: &[Reward] = match &stage.kind {
-        StageKind::Rl(rl) => &rl.rewards,
-        StageKind::Sample(sample) => &sample.rewards,
-        StageKind::Eval(eval) => std::slice::from_ref(&eval.reward),
-        StageKind::Sft(_) | StageKind::Query(_) | StageKind::Export(_) => &[],
-    };
     let mut names: Vec<String> = Vec::new();
-    for reward in rewards {
+    for reward in stage.kind.rewards() {
         // Names taken twice are reported elsewhere, and a table has each column once.
         if !names.iter().any(|name| name == reward.name()) {
             names.push(reward.name().to_owned());
@@ -182,6 +176,17 @@ fn reads_of(
             if reader.is_good(&path) {
                 let span = reader.span_of(&path);
                 of_stage.models.push(Read { name: name.clone(), path, span });
+            }
+        }
+        for (reward_idx, reward) in stage.kind.rewards().iter().enumerate() {
+            let key = match &stage.kind {
+                StageKind::Eval(_) => format!("{path}.reward"),
+                _ => format!("{path}.rewards[{reward_idx}]"),
+            };
+            let path = format!("{key}.model");
+            if let Some(name) = reward.model().filter(|_| reader.is_good(&path)) {
+                let span = reader.span_of(&path);
+                of_stage.models.push(Read { name: name.to_owned(), path, span });
             }
         }
         for query in queries[idx].iter().filter(|query| !query.sql.0.is_empty()) {

@@ -33,6 +33,16 @@ impl Reward {
         self.0.common.weight
     }
 
+    /// The model of the pipeline that it borrows, by name.
+    pub fn model(&self) -> Option<&str> {
+        self.0.settings.model()
+    }
+
+    /// The environment variable that holds its secret, where that isn't set.
+    pub fn unset_variable(&self) -> Option<&str> {
+        self.0.settings.variable().filter(|name| std::env::var_os(name).is_none())
+    }
+
     /// The columns of the problems that it can't do without.
     pub fn needs(&self) -> Option<&'static str> {
         let kind = self.0.kind();
@@ -40,7 +50,7 @@ impl Reward {
     }
 }
 
-/// Lends every model, and each says nothing: names are checked where the other names are.
+/// Lends everything, and none of it says anything: names are checked where the other names are.
 struct Unchecked;
 
 impl Backends for Unchecked {
@@ -48,8 +58,13 @@ impl Backends for Unchecked {
         Ok(Arc::new(Unchecked))
     }
 
-    fn chat_model(&self, _: &str, _: usize) -> Result<Arc<dyn ChatModel>, String> {
+    fn chat_model(&self, _: &str, _: usize, _: f64) -> Result<Arc<dyn ChatModel>, String> {
         Ok(Arc::new(Unchecked))
+    }
+
+    /// Whether it is set matters where the pipeline is run.
+    fn variable(&self, _: &str) -> Result<String, String> {
+        Ok("unknown".to_owned())
     }
 }
 

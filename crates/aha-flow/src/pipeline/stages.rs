@@ -112,6 +112,17 @@ impl StageKind {
         matches!(self, StageKind::Sft(_) | StageKind::Rl(_))
     }
 
+    /// The rewards that score its completions.
+    pub fn rewards(&self) -> &[Reward] {
+        use std::slice::from_ref;
+        match self {
+            StageKind::Rl(stage) => &stage.rewards,
+            StageKind::Sample(stage) => &stage.rewards,
+            StageKind::Eval(stage) => from_ref(&stage.reward),
+            StageKind::Sft(_) | StageKind::Query(_) | StageKind::Export(_) => &[],
+        }
+    }
+
     /// The key and names of the models that the stage starts from.
     pub fn models(&self) -> &[String] {
         use std::slice::from_ref;

@@ -138,6 +138,8 @@ impl Actor for Reward {
                     let _ = me.cast(Msg::Scored { step, attempt, rows, credit }); // The actor may have ended.
                 });
             }
+            // The run was stopped, and the learner leaves with the step before: nobody wants these any more.
+            Msg::Scored { rows: Err(Error::Interrupted), .. } => {}
             Msg::Scored { step, attempt, rows, credit } => {
                 state.args.advantage.take(step, attempt, rows?, credit);
             }

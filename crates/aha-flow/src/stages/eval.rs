@@ -4,13 +4,14 @@
 //! computed from that table, and are a row of the stage's own table and of `evals`.
 
 use aha_data::Session;
-use aha_reward::NoBackends;
+use aha_reward::wait::Waiting;
 use aha_rollout::table::{self, TableWriter};
 use aha_rollout::{read, rows, schema};
 
 use super::completions::{self, Draws, Owner, part_name};
 use crate::error::{Error, Result};
 use crate::evaluate::{Answers, Evaluation, Tally};
+use crate::lend::Lender;
 use crate::models::{Loaded, Models};
 use crate::pipeline::{EvalStage, OnNull, Run, Sampling};
 use crate::progress::{Event, Watcher};
@@ -34,6 +35,8 @@ pub struct Eval<'a> {
     pub session: &'a Session,
     /// Where models come from.
     pub models: &'a Models<'a>,
+    /// What rewards that wait for others share.
+    pub waiting: &'a Waiting,
     /// Who watches.
     pub watcher: &'a Watcher,
     /// A request to stop.
@@ -53,6 +56,10 @@ impl Eval<'_> {
             steps: (chunks * names.len()) as u64,
         });
         let dataset = self.dataset()?;
+        let rewards = std::slice::from_ref(&self.settings.reward.0);
+        let (stage, models) = (self.stage, self.models);
+        let lender = Lender::new(stage, rewards, OnNull::Drop, models, self.waiting).await?;
+        let scorer = Scorer::new(rewards, OnNull::Drop, None, &lender)?;
         for (idx, name) in names.iter().enumerate() {
             let owner = Owner {
                 stage: self.stage,
@@ -61,14 +68,21 @@ impl Eval<'_> {
                 stop: self.stop,
                 chunks_before: idx * chunks,
             };
-            let draws = self.draws(name, self.models.load(name).await?, problems.clone())?;
+            let model = self.models.load(name).await?;
+            let draws = self.draws(name, model, problems.clone(), scorer.clone())?;
             completions::write(&owner, draws).await?;
             self.record(idx, &self.measure(name, &dataset, problems.len())?)?;
         }
         Ok(())
     }
 
-    fn draws(&self, name: &str, model: Loaded, problems: Vec<Problem>) -> Result<Draws> {
+    fn draws(
+        &self,
+        name: &str,
+        model: Loaded,
+        problems: Vec<Problem>,
+        scorer: Scorer,
+    ) -> Result<Draws> {
         let settings = self.settings;
         let sampling = Sampling {
             temperature: settings.temperature,
@@ -83,12 +97,7 @@ impl Eval<'_> {
             problems,
             prompter: Prompter::new(&model.tokenizer, &settings.template)?,
             sampling: prompts::sampling(&sampling, &model.model, &model.tokenizer),
-            scorer: Some(Scorer::new(
-                std::slice::from_ref(&settings.reward.0),
-                OnNull::Drop,
-                None,
-                &NoBackends,
-            )?),
+            scorer: Some(scorer),
             // Each model meets the same draws: what differs between them is the models' doing.
             random: generate::stage_random(self.run.seed, self.stage),
             samples: settings.k,

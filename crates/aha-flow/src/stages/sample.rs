@@ -3,11 +3,12 @@
 use aha_data::Session;
 
 use super::completions::{self, Draws, Owner};
-use aha_reward::NoBackends;
+use aha_reward::wait::Waiting;
 
 use crate::error::Result;
 use crate::generate;
-use crate::models::Loaded;
+use crate::lend::Lender;
+use crate::models::{Loaded, Models};
 use crate::pipeline::{OnNull, Run, SampleStage};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Prompter};
@@ -27,6 +28,10 @@ pub struct Sample<'a> {
     pub dir: &'a RunDir,
     /// The tables.
     pub session: &'a Session,
+    /// Where models come from.
+    pub models: &'a Models<'a>,
+    /// What rewards that wait for others share.
+    pub waiting: &'a Waiting,
     /// Who watches.
     pub watcher: &'a Watcher,
     /// A request to stop.
@@ -38,13 +43,15 @@ impl Sample<'_> {
     pub async fn run(&self, base: Loaded) -> Result<()> {
         let settings = self.settings;
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
+        let (stage, models) = (self.stage, self.models);
+        let lender = Lender::new(stage, &specs, OnNull::Drop, models, self.waiting).await?;
         let draws = Draws {
             table: self.stage.to_owned(),
             problems: prompts::load(self.session, &settings.prompts).await?,
             prompter: Prompter::new(&base.tokenizer, &settings.template)?,
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
             scorer: (!specs.is_empty())
-                .then(|| Scorer::new(&specs, OnNull::Drop, settings.reward_clip, &NoBackends))
+                .then(|| Scorer::new(&specs, OnNull::Drop, settings.reward_clip, &lender))
                 .transpose()?,
             random: generate::stage_random(self.run.seed, self.stage),
             samples: settings.n,

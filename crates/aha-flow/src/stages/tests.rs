@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use aha_compute::Device;
 use aha_data::{Session, SessionOptions};
+use aha_reward::wait::Waiting;
 use aha_rollout::{col, read, table, time};
 use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::{Float64Type, Int64Type};
@@ -95,6 +96,8 @@ impl World {
             run: &self.pipeline.run,
             dir: &self.dir,
             session: &self.session,
+            models: &self.models(),
+            waiting: &Waiting::default(),
             watcher,
             stop,
         };
@@ -112,6 +115,7 @@ impl World {
             dir: &self.dir,
             session: &self.session,
             models: &self.models(),
+            waiting: &Waiting::default(),
             watcher: &nobody(),
             stop: &Stop::default(),
         };

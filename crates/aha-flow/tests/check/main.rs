@@ -57,8 +57,10 @@ golden! {
     a_model_that_no_loader_would_take_is_refused: "model_ranges",
     everything_wrong_is_reported_at_once: "everything",
     rewards_that_can_not_be_are_refused: "rewards",
+    rewards_that_wait_are_checked: "rewards_that_wait",
     a_good_pipeline_gives_a_plan: "good",
     every_reward_that_reads_text_gives_a_plan: "good_rewards",
+    a_secret_that_is_not_set_is_a_warning: "judge",
 }
 
 fn good() -> String {

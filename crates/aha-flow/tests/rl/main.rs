@@ -5,7 +5,7 @@
 //!   stage without a run.
 //! - [`bits`]: what a run's bits depend on, and what they don't. [`stopping`]: stopped and resumed.
 //! - [`faults`]: actors that fail, and prompts. [`watching`]: watchdogs and metrics. [`reading`]: tables
-//!   while they grow. [`edges`]: what actors hold while they stand still. [`memory`]: how many models a
+//!   while they grow. [`waiting`]: rewards that wait for others. [`edges`]: what actors hold while they stand still. [`memory`]: how many models a
 //!   stage holds. [`schedule`]: the learning rate.
 //!
 //! Kills from outside are the business of the program's tests.
@@ -19,6 +19,10 @@ mod faults;
 mod memory;
 mod reading;
 mod schedule;
+#[path = "../../../aha-reward/tests/waiting/server.rs"]
+#[expect(dead_code, reason = "the tests of the rewards have more faults than these")]
+mod server;
 mod stopping;
+mod waiting;
 mod watching;
 mod world;

@@ -54,6 +54,9 @@ fn value(member: &Member, source: &Source) -> Result<(String, Vec<(String, Strin
                 Some(item) => (item, true),
                 None => (ty, false),
             };
+            if is_list && ty == "String" {
+                return plain("an array of strings");
+            }
             // The variants of `AggregationName` are documented where they have their meaning.
             let words = source.words(ty.strip_suffix("Name").unwrap_or(ty))?;
             let shown: Vec<String> =

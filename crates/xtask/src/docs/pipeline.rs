@@ -238,6 +238,8 @@ fn rewards() -> Result<String> {
         let source = Source::read("aha-reward", &[&module_of(kind), "extract.rs"])?;
         let answer = Source::read("aha-reward", &["extract.rs"])?.item("Settings")?;
         let settings = foreign::flattened(source.item("Settings")?, "extract::Settings", answer);
+        let service = Source::read("aha-reward", &["wait/client.rs"])?.item("Settings")?;
+        let settings = foreign::flattened(settings, "client::Settings", service);
         kinds.push([format!("`{kind}`"), plain(&settings.doc)]);
         let known = Spec::key_names(kind);
         let own = &known[1 + common.members.len()..];

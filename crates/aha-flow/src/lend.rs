@@ -1,0 +1,163 @@
+//! What a stage lends its rewards: models, and what those need that wait for others.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aha_compute::random::Philox;
+use aha_reward::backend::{Backends, ChatModel, PreferenceModel};
+use aha_reward::wait::{Answers, Waiting};
+use aha_reward::{Kind, Spec};
+use aha_sample::{Request, Sampler, Sampling};
+
+use crate::error::{Error, Result};
+use crate::generate::{self, address};
+use crate::models::{Loaded, Models};
+use crate::pipeline::{self, OnNull, Pipeline, Run, Template};
+use crate::prompts::{self, Prompter};
+use crate::rundir::RunDir;
+use crate::stop::Stop;
+
+/// What rewards that wait for others share during a run: its answers, which go on with it, and its stop.
+pub fn waiting(pipeline: &Pipeline, dir: &RunDir, stop: &Stop) -> Result<Waiting> {
+    let mut rewards = pipeline.stages.iter().flat_map(|stage| stage.kind.rewards());
+    let answers = if rewards.any(|reward| reward.0.kind().waits()) {
+        let path = dir.answers();
+        Some(Arc::new(Answers::open(&path).map_err(Error::io("open", &path))?))
+    } else {
+        None
+    };
+    Ok(Waiting { cancel: stop.cancel(), answers, ..Waiting::default() })
+}
+
+/// Lends to the rewards of one stage.
+pub struct Lender {
+    chat: BTreeMap<String, Loaded>,
+    run: Run,
+    random: Philox,
+    waiting: Waiting,
+}
+
+impl Lender {
+    /// Loads the models that the rewards of `stage` borrow. `on_null` is what happens to completions without a
+    /// score where a reward doesn't say it itself.
+    pub async fn new(
+        stage: &str,
+        rewards: &[Spec],
+        on_null: OnNull,
+        models: &Models<'_>,
+        waiting: &Waiting,
+    ) -> Result<Lender> {
+        let mut chat = BTreeMap::new();
+        for reward in rewards.iter().filter(|reward| reward.kind() == Kind::Judge) {
+            if let Some(name) = reward.settings.model() {
+                chat.insert(name.to_owned(), models.load(name).await?);
+            }
+        }
+        let stops = |reward: &Spec| match reward.common.on_null {
+            Some(on_null) => on_null == aha_reward::OnNull::Stop,
+            None => on_null == OnNull::Stop,
+        };
+        let keeps_failures = !rewards.iter().any(stops);
+        let run = models.pipeline.run.clone();
+        Ok(Lender {
+            chat,
+            random: generate::stage_random(run.seed, stage).derive("judge"),
+            run,
+            waiting: Waiting { keeps_failures, ..waiting.clone() },
+        })
+    }
+}
+
+impl Backends for Lender {
+    fn preference_model(&self, name: &str) -> Result<Arc<dyn PreferenceModel>, String> {
+        Err(format!("`{name}`, which is no preference model"))
+    }
+
+    fn chat_model(
+        &self,
+        name: &str,
+        max_tokens: usize,
+        temperature: f64,
+    ) -> Result<Arc<dyn ChatModel>, String> {
+        let loaded =
+            self.chat.get(name).ok_or_else(|| format!("`{name}`, which was not loaded"))?;
+        let sampling = pipeline::Sampling {
+            temperature,
+            max_tokens: u32::try_from(max_tokens).unwrap_or(u32::MAX),
+            ..pipeline::Sampling::default()
+        };
+        let has_template = loaded.tokenizer.chat_template().is_some();
+        let template = if has_template { Template::Chat } else { Template::Raw };
+        let prompter = Prompter::new(&loaded.tokenizer, &template).map_err(|e| e.to_string())?;
+        Ok(Arc::new(Chat {
+            sampling: prompts::sampling(&sampling, &loaded.model, &loaded.tokenizer),
+            prompter,
+            loaded: loaded.clone(),
+            run: self.run.clone(),
+            random: self.random,
+            waiting: self.waiting.clone(),
+            sampler: Mutex::default(),
+        }))
+    }
+
+    fn waiting(&self) -> Waiting {
+        self.waiting.clone()
+    }
+}
+
+/// A model of the pipeline that answers through our own sampler. Draws are addressed by the prompt, so an
+/// answer is a function of the prompt, the weights and the run's seed.
+struct Chat {
+    loaded: Loaded,
+    prompter: Prompter,
+    sampling: Sampling,
+    run: Run,
+    random: Philox,
+    waiting: Waiting,
+    /// Made when it is first asked; one caller at a time has it.
+    sampler: Mutex<Option<Sampler>>,
+}
+
+impl ChatModel for Chat {
+    fn answers(&self, prompts: &[String]) -> Vec<Result<String, String>> {
+        let mut answers: Vec<Result<String, String>> =
+            prompts.iter().map(|_| Err("the run was stopped".to_owned())).collect();
+        let mut kept = self.sampler.lock().unwrap_or_else(PoisonError::into_inner);
+        let Loaded { model, tokenizer } = &self.loaded;
+        // Taken out: one that panics leaves none, and the next caller gets a new one.
+        let mut sampler =
+            kept.take().unwrap_or_else(|| generate::sampler(model, tokenizer, &self.run));
+        let (mut requests, mut asked) = (Vec::new(), Vec::new());
+        for (idx, prompt) in prompts.iter().enumerate() {
+            match self.request(&sampler, prompt) {
+                Ok(request) => {
+                    requests.push(request);
+                    asked.push(idx);
+                }
+                Err(error) => answers[idx] = Err(error.to_string()),
+            }
+        }
+        let cancel = self.waiting.cancel.flag();
+        let (sampling, random) = (&self.sampling, self.random);
+        let drawn = sampler.run(model, &requests, sampling, random, cancel, &mut |completion| {
+            let text = tokenizer.decode(&completion.token_ids, true);
+            answers[asked[completion.request_idx]] = text.map_err(|error| error.to_string());
+            true
+        });
+        if let Err(error) = drawn {
+            let reason = error.to_string();
+            asked.iter().for_each(|&idx| answers[idx] = Err(reason.clone()));
+        }
+        *kept = Some(sampler);
+        answers
+    }
+}
+
+impl Chat {
+    fn request(&self, sampler: &Sampler, prompt: &str) -> Result<Request> {
+        let prompt_ids = self.prompter.prompt_ids(prompt)?.into();
+        let request = Request { prompt_ids, address: address(prompt), samples: 0..1 };
+        sampler.check(&self.loaded.model, &request, &self.sampling)?;
+        Ok(request)
+    }
+}
