@@ -5,10 +5,12 @@
 use std::io::{self, BufReader};
 use std::time::Instant;
 
+use aha_reward::backend::NoBackends;
 use aha_reward::{Kind, Spec, grade};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let verifier = Spec::for_grading(Kind::Math).resolve().map_err(|problems| {
+    let spec = Spec::new(Kind::Math).map_err(|problem| problem.to_string())?;
+    let verifier = spec.for_grading().resolve(&NoBackends).map_err(|problems| {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         problems.join("; ")
     })?;

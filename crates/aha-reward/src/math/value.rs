@@ -9,6 +9,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::rc::Rc;
 
 use num_bigint::BigInt;
 use num_rational::{BigRational, Ratio};
@@ -27,7 +28,7 @@ const EXPONENT_MAX: i64 = 10_000;
 /// Largest power that a sum of several terms is raised to.
 const SUM_POWER_MAX: i64 = 64;
 /// What one comparison may cost, in word operations: some ten milliseconds.
-const WORK_MAX: u64 = 1 << 23;
+const WORK_MAX: u64 = 1 << 22;
 /// Primes below this are looked for in a radicand.
 const FACTOR_MAX: u64 = 1 << 14;
 /// Longest name of a symbol that stands for an expression.
@@ -79,7 +80,7 @@ fn bits(r: &BigRational) -> u64 {
 /// `√root · i^is_imaginary · Π symbol^exponent`
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Monomial {
-    symbols: BTreeMap<String, Ratio<i64>>,
+    symbols: BTreeMap<Rc<str>, Ratio<i64>>,
     /// Squarefree; 1 where there is no root.
     root: u64,
     is_imaginary: bool,
@@ -106,7 +107,13 @@ impl Monomial {
         }
         let mut symbols = self.symbols.clone();
         for (name, exponent) in &other.symbols {
-            let sum = symbols.get(name).copied().unwrap_or_else(Ratio::zero) + exponent;
+            let sum = match symbols.get(name) {
+                None => *exponent,
+                Some(own) if own.is_integer() && exponent.is_integer() => {
+                    Ratio::from_integer(own.numer() + exponent.numer())
+                }
+                Some(own) => own + exponent,
+            };
             if sum.numer().abs() > EXPONENT_MAX || *sum.denom() > EXPONENT_MAX {
                 return Err(EvalError::TooLarge("an exponent"));
             }
@@ -119,6 +126,14 @@ impl Monomial {
         let is_imaginary = self.is_imaginary != other.is_imaginary;
         Ok((Self { symbols, root, is_imaginary }, factor))
     }
+}
+
+/// Without the work of reducing where both are whole.
+fn product_of(a: &BigRational, b: &BigRational) -> BigRational {
+    if a.is_integer() && b.is_integer() {
+        return BigRational::from_integer(a.numer() * b.numer());
+    }
+    a * b
 }
 
 fn gcd(mut a: u64, mut b: u64) -> u64 {
@@ -180,7 +195,12 @@ impl Poly {
             }
             Entry::Occupied(mut place) => {
                 budget.charge_bits(bits(place.get()) + bits(&value))?;
-                *place.get_mut() += value;
+                let sum = place.get_mut();
+                if sum.is_integer() && value.is_integer() {
+                    *sum = BigRational::from_integer(sum.numer() + value.numer());
+                } else {
+                    *sum += value;
+                }
                 if place.get().is_zero() {
                     place.remove();
                 }
@@ -204,9 +224,13 @@ impl Poly {
         for (a, a_value) in &self.0 {
             for (b, b_value) in &other.0 {
                 budget.charge_bits(bits(a_value) + bits(b_value))?;
-                budget.charge(2048 + 4 * (a.names_cost() + b.names_cost()))?;
+                budget.charge(1024 + a.names_cost() + b.names_cost())?;
                 let (monomial, factor) = a.times(b)?;
-                product.add_term(monomial, a_value * b_value * factor, budget)?;
+                let mut value = product_of(a_value, b_value);
+                if !factor.is_one() {
+                    value *= factor;
+                }
+                product.add_term(monomial, value, budget)?;
             }
         }
         Ok(product)
@@ -243,7 +267,7 @@ impl Value {
         Self::rational(BigRational::from_integer(value.into()))
     }
 
-    fn symbol(name: String, exponent: Ratio<i64>) -> Self {
+    fn symbol(name: Rc<str>, exponent: Ratio<i64>) -> Self {
         let symbols = BTreeMap::from([(name, exponent)]);
         let monomial = Monomial { symbols, root: 1, is_imaginary: false };
         Self::from_poly(Poly::single(monomial, BigRational::one()))
@@ -254,7 +278,7 @@ impl Value {
         if name.len() > NAME_LEN_MAX {
             return Err(EvalError::TooLarge("an expression under a root or function"));
         }
-        Ok(Self { is_opaque: true, ..Self::symbol(name, exponent) })
+        Ok(Self { is_opaque: true, ..Self::symbol(name.into(), exponent) })
     }
 
     fn is_zero(&self) -> bool {
@@ -395,8 +419,8 @@ impl Value {
         let (monomial, value) = single;
         let is_plain = monomial.root == 1 && !monomial.is_imaginary;
         // √(x²) is not x; √x is x^(1/2), and its square is x.
-        let has_sign = |(name, exponent): (&String, &Ratio<i64>)| {
-            let is_positive = matches!(name.as_str(), "π" | "e");
+        let has_sign = |(name, exponent): (&Rc<str>, &Ratio<i64>)| {
+            let is_positive = matches!(&**name, "π" | "e");
             !is_positive && index % 2 == 0 && (exponent / index).is_integer()
         };
         if !is_plain || monomial.symbols.iter().any(has_sign) {
@@ -543,7 +567,7 @@ pub(super) fn eval(expr: &Expr, budget: &mut Budget) -> Eval<Value> {
             let i = Monomial { is_imaginary: true, ..Monomial::one() };
             Ok(Value::from_poly(Poly::single(i, BigRational::one())))
         }
-        Expr::Symbol(name) => Ok(Value::symbol(name.clone(), Ratio::one())),
+        Expr::Symbol(name) => Ok(Value::symbol(name.as_str().into(), Ratio::one())),
         Expr::Neg(inner) => Ok(eval(inner, budget)?.negated()),
         Expr::Sum(terms) => {
             let mut sum = Value::integer(0);
