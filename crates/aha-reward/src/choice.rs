@@ -212,7 +212,7 @@ fn option_letter(text: &str, options: &[String]) -> Option<char> {
 
 /// What only changes how a text looks.
 static LOOKS: LazyLock<Regex> = LazyLock::new(|| {
-    Regex::new(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|left|right|bf|rm|boxed)\b|\\[(),;! ]|[$*{}]|\s+")
+    Regex::new(r"\\(?:text(?:bf|it|rm)?|math(?:rm|bf|it)|mbox|left|right|bf|rm|boxed)\b|\\[(),;! ]|[$*{}]|\s+")
         .expect("the pattern is a constant")
 });
 

@@ -18,8 +18,9 @@ pub const LEN_WORDS_MAX: usize = 100;
 /// The share of n-grams that occur again, times `penalty`: 0 where none does.
 ///
 /// `penalty · (1 - distinct n-grams / all n-grams)`, 0 for a text with fewer than `ngram_len_words` words. Words
-/// are runs of letters and digits in any letter case, and each Chinese character, kana or Thai letter. The penalty of Yeo et al.
-/// 2025, "Demystifying Long Chain-of-Thought Reasoning in LLMs", as a score of the whole completion.
+/// are runs of letters and digits in any letter case, and each Chinese character, kana or Thai letter. The
+/// penalty of Yeo et al. 2025, "Demystifying Long Chain-of-Thought Reasoning in LLMs", as a score of the whole
+/// completion.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Settings {
