@@ -4,10 +4,13 @@ use std::io::Write;
 use std::sync::Arc;
 
 use aha_rollout::part::properties;
-use arrow::array::{Array, ArrayRef, RecordBatch, StringArray};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{Array, ArrayRef, AsArray, PrimitiveArray, RecordBatch, StringArray};
+use arrow::datatypes::{
+    ArrowPrimitiveType, DataType, Field, FieldRef, Float32Type, Float64Type, Schema, SchemaRef,
+};
 use arrow::error::ArrowError;
-use arrow::json::{WriterBuilder, writer::JsonArray};
+use arrow::json::WriterBuilder;
+use arrow::json::writer::{Encoder, EncoderFactory, EncoderOptions, JsonArray, NullableEncoder};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use datafusion::arrow::util::pretty::pretty_format_batches;
 use datafusion::parquet::arrow::ArrowWriter;
@@ -104,14 +107,54 @@ fn write_csv(schema: &SchemaRef, batches: &[RecordBatch], writer: &mut impl Writ
 }
 
 fn write_json(batches: &[RecordBatch], writer: &mut impl Write) -> Result<(), ArrowError> {
-    let mut json =
-        WriterBuilder::new().with_explicit_nulls(true).build::<_, JsonArray>(&mut *writer);
+    let mut json = WriterBuilder::new()
+        .with_explicit_nulls(true)
+        .with_encoder_factory(Arc::new(WithWords))
+        .build::<_, JsonArray>(&mut *writer);
     for batch in batches {
         json.write(batch)?;
     }
     json.finish()?;
     writer.write_all(b"\n")?;
     Ok(())
+}
+
+/// JSON has no number for what is not finite: a null there would look like a value that is missing, so it is
+/// one of the texts "NaN", "Infinity" and "-Infinity".
+#[derive(Debug)]
+struct WithWords;
+
+impl EncoderFactory for WithWords {
+    fn make_default_encoder<'a>(
+        &self,
+        _: &'a FieldRef,
+        array: &'a dyn Array,
+        _: &'a EncoderOptions,
+    ) -> Result<Option<NullableEncoder<'a>>, ArrowError> {
+        let encoder: Box<dyn Encoder + 'a> = match array.data_type() {
+            DataType::Float64 => Box::new(Floats(array.as_primitive::<Float64Type>())),
+            DataType::Float32 => Box::new(Floats(array.as_primitive::<Float32Type>())),
+            _ => return Ok(None),
+        };
+        Ok(Some(NullableEncoder::new(encoder, array.nulls().cloned())))
+    }
+}
+
+struct Floats<'a, T: ArrowPrimitiveType>(&'a PrimitiveArray<T>);
+
+impl<T: ArrowPrimitiveType> Encoder for Floats<'_, T>
+where
+    T::Native: Into<f64> + serde::Serialize,
+{
+    fn encode(&mut self, idx: usize, out: &mut Vec<u8>) {
+        let value = self.0.value(idx);
+        match value.into() {
+            x if x.is_nan() => out.extend_from_slice(b"\"NaN\""),
+            f64::INFINITY => out.extend_from_slice(b"\"Infinity\""),
+            f64::NEG_INFINITY => out.extend_from_slice(b"\"-Infinity\""),
+            _ => serde_json::to_writer(out, &value).expect("a finite number is JSON"),
+        }
+    }
 }
 
 fn write_parquet(
@@ -188,7 +231,7 @@ fn refused(error: &std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::{Float64Array, Int64Array, ListArray, UInt32Array};
+    use arrow::array::{Float32Array, Float64Array, Int64Array, ListArray, UInt32Array};
     use arrow::buffer::OffsetBuffer;
     use expect_test::{Expect, expect};
 
@@ -283,6 +326,27 @@ mod tests {
             &[],
             expect![[r#"
             []
+        "#]],
+        );
+    }
+
+    /// In lists as well, and in either width; what is missing stays null.
+    #[test]
+    fn json_has_words_for_numbers_that_it_can_not_write() {
+        let (nan, inf) = (f32::NAN, f32::INFINITY);
+        let item = Arc::new(Field::new("item", DataType::Float32, false));
+        let values = Arc::new(Float32Array::from(vec![nan, -inf, 0.1, inf, 1.0]));
+        let lists = ListArray::new(item, OffsetBuffer::from_lengths([4, 1]), values, None);
+        let value = Float64Array::from(vec![Some(f64::NAN), None]);
+        let columns: [(&str, ArrayRef); 2] =
+            [("value", Arc::new(value)), ("list", Arc::new(lists))];
+        let batch =
+            RecordBatch::try_from_iter_with_nullable(columns.map(|(n, c)| (n, c, true))).unwrap();
+        check(
+            Format::Json,
+            &[batch],
+            expect![[r#"
+            [{"value":"NaN","list":["NaN","-Infinity",0.1,"Infinity"]},{"value":null,"list":[1.0]}]
         "#]],
         );
     }

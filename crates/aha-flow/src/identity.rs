@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use aha_data::source::TableSource;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -148,7 +147,7 @@ impl InputFile {
 fn files_of(pipeline: &Pipeline, places: &Places) -> Result<Vec<(String, Vec<PathBuf>)>> {
     let mut found = Vec::new();
     for (name, address) in &pipeline.tables {
-        let (_, files) = TableSource::new(address, &places.base_dir)?.files()?;
+        let (_, files) = places.table(address)?.files()?;
         found.push((format!("tables.{name}"), files));
     }
     let located = |path: &str| -> Result<Vec<PathBuf>> {

@@ -8,6 +8,7 @@
 //! - `stages`: one module per kind of stage that isn't reinforcement learning.
 //! - `rl`: the actors of an RL stage, their credits, supervision and recovery.
 //! - [`generate`], [`score`], [`evaluate`]: completions, their rewards, and what those say of a model.
+//! - [`benchmark`]: published sets of problems, by their publishers' columns.
 //! - [`lend`]: what rewards borrow: models that judge, the answers of a run, its stop.
 //! - [`checkpoint`]: what a stage needs to go on, written aside and renamed; [`parts`]: the rows it stands on.
 //! - [`watchdog`]: what looks wrong while it still can be mended.
@@ -19,6 +20,7 @@
 //!   columns that say when.
 //! - What was sampled is what is trained on: tokens are never made from text again.
 
+pub mod benchmark;
 pub mod checkpoint;
 pub mod clock;
 mod compute;

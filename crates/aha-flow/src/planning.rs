@@ -55,7 +55,7 @@ pub async fn check(path: &Path, sets: &[String], places: &Places) -> Result<Plan
 /// The tables of a pipeline, those of stages empty.
 pub struct Tables {
     session: Session,
-    base_dir: PathBuf,
+    places: Places,
     runtime: Handle,
     /// What queries give: a stage's table has these types exactly.
     planned: RefCell<Vec<(Vec<Column>, SchemaRef)>>,
@@ -65,12 +65,7 @@ impl Tables {
     /// No tables yet. `runtime` is where queries are planned; not to be used on one of its async threads.
     pub fn new(places: &Places, runtime: Handle) -> Result<Tables, Error> {
         let session = Session::new(&SessionOptions::default())?;
-        Ok(Tables {
-            session,
-            base_dir: places.base_dir.clone(),
-            runtime,
-            planned: RefCell::default(),
-        })
+        Ok(Tables { session, places: places.clone(), runtime, planned: RefCell::default() })
     }
 
     fn columns_of(&self, sql: &str) -> Result<Vec<Column>, SqlProblem> {
@@ -135,7 +130,7 @@ fn schema_by_names(columns: &[Column]) -> SchemaRef {
 impl Catalogue for Tables {
     fn register_table(&mut self, name: &str, path: &str) -> Result<TableFacts, SqlProblem> {
         let register = || -> Result<Option<u64>, aha_data::Error> {
-            let source = TableSource::new(path, &self.base_dir)?;
+            let source = self.places.table(path)?;
             self.runtime.block_on(self.session.register(name, &source))?;
             self.row_count(name, &source)
         };

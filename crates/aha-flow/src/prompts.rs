@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aha_data::Session;
 use aha_model::chat_template::{ChatTemplate, Message};
 use aha_model::{Model, Tokenizer};
-use arrow::array::{Array, RecordBatch, StringArray};
+use arrow::array::{Array, Float64Array, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 
@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::{Sql, Template};
 
 /// A problem of a data set.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
     /// Identity in its data set.
     pub id: String,
@@ -26,45 +26,122 @@ pub struct Problem {
     pub source: Option<String>,
     /// Tests as JSON.
     pub tests: Option<String>,
+    /// Elo rating, where the data set rates its problems.
+    pub rating: Option<f64>,
+}
+
+/// Where rows are from, which decides what can be done about wrong ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A query of a pipeline.
+    Query,
+    /// The files that `aha eval` was given.
+    Files,
+}
+
+impl Origin {
+    /// A row has nothing where something has to be. `what` is what the rows are.
+    pub fn null(self, what: &str, row_idx: usize, column: &str) -> Error {
+        Error::input_with(
+            format!("row {row_idx} of the {what} has no `{column}`: it is null"),
+            match self {
+                Origin::Query => format!("leave such rows out with `WHERE {column} IS NOT NULL`"),
+                Origin::Files => format!("give every row a `{column}`, or take the row out"),
+            },
+        )
+    }
+
+    fn missing(self, column: &str, names: &[&str]) -> Error {
+        let names = names.join(", ");
+        match self {
+            Origin::Query => {
+                Error::input(format!("the query gives no column `{column}`; it gives {names}"))
+            }
+            Origin::Files => Error::input_with(
+                format!("the data have no column `{column}`; they have {names}"),
+                "give problems with columns `id`, `prompt` and `answer`, or name the benchmark that \
+                 they are with --benchmark",
+            ),
+        }
+    }
+
+    fn nothing(self) -> Error {
+        match self {
+            Origin::Query => {
+                Error::input_with("the query finds no prompts", "look at it with `aha query`")
+            }
+            Origin::Files => {
+                Error::input_with("the data hold no problems", "give a file with at least one row")
+            }
+        }
+    }
+
+    fn twice(self, id: &str) -> Error {
+        Error::input_with(
+            format!("the prompt id `{id}` occurs twice"),
+            match self {
+                Origin::Query => {
+                    "ids must be unique within a stage: join the tables under different ids, or use \
+                     `SELECT DISTINCT`"
+                }
+                Origin::Files => "ids must be unique: give each problem its own, or none",
+            },
+        )
+    }
 }
 
 /// The problems that a query finds, in its order. `id` is optional: the row's number stands in.
 pub async fn load(session: &Session, sql: &Sql) -> Result<Vec<Problem>> {
+    of_rows(&session.collect(&sql.0).await?, Origin::Query)
+}
+
+/// The problems in rows with our own columns, in their order.
+pub fn of_rows(batches: &[RecordBatch], origin: Origin) -> Result<Vec<Problem>> {
     let mut problems: Vec<Problem> = Vec::new();
-    for batch in session.collect(&sql.0).await? {
-        let prompts = required_text(&batch, "prompt")?;
-        let (ids, answers) = (text(&batch, "id")?, text(&batch, "answer")?);
-        let (sources, tests) = (text(&batch, "source")?, text(&batch, "tests")?);
+    for batch in batches {
+        let prompts = column(batch, "prompt", origin)?;
+        let (ids, answers) = (text(batch, "id")?, text(batch, "answer")?);
+        let (sources, tests) = (text(batch, "source")?, text(batch, "tests")?);
+        let ratings = numbers(batch, "rating");
         let get = |column: &Option<StringArray>, row: usize| {
             column.as_ref().filter(|c| c.is_valid(row)).map(|c| c.value(row).to_owned())
         };
         for row in 0..batch.num_rows() {
             let row_idx = problems.len();
+            if prompts.is_null(row) {
+                return Err(origin.null("prompts", row_idx, "prompt"));
+            }
             problems.push(Problem {
                 id: get(&ids, row).unwrap_or_else(|| row_idx.to_string()),
-                prompt: required_value(&prompts, row, "prompt", ("prompts", row_idx))?.to_owned(),
+                prompt: prompts.value(row).to_owned(),
                 answer: get(&answers, row),
                 source: get(&sources, row),
                 tests: get(&tests, row),
+                rating: ratings.as_ref().filter(|r| r.is_valid(row)).map(|r| r.value(row)),
             });
         }
     }
-    check(&problems)?;
+    check(&problems, origin)?;
     Ok(problems)
 }
 
-fn check(problems: &[Problem]) -> Result<()> {
+/// Fails where there are no problems, or two of one id.
+pub fn check(problems: &[Problem], origin: Origin) -> Result<()> {
     if problems.is_empty() {
-        return Err(Error::input_with("the query finds no prompts", "look at it with `aha query`"));
+        return Err(origin.nothing());
     }
     let mut seen = HashSet::new();
     match problems.iter().find(|p| !seen.insert(p.id.as_str())) {
-        Some(twice) => Err(Error::input_with(
-            format!("the prompt id `{}` occurs twice", twice.id),
-            "ids must be unique within a stage: join the tables under different ids, or use `SELECT DISTINCT`",
-        )),
+        Some(twice) => Err(origin.twice(&twice.id)),
         None => Ok(()),
     }
+}
+
+/// A column of finite numbers; none where there is no such column, or it holds something else.
+fn numbers(batch: &RecordBatch, name: &str) -> Option<Float64Array> {
+    let column = batch.column_by_name(name).filter(|column| column.data_type().is_numeric())?;
+    let column = cast(column, &DataType::Float64).ok()?;
+    column.as_any().downcast_ref::<Float64Array>().cloned()
 }
 
 /// A column as text, whatever string type the table has; none if there is no such column.
@@ -80,10 +157,14 @@ pub fn text(batch: &RecordBatch, name: &str) -> Result<Option<StringArray>> {
 
 /// As [`text`], for a column that has to be there.
 pub fn required_text(batch: &RecordBatch, name: &str) -> Result<StringArray> {
+    column(batch, name, Origin::Query)
+}
+
+fn column(batch: &RecordBatch, name: &str, origin: Origin) -> Result<StringArray> {
     text(batch, name)?.ok_or_else(|| {
         let schema = batch.schema();
         let names: Vec<&str> = schema.fields().iter().map(|f| f.name().as_str()).collect();
-        Error::input(format!("the query gives no column `{name}`; it gives {}", names.join(", ")))
+        origin.missing(name, &names)
     })
 }
 
@@ -99,10 +180,7 @@ pub fn required_value<'a>(
         return Ok(column.value(row));
     }
     let (what, row_idx) = place;
-    Err(Error::input_with(
-        format!("row {row_idx} of the {what} has no `{name}`: it is null"),
-        format!("leave such rows out with `WHERE {name} IS NOT NULL`"),
-    ))
+    Err(Origin::Query.null(what, row_idx, name))
 }
 
 /// Makes a model's input of prompts, as a stage's template says.
@@ -110,6 +188,8 @@ pub fn required_value<'a>(
 pub struct Prompter {
     tokenizer: Arc<Tokenizer>,
     form: Form,
+    /// Text before and after the prompt, inside the template.
+    instruction: Option<(String, String)>,
 }
 
 #[derive(Clone, Debug)]
@@ -136,11 +216,26 @@ impl Prompter {
             Template::R1Zero => Form::Chat(Box::new(ChatTemplate::named("r1-zero", tokenizer)?)),
             Template::Chat => Form::Chat(Box::new(ChatTemplate::named("chat", tokenizer)?)),
         };
-        Ok(Prompter { tokenizer: Arc::clone(tokenizer), form })
+        Ok(Prompter { tokenizer: Arc::clone(tokenizer), form, instruction: None })
+    }
+
+    /// With a text around each prompt, which has `{prompt}` where that goes; the template goes around both.
+    #[must_use]
+    pub fn with_instruction(self, text: &str) -> Prompter {
+        let (before, after) = text.split_once("{prompt}").unwrap_or((text, ""));
+        Prompter { instruction: Some((before.to_owned(), after.to_owned())), ..self }
     }
 
     /// The tokens that go in before the model writes.
     pub fn prompt_ids(&self, prompt: &str) -> Result<Vec<u32>> {
+        let instructed;
+        let prompt = match &self.instruction {
+            Some((before, after)) => {
+                instructed = format!("{before}{prompt}{after}");
+                &instructed
+            }
+            None => prompt,
+        };
         match &self.form {
             Form::Text { before, after } => {
                 Ok(self.tokenizer.encode(&format!("{before}{prompt}{after}"), true)?)

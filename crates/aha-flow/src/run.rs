@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aha_compute::Device;
-use aha_data::source::TableSource;
 use aha_data::{Session, SessionOptions};
 use aha_reward::wait::Waiting;
 
@@ -66,20 +65,43 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
     let places = planning::places();
     let plan = planning::check(&options.pipeline, &options.sets, &places).await?;
     let dir = RunDir::new(options.dir.clone().unwrap_or_else(|| default_dir(&options.pipeline)));
-    let pipeline = Arc::new(plan.pipeline.clone());
-    let found = RunState::read(&dir)?;
+    let (pipeline, resume) = (Arc::new(plan.pipeline.clone()), options.resume);
+    let how = How { watcher: options.watcher, stop: options.stop, faults: options.faults };
+    execute(pipeline, &dir, places, (resume, how), || opened(&dir, &plan)).await?;
+    Ok(dir)
+}
+
+/// Who watches a run, stops it, and makes it fail.
+pub(crate) struct How {
+    /// Who watches.
+    pub watcher: Watcher,
+    /// A request to stop.
+    pub stop: Stop,
+    /// Faults that a test injects.
+    pub faults: Faults,
+}
+
+/// Runs the stages of a pipeline that has been checked, from where the run directory says it is.
+pub(crate) async fn execute(
+    pipeline: Arc<Pipeline>,
+    dir: &RunDir,
+    places: Places,
+    (resume, how): (bool, How),
+    opened: impl FnOnce(),
+) -> Result<()> {
+    let found = RunState::read(dir)?;
     let identity = Identity::of(&pipeline, &places, found.as_ref().map(|state| &state.identity))?;
     let difference = found.as_ref().and_then(|state| {
-        let began = settings_of(&dir);
+        let began = settings_of(dir);
         state.identity.difference(began.as_ref(), &identity, &pipeline.settings())
     });
     let device = Device::cpu(compute::threads(pipeline.run.threads));
     // A finished run is only shown: whether its parts are there takes no reading.
     let mut depth = Depth::Content;
-    let state = match state::decide(found, difference, options.resume) {
+    let state = match state::decide(found, difference, resume) {
         Opening::Refuse { message, hint } => {
             let message = format!("`{}`: {message}", dir.root().display());
-            return Err(Error::input_with(message, hint).into());
+            return Err(Error::input_with(message, hint));
         }
         Opening::Begin => {
             dir.refuse_foreign()?;
@@ -93,23 +115,23 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
     };
     check_variables(&pipeline, &state)?;
     let lock = dir.open()?;
-    if let Some(damage) = state.damage(&dir, depth)? {
+    if let Some(damage) = state.damage(dir, depth)? {
         let message = format!("the run has lost rows: {damage}");
         let hint = "put it back from a copy, or begin again in another directory with --dir";
-        return Err(Error::input_with(message, hint).into());
+        return Err(Error::input_with(message, hint));
     }
     write_file(&dir.pipeline(), pipeline.to_toml().as_bytes())?;
-    state.write(&dir)?;
-    opened(&dir, &plan);
-    let waiting = lend::waiting(&pipeline, &dir, &options.stop)?;
-    let session = session(&pipeline, &places, &dir).await?;
-    let mut runner =
-        Runner { pipeline, dir: dir.clone(), device, session, places, state, options, waiting };
+    state.write(dir)?;
+    opened();
+    let waiting = lend::waiting(&pipeline, dir, &how.stop)?;
+    let session = session(&pipeline, &places, dir).await?;
+    let dir = dir.clone();
+    let mut runner = Runner { pipeline, dir, device, session, places, state, how, waiting };
     runner.warn_of_version();
     runner.stages().await?;
     drop(runner);
     drop(lock);
-    Ok(dir)
+    Ok(())
 }
 
 /// Fails where a stage that is still to be run needs a secret that isn't there.
@@ -145,7 +167,7 @@ async fn session(pipeline: &Pipeline, places: &Places, dir: &RunDir) -> Result<S
     };
     let session = Session::new(&options)?;
     for (name, address) in &pipeline.tables {
-        let source = TableSource::new(address, &places.base_dir)?;
+        let source = places.table(address)?;
         session
             .register(name, &source)
             .await
@@ -169,7 +191,7 @@ struct Runner {
     session: Session,
     places: Places,
     state: RunState,
-    options: Options,
+    how: How,
     waiting: Waiting,
 }
 
@@ -196,7 +218,7 @@ impl Runner {
                 self.print_again(stage).await?;
                 continue;
             }
-            if self.options.stop.is_requested() {
+            if self.how.stop.is_requested() {
                 return Err(Error::Interrupted);
             }
             self.state.running(&self.dir, &stage.name)?;
@@ -207,7 +229,7 @@ impl Runner {
             self.state.done(&self.dir, stage)?;
             stages::register_outputs(&self.session, &self.dir)?;
             tracing::info!(stage = stage.name, "Stage done.");
-            (self.options.watcher)(Event::StageDone { stage: stage.name.clone() });
+            (self.how.watcher)(Event::StageDone { stage: stage.name.clone() });
             self.device.trim();
         }
         Ok(())
@@ -235,8 +257,8 @@ impl Runner {
                     dir: &self.dir,
                     device: &self.device,
                     session: &self.session,
-                    watcher: &self.options.watcher,
-                    stop: &self.options.stop,
+                    watcher: &self.how.watcher,
+                    stop: &self.how.stop,
                 };
                 sft.run(base).await
             }
@@ -252,8 +274,8 @@ impl Runner {
                     session: &self.session,
                     models: &self.models(),
                     waiting: &self.waiting,
-                    watcher: &self.options.watcher,
-                    stop: &self.options.stop,
+                    watcher: &self.how.watcher,
+                    stop: &self.how.stop,
                 };
                 sample.run(base).await
             }
@@ -267,8 +289,8 @@ impl Runner {
                     session: &self.session,
                     models: &self.models(),
                     waiting: &self.waiting,
-                    watcher: &self.options.watcher,
-                    stop: &self.options.stop,
+                    watcher: &self.how.watcher,
+                    stop: &self.how.stop,
                 };
                 eval.run().await
             }
@@ -286,7 +308,7 @@ impl Runner {
             settings,
             dir: &self.dir,
             session: &self.session,
-            watcher: &self.options.watcher,
+            watcher: &self.how.watcher,
         }
     }
 
@@ -307,10 +329,10 @@ impl Runner {
             tokenizer: Arc::clone(&base.tokenizer),
             scorer: Scorer::new(&specs, on_null, settings.reward_clip, &lender)?,
             random: generate::stage_random(self.pipeline.run.seed, stage),
-            watcher: Arc::clone(&self.options.watcher),
-            faults: self.options.faults.clone(),
+            watcher: Arc::clone(&self.how.watcher),
+            faults: self.how.faults.clone(),
         };
-        rl::run(Arc::new(shared), base, &self.models(), &self.options.stop).await
+        rl::run(Arc::new(shared), base, &self.models(), &self.how.stop).await
     }
 
     fn models(&self) -> Models<'_> {

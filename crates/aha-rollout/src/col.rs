@@ -4,14 +4,22 @@
 pub const ADVANTAGE: &str = "advantage";
 /// Reference answer of a problem.
 pub const ANSWER: &str = "answer";
+/// Share of an evaluation's completions that have an answer.
+pub const ANSWERED_SHARE: &str = "answered_share";
 /// When a row was written, by the wall clock.
 pub const AT: &str = "at";
+/// Benchmark whose layout, prompt and verifier an evaluation used.
+pub const BENCHMARK: &str = "benchmark";
 /// Text that came out of the model.
 pub const COMPLETION: &str = "completion";
 /// Number of a completion's tokens.
 pub const COMPLETION_LEN_TOKENS: &str = "completion_len_tokens";
 /// Mean number of tokens of an evaluation's completions.
 pub const COMPLETION_LEN_TOKENS_MEAN: &str = "completion_len_tokens_mean";
+/// Number of tokens that half of an evaluation's completions don't exceed.
+pub const COMPLETION_LEN_TOKENS_MEDIAN: &str = "completion_len_tokens_median";
+/// Number of tokens that 95 % of an evaluation's completions don't exceed.
+pub const COMPLETION_LEN_TOKENS_P95: &str = "completion_len_tokens_p95";
 /// Behaviour log-prob of each of a completion's tokens.
 pub const COMPLETION_LOGPROBS: &str = "completion_logprobs";
 /// A completion's tokens.
@@ -20,6 +28,10 @@ pub const COMPLETION_TOKEN_IDS: &str = "completion_token_ids";
 pub const CONS_AT_K: &str = "cons_at_k";
 /// Standard error of `cons_at_k`.
 pub const CONS_AT_K_SE: &str = "cons_at_k_se";
+/// Share of problems whose majority answer is right, for each of `ks`.
+pub const CONS_AT_KS: &str = "cons_at_ks";
+/// Standard errors of `cons_at_ks`.
+pub const CONS_AT_KS_SE: &str = "cons_at_ks_se";
 /// Name of an evaluation's data set.
 pub const DATASET: &str = "dataset";
 /// What went wrong.
@@ -38,6 +50,8 @@ pub const FINISHED_AT: &str = "finished_at";
 pub const IS_TRAINED: &str = "is_trained";
 /// Samples per problem.
 pub const K: &str = "k";
+/// Numbers of samples that an evaluation gives figures for.
+pub const KS: &str = "ks";
 /// Whether each token of a training example counts in the loss.
 pub const LOSS_MASK: &str = "loss_mask";
 /// Name of a model.
@@ -50,6 +64,12 @@ pub const PASS_AT_1: &str = "pass_at_1";
 pub const PASS_AT_1_SE: &str = "pass_at_1_se";
 /// Share of problems with at least one right sample among k.
 pub const PASS_AT_K: &str = "pass_at_k";
+/// Standard error of `pass_at_k`.
+pub const PASS_AT_K_SE: &str = "pass_at_k_se";
+/// Unbiased estimate of pass@k for each of `ks`.
+pub const PASS_AT_KS: &str = "pass_at_ks";
+/// Standard errors of `pass_at_ks`.
+pub const PASS_AT_KS_SE: &str = "pass_at_ks_se";
 /// Optimizer steps that the weights that wrote a row had seen.
 pub const POLICY_VERSION: &str = "policy_version";
 /// Number of an evaluation's problems.
@@ -60,6 +80,10 @@ pub const PROMPT: &str = "prompt";
 pub const PROMPT_ID: &str = "prompt_id";
 /// The tokens that went into the model.
 pub const PROMPT_TOKEN_IDS: &str = "prompt_token_ids";
+/// A model's Elo rating.
+pub const RATING: &str = "rating";
+/// Standard error of `rating`.
+pub const RATING_SE: &str = "rating_se";
 /// A completion's whole reward.
 pub const REWARD: &str = "reward";
 /// Why a part of the reward is missing.
@@ -82,6 +106,10 @@ pub const STEP: &str = "step";
 pub const TESTS: &str = "tests";
 /// A training example's tokens.
 pub const TOKEN_IDS: &str = "token_ids";
+/// Tokens drawn per second of an evaluation's sampling.
+pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
+/// Share of an evaluation's completions that were cut off.
+pub const TRUNCATED_SHARE: &str = "truncated_share";
 /// A metric's value.
 pub const VALUE: &str = "value";
 

@@ -6,8 +6,9 @@ use arrow::array::{
     Array, ArrayRef, BooleanArray, BooleanBufferBuilder, Float32Array, Float64Array, Int64Array,
     ListArray, RecordBatch, StringArray, TimestampMicrosecondArray, UInt32Array,
 };
-use arrow::buffer::{OffsetBuffer, ScalarBuffer};
+use arrow::buffer::{NullBuffer, OffsetBuffer, ScalarBuffer};
 use arrow::datatypes::{DataType, Field, SchemaRef};
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result, schema};
 
@@ -89,16 +90,16 @@ pub struct MetricRow<'a> {
     pub at_us: i64,
 }
 
-/// One evaluation of a model on a data set.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EvalRow<'a> {
-    /// Stage that evaluated.
-    pub stage: &'a str,
+/// One evaluation of a model on a data set; the fields are the columns of [`schema::evals`].
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct EvalRow {
+    /// Stage that evaluated; `eval` for the command of that name.
+    pub stage: String,
     /// Model that was evaluated.
-    pub model: &'a str,
+    pub model: String,
     /// Data set it was evaluated on.
-    pub dataset: &'a str,
-    /// Problems in the data set.
+    pub dataset: String,
+    /// Problems whose every completion could be scored.
     pub problem_count: u64,
     /// Samples per problem.
     pub k: u64,
@@ -114,6 +115,34 @@ pub struct EvalRow<'a> {
     pub cons_at_k_se: Option<f64>,
     /// Mean number of tokens.
     pub completion_len_tokens_mean: f64,
+    /// Benchmark whose layout, prompt and verifier were used.
+    pub benchmark: Option<String>,
+    /// Standard error of `pass_at_k`.
+    pub pass_at_k_se: Option<f64>,
+    /// Numbers of samples that figures are given for.
+    pub ks: Vec<u64>,
+    /// Unbiased pass@k, for each of `ks`.
+    pub pass_at_ks: Vec<f64>,
+    /// Their standard errors.
+    pub pass_at_ks_se: Option<Vec<f64>>,
+    /// cons@k, for each of `ks`.
+    pub cons_at_ks: Option<Vec<f64>>,
+    /// Their standard errors.
+    pub cons_at_ks_se: Option<Vec<f64>>,
+    /// Tokens that half of the completions don't exceed.
+    pub completion_len_tokens_median: u64,
+    /// Tokens that 95 % of them don't exceed.
+    pub completion_len_tokens_p95: u64,
+    /// Share of completions that were cut off.
+    pub truncated_share: f64,
+    /// Share of completions with an answer.
+    pub answered_share: Option<f64>,
+    /// Elo rating against the problems' ratings.
+    pub rating: Option<f64>,
+    /// Its standard error.
+    pub rating_se: Option<f64>,
+    /// Tokens drawn per second.
+    pub tokens_per_second: Option<f64>,
 }
 
 /// One example of supervised training.
@@ -219,13 +248,18 @@ pub fn metrics(rows: &[MetricRow<'_>]) -> RecordBatch {
 }
 
 /// A batch of [`schema::evals`].
-pub fn evals(rows: &[EvalRow<'_>]) -> RecordBatch {
+pub fn evals(rows: &[EvalRow]) -> RecordBatch {
+    let given =
+        |list: fn(&EvalRow) -> &Vec<f64>| lists_f64(rows.iter().map(|r| Some(list(r).as_slice())));
+    let maybe = |list: fn(&EvalRow) -> &Option<Vec<f64>>| {
+        lists_f64(rows.iter().map(|r| list(r).as_deref()))
+    };
     batch(
         schema::evals(),
         vec![
-            text(rows.iter().map(|r| r.stage)),
-            text(rows.iter().map(|r| r.model)),
-            text(rows.iter().map(|r| r.dataset)),
+            text(rows.iter().map(|r| &r.stage)),
+            text(rows.iter().map(|r| &r.model)),
+            text(rows.iter().map(|r| &r.dataset)),
             whole(rows.iter().map(|r| r.problem_count)),
             whole(rows.iter().map(|r| r.k)),
             numbers(rows.iter().map(|r| Some(r.pass_at_1))),
@@ -234,6 +268,20 @@ pub fn evals(rows: &[EvalRow<'_>]) -> RecordBatch {
             numbers(rows.iter().map(|r| r.cons_at_k)),
             numbers(rows.iter().map(|r| r.cons_at_k_se)),
             numbers(rows.iter().map(|r| Some(r.completion_len_tokens_mean))),
+            maybe_text(rows.iter().map(|r| r.benchmark.as_ref())),
+            numbers(rows.iter().map(|r| r.pass_at_k_se)),
+            lists_whole(rows.iter().map(|r| r.ks.as_slice())),
+            given(|r| &r.pass_at_ks),
+            maybe(|r| &r.pass_at_ks_se),
+            maybe(|r| &r.cons_at_ks),
+            maybe(|r| &r.cons_at_ks_se),
+            whole(rows.iter().map(|r| r.completion_len_tokens_median)),
+            whole(rows.iter().map(|r| r.completion_len_tokens_p95)),
+            numbers(rows.iter().map(|r| Some(r.truncated_share))),
+            numbers(rows.iter().map(|r| r.answered_share)),
+            numbers(rows.iter().map(|r| r.rating)),
+            numbers(rows.iter().map(|r| r.rating_se)),
+            numbers(rows.iter().map(|r| r.tokens_per_second)),
         ],
     )
 }
@@ -370,6 +418,29 @@ fn lists_bool<'a>(lists: impl Iterator<Item = &'a [bool]>) -> ArrayRef {
         lens.push(list.len());
     }
     list_array(lens, DataType::Boolean, Arc::new(BooleanArray::new(values.finish(), None)))
+}
+
+fn lists_whole<'a>(lists: impl Iterator<Item = &'a [u64]>) -> ArrayRef {
+    let (mut values, mut lens) = (Vec::new(), Vec::new());
+    for list in lists {
+        values.extend(list.iter().map(|v| *v as i64));
+        lens.push(list.len());
+    }
+    list_array(lens, DataType::Int64, Arc::new(Int64Array::from(values)))
+}
+
+fn lists_f64<'a>(lists: impl Iterator<Item = Option<&'a [f64]>>) -> ArrayRef {
+    let (mut values, mut lens, mut valid) = (Vec::new(), Vec::new(), Vec::new());
+    for list in lists {
+        values.extend_from_slice(list.unwrap_or_default());
+        lens.push(list.map_or(0, <[f64]>::len));
+        valid.push(list.is_some());
+    }
+    let field = Arc::new(Field::new("item", DataType::Float64, false));
+    let nulls = Some(NullBuffer::from(valid)).filter(|nulls| nulls.null_count() > 0);
+    let (values, offsets) =
+        (Arc::new(Float64Array::from(values)), OffsetBuffer::from_lengths(lens));
+    Arc::new(ListArray::new(field, offsets, values, nulls))
 }
 
 fn list_array(lens: Vec<usize>, item: DataType, values: ArrayRef) -> ArrayRef {

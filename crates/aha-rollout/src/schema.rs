@@ -15,7 +15,7 @@ use crate::{Error, Result, col};
 
 /// Metadata key of a column's documentation.
 pub const DOC: &str = "doc";
-/// Metadata key of columns that hold wall-clock time.
+/// Metadata key of columns that hold wall-clock time, or depend on it.
 pub const WALL_CLOCK: &str = "wall_clock";
 
 /// How far along the dataflow a rollout is. Each includes the columns of those before it.
@@ -107,16 +107,23 @@ pub fn metrics() -> SchemaRef {
 
 /// One row per evaluation of a model on a data set.
 pub fn evals() -> SchemaRef {
-    schema(vec![
+    let mut fields = evals_figures();
+    fields.extend(evals_details());
+    schema(fields)
+}
+
+/// What every evaluation has had from the first.
+fn evals_figures() -> Vec<Field> {
+    vec![
         text(col::STAGE, "stage that evaluated; `eval` for the command of that name"),
         text(col::MODEL, "model that was evaluated"),
         text(col::DATASET, "data set it was evaluated on"),
-        whole(col::PROBLEM_COUNT, "problems in the data set"),
+        whole(col::PROBLEM_COUNT, "problems whose every completion could be scored"),
         whole(col::K, "samples per problem"),
         number(col::PASS_AT_1, "share of right samples, mean over problems"),
         maybe_number(
             col::PASS_AT_1_SE,
-            "standard error of pass_at_1 over problems; null with fewer than two problems",
+            "standard error of pass_at_1, by bootstrap over problems; null with fewer than two",
         ),
         number(col::PASS_AT_K, "share of problems with at least one right among k samples"),
         maybe_number(
@@ -126,11 +133,72 @@ pub fn evals() -> SchemaRef {
         ),
         maybe_number(
             col::CONS_AT_K_SE,
-            "standard error of cons_at_k over problems; null where cons_at_k is, and with fewer \
-             than two problems",
+            "standard error of cons_at_k, by bootstrap over problems; null where cons_at_k is, and \
+             with fewer than two problems",
         ),
         number(col::COMPLETION_LEN_TOKENS_MEAN, "mean number of tokens per completion"),
-    ])
+    ]
+}
+
+fn evals_details() -> Vec<Field> {
+    let maybe_numbers =
+        |name: &str, text: &str| doc(Field::new(name, list_of(DataType::Float64), true), text);
+    vec![
+        maybe_text(
+            col::BENCHMARK,
+            "benchmark whose layout, prompt and verifier were used; null where the stage names none",
+        ),
+        maybe_number(
+            col::PASS_AT_K_SE,
+            "standard error of pass_at_k, by bootstrap over problems; null with fewer than two",
+        ),
+        list(col::KS, DataType::Int64, "numbers of samples that the next four columns are for"),
+        list(
+            col::PASS_AT_KS,
+            DataType::Float64,
+            "per number of ks, the unbiased estimate of pass@ that number",
+        ),
+        maybe_numbers(
+            col::PASS_AT_KS_SE,
+            "standard errors of pass_at_ks; null with fewer than two problems",
+        ),
+        maybe_numbers(
+            col::CONS_AT_KS,
+            "per number of ks, cons@ that number, mean over the blocks of so many samples; null \
+             where cons_at_k is",
+        ),
+        maybe_numbers(
+            col::CONS_AT_KS_SE,
+            "standard errors of cons_at_ks; null where cons_at_k_se is",
+        ),
+        whole(
+            col::COMPLETION_LEN_TOKENS_MEDIAN,
+            "fewest tokens that at least half of the completions don't exceed",
+        ),
+        whole(
+            col::COMPLETION_LEN_TOKENS_P95,
+            "fewest tokens that at least 95 % of the completions don't exceed",
+        ),
+        number(col::TRUNCATED_SHARE, "share of completions that were cut off at their limit"),
+        maybe_number(
+            col::ANSWERED_SHARE,
+            "share of completions with an answer to compare; null where cons_at_k is",
+        ),
+        maybe_number(
+            col::RATING,
+            "Elo rating of the model against the problems' ratings, bounded as if at least half a \
+             problem had been solved and half a problem missed; null where no problem has a rating",
+        ),
+        maybe_number(
+            col::RATING_SE,
+            "standard error of rating, a problem counted as one game; null where rating is",
+        ),
+        measured(
+            col::TOKENS_PER_SECOND,
+            "tokens drawn per second of sampling, by the process that ended the evaluation; null \
+             where it drew none, and with a stopped clock",
+        ),
+    ]
 }
 
 /// What a supervised stage trains on: one row per example.
@@ -309,7 +377,14 @@ fn wall_clock(name: &str, text: &str) -> Field {
     ]))
 }
 
-/// Whether a column holds wall-clock time.
+/// A number that depends on how fast the machine was.
+fn measured(name: &str, text: &str) -> Field {
+    let mut field = maybe_number(name, text);
+    field.metadata_mut().insert(WALL_CLOCK.to_owned(), "true".to_owned());
+    field
+}
+
+/// Whether a column holds wall-clock time, or depends on it.
 pub fn is_wall_clock(field: &FieldRef) -> bool {
     field.metadata().get(WALL_CLOCK).is_some_and(|value| value == "true")
 }
@@ -412,7 +487,7 @@ mod tests {
         let fixed = "stage, model, dataset, problem_count, k, pass_at_1, pass_at_1_se, pass_at_k, \
                      cons_at_k, cons_at_k_se, completion_len_tokens_mean";
         let found: Vec<String> = evals().fields().iter().map(|f| f.name().clone()).collect();
-        assert_eq!(found.join(", "), fixed);
+        assert!(found.join(", ").starts_with(&format!("{fixed}, ")), "{found:?}");
         let found: Vec<String> = metrics().fields().iter().map(|f| f.name().clone()).collect();
         assert_eq!(found.join(", "), "stage, step, name, value, at");
     }

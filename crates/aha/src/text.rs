@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 /// On one line, with control characters escaped: those could move the cursor, or worse.
 pub fn one_line(text: &str) -> String {
@@ -34,6 +34,27 @@ fn is_hidden(c: char) -> bool {
 /// JSON on one line, in which hidden characters are escaped as well.
 pub fn json(value: &impl Serialize) -> serde_json::Result<String> {
     serde_json::to_string(value).map(|text| harmless_json(&text))
+}
+
+/// A number in JSON, which has none for what is not finite: a null there would look like a value that is
+/// missing, so it is one of the texts "NaN", "Infinity" and "-Infinity".
+#[derive(Clone, Copy, Debug)]
+pub struct Number<T>(pub T);
+
+impl<T: Copy + Into<f64> + Serialize> Serialize for Number<T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.into() {
+            x if x.is_nan() => serializer.serialize_str("NaN"),
+            f64::INFINITY => serializer.serialize_str("Infinity"),
+            f64::NEG_INFINITY => serializer.serialize_str("-Infinity"),
+            _ => self.0.serialize(serializer),
+        }
+    }
+}
+
+/// Several numbers, for JSON.
+pub fn numbers<T: Copy>(values: &[T]) -> Vec<Number<T>> {
+    values.iter().copied().map(Number).collect()
 }
 
 /// Escapes the hidden characters that JSON allows in strings. Outside of strings it has none but
@@ -117,6 +138,13 @@ mod tests {
         let shown = json(&text).unwrap();
         assert!(shown.chars().all(|c| !is_hidden(c)), "{shown}");
         assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), text);
+    }
+
+    #[test]
+    fn what_is_not_finite_is_told_from_what_is_not_there() {
+        let values = [0.1, f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -2.0];
+        let expected = r#"[0.1,"NaN","Infinity","-Infinity",-2.0]"#;
+        assert_eq!(json(&numbers(&values)).unwrap(), expected);
     }
 
     #[test]

@@ -209,6 +209,8 @@ fn event_json(event: &Event) -> Value {
             "event": "stage_started", "stage": stage, "kind": kind, "step": step, "steps": steps,
         }),
         Event::Step { stage, step, metrics } => {
+            let numbers = metrics.iter().map(|(name, value)| (name, text::Number(*value)));
+            let metrics: BTreeMap<_, _> = numbers.collect();
             json!({"event": "step", "stage": stage, "step": step, "metrics": metrics})
         }
         Event::Warning { stage, message, hint } => {

@@ -169,9 +169,9 @@ async fn evaluations_of_a_run_are_read() {
     let dir = tempfile::tempdir().unwrap();
     let table = TableWriter::open(&dir.path().join("tables/evals"), schema::evals()).unwrap();
     let row = EvalRow {
-        stage: "test",
-        model: "zero",
-        dataset: "held_out",
+        stage: "test".to_owned(),
+        model: "zero".to_owned(),
+        dataset: "held_out".to_owned(),
         problem_count: 1,
         k: 4,
         pass_at_1: 0.25,
@@ -180,12 +180,17 @@ async fn evaluations_of_a_run_are_read() {
         cons_at_k: Some(1.0),
         cons_at_k_se: None,
         completion_len_tokens_mean: 3.5,
+        ks: vec![1, 2, 4],
+        pass_at_ks: vec![0.25, 0.5, 1.0],
+        ..EvalRow::default()
     };
     table.write("part-000000.parquet", &[rows::evals(&[row])]).unwrap();
     let session = session();
     session.register_run(dir.path()).unwrap();
     let sql = "SELECT model, pass_at_1, pass_at_1_se FROM evals";
     assert_eq!(csv(&session, sql).await, "model,pass_at_1,pass_at_1_se\nzero,0.25,\n");
+    let sql = "SELECT unnest(ks) AS k, unnest(pass_at_ks) AS pass_at_k FROM evals";
+    assert_eq!(csv(&session, sql).await, "k,pass_at_k\n1,0.25\n2,0.5\n4,1.0\n");
 }
 
 #[tokio::test]

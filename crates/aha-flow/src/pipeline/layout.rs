@@ -104,7 +104,7 @@ fn read_stage(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Stage>
         "rl" => StageKind::Rl(Box::new(read_kind::<RlStage>(entries, path, reader))),
         "sample" => StageKind::Sample(Box::new(read_kind(entries, path, reader))),
         "query" => StageKind::Query(read_kind(entries, path, reader)),
-        "eval" => StageKind::Eval(Box::new(read_kind(entries, path, reader))),
+        "eval" => StageKind::Eval(Box::new(read_eval(entries, path, reader))),
         "export" => StageKind::Export(read_kind(entries, path, reader)),
         refused => {
             let message = format!("stages of kind `{refused}` are not built in this version");
@@ -121,6 +121,28 @@ fn read_kind<S: Section + Default>(entries: &[Entry], path: &str, reader: &mut R
     refuse_unknown(entries, &defaults.section_keys(), &COMMON, path, reader);
     reader.completion_len_tokens_max = completion_len_tokens_max(entries);
     S::read_over(defaults, entries, path, reader)
+}
+
+/// A benchmark brings its verifier along.
+fn read_eval(entries: &[Entry], path: &str, reader: &mut Reader<'_>) -> EvalStage {
+    let mut eval: EvalStage = read_kind(entries, path, reader);
+    if let Some(benchmark) = eval.benchmark
+        && !entries.iter().any(|entry| entry.key == "reward")
+    {
+        let reward_path = join(path, "reward");
+        match benchmark.reward() {
+            Ok(reward) => eval.reward = reward,
+            Err(why) => {
+                let message = format!("the verifier of `{}`: {why}", benchmark.word());
+                let hint = "name a `reward` that this version has".to_owned();
+                reader.report_at(&join(path, "benchmark"), message, Some(hint));
+            }
+        }
+        // It stands where the benchmark does.
+        let place = reader.span_of(&join(path, "benchmark"));
+        reader.remember(&reward_path, place);
+    }
+    eval
 }
 
 /// `sampling.max_tokens` as written, ahead of the other keys: the objective's default needs it.
@@ -262,7 +284,7 @@ pub fn reference() -> Vec<Table> {
     let table = Key::of(
         "NAME",
         "An input table, by the name that queries use: a Parquet, JSON lines (`.jsonl`) or CSV file, \
-         a folder or a glob of such files.",
+         a folder or a glob of such files, or `hf://datasets/owner/name/path` in the local cache.",
         None,
         (true, &String::new()),
     );

@@ -5,7 +5,7 @@ use super::models::{ModelSource, RandomModel, TokenizerSource};
 use super::problem::suggest;
 use super::reader::Reader;
 use super::rewards::Reward;
-use super::stages::{Pipeline, RlStage, SftStage, Stage, StageKind};
+use super::stages::{EvalStage, Pipeline, RlStage, SftStage, Stage, StageKind};
 
 /// Tables that every query sees; no stage and no table may take their names.
 pub(crate) const TABLES_OF_THE_RUN: [&str; 3] = ["rollouts", "metrics", "evals"];
@@ -114,12 +114,20 @@ fn check_names(pipeline: &Pipeline, reader: &mut Reader<'_>) {
 /// The tables that a stage writes besides its own must not take a name either.
 fn check_side_tables(pipeline: &Pipeline, mut taken: Vec<String>, reader: &mut Reader<'_>) {
     for (idx, stage) in pipeline.stages.iter().enumerate() {
-        let path = format!("{}.name", stage_path(pipeline, idx, reader));
+        let path = stage_path(pipeline, idx, reader);
+        let mut models: Vec<&String> = stage.kind.models().iter().collect();
+        models.sort_unstable();
+        models.dedup();
+        if models.len() < stage.kind.models().len() {
+            // A model that is named twice has been reported.
+            continue;
+        }
+        let path = format!("{path}.name");
         for (table, _) in stage.side_tables() {
             if taken.contains(&table) && reader.is_good(&path) {
                 let message =
                     format!("stage `{}` would write `{table}`, a name that is taken", stage.name);
-                let hint = "rename the stage, or what has that name; an eval names each model once";
+                let hint = "rename the stage, or what has that name";
                 reader.report_at(&path, message, Some(hint.to_owned()));
             }
             taken.push(table);
@@ -138,6 +146,15 @@ fn bad_name(name: &str) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// A name made of what a file or folder is called.
+pub fn name_of(text: &str) -> String {
+    let is_word = |c: &char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let text = text.to_ascii_lowercase();
+    let words = text.split(|c: char| !is_word(&c)).filter(|word| !word.is_empty());
+    let name = words.collect::<Vec<_>>().join("_");
+    if bad_name(&name).is_some() { format!("the_{name}") } else { name }
 }
 
 fn check_random_model(name: &str, model: &RandomModel, reader: &mut Reader<'_>) {
@@ -184,8 +201,28 @@ fn check_stage(stage: &Stage, path: &str, reader: &mut Reader<'_>) {
         StageKind::Sft(sft) => check_sft(sft, path, reader),
         StageKind::Rl(rl) => check_rl(rl, path, reader),
         StageKind::Sample(sample) => check_rewards(&sample.rewards, path, reader),
-        StageKind::Eval(eval) => check_base(&eval.reward, &[], &format!("{path}.reward"), reader),
+        StageKind::Eval(eval) => check_eval(eval, path, reader),
         StageKind::Query(_) | StageKind::Export(_) => {}
+    }
+}
+
+fn check_eval(eval: &EvalStage, path: &str, reader: &mut Reader<'_>) {
+    check_base(&eval.reward, &[], &format!("{path}.reward"), reader);
+    let names = &eval.model.0;
+    for (idx, name) in names.iter().enumerate().filter(|(idx, name)| names[..*idx].contains(name)) {
+        let path = format!("{path}.model[{idx}]");
+        if reader.is_good(&path) {
+            let message = format!("`{name}` is named twice among the models to evaluate");
+            reader.report_at(&path, message, Some("name each model once".to_owned()));
+        }
+    }
+    for (idx, k) in eval.ks.iter().enumerate() {
+        let path = format!("{path}.ks[{idx}]");
+        if *k > eval.k && reader.is_good(&path) {
+            let message = format!("`{path}` must be at most `k` = {}, got {k}", eval.k);
+            let hint = "of k completions no more than k can be looked at".to_owned();
+            reader.report_at(&path, message, Some(hint));
+        }
     }
 }
 

@@ -16,6 +16,7 @@
 //! - [`Pipeline::to_toml`] writes every default, and reads back as an equal value.
 //! - A wrong value is reported once: nothing that builds on it is reported as well.
 
+mod benchmark;
 mod catalogue;
 
 mod foreign;
@@ -38,10 +39,12 @@ mod values;
 mod watchdogs;
 mod write;
 
+pub use benchmark::Benchmark;
 pub use catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, ProbeProblem, SqlProblem, StageOutput, TableFacts,
 };
 pub use layout::{RESOLVED_HEADER, Settings, Table, reference};
+pub use local::name_of;
 pub use models::{
     Alphabet, Architecture, Init, ModelSource, NotFound, Places, RandomModel, TokenizerSource,
     TokenizerTraining,

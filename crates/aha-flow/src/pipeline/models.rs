@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use aha_data::source::TableSource;
+
 use super::reader::{
     Field, Key, Reader, Section, choice, read_section, refuse_unknown, section, section_fields,
 };
@@ -327,6 +329,38 @@ impl Places {
         Err(NotFound { message: format!("there is no model at `{source}`"), hint })
     }
 
+    /// The files of a table: a path, or `hf://datasets/owner/name/path` in the local cache, whose path may be
+    /// a file, a folder, a glob, or absent.
+    pub fn table(&self, address: &str) -> Result<TableSource, aha_data::Error> {
+        let Some(rest) = address.strip_prefix("hf://datasets/") else {
+            return TableSource::new(address, &self.base_dir);
+        };
+        let mut parts = rest.splitn(3, '/');
+        let name = [parts.next(), parts.next()].into_iter().flatten().collect::<Vec<_>>().join("/");
+        let Some(snapshot) = self.snapshot("datasets", &name) else {
+            let message = format!(
+                "`{address}` is not in the local cache, and this version does not download"
+            );
+            let hint = format!(
+                "fetch it with `huggingface-cli download {name} --repo-type dataset`, or give the \
+                 path of a file that has it"
+            );
+            return Err(aha_data::Error::Input { message, hint: Some(hint), location: None });
+        };
+        TableSource::new(
+            &snapshot.join(parts.next().unwrap_or_default()).to_string_lossy(),
+            &snapshot,
+        )
+    }
+
+    /// What the cache has of a repository at its newest revision, in the cache's layout.
+    fn snapshot(&self, kind: &str, name: &str) -> Option<PathBuf> {
+        let folder = self.hf_cache.as_ref()?.join(format!("{kind}--{}", name.replace('/', "--")));
+        let revision = std::fs::read_to_string(folder.join("refs/main")).ok()?;
+        let snapshot = folder.join("snapshots").join(revision.trim());
+        snapshot.is_dir().then_some(snapshot)
+    }
+
     /// The newest snapshot of `owner/name` in the cache's layout.
     fn locate_cached(&self, name: &str) -> Result<PathBuf, NotFound> {
         if !is_hub_name(name) {
@@ -335,13 +369,8 @@ impl Places {
                 hint: "write hf://owner/name, such as hf://Qwen/Qwen2.5-0.5B".into(),
             });
         }
-        let folder = format!("models--{}", name.replace('/', "--"));
-        let found = self.hf_cache.as_ref().and_then(|cache| {
-            let folder = cache.join(&folder);
-            let revision = std::fs::read_to_string(folder.join("refs/main")).ok()?;
-            let snapshot = folder.join("snapshots").join(revision.trim());
-            snapshot.join("config.json").is_file().then_some(snapshot)
-        });
+        let found = self.snapshot("models", name);
+        let found = found.filter(|snapshot| snapshot.join("config.json").is_file());
         found.ok_or_else(|| NotFound {
             message: format!(
                 "`hf://{name}` is not in the local cache, and this version does not download"

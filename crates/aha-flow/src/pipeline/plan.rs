@@ -221,7 +221,12 @@ fn details(stage: &Stage, facts: &Facts) -> Vec<String> {
                 "{} completions a problem, temperature {:?}, top_p {:?}, at most {} tokens",
                 eval.k, eval.temperature, eval.top_p, eval.max_tokens
             ),
-            format!("reward    {}", eval.reward.name()),
+            match eval.benchmark {
+                Some(benchmark) => {
+                    format!("reward    {}, as `{}` has it", eval.reward.name(), benchmark.word())
+                }
+                None => format!("reward    {}", eval.reward.name()),
+            },
         ],
         StageKind::Export(export) => {
             let out = export.out.clone().unwrap_or_else(|| format!("models/{}", stage.name));

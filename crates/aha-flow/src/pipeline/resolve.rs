@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::benchmark::Benchmark;
 use super::catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, SqlProblem, StageOutput, TableFacts,
 };
@@ -34,6 +35,8 @@ struct Query<'p> {
     sql: &'p Sql,
     /// Alternatives, the usual one first; no alternative: any columns will do.
     needs: Vec<Vec<&'static str>>,
+    /// The benchmark whose layouts `needs` are; it reads numbers as text.
+    benchmark: Option<Benchmark>,
 }
 
 /// Columns that hold text wherever they are asked for.
@@ -129,8 +132,12 @@ fn output_of(stage: &super::stages::Stage) -> Option<StageOutput> {
 
 /// The queries of a stage with the columns they must give.
 fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
-    let query =
-        |key: &str, sql: &'p Sql, needs| Query { path: format!("{path}.{key}"), sql, needs };
+    let query = |key: &str, sql: &'p Sql, needs| Query {
+        path: format!("{path}.{key}"),
+        sql,
+        needs,
+        benchmark: None,
+    };
     let problems = |rewards: &[&Reward]| {
         let mut columns = vec!["id", "prompt"];
         for needed in rewards.iter().filter_map(|reward| reward.needs()) {
@@ -152,7 +159,14 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
             let rewards: Vec<&Reward> = sample.rewards.iter().collect();
             vec![query("prompts", &sample.prompts, problems(&rewards))]
         }
-        StageKind::Eval(eval) => vec![query("data", &eval.data, problems(&[&eval.reward]))],
+        StageKind::Eval(eval) => vec![match eval.benchmark {
+            Some(benchmark) => {
+                let layouts = benchmark.card().layouts.iter();
+                let needs = layouts.map(|layout| layout.columns.to_vec()).collect();
+                Query { benchmark: Some(benchmark), ..query("data", &eval.data, needs) }
+            }
+            None => query("data", &eval.data, problems(&[&eval.reward])),
+        }],
         StageKind::Query(stage) => vec![query("sql", &stage.sql, Vec::new())],
         StageKind::Export(_) => Vec::new(),
     }
@@ -262,7 +276,8 @@ fn plan_queries(
         {
             let path = format!("models.{name}.tokenizer.train");
             check_inputs_only(pipeline, &path, &training.train, world, reader);
-            let query = Query { path, sql: &training.train, needs: vec![vec!["text"]] };
+            let needs = vec![vec!["text"]];
+            let query = Query { path, sql: &training.train, needs, benchmark: None };
             plan_query(&query, &broken, world, reader);
         }
     }
@@ -366,6 +381,16 @@ fn check_columns(query: &Query<'_>, columns: &[Column], reader: &mut Reader<'_>)
     let (line, column) = first_word(&query.sql.0);
     let span = reader.sources.span_within(string, line, column, 6);
     let Some(found) = found else {
+        if let Some(benchmark) = query.benchmark {
+            let message = format!(
+                "the query of `{}` gives the columns of no layout of `{}`: {}",
+                query.path,
+                benchmark.word(),
+                names.join(", ")
+            );
+            let hint = format!("expected {}", crate::benchmark::layouts(benchmark.card()));
+            return reader.report(span, &query.path, message, Some(hint));
+        }
         let alternative = match query.needs.get(1) {
             Some(other) => format!(" (or `{}` alone)", other.join("`, `")),
             None => String::new(),
@@ -389,6 +414,7 @@ fn check_columns(query: &Query<'_>, columns: &[Column], reader: &mut Reader<'_>)
         if let Some(name) = found.iter().find(|name| **name == column.name)
             && TEXT_COLUMNS.contains(name)
             && !column.is_text()
+            && query.benchmark.is_none()
         {
             let message = format!(
                 "column `{name}` of `{}` must be text, got {}",

@@ -3,6 +3,7 @@
 use aha_learn::objective::Objective;
 use aha_learn::preset::Preset;
 
+use super::benchmark::Benchmark;
 use super::catalogue::StageOutput;
 use super::models::ModelSource;
 use super::reader::{choice, section, section_fields};
@@ -339,13 +340,21 @@ section! {
 }
 
 section! {
-    /// Evaluation: pass@1, pass@k and cons@k with their standard errors. The stage's table and `evals`
-    /// get a row per model; the completions of each model are the table `NAME_MODEL`.
+    /// Evaluation: pass@1, pass@k and cons@k with their standard errors, lengths, and the model's rating
+    /// where problems have one. The stage's table and `evals` get a row per model; the completions of each
+    /// model are the table `NAME_MODEL`.
     pub struct EvalStage {
         /// The models, one or several: of `[models]` or earlier training stages.
         pub model: Names, "at least one model" |names| !names.0.is_empty();
-        /// The problems: columns `id`, `prompt`, `answer`; `source` and `tests` optional.
+        /// The problems: columns `id`, `prompt`, `answer`; `source`, `tests` and `rating` optional. With a
+        /// benchmark, columns as one of its publishers has them.
         pub data: Sql;
+        /// The benchmark that the problems are of. It reads its publishers' columns, puts its prompt around
+        /// each problem, inside the template, and leaves out rows whose column `split` isn't that which
+        /// results are published for.
+        pub benchmark: Option<Benchmark> = None;
+        /// Problems, at most: the first ones. Absent: all.
+        pub limit: Option<u64> = None, "at least 1" |n| n.is_none_or(|n| n >= 1);
         /// How a prompt becomes the model's input.
         pub template: Template = Template::Raw;
         /// Completions per problem.
@@ -360,8 +369,15 @@ section! {
         pub max_tokens: u32 = 256, "at least 1" |n| *n >= 1;
         /// Texts that end a completion, besides the model's own end token.
         pub stop: Vec<String> = Vec::new(), "without empty texts" |s| !s.iter().any(String::is_empty);
-        /// The verifier, one of `rewards`; a score of 1 counts as right.
+        /// The verifier, one of `rewards`; a score of 1 counts as right. Left out where there is a
+        /// benchmark: that of the benchmark.
         pub reward: Reward = Reward::default();
+        /// Numbers of completions that pass@ and cons@ are given for besides 1 and `k`, each from 1 to `k`;
+        /// empty: 1, 2, 4, … and `k`.
+        pub ks: Vec<u32> = Vec::new(), "numbers of at least 1" |ks| ks.iter().all(|k| *k >= 1);
+        /// Times that the problems are drawn again for the standard errors (bootstrap). With 1,000 an error
+        /// is known within about 2 %.
+        pub resamples: u32 = 1000, "from 2 to 1000000" |n| (2..=1_000_000).contains(n);
     }
 }
 

@@ -324,7 +324,7 @@ fn facts(
     let rows = 0..view.rows_count();
     let answers = shared.answers();
     let unparsed = |answers: &Answers| {
-        rows.clone().filter(|&r| !answers.has_answer(view.completion(r))).count()
+        rows.clone().filter(|&r| answers.find(view.completion(r)).is_none()).count()
     };
     Facts {
         completions: view.rows_count(),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aha_compute::random::Philox;
 use aha_rollout::read;
@@ -64,6 +64,29 @@ pub struct Chunk {
     pub rows: RecordBatch,
     /// Prompts that can't be served, with their errors.
     pub set_aside: Vec<(String, Error)>,
+    /// How fast its tokens were drawn.
+    pub speed: Speed,
+}
+
+/// Tokens, and the time in which they were drawn.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Speed {
+    tokens: usize,
+    took: Duration,
+}
+
+impl Speed {
+    /// Adds what another chunk took.
+    pub fn add(&mut self, other: Speed) {
+        self.tokens += other.tokens;
+        self.took += other.took;
+    }
+
+    /// None where nothing was drawn, or the clock of tables is stopped.
+    pub fn tokens_per_second(self) -> Option<f64> {
+        let is_measured = self.tokens > 0 && !clock::is_stopped();
+        is_measured.then(|| self.tokens as f64 / self.took.as_secs_f64().max(1e-9))
+    }
 }
 
 impl Draws {
@@ -97,18 +120,23 @@ impl Draws {
             policy_version: 0,
             samples: self.samples,
         };
+        let began = Instant::now();
         let mut groups: Vec<(usize, RecordBatch)> = Vec::new();
         let failed = generate::generate(sampler, &source, &prompts, cancel, &mut |row, rows| {
             groups.push((row, rows));
             group_done();
             Ok(())
         })?;
+        let took = began.elapsed();
         let view = aha_rollout::view::PromptsView::new(&prompts)?;
         set_aside
             .extend(failed.into_iter().map(|(row, error)| (view.prompt_id(row).to_owned(), error)));
         groups.sort_by_key(|(row, _)| *row);
         let sampled = concat_batches(&schema::sampled(), groups.iter().map(|(_, rows)| rows))
             .map_err(|error| Error::bug(format!("groups can't be joined: {error}")))?;
+        let drawn = RolloutsView::new(&sampled, Progress::Sampled)?;
+        let tokens = |row| drawn.completion_token_ids(row).len();
+        let speed = Speed { tokens: (0..drawn.rows_count()).map(tokens).sum(), took };
         let scored = match &self.scorer {
             Some(scorer) => scorer.score(&sampled)?,
             None => steps::add_scores(
@@ -117,7 +145,7 @@ impl Draws {
                 &vec![steps::Scores::default(); sampled.num_rows()],
             )?,
         };
-        Ok(Chunk { rows: steps::add_untrained(&scored, SKIP_REASON)?, set_aside })
+        Ok(Chunk { rows: steps::add_untrained(&scored, SKIP_REASON)?, set_aside, speed })
     }
 
     /// The prompts as rows, without those that can't be encoded.
@@ -162,12 +190,13 @@ pub struct Owner<'a> {
 }
 
 /// Makes the parts that the table doesn't have yet. Asked to stop, it leaves at once, without the chunk that
-/// it is at.
-pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<()> {
+/// it is at. Returns how fast the parts that it made were drawn.
+pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<Speed> {
     let tables = Arc::new(Tables::open(owner.dir, &draws)?);
     let thread = ComputeThread::start("aha-sampler")?;
     let draws = Arc::new(draws);
     let mut sampler = None;
+    let mut speed = Speed::default();
     for idx in 0..draws.chunks_count() {
         if tables.has(idx) {
             continue;
@@ -177,7 +206,6 @@ pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<()> {
         }
         let (job_draws, job_tables) = (Arc::clone(&draws), Arc::clone(&tables));
         let stop = owner.stop.clone();
-        let began = Instant::now();
         let job = move || -> Result<_> {
             let model = &job_draws.model;
             let make = || generate::sampler(&model.model, &model.tokenizer, &job_draws.run);
@@ -188,19 +216,14 @@ pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<()> {
         };
         let (back, chunk) = thread.run(job).await??;
         sampler = Some(back);
-        report(owner, &draws, idx, &chunk, began)?;
+        speed.add(chunk.speed);
+        report(owner, &draws, idx, &chunk)?;
     }
-    Ok(())
+    Ok(speed)
 }
 
 /// Says how a chunk went, and which prompts were set aside.
-fn report(
-    owner: &Owner<'_>,
-    draws: &Draws,
-    idx: usize,
-    chunk: &Chunk,
-    began: Instant,
-) -> Result<()> {
+fn report(owner: &Owner<'_>, draws: &Draws, idx: usize, chunk: &Chunk) -> Result<()> {
     if let Some((prompt_id, error)) = chunk.set_aside.first() {
         let count = chunk.set_aside.len();
         let message = format!("{count} prompts are set aside, such as `{prompt_id}`: {error}");
@@ -212,13 +235,13 @@ fn report(
         );
         (owner.watcher)(Event::Warning { stage: owner.stage.to_owned(), message, hint });
     }
-    let metrics = measure(&RolloutsView::new(&chunk.rows, Progress::Trained)?, began);
+    let metrics = measure(&RolloutsView::new(&chunk.rows, Progress::Trained)?, chunk.speed);
     let step = (owner.chunks_before + idx + 1) as u64;
     (owner.watcher)(Event::Step { stage: owner.stage.to_owned(), step, metrics });
     Ok(())
 }
 
-fn measure(view: &RolloutsView<'_>, began: Instant) -> BTreeMap<String, f64> {
+fn measure(view: &RolloutsView<'_>, speed: Speed) -> BTreeMap<String, f64> {
     let count = view.rows_count();
     let mut metrics = BTreeMap::new();
     let mut mean = |name: &str, values: Vec<f64>| {
@@ -235,15 +258,11 @@ fn measure(view: &RolloutsView<'_>, began: Instant) -> BTreeMap<String, f64> {
     }
     let lens: Vec<f64> =
         (0..count).map(|row| view.completion_token_ids(row).len() as f64).collect();
-    let tokens: f64 = lens.iter().sum();
     mean("completion_len_tokens", lens);
     let is_cut = |row| view.finish_reason(row) == aha_sample::FinishReason::Length.as_str();
     mean("truncated_share", (0..count).map(|row| f64::from(u8::from(is_cut(row)))).collect());
-    if !clock::is_stopped() {
-        metrics.insert(
-            "tokens_per_second".to_owned(),
-            tokens / began.elapsed().as_secs_f64().max(1e-9),
-        );
+    if let Some(rate) = speed.tokens_per_second() {
+        metrics.insert("tokens_per_second".to_owned(), rate);
     }
     metrics
 }

@@ -2,7 +2,10 @@
 //!
 //! A model's completions are the table `STAGE_MODEL`, made like those of a `sample` stage. The figures are
 //! computed from that table, and are a row of the stage's own table and of `evals`.
+//!
+//! [`problems`], [`draws`] and [`subject`] are what an evaluation without a run directory goes by, too.
 
+use aha_compute::random::Philox;
 use aha_data::Session;
 use aha_reward::wait::Waiting;
 use aha_rollout::table::{self, TableWriter};
@@ -10,16 +13,17 @@ use aha_rollout::{read, rows, schema};
 
 use super::completions::{self, Draws, Owner, part_name};
 use crate::error::{Error, Result};
-use crate::evaluate::{Answers, Evaluation, Tally};
+use crate::evaluate::figures::Bootstrap;
+use crate::evaluate::{EvalRow, Subject, Tally};
 use crate::lend::Lender;
 use crate::models::{Loaded, Models};
-use crate::pipeline::{EvalStage, OnNull, Run, Sampling};
+use crate::pipeline::{Benchmark, EvalStage, OnNull, Run, Sampling};
 use crate::progress::{Event, Watcher};
-use crate::prompts::{self, Problem, Prompter};
+use crate::prompts::{self, Origin, Problem, Prompter};
 use crate::rundir::RunDir;
 use crate::score::Scorer;
 use crate::stop::Stop;
-use crate::{generate, planning};
+use crate::{benchmark, generate, planning};
 
 /// What the stage works with.
 pub struct Eval<'a> {
@@ -46,7 +50,7 @@ pub struct Eval<'a> {
 impl Eval<'_> {
     /// Draws what the tables don't have yet, then measures each model.
     pub async fn run(&self) -> Result<()> {
-        let problems = prompts::load(self.session, &self.settings.data).await?;
+        let problems = problems(self.session, self.settings, self.run.seed, Origin::Query).await?;
         let chunks = problems.len().div_ceil(completions::CHUNK_PROMPTS);
         let names = &self.settings.model.0;
         (self.watcher)(Event::StageStarted {
@@ -69,41 +73,18 @@ impl Eval<'_> {
                 chunks_before: idx * chunks,
             };
             let model = self.models.load(name).await?;
-            let draws = self.draws(name, model, problems.clone(), scorer.clone())?;
-            completions::write(&owner, draws).await?;
-            self.record(idx, &self.measure(name, &dataset, problems.len())?)?;
+            let what = (model, problems.clone(), scorer.clone());
+            let draws = draws(self.stage, name, self.settings, self.run, what)?;
+            let speed = completions::write(&owner, draws).await?;
+            let subject = Subject {
+                model: name,
+                dataset: &dataset,
+                tokens_per_second: speed.tokens_per_second(),
+                ..subject(self.stage, self.settings, self.run, &problems)
+            };
+            self.record(idx, &self.measure(&subject, problems.len())?)?;
         }
         Ok(())
-    }
-
-    fn draws(
-        &self,
-        name: &str,
-        model: Loaded,
-        problems: Vec<Problem>,
-        scorer: Scorer,
-    ) -> Result<Draws> {
-        let settings = self.settings;
-        let sampling = Sampling {
-            temperature: settings.temperature,
-            top_p: settings.top_p,
-            top_k: settings.top_k,
-            max_tokens: settings.max_tokens,
-            stop: settings.stop.clone(),
-            ..Sampling::default()
-        };
-        Ok(Draws {
-            table: EvalStage::completions(self.stage, name),
-            problems,
-            prompter: Prompter::new(&model.tokenizer, &settings.template)?,
-            sampling: prompts::sampling(&sampling, &model.model, &model.tokenizer),
-            scorer: Some(scorer),
-            // Each model meets the same draws: what differs between them is the models' doing.
-            random: generate::stage_random(self.run.seed, self.stage),
-            samples: settings.k,
-            run: self.run.clone(),
-            model,
-        })
     }
 
     /// The data set's name: the tables that the problems come from.
@@ -115,33 +96,24 @@ impl Eval<'_> {
     }
 
     /// What the table of a model's completions says.
-    fn measure(&self, name: &str, dataset: &str, problem_count: usize) -> Result<Evaluation> {
-        let reward = &self.settings.reward;
-        let answers = Answers::of(&reward.0);
+    fn measure(&self, subject: &Subject<'_>, problem_count: usize) -> Result<EvalRow> {
+        let name = subject.model;
         let completions = EvalStage::completions(self.stage, name);
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(&self.settings.reward);
         for part in table::parts(&self.dir.table(&completions))? {
             for batch in read::read_part(&part.path)? {
-                tally.add(&batch, reward.name(), answers.as_ref())?;
+                tally.add(&batch)?;
             }
         }
-        let found = tally.evaluation(self.stage, name, dataset, answers.as_ref())?;
-        let left_out = problem_count as u64 - found.problem_count;
-        if left_out > 0 {
-            let message = format!(
-                "{left_out} of {problem_count} problems are left out of the figures of `{name}`"
-            );
-            let hint =
-                format!("see `reward_error` in `{completions}`, and `{completions}_set_aside`");
-            tracing::warn!(stage = self.stage, model = name, left_out, "Problems left out.");
-            (self.watcher)(Event::Warning { stage: self.stage.to_owned(), message, hint });
-        }
+        let found = tally.evaluation(subject)?;
+        let hint = format!("see `reward_error` in `{completions}`, and `{completions}_set_aside`");
+        warn_of_left_out(self.stage, &found, problem_count, hint, self.watcher);
         Ok(found)
     }
 
     /// The row goes to the stage's table and to that of all evaluations, each in a part of its own.
-    fn record(&self, model_idx: usize, found: &Evaluation) -> Result<()> {
-        let batch = rows::evals(&[found.row()]);
+    fn record(&self, model_idx: usize, found: &EvalRow) -> Result<()> {
+        let batch = rows::evals(std::slice::from_ref(found));
         let own = part_name(model_idx);
         let all = format!("{}-{model_idx:06}.parquet", self.stage);
         for (table, part) in [(self.stage, own), ("evals", all)] {
@@ -149,5 +121,103 @@ impl Eval<'_> {
             writer.write(&part, std::slice::from_ref(&batch))?;
         }
         Ok(())
+    }
+}
+
+/// Says how many problems the figures leave out.
+pub fn warn_of_left_out(
+    stage: &str,
+    found: &EvalRow,
+    problem_count: usize,
+    hint: String,
+    watcher: &Watcher,
+) {
+    let (model, left_out) = (&found.model, problem_count as u64 - found.problem_count);
+    if left_out > 0 {
+        let message = format!(
+            "{left_out} of {problem_count} problems are left out of the figures of `{model}`"
+        );
+        tracing::warn!(stage, model, left_out, "Problems left out.");
+        watcher(Event::Warning { stage: stage.to_owned(), message, hint });
+    }
+}
+
+/// The problems of an evaluation.
+pub async fn problems(
+    session: &Session,
+    settings: &EvalStage,
+    seed: u64,
+    origin: Origin,
+) -> Result<Vec<Problem>> {
+    let batches = session.collect(&settings.data.0).await?;
+    let mut problems = match settings.benchmark {
+        Some(benchmark) => {
+            // Of the seed alone, so that two stages of a run ask the same questions.
+            let random = Philox::new(seed).derive(benchmark.word());
+            let card = benchmark.card();
+            benchmark::problems(benchmark.word(), card, &batches, random, origin)?
+        }
+        None => prompts::of_rows(&batches, origin)?,
+    };
+    if let Some(limit) = settings.limit {
+        problems.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    }
+    Ok(problems)
+}
+
+/// What is drawn of a model.
+pub fn draws(
+    stage: &str,
+    name: &str,
+    settings: &EvalStage,
+    run: &Run,
+    (model, problems, scorer): (Loaded, Vec<Problem>, Scorer),
+) -> Result<Draws> {
+    let sampling = Sampling {
+        temperature: settings.temperature,
+        top_p: settings.top_p,
+        top_k: settings.top_k,
+        max_tokens: settings.max_tokens,
+        stop: settings.stop.clone(),
+        ..Sampling::default()
+    };
+    let prompter = Prompter::new(&model.tokenizer, &settings.template)?;
+    Ok(Draws {
+        table: EvalStage::completions(stage, name),
+        problems,
+        prompter: match settings.benchmark {
+            Some(benchmark) => prompter.with_instruction(benchmark.card().instruction),
+            None => prompter,
+        },
+        sampling: prompts::sampling(&sampling, &model.model, &model.tokenizer),
+        scorer: Some(scorer),
+        // Each model meets the same draws: what differs between them is the models' doing.
+        random: generate::stage_random(run.seed, stage),
+        samples: settings.k,
+        run: run.clone(),
+        model,
+    })
+}
+
+/// How the figures of a stage are made; the model and the data set are the caller's.
+pub fn subject<'a>(
+    stage: &'a str,
+    settings: &EvalStage,
+    run: &Run,
+    problems: &[Problem],
+) -> Subject<'a> {
+    let rated = problems.iter().filter_map(|problem| Some((problem.id.clone(), problem.rating?)));
+    Subject {
+        stage,
+        model: "",
+        dataset: "",
+        benchmark: settings.benchmark.map(Benchmark::word),
+        ks: settings.ks.iter().map(|k| u64::from(*k)).collect(),
+        bootstrap: Bootstrap {
+            random: generate::stage_random(run.seed, stage).derive("bootstrap"),
+            resamples: settings.resamples,
+        },
+        ratings: rated.collect(),
+        tokens_per_second: None,
     }
 }

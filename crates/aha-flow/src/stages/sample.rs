@@ -71,6 +71,6 @@ impl Sample<'_> {
             stop: self.stop,
             chunks_before: 0,
         };
-        completions::write(&owner, draws).await
+        completions::write(&owner, draws).await.map(drop)
     }
 }

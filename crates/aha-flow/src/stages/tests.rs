@@ -15,9 +15,10 @@ use super::export::Export;
 use super::register_outputs;
 use super::sample::Sample;
 use crate::error::Error;
-use crate::evaluate::{self, Standalone};
+use crate::evaluate::EvalRow;
+use crate::evaluate::standalone::{self, Standalone};
 use crate::models::{self, Models};
-use crate::pipeline::{self, Pipeline, Places, Sampling, StageKind, Text};
+use crate::pipeline::{self, EvalStage, Pipeline, Places, StageKind, Text};
 use crate::progress::{Event, Watcher, nobody};
 use crate::rundir::RunDir;
 use crate::stop::Stop;
@@ -257,23 +258,89 @@ async fn an_exported_model_can_be_evaluated_without_a_run() {
         panic!("an eval stage")
     };
     let options = Standalone {
-        model: world.dir.model("out"),
+        model: world.dir.model("out").display().to_string(),
         data: data.display().to_string(),
         template: None,
-        k: 2,
-        sampling: Sampling { max_tokens: 4, ..Sampling::default() },
-        reward: stage.reward.0.clone(),
+        settings: EvalStage { k: 2, ..EvalStage::clone(stage) },
         run: world.pipeline.run.clone(),
+        places: world.places.clone(),
     };
-    let seen: Arc<Mutex<Vec<(usize, usize)>>> = Arc::default();
+    let seen: Arc<Mutex<Vec<u64>>> = Arc::default();
     let sink = Arc::clone(&seen);
-    let progress = Arc::new(move |done, total| sink.lock().unwrap().push((done, total)));
-    let found = evaluate::standalone(options, progress).await.unwrap();
+    let watcher: Watcher = Arc::new(move |event| {
+        if let Event::Step { step, .. } = event {
+            sink.lock().unwrap().push(step);
+        }
+    });
+    let found = standalone::in_memory(&options, watcher).await.unwrap();
     assert_eq!((found.problem_count, found.k, found.stage.as_str()), (2, 2, "eval"));
-    assert_eq!(*seen.lock().unwrap(), [(1, 2), (2, 2)]);
+    assert_eq!((found.model.as_str(), found.dataset.as_str()), ("out", "few"));
+    assert_eq!(*seen.lock().unwrap(), [1, 2]);
     let json = serde_json::to_value(&found).unwrap();
     assert!(
         json["pass_at_1"].is_number() && json["completion_len_tokens_mean"].is_number(),
         "{json}"
     );
+}
+
+#[tokio::test]
+async fn an_evaluation_in_a_directory_goes_on_and_says_what_one_in_memory_says() {
+    let world = World::new();
+    let base = world.models().load("base").await.unwrap();
+    models::save(&world.dir.model("base"), &base.model, &base.tokenizer, aha_model::SaveDtype::F32)
+        .unwrap();
+    let data = world.temp.path().join("problems.jsonl");
+    let lines = (0..PROBLEMS_COUNT).map(|i| {
+        format!(
+            "{{\"id\":\"p{i}\",\"prompt\":\"{i}+1=\",\"answer\":\"{}\",\"rating\":{}}}\n",
+            i + 1,
+            800 + i
+        )
+    });
+    fs_err::write(&data, lines.collect::<String>()).unwrap();
+    let StageKind::Eval(stage) = &world.pipeline.stage("scores").unwrap().kind else {
+        panic!("an eval stage")
+    };
+    let options = Standalone {
+        model: world.dir.model("base").display().to_string(),
+        data: data.display().to_string(),
+        template: None,
+        settings: EvalStage { resamples: 50, ..EvalStage::clone(stage) },
+        run: world.pipeline.run.clone(),
+        places: world.places.clone(),
+    };
+    let in_memory = standalone::in_memory(&options, nobody()).await.unwrap();
+    assert!(in_memory.rating.is_some() && in_memory.tokens_per_second.is_some(), "{in_memory:?}");
+
+    // Asked to stop after its first chunk, it goes on with the second.
+    let dir = RunDir::new(world.temp.path().join("evaluation"));
+    let stop = Stop::default();
+    let asked = stop.clone();
+    let watcher: Watcher = Arc::new(move |event| {
+        if matches!(event, Event::Step { .. }) {
+            asked.request();
+        }
+    });
+    let broken = standalone::in_dir(&options, &dir, stop, watcher).await;
+    assert!(matches!(broken, Err(Error::Interrupted)), "{broken:?}");
+    let parts = table::parts(&dir.table("eval_base")).unwrap();
+    assert_eq!(parts.iter().filter(|part| part.name.starts_with("part-")).count(), 1);
+    let steps: Arc<Mutex<Vec<u64>>> = Arc::default();
+    let sink = Arc::clone(&steps);
+    let watcher: Watcher = Arc::new(move |event| {
+        if let Event::Step { step, .. } = event {
+            sink.lock().unwrap().push(step);
+        }
+    });
+    let gone_on = standalone::in_dir(&options, &dir, Stop::default(), watcher).await.unwrap();
+    assert_eq!(*steps.lock().unwrap(), [2], "the first chunk is not drawn again");
+    let timeless = |row: EvalRow| EvalRow { tokens_per_second: None, ..row };
+    assert_eq!(timeless(gone_on.clone()), timeless(in_memory));
+    // Looked at again, it is the same row, and nothing is drawn.
+    let again = standalone::in_dir(&options, &dir, Stop::default(), nobody()).await.unwrap();
+    assert_eq!(again, gone_on);
+    // Another question in the same directory is refused.
+    let other = Standalone { settings: EvalStage { k: 2, ..options.settings.clone() }, ..options };
+    let error = standalone::in_dir(&other, &dir, Stop::default(), nobody()).await.unwrap_err();
+    assert!(error.to_string().contains("`stage.eval.k` was 3 and is 2"), "{error}");
 }

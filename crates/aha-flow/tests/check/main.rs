@@ -55,6 +55,7 @@ golden! {
     a_tokenizer_that_does_not_fit_is_refused: "tokenizer_mismatch",
     a_vocabulary_without_room_is_refused: "vocab_too_small",
     a_model_that_no_loader_would_take_is_refused: "model_ranges",
+    an_evaluation_that_can_not_be_is_refused: "bad_eval",
     everything_wrong_is_reported_at_once: "everything",
     rewards_that_can_not_be_are_refused: "rewards",
     rewards_that_wait_are_checked: "rewards_that_wait",
@@ -104,6 +105,29 @@ fn what_is_written_reads_back_as_the_same_pipeline() {
     for key in ["kv_cache", "checkpoint_keep", "no_signal_share_max", "advantage_eps", "betas"] {
         assert!(written.contains(&format!("{key} = ")), "{key} in\n{written}");
     }
+}
+
+#[test]
+fn a_benchmark_brings_its_verifier_unless_the_stage_has_one() {
+    let text = r#"
+        [models]
+        base = "models/base"
+        [tables]
+        problems = "datasets/problems.parquet"
+        [[stage]]
+        name = "scores"
+        kind = "eval"
+        model = "base"
+        data = "SELECT id, prompt, level AS answer FROM problems"
+        benchmark = "gsm8k"
+    "#;
+    let written = |sets: &[String]| check_text("p.toml", text, sets).unwrap().pipeline.to_toml();
+    let brought = written(&[]);
+    assert!(brought.contains(r#"extract = ["answer_tag", "boxed", "hashes"]"#), "{brought}");
+    let again = parse(Text { path: "pipeline.toml", text: &brought, sets: &[] }).unwrap();
+    assert_eq!(again.to_toml(), brought);
+    let own = written(&["stage.scores.reward={ kind = \"exact\" }".to_owned()]);
+    assert!(own.contains(r#"kind = "exact""#) && !own.contains("hashes"), "{own}");
 }
 
 #[test]

@@ -64,12 +64,12 @@ type Eval<'a> = (&'a str, &'a str, f64, Option<f64>);
 
 /// The first column of what a query over these evaluations finds.
 fn found(sql: &str, evals: &[Eval<'_>]) -> Vec<String> {
-    let rows: Vec<EvalRow<'_>> = evals
+    let rows: Vec<EvalRow> = evals
         .iter()
         .map(|&(stage, model, pass_at_1, cons_at_k)| EvalRow {
-            stage,
-            model,
-            dataset: "problems",
+            stage: stage.to_owned(),
+            model: model.to_owned(),
+            dataset: "problems".to_owned(),
             problem_count: 100,
             k: 16,
             pass_at_1,
@@ -78,6 +78,7 @@ fn found(sql: &str, evals: &[Eval<'_>]) -> Vec<String> {
             cons_at_k,
             cons_at_k_se: Some(0.03),
             completion_len_tokens_mean: 10.0,
+            ..EvalRow::default()
         })
         .collect();
     let batch = rows::evals(&rows);

@@ -1,50 +1,81 @@
-//! `aha eval`: pass@1, pass@k and cons@k of a model on problems.
+//! `aha eval`: pass@1, pass@k and cons@k of a model on problems, and what else its completions say.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use aha_flow::evaluate::{self, Evaluation, Standalone};
-use aha_flow::pipeline::{EvalStage, Run, Sampling, Template};
+use aha_flow::evaluate::EvalRow;
+use aha_flow::evaluate::standalone::{self, Standalone};
+use aha_flow::pipeline::{Benchmark, EvalStage, Reward, Run, Sampling, Template};
+use aha_flow::planning;
+use aha_flow::progress::{Event, Watcher};
+use aha_flow::rundir::RunDir;
+use aha_flow::stop::Stop;
 use aha_reward::Spec;
 
+use super::run::stop_on_signals;
 use super::shared::{self, ModelArgs, at_least_one, completion_count};
-use crate::report::misuse;
+use crate::report::{failed, misuse};
 use crate::screen::{self, Screen};
 use crate::text;
 
 /// The flags of `aha eval`.
 #[derive(clap::Args)]
+#[command(after_help = "\
+A benchmark brings its publishers' columns, its published prompt and its verifier. The data are
+files of yours, or hf://datasets/owner/name/path in the local cache: nothing is downloaded.
+
+With --dir the completions are the table `rollouts` of a run directory and the figures its table
+`evals`. The same command goes on where one was interrupted.
+
+Example:
+  aha eval --model DIR --benchmark gsm8k --data test.parquet --k 4 --dir evals/gsm8k")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// The problems: a Parquet, JSON lines or CSV file, a folder or a glob, with columns `id`, `prompt`,
-    /// `answer`.
+    /// `answer`, or those of the benchmark's publisher.
     #[arg(long, value_name = "FILE")]
     data: String,
+    /// The benchmark that the problems are of.
+    #[arg(long, value_name = "NAME", value_parser = clap::builder::PossibleValuesParser::new(Benchmark::WORDS))]
+    benchmark: Option<String>,
+    /// Problems, at most: the first ones.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    limit: Option<u64>,
     /// Completions per problem.
     #[arg(long, value_name = "N", default_value_t = EvalStage::default().k)]
-    #[arg(value_parser = completion_count())]
+    #[arg(allow_negative_numbers = true, value_parser = completion_count())]
     k: u32,
     /// Logits are divided by it before the softmax; 0 takes the likeliest token.
     #[arg(long, value_name = "T", default_value_t = EvalStage::default().temperature)]
+    #[arg(allow_negative_numbers = true)]
     temperature: f64,
     /// Smallest set of likeliest tokens whose probability reaches this share; 1 keeps all.
     #[arg(long, value_name = "P", default_value_t = EvalStage::default().top_p)]
+    #[arg(allow_negative_numbers = true)]
     top_p: f64,
     /// Tokens of a completion, at most.
-    #[arg(long, value_name = "N", default_value_t = EvalStage::default().max_tokens, value_parser = at_least_one())]
+    #[arg(long, value_name = "N", default_value_t = EvalStage::default().max_tokens)]
+    #[arg(allow_negative_numbers = true, value_parser = at_least_one())]
     max_tokens: u32,
     /// How a prompt becomes the model's input: raw, chat, r1-zero, or a text with {prompt} in it. By default
     /// the model's chat template if it has one, else raw.
     #[arg(long, value_parser = shared::template)]
     template: Option<Template>,
     /// The reward that verifies: the name of a kind, or a table of its keys as in a pipeline. A score of 1
-    /// counts as right.
-    #[arg(long, value_name = "KIND", default_value = "math", value_parser = shared::reward)]
-    reward: Spec,
+    /// counts as right. By default that of the benchmark, else math.
+    #[arg(long, value_name = "KIND", value_parser = shared::reward)]
+    reward: Option<Spec>,
+    /// Times that the problems are drawn again for the standard errors.
+    #[arg(long, value_name = "N", default_value_t = EvalStage::default().resamples)]
+    #[arg(allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
+    resamples: u32,
     /// Seed of every draw.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
+    /// A run directory for the completions and the figures, in which an interrupted evaluation goes on.
+    #[arg(long, value_name = "RUN_DIR")]
+    dir: Option<PathBuf>,
     /// Print the row of the table `evals` as JSON.
     #[arg(long)]
     json: bool,
@@ -59,30 +90,69 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
         ..Sampling::default()
     };
     shared::check_sampling(&sampling)?;
-    shared::verifier(&args.reward)?;
+    let benchmark = args.benchmark.as_deref().and_then(Benchmark::from_word);
+    let reward = match (args.reward, benchmark) {
+        (Some(reward), _) => Reward(reward.named()),
+        (None, Some(benchmark)) => benchmark.reward().map_err(|why| {
+            let message = format!("the verifier of `{}`: {why}", benchmark.word());
+            misuse(message, "name another with --reward")
+        })?,
+        (None, None) => Reward::default(),
+    };
+    shared::verifier(&reward.0)?;
+    args.model.path()?;
     require_data(&args.data)?;
-    let standalone = Standalone {
-        model: args.model.path()?,
+    let options = Standalone {
+        model: args.model.model.clone(),
         data: args.data,
         template: args.template,
-        k: args.k,
-        sampling,
-        reward: args.reward,
+        settings: EvalStage {
+            k: args.k,
+            temperature: args.temperature,
+            top_p: args.top_p,
+            max_tokens: args.max_tokens,
+            benchmark,
+            limit: args.limit,
+            reward,
+            resamples: args.resamples,
+            ..EvalStage::default()
+        },
         run: Run { seed: args.seed, threads: args.model.threads, ..Run::default() },
+        places: planning::places(),
     };
     let bar = screen.bar(1);
-    bar.set_prefix("problems");
-    let progress = {
-        let bar = bar.clone();
-        Arc::new(move |done: usize, total: usize| {
-            bar.set_length(total as u64);
-            bar.set_position(done as u64);
-        })
+    let watcher = watcher(screen, bar.clone(), args.dir.is_some());
+    let runtime = shared::runtime()?;
+    let found = match args.dir {
+        None => runtime.block_on(standalone::in_memory(&options, watcher)),
+        Some(dir) => {
+            let stop = Stop::default();
+            stop_on_signals(stop.clone(), screen.clone())?;
+            runtime.block_on(standalone::in_dir(&options, &RunDir::new(dir), stop, watcher))
+        }
     };
-    let found = shared::runtime()?.block_on(evaluate::standalone(standalone, progress));
     bar.finish_and_clear();
-    let found = found?;
+    let found = found.map_err(|error| match error {
+        aha_flow::Error::Interrupted => {
+            failed("the evaluation was stopped on request", "the same command goes on")
+        }
+        error => error.into(),
+    })?;
     if args.json { screen::print_json(&found) } else { Ok(screen::print(shown(&found))?) }
+}
+
+/// Moves the bar, and says what should be known.
+fn watcher(screen: &Screen, bar: indicatif::ProgressBar, is_in_chunks: bool) -> Watcher {
+    bar.set_prefix(if is_in_chunks { "chunks of problems" } else { "problems" });
+    let screen = screen.clone();
+    Arc::new(move |event| match event {
+        Event::StageStarted { steps, .. } => bar.set_length(steps),
+        Event::Step { step, .. } => bar.set_position(step),
+        Event::Warning { message, hint, .. } => {
+            screen.line(&format!("warning: {message}\nhint: {hint}"));
+        }
+        Event::StageDone { .. } | Event::Print { .. } => {}
+    })
 }
 
 /// A path that isn't there is seen before a model is loaded. Globs are left to the session.
@@ -93,25 +163,42 @@ fn require_data(data: &str) -> anyhow::Result<()> {
     Err(misuse(format!("there is no data at `{data}`"), "give a file of problems with --data"))
 }
 
-fn shown(found: &Evaluation) -> String {
-    let share = |value: f64, se: Option<f64>| {
+fn shown(found: &EvalRow) -> String {
+    let percent = |value: f64, se: Option<f64>| {
         let se = se.map(|se| format!(" ± {:.2}", se * 100.0)).unwrap_or_default();
         format!("{:.2} %{se}", value * 100.0)
     };
-    let cons = match found.cons_at_k {
-        Some(cons) => share(cons, found.cons_at_k_se),
-        None => "no answers to compare".to_owned(),
-    };
-    let k = found.k;
-    let rows = [
+    let mut rows = vec![
         ("model".to_owned(), found.model.clone()),
         ("dataset".to_owned(), found.dataset.clone()),
         ("problems".to_owned(), text::grouped(found.problem_count)),
-        ("pass@1".to_owned(), share(found.pass_at_1, found.pass_at_1_se)),
-        (format!("pass@{k}"), share(found.pass_at_k, None)),
-        (format!("cons@{k}"), cons),
-        ("length".to_owned(), format!("{:.1} tokens", found.completion_len_tokens_mean)),
     ];
+    let item = |values: &Option<Vec<f64>>, idx: usize| values.as_ref().map(|values| values[idx]);
+    for (idx, k) in found.ks.iter().enumerate() {
+        let value = percent(found.pass_at_ks[idx], item(&found.pass_at_ks_se, idx));
+        rows.push((format!("pass@{k}"), value));
+    }
+    for (idx, k) in found.ks.iter().enumerate().filter(|(_, k)| **k > 1 || found.k == 1) {
+        let value = match item(&found.cons_at_ks, idx) {
+            Some(cons) => percent(cons, item(&found.cons_at_ks_se, idx)),
+            None if *k < found.k => continue,
+            None => "no answers to compare".to_owned(),
+        };
+        rows.push((format!("cons@{k}"), value));
+    }
+    if let (Some(rating), Some(se)) = (found.rating, found.rating_se) {
+        rows.push(("rating".to_owned(), format!("{rating:.0} ± {se:.0}")));
+    }
+    if let Some(share) = found.answered_share {
+        rows.push(("answered".to_owned(), percent(share, None)));
+    }
+    let (mean, median) = (found.completion_len_tokens_mean, found.completion_len_tokens_median);
+    let (p95, cut) = (found.completion_len_tokens_p95, percent(found.truncated_share, None));
+    let length = format!("{mean:.1} tokens, half up to {median}, 95 % up to {p95}, {cut} cut off");
+    rows.push(("length".to_owned(), length));
+    if let Some(rate) = found.tokens_per_second {
+        rows.push(("speed".to_owned(), format!("{} tokens/s", text::measure(rate))));
+    }
     rows.iter().map(|(name, value)| format!("{name:<9} {}\n", text::one_line(value))).collect()
 }
 
@@ -121,22 +208,34 @@ mod tests {
 
     #[test]
     fn figures_are_shown_with_their_errors() {
-        let found = Evaluation {
+        let found = EvalRow {
             stage: "eval".into(),
             model: "m".into(),
             dataset: "d".into(),
             problem_count: 1200,
             k: 16,
-            pass_at_1: 0.5,
-            pass_at_1_se: Some(0.0123),
-            pass_at_k: 0.75,
-            cons_at_k: None,
-            cons_at_k_se: None,
+            ks: vec![1, 16],
+            pass_at_ks: vec![0.5, 0.75],
+            pass_at_ks_se: Some(vec![0.0123, 0.02]),
+            rating: Some(1873.4),
+            rating_se: Some(41.6),
             completion_len_tokens_mean: 63.25,
+            completion_len_tokens_median: 60,
+            completion_len_tokens_p95: 120,
+            tokens_per_second: Some(1234.5),
+            ..EvalRow::default()
         };
         let text = shown(&found);
-        assert!(text.contains("pass@1    50.00 % ± 1.23\n"), "{text}");
-        assert!(text.contains("problems  1,200\n"), "{text}");
-        assert!(text.contains("cons@16   no answers to compare\n"), "{text}");
+        for line in [
+            "pass@1    50.00 % ± 1.23\n",
+            "pass@16   75.00 % ± 2.00\n",
+            "problems  1,200\n",
+            "cons@16   no answers to compare\n",
+            "rating    1873 ± 42\n",
+            "length    63.2 tokens, half up to 60, 95 % up to 120, 0.00 % cut off\n",
+            "speed     1,235 tokens/s\n",
+        ] {
+            assert!(text.contains(line), "{line:?} in {text}");
+        }
     }
 }

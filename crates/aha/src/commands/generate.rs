@@ -25,25 +25,26 @@ pub struct Args {
     #[arg(long, default_value = "raw", value_parser = shared::template)]
     template: Template,
     /// Completions to draw.
-    #[arg(long, default_value_t = 1, value_parser = completion_count())]
+    #[arg(long, default_value_t = 1, allow_negative_numbers = true, value_parser = completion_count())]
     n: u32,
     /// Logits are divided by it before the softmax; 0 takes the likeliest token.
-    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    #[arg(long, value_name = "T", default_value_t = 1.0, allow_negative_numbers = true)]
     temperature: f64,
     /// Smallest set of likeliest tokens whose probability reaches this share; 1 keeps all.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     top_p: f64,
     /// Number of likeliest tokens to draw from; 0 keeps all.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
     top_k: u32,
     /// Tokens of a completion, at most.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one())]
+    #[arg(allow_negative_numbers = true)]
     max_tokens: u32,
     /// A text that ends a completion. Can be repeated.
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Seed of every draw: the same seed gives the same completions.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
     /// Print tokens and log-probs too, as JSON.
     #[arg(long)]
@@ -63,7 +64,7 @@ struct Row<'a> {
     sample_idx: u32,
     completion: String,
     completion_token_ids: &'a [u32],
-    completion_logprobs: &'a [f32],
+    completion_logprobs: Vec<text::Number<f32>>,
     completion_len_tokens: usize,
     finish_reason: &'static str,
 }
@@ -90,7 +91,7 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
             sample_idx: completion.sample_idx,
             completion: loaded.tokenizer.decode(&completion.token_ids, true)?,
             completion_token_ids: &completion.token_ids,
-            completion_logprobs: &completion.logprobs,
+            completion_logprobs: text::numbers(&completion.logprobs),
             completion_len_tokens: completion.token_ids.len(),
             finish_reason: completion.finish_reason.as_str(),
         })

@@ -11,7 +11,7 @@ use serde_json::Number;
 
 use super::shared::ModelArgs;
 use crate::report::{failed, misuse};
-use crate::screen;
+use crate::{screen, text};
 
 /// Most tokens that run through the model at once. Results do not depend on it.
 const MICRO_BATCH_TOKENS: usize = 4096;
@@ -35,7 +35,7 @@ pub struct Args {
 /// Numbers are written as the shortest decimals that read back as the same `f32`.
 #[derive(Serialize)]
 struct Answer {
-    logprobs: Vec<Vec<f32>>,
+    logprobs: Vec<Vec<text::Number<f32>>>,
 }
 
 /// Reads the sequences and prints their log-probs.
@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut logprobs = Vec::with_capacity(sequences.len());
     for range in pack(&lens, MICRO_BATCH_TOKENS) {
         let batch: Vec<&[u32]> = sequences[range].iter().map(Vec::as_slice).collect();
-        logprobs.extend(model.log_probs(&batch)?);
+        logprobs.extend(model.log_probs(&batch)?.iter().map(|of| text::numbers(of)));
     }
     screen::print_json(&Answer { logprobs })
 }

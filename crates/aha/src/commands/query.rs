@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use aha_data::{Format, Session, SessionOptions, TableSource, write_result};
+use aha_data::{Format, Session, SessionOptions, write_result};
 use aha_flow::parts::Depth;
-use aha_flow::pipeline;
 use aha_flow::rundir::{self, RunDir};
 use aha_flow::state::RunState;
+use aha_flow::{pipeline, planning};
 use aha_model::Tokenizer;
 use anyhow::Context;
 
@@ -155,7 +155,7 @@ async fn register_inputs(session: &Session, run: &RunDir) {
     };
     let known = session.table_names();
     for (name, address) in pipeline.tables.iter().filter(|(name, _)| !known.contains(name)) {
-        let registered = match TableSource::new(address, Path::new("")) {
+        let registered = match planning::places().table(address) {
             Ok(source) => session.register(name, &source).await,
             Err(error) => Err(error),
         };

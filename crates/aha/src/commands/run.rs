@@ -113,7 +113,7 @@ fn quoted(word: &str) -> String {
 
 /// Turns the first signal into a request to stop, and leaves at once on the second. Signals have a thread
 /// and a runtime of their own: the run's may be busy.
-fn stop_on_signals(stop: Stop, screen: Screen) -> anyhow::Result<()> {
+pub(super) fn stop_on_signals(stop: Stop, screen: Screen) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()

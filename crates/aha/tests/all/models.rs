@@ -1,4 +1,4 @@
-//! `aha logprobs`, `generate`, `eval` and `export`.
+//! `aha logprobs`, `generate` and `export`.
 
 use std::path::Path;
 
@@ -135,36 +135,6 @@ fn generated_text_is_safe_to_show() {
         assert!(!outcome.stdout.contains(is_hostile), "{outcome:?}");
         assert!(outcome.stdout.contains(r"\u"), "something was escaped: {outcome:?}");
     }
-}
-
-#[test]
-fn eval_prints_the_row_of_evals() {
-    let temp = tempfile::tempdir().unwrap();
-    let model = write_model(temp.path());
-    let problem = |n| {
-        format!("{{\"id\":\"{n}\",\"prompt\":\"What is {n} + 1?\",\"answer\":\"{}\"}}\n", n + 1)
-    };
-    let text: String = (0..3).map(problem).collect();
-    fs_err::write(temp.path().join("data.jsonl"), text).unwrap();
-    let args = [
-        "eval",
-        "--model",
-        model.to_str().unwrap(),
-        "--data",
-        "data.jsonl",
-        "--k",
-        "2",
-        "--max-tokens",
-        "8",
-    ];
-    let row = aha(temp.path(), &[&args[..], &["--json"]].concat()).json();
-    let names: Vec<&str> = row.as_object().unwrap().keys().map(String::as_str).collect();
-    let schema = aha_rollout::schema::evals();
-    let columns: Vec<&str> = schema.fields().iter().map(|field| field.name().as_str()).collect();
-    assert_eq!(names, columns);
-    assert_eq!((&row["problem_count"], &row["k"]), (&json!(3), &json!(2)));
-    let text = aha(temp.path(), &args);
-    assert!(text.stdout.contains("pass@1") && text.stdout.contains("cons@2"), "{text:?}");
 }
 
 #[test]

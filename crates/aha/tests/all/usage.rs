@@ -22,7 +22,7 @@ fn every_command_has_help() {
 #[test]
 fn wrong_arguments_are_misuse() {
     let dir = tempfile::tempdir().unwrap();
-    let cases: [&[&str]; 10] = [
+    let cases: [&[&str]; 11] = [
         &[],
         &["trian"],
         &["run"],
@@ -33,6 +33,7 @@ fn wrong_arguments_are_misuse() {
         &["generate", "--model", "nowhere", "--prompt", "x"],
         &["generate", "--model", "nowhere", "--prompt", "x", "--temperature=-1"],
         &["eval", "--model", "nowhere", "--data", "nowhere.parquet"],
+        &["eval", "--model", ".", "--data", ".", "--benchmark", "gsm9k"],
     ];
     for args in cases {
         let outcome = aha(dir.path(), args);
@@ -41,6 +42,29 @@ fn wrong_arguments_are_misuse() {
         assert_eq!(outcome.stdout, "", "{args:?}");
     }
     assert_eq!(fs_err::read_dir(dir.path()).unwrap().count(), 0, "misuse leaves nothing behind");
+}
+
+#[test]
+fn a_negative_number_is_a_value_and_not_a_flag() {
+    let dir = tempfile::tempdir().unwrap();
+    let eval = ["eval", "--model", "nowhere", "--data", "nowhere.parquet"];
+    let generate = ["generate", "--model", "nowhere", "--prompt", "x"];
+    let cases: [(&[&str], &str, &str); 8] = [
+        (&eval, "--temperature", "temperature"),
+        (&eval, "--top-p", "top_p"),
+        (&eval, "--seed", "--seed"),
+        (&eval, "--k", "--k"),
+        (&eval, "--max-tokens", "--max-tokens"),
+        (&eval, "--resamples", "--resamples"),
+        (&generate, "--temperature", "temperature"),
+        (&generate, "--seed", "--seed"),
+    ];
+    for (command, flag, said) in cases {
+        let outcome = aha(dir.path(), &[command, &[flag, "-1"]].concat());
+        assert_eq!(outcome.code, Some(2), "{outcome:?}");
+        assert!(outcome.stderr.contains(said) && outcome.stderr.contains("-1"), "{outcome:?}");
+        assert!(!outcome.stderr.contains("unexpected argument"), "{outcome:?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The page of pipeline files: a section for each table, a row for each key.
 
-use aha_flow::pipeline::{Key, Table, reference};
+use aha_flow::benchmark;
+use aha_flow::pipeline::{Benchmark, Key, Table, reference};
 use aha_reward::{Kind, Settings, Spec};
 use anyhow::Result;
 
@@ -102,7 +103,34 @@ fn sections() -> Result<Vec<Section>> {
     for inner in of_stages {
         sections.push(section_of(inner)?);
     }
+    sections.push(benchmarks());
     Ok(sections)
+}
+
+/// What each benchmark asks, how it verifies, and which columns it reads.
+fn benchmarks() -> Section {
+    let known = Benchmark::WORDS.iter().filter_map(|word| Benchmark::from_word(word));
+    let code = |text: &str| format!("`{}`", text.replace('\n', "⏎").replace('`', "'"));
+    let rows = known.map(|benchmark| {
+        let card = benchmark.card();
+        [
+            code(benchmark.word()),
+            code(card.instruction),
+            code(card.reward),
+            benchmark::layouts(card),
+            code(card.split),
+        ]
+    });
+    let head = ["name", "what is asked", "verifier", "columns (whose)", "split"];
+    Section {
+        heading: "Benchmarks".to_owned(),
+        about: "What `benchmark` of an `eval` stage and `aha eval --benchmark` bring along. The data are \
+                files of yours, or `hf://datasets/owner/name/path` in the local cache. The first layout \
+                whose columns are there is read; `id`, `rating` and `source` are read where they are there. \
+                In what is asked, ⏎ is a line break, and three accents `'''` a code fence."
+            .to_owned(),
+        body: table(head, rows),
+    }
 }
 
 /// What a table's keys are said to be of: the kind of a stage, or the section.
