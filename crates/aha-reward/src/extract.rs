@@ -622,6 +622,29 @@ mod tests {
     }
 
     #[test]
+    fn hostile_completions_end() {
+        for part in [
+            "\\boxed{",
+            "\\boxed ",
+            "\\boxed 5 ",
+            "{",
+            "$",
+            "\\(",
+            "<answer>",
+            "####",
+            "answer is ",
+        ] {
+            let text = part.repeat(200_000);
+            for strategies in [&STRICT[..], &LENIENT[..], &[Strategy::LastExpression]] {
+                let extraction =
+                    Extraction { strategies: strategies.to_vec(), ..Extraction::default() };
+                let found = extraction.find(&text);
+                assert_ne!(found, Ok("6"), "{part}");
+            }
+        }
+    }
+
+    #[test]
     fn the_last_expression_is_a_formula_or_a_number() {
         let last =
             Extraction { strategies: vec![Strategy::LastExpression], ..Extraction::default() };

@@ -289,7 +289,7 @@ fn coordinate(seed: u64, place_idx: u64, name_idx: u64) -> Option<Fixed> {
     let scaled = match place_idx {
         0..=3 => unit,
         4..=6 => one + 2 * unit,
-        _ if bits % 2 == 0 => -3 * unit,
+        _ if bits.is_multiple_of(2) => -3 * unit,
         _ => 3 * unit,
     };
     Fixed::of(&BigRational::new(scaled.into(), one.into()))

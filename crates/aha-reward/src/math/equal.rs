@@ -331,13 +331,13 @@ fn bare(expr: &Expr) -> &Expr {
 const SCALED_ENTRIES_MAX: usize = 36;
 
 /// The matrix that a tree is, multiples and sums worked out entry by entry.
-fn matrix(expr: &Expr) -> Option<Cow<'_, Vec<Vec<Expr>>>> {
+fn matrix(expr: &Expr) -> Option<Cow<'_, [Vec<Expr>]>> {
     // A large factor would be copied to each entry.
     let each = |rows: &[Vec<Expr>], entry: &dyn Fn(Expr) -> Expr| {
         let is_small = rows.iter().map(Vec::len).sum::<usize>() <= SCALED_ENTRIES_MAX;
         is_small.then(|| {
             let changed = rows.iter().map(|row| row.iter().cloned().map(entry).collect());
-            Cow::Owned(changed.collect())
+            Cow::Owned(changed.collect::<Vec<_>>())
         })
     };
     match expr {

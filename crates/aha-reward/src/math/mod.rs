@@ -203,7 +203,8 @@ fn is_same_text(a: &str, b: &str) -> bool {
     key(a) == key(b)
 }
 
-/// The bare answer in a data set's `answer`: what its last box, or the last boxes of a list, hold, or what follows GSM8K's mark.
+/// The bare answer in a data set's `answer`: what its last box, or the list of boxes at its end, holds, or
+/// what follows GSM8K's mark.
 pub fn gold_answer(answer: &str) -> &str {
     if let Some(boxed) = gold_boxes(answer) {
         return boxed.trim();

@@ -438,6 +438,16 @@ fn expensive() -> Vec<String> {
         "7^{1/99999999999}".to_owned(),
         "x^{9999}x^{9999}".to_owned(),
         "(x^{1/9999})^{1/9998}".to_owned(),
+        format!("{}x{}", repeated("e^{", 60), repeated("}", 60)),
+        format!("{}x{}", repeated("\\sin(", 60), repeated(")", 60)),
+        format!("{}x", repeated("\\ln(x+y)\\cdot", 500)),
+        format!("{}x", repeated("\\arctan(\\sqrt{x})+", 400)),
+        format!("{}x", repeated("x^{\\sqrt2}+", 700)),
+        (0..200).map(|n| format!("({n},{n}.5)\\cup")).collect::<String>() + "(1,2)",
+        (0..200).map(|n| format!("(\\sqrt{{{n}}},\\ln{n})\\cap")).collect::<String>() + "(1,2)",
+        (0..200).map(|n| format!("x<{n},")).collect::<String>() + "x>1",
+        format!("({})\\begin{{pmatrix}}1&2\\\\3&4\\end{{pmatrix}}", repeated("1+", 2_000) + "1"),
+        format!("{}1{}", repeated("\\binom{n}{", 60), repeated("}", 60)),
     ]
 }
 
@@ -538,12 +548,14 @@ impl Random {
             };
         }
         let (a, b) = (self.expression(depth - 1), self.expression(depth - 1));
-        match self.below(6) {
+        match self.below(8) {
             0 => format!("({a}+{b})"),
             1 => format!("({a}-{b})"),
             2 => format!("{a}\\cdot {b}"),
             3 => format!("\\frac{{{a}}}{{{b}}}"),
             4 => format!("({a})^{}", self.below(4)),
+            5 => format!("\\sin({a})"),
+            6 => format!("\\ln({a})"),
             _ => format!("\\sqrt{{{a}}}"),
         }
     }
@@ -596,6 +608,31 @@ fn equality_of_numbers_is_symmetric() {
         equal_count += 1;
     }
     assert_eq!(equal_count, 3000);
+}
+
+#[test]
+fn equality_of_expressions_sets_and_tuples_is_symmetric() {
+    let mut random = Random(4);
+    let mut equal_count = 0;
+    for _ in 0..1500 {
+        let depth = random.below(2) as u32;
+        let (a, b) = (random.expression(depth), random.expression(depth));
+        let (low, high) = (random.below(3), 3 + random.below(3));
+        let pairs = [
+            (format!("{a}+{b}"), format!("{b}+{a}")),
+            (a.clone(), b.clone()),
+            (format!("({low},{high})"), format!("[{low},{high})")),
+            (format!("({low},4)\\cup(3,{high})"), format!("({low},{high})")),
+            (format!("({a},{b})"), format!("({b},{a})")),
+            (format!("\\{{{a},{b}\\}}"), format!("{b},{a}")),
+        ];
+        for (a, b) in pairs {
+            let is_equal = math_equal(&a, &b);
+            assert_eq!(is_equal, math_equal(&b, &a), "{a} and {b}");
+            equal_count += usize::from(is_equal);
+        }
+    }
+    assert!((3000..9000).contains(&equal_count), "{equal_count}");
 }
 
 #[test]
