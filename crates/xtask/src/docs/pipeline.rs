@@ -235,7 +235,8 @@ fn rewards() -> Result<String> {
     let spec = Source::read("aha-reward", &["spec.rs", "composite.rs"])?;
     let common = spec.item("Common")?;
     for &kind in Settings::KINDS {
-        let source = Source::read("aha-reward", &[&module_of(kind), "extract.rs", TOOLCHAIN, ISOLATION])?;
+        let source =
+            Source::read("aha-reward", &[&module_of(kind), "extract.rs", TOOLCHAIN, ISOLATION])?;
         let answer = Source::read("aha-reward", &["extract.rs"])?.item("Settings")?;
         let settings = foreign::flattened(source.item("Settings")?, "extract::Settings", answer);
         kinds.push([format!("`{kind}`"), plain(&settings.doc)]);
