@@ -27,13 +27,15 @@ OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.Div: ast
              ast.BitXor: ast.BitOr, ast.LShift: ast.RShift, ast.RShift: ast.LShift}
 
 
-def mutants(program):
-    """Programs with one thing changed, comparisons first; and what was changed."""
+def mutants(program, first_line):
+    """Programs with one thing changed from that line on, comparisons first; and what was changed."""
     for kind in ("comparison", "operator", "constant", "return"):
         count = sum(1 for _ in ast.walk(ast.parse(program)))
         for wanted in range(count):
             tree = ast.parse(program)
             node = next(node for idx, node in enumerate(ast.walk(tree)) if idx == wanted)
+            if getattr(node, "lineno", 0) < first_line:
+                continue
             if kind == "comparison" and isinstance(node, ast.Compare) and type(node.ops[0]) in COMPARISONS:
                 node.ops[0] = COMPARISONS[type(node.ops[0])]()
             elif kind == "operator" and isinstance(node, (ast.BinOp, ast.AugAssign)) and type(node.op) in OPERATORS:
@@ -81,7 +83,10 @@ def check(aha, path):
     bad = [verdict for verdict in verdicts if verdict["score"] != 1]
     print(f"{path}: {len(rows) - len(bad)} of {len(rows)} solutions pass, {len(rows) / seconds:.1f} verdicts/s")
 
-    changed = [next(mutants(program), (None, None)) for program in programs]
+    # What a prompt itself defines is no part of the solution: the tests take it from the prompt.
+    first_lines = [row["prompt"].count("\n") + 1 if gold["kind"] == "humaneval" else 1
+                   for row, gold in zip(rows, tests)]
+    changed = [next(mutants(program, line), (None, None)) for program, line in zip(programs, first_lines)]
     lines = [{**line, "pred": f"```python\n{program}\n```"} for line, (_, program) in zip(lines, changed) if program]
     verdicts, seconds = graded(aha, lines)
     kinds = collections.Counter(kind for kind, _ in changed)

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::inside::{self, INSIDE_ID, Place};
-use crate::job::{Exit, Isolation, Job, Limit};
+use crate::job::{Exit, Isolation, Job, Limit, Limits};
 use crate::sys;
+use crate::tree;
 use crate::wire::{self, Report};
 
 /// The name by which this program knows that it is to be a keeper.
@@ -20,6 +21,12 @@ pub(crate) const MARK: &str = "aha-sandbox-keeper";
 
 /// How often memory is looked at.
 const TICK: Duration = Duration::from_millis(20);
+
+/// How often in a row a program is seen to wait after its time before that is the end of it.
+const IDLE_TICKS_MAX: u32 = 10;
+
+/// How many times as long a program has that computes all the while: on a loaded machine it isn't to blame.
+const STARVED: u32 = 5;
 
 /// Namespaces of a job, each with the name of its layer.
 const NAMESPACES: [(&str, libc::c_int); 6] = [
@@ -45,6 +52,11 @@ pub fn enter_if_asked() {
         let _ = serde_json::to_writer(&control, &report);
         sys::exit(0);
     }
+}
+
+/// How long a job can take at most, in milliseconds; none for one that waits for work.
+pub fn longest_ms(limits: &Limits) -> Option<u64> {
+    limits.wall_ms.map(|ms| ms * u64::from(STARVED))
 }
 
 pub(crate) fn can_enter() -> bool {
@@ -135,15 +147,24 @@ fn watch(
     status: &OwnedFd,
     start: Instant,
 ) -> Report {
-    let deadline = job.limits.wall_ms.map(|ms| start + Duration::from_millis(ms));
+    let wall = job.limits.wall_ms.map(Duration::from_millis);
+    let mut idle_ticks = 0;
     let killed = |exit| Report::Ended { exit, cpu_us: 0, wall_us: 0 };
     loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        if left.is_some_and(|left| left.is_zero()) {
-            return killed(Exit::Limit(Limit::Wall));
+        if wall.is_some_and(|wall| start.elapsed() > wall) {
+            let activity = tree::activity(pid);
+            idle_ticks = if activity.is_running { 0 } else { idle_ticks + 1 };
+            // Together they have twice what one may have, so that forks don't renew it for ever.
+            if activity.cpu_ms > 2 * job.limits.cpu_ms {
+                return killed(Exit::Limit(Limit::Cpu));
+            }
+            if idle_ticks > IDLE_TICKS_MAX || wall.is_some_and(|w| start.elapsed() > w * STARVED) {
+                return killed(Exit::Limit(Limit::Wall));
+            }
         }
+        let left = wall.and_then(|wall| wall.checked_sub(start.elapsed()));
         let timeout = left.map_or(TICK, |left| left.min(TICK));
-        let timeout_ms = (timeout.as_micros().div_ceil(1000)) as i32;
+        let timeout_ms = timeout.as_micros().div_ceil(1000) as i32;
         let [is_ended, is_left] = sys::poll([status.as_raw_fd(), control.as_raw_fd()], timeout_ms);
         if is_ended {
             let text = read_all(status);
@@ -154,7 +175,7 @@ fn watch(
         if is_left {
             return killed(Exit::Cancelled);
         }
-        if resident_bytes(pid) > job.limits.memory_bytes {
+        if tree::resident_bytes(pid) > job.limits.memory_bytes {
             return killed(Exit::Limit(Limit::Memory));
         }
     }
@@ -185,41 +206,10 @@ fn host_id() -> Option<u32> {
     u32::try_from(id).ok().filter(|id| *id != 0 && *id != INSIDE_ID)
 }
 
-/// Memory that a process and its descendants occupy.
-fn resident_bytes(pid: libc::pid_t) -> u64 {
-    let mut all = descendants(pid);
-    all.push(pid);
-    let pages = all.iter().filter_map(|pid| {
-        let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-        text.split(' ').nth(1)?.parse::<u64>().ok()
-    });
-    pages.sum::<u64>() * sys::page_bytes()
-}
-
-/// Children, their children and so on.
-pub(crate) fn descendants(pid: libc::pid_t) -> Vec<libc::pid_t> {
-    let mut found = Vec::new();
-    let mut parents = vec![pid];
-    while let Some(parent) = parents.pop() {
-        let Ok(tasks) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
-        for task in tasks.flatten() {
-            let text = fs::read_to_string(task.path().join("children")).unwrap_or_default();
-            let children = text.split_whitespace().filter_map(|word| word.parse().ok());
-            for child in children {
-                if !found.contains(&child) {
-                    found.push(child);
-                    parents.push(child);
-                }
-            }
-        }
-    }
-    found
-}
-
 /// Kills whatever was left behind without a process namespace.
 pub(crate) fn kill_descendants() {
     loop {
-        for pid in descendants(std::process::id() as RawFd) {
+        for pid in tree::descendants(std::process::id() as RawFd) {
             sys::kill(pid);
         }
         // An error says that there are none any more.

@@ -77,7 +77,8 @@ pub enum Isolation {
 pub struct Limits {
     /// Processor time of each process, in milliseconds; the kernel rounds up to seconds.
     pub cpu_ms: u64,
-    /// Time from its start to its end, in milliseconds; none for a program that waits for work.
+    /// Time from its start after which it must not wait, in milliseconds; one that computes all the while has
+    /// five times as long, up to its processor time. None for a program that waits for work.
     pub wall_ms: Option<u64>,
     /// Memory in bytes: address space of each process, and what all of them occupy together.
     pub memory_bytes: u64,

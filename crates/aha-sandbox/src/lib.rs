@@ -8,6 +8,7 @@
 //! - `inside`: the first process in the new namespaces; `root`: the files that it sees; `filter`: the
 //!   system calls that a program may make; `cage`: what is the same with and without namespaces.
 //! - [`mod@probe`]: which layers the kernel grants here, tried out.
+//! - `tree`: a job's processes, seen from outside.
 //! - `sys`: system calls that the standard library doesn't have. `wire`: a job on its way.
 //!
 //! # Layers
@@ -26,7 +27,8 @@
 //! - It may use a processor fully until its limit: others on the machine get slower.
 //! - Memory of several processes together is looked at fifty times a second: between two looks they can
 //!   take as much as they can touch in that time.
-//! - A deadline is a matter of time: a program that ends close to it may pass once and fail once.
+//! - A deadline is a matter of time: a program that ends close to it may pass once and fail once. Processor
+//!   time decides as long as a program computes, so that others on the machine make little difference.
 //! - [`Isolation::Weak`] leaves the namespaces out. Then it can read whatever anybody may read on this
 //!   machine, and write wherever anybody may write.
 //!
@@ -49,9 +51,10 @@ pub mod job;
 pub mod probe;
 mod root;
 mod sys;
+mod tree;
 mod wire;
 
-pub use enter::enter_if_asked;
+pub use enter::{enter_if_asked, longest_ms};
 pub use error::Error;
 pub use host::{Running, run, start};
 pub use job::{Exit, File, Isolation, Job, Limit, Limits, Outcome, Stdin};

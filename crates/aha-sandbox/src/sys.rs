@@ -298,6 +298,12 @@ pub fn page_bytes() -> u64 {
     unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
 }
 
+/// The unit of processor time in `/proc`.
+pub fn ticks_per_s() -> u64 {
+    // SAFETY: takes a number.
+    unsafe { libc::sysconf(libc::_SC_CLK_TCK) as u64 }
+}
+
 /// Names the host.
 pub fn set_host_name(name: &str) -> io::Result<()> {
     // SAFETY: the length is the name's.

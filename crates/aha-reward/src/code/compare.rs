@@ -13,8 +13,9 @@ fn lines(text: &str) -> Vec<&str> {
 }
 
 fn is_close(expected: &str, printed: &str, tolerance: f64) -> bool {
-    let mut printed = printed.split_whitespace();
-    let mut expected = expected.split_whitespace();
+    // Blanks between words count, as everywhere in a line.
+    let mut printed = printed.split(' ');
+    let mut expected = expected.split(' ');
     loop {
         match (expected.next(), printed.next()) {
             (None, None) => return true,

@@ -87,7 +87,7 @@ pub fn run(
     };
     let mut candidate = aha_sandbox::start(&python(settings, CANDIDATE, settings.limits())?)?;
     let deadline = Instant::now()
-        + Duration::from_millis(settings.limits().wall_ms.unwrap_or_default())
+        + Duration::from_millis(aha_sandbox::longest_ms(&settings.limits()).unwrap_or_default())
         + JUDGE_EXTRA;
     load(&mut candidate, prelude, &program)?;
     let answer = asking(settings, judge, &asked, &mut candidate, deadline)?;

@@ -67,8 +67,8 @@ pub struct Settings {
     /// Numbers printed may differ from expected ones with a decimal point or exponent by this, absolutely or
     /// as a share of them; at least 0, and 0 for not at all. Default 1e-6, as most judges allow.
     pub tolerance: f64,
-    /// Processor time of a program, in seconds from 1 to 600, each start of it alone; it may take twice as
-    /// long and 2 seconds more by the clock. Default 4, about twice what problems for Python ask for.
+    /// Processor time of a program, in seconds from 1 to 600, each start of it alone. By the clock it may wait
+    /// for twice as long and 2 seconds more. Default 4, about twice what problems for Python ask for.
     pub time_s: u32,
     /// Memory of a program, in MiB from 64 to 65536. Default 512, twice what most problems allow.
     pub memory_mib: u32,

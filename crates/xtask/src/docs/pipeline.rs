@@ -263,7 +263,8 @@ fn rewards() -> Result<String> {
     let spec = Source::read("aha-reward", &["spec.rs", "composite.rs"])?;
     let common = spec.item("Common")?;
     for &kind in Settings::KINDS {
-        let source = Source::read("aha-reward", &[&module_of(kind), "extract.rs"])?;
+        let source =
+            Source::read("aha-reward", &[&module_of(kind), "extract.rs", TOOLCHAIN, ISOLATION])?;
         let answer = Source::read("aha-reward", &["extract.rs"])?.item("Settings")?;
         let settings = foreign::flattened(source.item("Settings")?, "extract::Settings", answer);
         let service = Source::read("aha-reward", &["wait/client.rs"])?.item("Settings")?;
@@ -283,6 +284,10 @@ fn rewards() -> Result<String> {
     text.push_str(&of_each);
     Ok(text)
 }
+
+/// Where the words are declared that settings of `code` take.
+const TOOLCHAIN: &str = "code/toolchain.rs";
+const ISOLATION: &str = "../../aha-sandbox/src/job.rs";
 
 /// The source of a kind's settings and verifier.
 fn module_of(kind: Kind) -> String {
