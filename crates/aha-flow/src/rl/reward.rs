@@ -1,6 +1,7 @@
 //! Reward actor: scores finished groups; same rows out, same order.
 //! - Inbox: at most [`GROUPS_MAX`] groups, each with the credit that pays for its place.
-//! - State: threads that score, as many as the run computes with, or more where verifiers wait for others. After a restart the step is issued again.
+//! - State: threads that score, as many as the run computes with, or more where verifiers wait for others.
+//!   After a restart the step is issued again.
 //! - Fails with [`Error`] where a row must stop the run; a verifier that panics costs its row the reward.
 
 use std::sync::Arc;

@@ -61,7 +61,7 @@ golden! {
     rewards_that_wait_are_checked: "rewards_that_wait",
     a_good_pipeline_gives_a_plan: "good",
     every_reward_that_reads_text_gives_a_plan: "good_rewards",
-    a_secret_that_is_not_set_is_a_warning: "judge",
+    a_secret_that_is_not_set_is_a_warning: "good_judge",
 }
 
 fn good() -> String {

@@ -5,8 +5,8 @@
 //!   stage without a run.
 //! - [`bits`]: what a run's bits depend on, and what they don't. [`stopping`]: stopped and resumed.
 //! - [`faults`]: actors that fail, and prompts. [`watching`]: watchdogs and metrics. [`reading`]: tables
-//!   while they grow. [`waiting`]: rewards that wait for others. [`edges`]: what actors hold while they stand still. [`memory`]: how many models a
-//!   stage holds. [`schedule`]: the learning rate.
+//!   while they grow. [`waiting`]: rewards that wait for others. [`edges`]: what actors hold while they stand
+//!   still. [`memory`]: how many models a stage holds. [`schedule`]: the learning rate.
 //!
 //! Kills from outside are the business of the program's tests.
 
