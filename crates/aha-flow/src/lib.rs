@@ -8,6 +8,7 @@
 //! - `stages`: one module per kind of stage that isn't reinforcement learning.
 //! - `rl`: the actors of an RL stage, their credits, supervision and recovery.
 //! - [`generate`], [`score`], [`evaluate`]: completions, their rewards, and what those say of a model.
+//! - [`reward_model`]: a trained preference model at work.
 //! - [`checkpoint`]: what a stage needs to go on, written aside and renamed.
 //! - [`watchdog`]: what looks wrong while it still can be mended.
 //! - [`progress`], [`metrics`]: what is told to whoever watches, and to tables.
@@ -31,6 +32,7 @@ pub mod pipeline;
 pub mod planning;
 pub mod progress;
 pub mod prompts;
+pub mod reward_model;
 pub mod rl;
 pub mod run;
 pub mod rundir;

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use aha_compute::Device;
 use aha_data::source::TableSource;
 use aha_data::{Session, SessionOptions};
-use aha_reward::NoBackends;
 
 use crate::error::{Error, Result};
 use crate::identity::Identity;
@@ -20,7 +19,10 @@ use crate::rl::fault::Faults;
 use crate::rl::stage::Shared;
 use crate::rundir::{RunDir, write_file};
 use crate::score::Scorer;
-use crate::stages::{self, eval::Eval, export::Export, query::Query, sample::Sample, sft::Sft};
+use crate::stages::{
+    self, eval::Eval, export::Export, query::Query, reward_model::RewardModel, sample::Sample,
+    sft::Sft,
+};
 use crate::state::{self, Machine, Opening, RunState, Status};
 use crate::stop::Stop;
 use crate::{generate, planning, rl};
@@ -211,6 +213,21 @@ impl Runner {
                 };
                 sft.run(base).await
             }
+            StageKind::RewardModel(settings) => {
+                let base = self.models().load_any(&settings.model).await?;
+                self.set_tokenizer(&base);
+                let stage = RewardModel {
+                    stage: &stage.name,
+                    settings,
+                    run: &self.pipeline.run,
+                    dir: &self.dir,
+                    device: &self.device,
+                    session: &self.session,
+                    watcher: &self.options.watcher,
+                    stop: &self.options.stop,
+                };
+                stage.run(base).await
+            }
             StageKind::Rl(settings) => self.rl(&stage.name, settings).await,
             StageKind::Sample(settings) => {
                 let base = self.load(&settings.model).await?;
@@ -221,6 +238,7 @@ impl Runner {
                     run: &self.pipeline.run,
                     dir: &self.dir,
                     session: &self.session,
+                    lent: &self.models().lend(&settings.rewards).await?,
                     watcher: &self.options.watcher,
                     stop: &self.options.stop,
                 };
@@ -241,7 +259,7 @@ impl Runner {
                 eval.run().await
             }
             StageKind::Export(settings) => {
-                let base = self.load(&settings.model).await?;
+                let base = self.models().load_any(&settings.model).await?;
                 Export { stage: &stage.name, settings, dir: &self.dir }.run(&base)
             }
         }
@@ -262,6 +280,7 @@ impl Runner {
         let base = self.load(&settings.model).await?;
         self.set_tokenizer(&base);
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
+        let lent = self.models().lend(&settings.rewards).await?;
         let shared = Shared {
             stage: stage.to_owned(),
             settings: settings.clone(),
@@ -271,7 +290,7 @@ impl Runner {
             prompter: Prompter::new(&base.tokenizer, &settings.template)?,
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
             tokenizer: Arc::clone(&base.tokenizer),
-            scorer: Scorer::new(&specs, settings.reward_null, settings.reward_clip, &NoBackends)?,
+            scorer: Scorer::new(&specs, settings.reward_null, settings.reward_clip, &lent)?,
             random: generate::stage_random(self.pipeline.run.seed, stage),
             watcher: Arc::clone(&self.options.watcher),
             faults: self.options.faults.clone(),

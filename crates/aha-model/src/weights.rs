@@ -60,7 +60,9 @@ pub(crate) fn check_tensors<'a>(
                 LM_HEAD_WEIGHT => {
                     error.hint("if the head is the embedding, config.json says tie_word_embeddings")
                 }
-                SCORE_WEIGHT => error.hint("a reward model has the head that scores; is this one whole?"),
+                SCORE_WEIGHT => {
+                    error.hint("a reward model has the head that scores; is this one whole?")
+                }
                 _ => error,
             });
         };

@@ -8,6 +8,7 @@
 //! - [`extract`]: where in a completion the final answer is; an ordered list of strategies.
 //! - [`math`]: are two answers the same number, expression or list? Lexer, parser, exact values.
 //! - [`mod@format`], [`length`], [`pattern`], [`exact`]: the other verifiers, a file each.
+//! - [`model`]: the score of a trained preference model, which a backend lends.
 //! - [`text`]: reflection words and the share of a language, for queries and reports.
 //! - [`grade`]: JSON lines in, verdicts out.
 //! - [`error`]: what can go wrong outside a verdict.
@@ -50,6 +51,8 @@ pub mod length;
 pub mod pattern;
 
 pub mod exact;
+
+pub mod model;
 
 pub mod text;
 

@@ -15,7 +15,7 @@ use crate::backend::Backends;
 use crate::composite::OnNull;
 use crate::extract::{self, LENIENT};
 use crate::verifier::{Kind, Verifier};
-use crate::{exact, format, length, math, pattern};
+use crate::{exact, format, length, math, model, pattern};
 
 /// The keys that a reward of any kind has.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
@@ -121,6 +121,7 @@ settings! {
     Length(length),
     Regex(pattern),
     Exact(exact),
+    Model(model),
 }
 
 /// Something wrong with a [`Spec`].

@@ -4,7 +4,6 @@
 //! computed from that table, and are a row of the stage's own table and of `evals`.
 
 use aha_data::Session;
-use aha_reward::NoBackends;
 use aha_rollout::table::{self, TableWriter};
 use aha_rollout::{read, rows, schema};
 
@@ -15,6 +14,7 @@ use crate::models::{Loaded, Models};
 use crate::pipeline::{EvalStage, OnNull, Run, Sampling};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Problem, Prompter};
+use crate::reward_model::Lent;
 use crate::rundir::RunDir;
 use crate::score::Scorer;
 use crate::stop::Stop;
@@ -53,6 +53,7 @@ impl Eval<'_> {
             steps: (chunks * names.len()) as u64,
         });
         let dataset = self.dataset()?;
+        let lent = self.models.lend(std::iter::once(&self.settings.reward)).await?;
         for (idx, name) in names.iter().enumerate() {
             let owner = Owner {
                 stage: self.stage,
@@ -61,14 +62,20 @@ impl Eval<'_> {
                 stop: self.stop,
                 chunks_before: idx * chunks,
             };
-            let draws = self.draws(name, self.models.load(name).await?, problems.clone())?;
+            let draws = self.draws(name, self.models.load(name).await?, problems.clone(), &lent)?;
             completions::write(&owner, draws).await?;
             self.record(idx, &self.measure(name, &dataset, problems.len())?)?;
         }
         Ok(())
     }
 
-    fn draws(&self, name: &str, model: Loaded, problems: Vec<Problem>) -> Result<Draws> {
+    fn draws(
+        &self,
+        name: &str,
+        model: Loaded,
+        problems: Vec<Problem>,
+        lent: &Lent,
+    ) -> Result<Draws> {
         let settings = self.settings;
         let sampling = Sampling {
             temperature: settings.temperature,
@@ -87,7 +94,7 @@ impl Eval<'_> {
                 std::slice::from_ref(&settings.reward.0),
                 OnNull::Drop,
                 None,
-                &NoBackends,
+                lent,
             )?),
             // Each model meets the same draws: what differs between them is the models' doing.
             random: generate::stage_random(self.run.seed, self.stage),

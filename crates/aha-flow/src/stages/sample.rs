@@ -3,7 +3,6 @@
 use aha_data::Session;
 
 use super::completions::{self, Draws, Owner};
-use aha_reward::NoBackends;
 
 use crate::error::Result;
 use crate::generate;
@@ -11,6 +10,7 @@ use crate::models::Loaded;
 use crate::pipeline::{OnNull, Run, SampleStage};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Prompter};
+use crate::reward_model::Lent;
 use crate::rundir::RunDir;
 use crate::score::Scorer;
 use crate::stop::Stop;
@@ -27,6 +27,8 @@ pub struct Sample<'a> {
     pub dir: &'a RunDir,
     /// The tables.
     pub session: &'a Session,
+    /// The models that its rewards ask.
+    pub lent: &'a Lent,
     /// Who watches.
     pub watcher: &'a Watcher,
     /// A request to stop.
@@ -44,7 +46,7 @@ impl Sample<'_> {
             prompter: Prompter::new(&base.tokenizer, &settings.template)?,
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
             scorer: (!specs.is_empty())
-                .then(|| Scorer::new(&specs, OnNull::Drop, settings.reward_clip, &NoBackends))
+                .then(|| Scorer::new(&specs, OnNull::Drop, settings.reward_clip, self.lent))
                 .transpose()?,
             random: generate::stage_random(self.run.seed, self.stage),
             samples: settings.n,

@@ -18,6 +18,7 @@ use crate::evaluate::{self, Standalone};
 use crate::models::{self, Models};
 use crate::pipeline::{self, Pipeline, Places, Sampling, StageKind, Text};
 use crate::progress::{Event, Watcher, nobody};
+use crate::reward_model::Lent;
 use crate::rundir::RunDir;
 use crate::stop::Stop;
 
@@ -95,6 +96,7 @@ impl World {
             run: &self.pipeline.run,
             dir: &self.dir,
             session: &self.session,
+            lent: &Lent::default(),
             watcher,
             stop,
         };

@@ -54,6 +54,7 @@ golden! {
     a_negative_temperature_is_refused: "negative_temperature",
     a_tokenizer_that_does_not_fit_is_refused: "tokenizer_mismatch",
     a_vocabulary_without_room_is_refused: "vocab_too_small",
+    models_in_the_wrong_role_are_refused: "reward_models",
     everything_wrong_is_reported_at_once: "everything",
     a_good_pipeline_gives_a_plan: "good",
 }

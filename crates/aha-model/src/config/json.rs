@@ -413,13 +413,19 @@ mod tests {
         assert_eq!(config.head, Head::Score);
         assert!(config.param_shapes().contains(&("score.weight".to_owned(), vec![1, 64])));
         let written = config.to_json();
-        assert_eq!((&written["architectures"], &written["id2label"]["0"]), (&class, &json!("REWARD")));
+        assert_eq!(
+            (&written["architectures"], &written["id2label"]["0"]),
+            (&class, &json!("REWARD"))
+        );
         assert_eq!(Config::from_json(&written).unwrap().head, Head::Score);
         for labels in [json!({"0": "A", "1": "B"}), json!(null)] {
             let message = labelled(labels).unwrap_err().to_string();
             assert!(message.contains("2 labels: expected 1"), "{message}");
         }
-        assert_eq!(with("architectures", json!(["LlamaForCausalLM"])).unwrap().head, Head::Language);
+        assert_eq!(
+            with("architectures", json!(["LlamaForCausalLM"])).unwrap().head,
+            Head::Language
+        );
     }
 
     #[test]

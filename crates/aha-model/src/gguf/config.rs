@@ -3,9 +3,7 @@
 use serde_json::Map;
 
 use super::Gguf;
-use crate::config::{
-    Architecture, Config, Head, Rope, RopeScaling, VOCAB_SIZE_MAX, infer_llama3,
-};
+use crate::config::{Architecture, Config, Head, Rope, RopeScaling, VOCAB_SIZE_MAX, infer_llama3};
 use crate::error::{Error, Result};
 
 /// Longest `rope_freqs.weight` that is read; half of the largest head.

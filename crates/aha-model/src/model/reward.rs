@@ -21,18 +21,22 @@ impl Model {
     /// Loads a model, which must have that head.
     pub fn load_with_head(path: &Path, device: &Device, head: Head) -> Result<Model> {
         let model = Model::load_any(path, device)?;
-        match (head, model.config.head) {
+        model.check_head(head).map_err(|error| error.at(path))?;
+        Ok(model)
+    }
+
+    /// Fails for a model that has another head.
+    pub fn check_head(&self, head: Head) -> Result<()> {
+        match (head, self.config.head) {
             (Head::Language, Head::Score) => {
-                Err(Error::input("this is a reward model: expected one that writes text")
-                    .hint("a reward model is for rewards of kind `model`")
-                    .at(path))
+                Err(Error::input("a reward model, where one that writes text is expected")
+                    .hint("a reward model is for rewards of kind `model`"))
             }
             (Head::Score, Head::Language) => {
-                Err(Error::input("this is a language model: expected a reward model")
-                    .hint("train one with a stage of kind `reward-model`")
-                    .at(path))
+                Err(Error::input("a language model, where a reward model is expected")
+                    .hint("train one with a stage of kind `reward-model`"))
             }
-            _ => Ok(model),
+            _ => Ok(()),
         }
     }
 

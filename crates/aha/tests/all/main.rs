@@ -4,6 +4,7 @@
 
 mod grading;
 mod models;
+mod preferences;
 mod queries;
 mod runs;
 mod support;
