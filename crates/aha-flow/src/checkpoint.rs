@@ -21,7 +21,7 @@ use std::sync::Arc;
 use aha_compute::Device;
 use aha_compute::ops::adamw::AdamW;
 use aha_model::save::SaveDtype;
-use aha_model::{Model, Tokenizer};
+use aha_model::{Head, Model, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -112,11 +112,11 @@ pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<Parts> {
     Ok(position.parts)
 }
 
-/// The stage's newest checkpoint that is whole, if it has one. One that is damaged is passed over with a
-/// warning, and the one before is taken. Fails where rows that it stands on are lost.
-pub fn newest(dir: &RunDir, stage: &str, device: &Device) -> Result<Option<Saved>> {
+/// The stage's newest checkpoint that is whole, if it has one: of a model with that head. One that is damaged
+/// is passed over with a warning, and the one before is taken. Fails where rows that it stands on are lost.
+pub fn newest(dir: &RunDir, stage: &str, device: &Device, head: Head) -> Result<Option<Saved>> {
     for (_, path) in list(&dir.checkpoints(stage))?.into_iter().rev() {
-        match load(&path, device) {
+        match load(&path, device, head) {
             Ok(saved) => {
                 let hint = format!(
                     "put it back from a copy; or remove `{}`, and the stage begins again and makes the \
@@ -132,7 +132,7 @@ pub fn newest(dir: &RunDir, stage: &str, device: &Device) -> Result<Option<Saved
     Ok(None)
 }
 
-fn load(path: &Path, device: &Device) -> Result<Saved> {
+fn load(path: &Path, device: &Device, head: Head) -> Result<Saved> {
     let file = path.join("position.json");
     let bytes = fs_err::read(&file).map_err(Error::io("read", &file))?;
     let position: Position = serde_json::from_slice(&bytes).map_err(|error| {
@@ -147,7 +147,7 @@ fn load(path: &Path, device: &Device) -> Result<Saved> {
             path.join(file).display()
         )));
     }
-    let model = Model::load(&path.join("model"), device)?;
+    let model = Model::load_with_head(&path.join("model"), device, head)?;
     let reference = path.join("reference");
     let reference = reference.exists().then(|| Model::load(&reference, device)).transpose()?;
     let optimizer = optimizer::read(

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use aha_compute::random::Philox;
 use aha_reward::backend::{Backends, ChatModel, PreferenceModel};
 use aha_reward::wait::{Answers, Waiting};
-use aha_reward::{Kind, Spec};
+use aha_reward::{Kind, Settings, Spec, model};
 use aha_sample::{Request, Sampler, Sampling};
 
 use crate::error::{Error, Result};
@@ -14,6 +14,7 @@ use crate::generate::{self, address};
 use crate::models::{Loaded, Models};
 use crate::pipeline::{self, OnNull, Pipeline, Run, Template};
 use crate::prompts::{self, Prompter};
+use crate::reward_model::RewardModel;
 use crate::rundir::RunDir;
 use crate::stop::Stop;
 
@@ -32,6 +33,7 @@ pub fn waiting(pipeline: &Pipeline, dir: &RunDir, stop: &Stop) -> Result<Waiting
 /// Lends to the rewards of one stage.
 pub struct Lender {
     chat: BTreeMap<String, Loaded>,
+    reward_models: BTreeMap<String, Arc<RewardModel>>,
     run: Run,
     random: Philox,
     waiting: Waiting,
@@ -47,10 +49,15 @@ impl Lender {
         models: &Models<'_>,
         waiting: &Waiting,
     ) -> Result<Lender> {
-        let mut chat = BTreeMap::new();
+        let (mut chat, mut reward_models) = (BTreeMap::new(), BTreeMap::new());
         for reward in rewards.iter().filter(|reward| reward.kind() == Kind::Judge) {
             if let Some(name) = reward.settings.model() {
                 chat.insert(name.to_owned(), models.load(name).await?);
+            }
+        }
+        for reward in rewards {
+            if let Settings::Model(model::Settings { model: Some(name), .. }) = &reward.settings {
+                reward_models.insert(name.clone(), Arc::new(models.reward_model(name).await?));
             }
         }
         let stops = |reward: &Spec| match reward.common.on_null {
@@ -61,6 +68,7 @@ impl Lender {
         let run = models.pipeline.run.clone();
         Ok(Lender {
             chat,
+            reward_models,
             random: generate::stage_random(run.seed, stage).derive("judge"),
             run,
             waiting: Waiting { keeps_failures, ..waiting.clone() },
@@ -70,7 +78,10 @@ impl Lender {
 
 impl Backends for Lender {
     fn preference_model(&self, name: &str) -> Result<Arc<dyn PreferenceModel>, String> {
-        Err(format!("`{name}`, which is no preference model"))
+        match self.reward_models.get(name) {
+            Some(model) => Ok(Arc::clone(model) as _),
+            None => Err(format!("`{name}`, which was not loaded")),
+        }
     }
 
     fn chat_model(

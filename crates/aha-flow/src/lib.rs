@@ -10,6 +10,7 @@
 //! - [`generate`], [`score`], [`evaluate`]: completions, their rewards, and what those say of a model.
 //! - [`benchmark`]: published sets of problems, by their publishers' columns.
 //! - [`lend`]: what rewards borrow: models that judge, the answers of a run, its stop.
+//! - [`reward_model`]: a trained preference model at work.
 //! - [`checkpoint`]: what a stage needs to go on, written aside and renamed; [`parts`]: the rows it stands on.
 //! - [`watchdog`]: what looks wrong while it still can be mended.
 //! - [`progress`], [`metrics`]: what is told to whoever watches, and to tables.
@@ -36,6 +37,7 @@ pub mod pipeline;
 pub mod planning;
 pub mod progress;
 pub mod prompts;
+pub mod reward_model;
 pub mod rl;
 pub mod run;
 pub mod rundir;

@@ -14,10 +14,11 @@ use crate::progress::{Event, Watcher};
 use crate::rundir::RunDir;
 
 /// What each metric of a training stage says. `reward_NAME` has a row for each part of the reward.
-pub const REFERENCE: [(&str, &str); 20] = [
+pub const REFERENCE: [(&str, &str); 26] = [
     (
         "accuracy",
-        "`rl`: share of completions to which the first reward that compares with answers gives 1.",
+        "`rl`: share of completions to which the first reward that compares with answers gives 1. \
+         `reward-model`: share of the step's pairs whose chosen completion has the higher score.",
     ),
     ("clip_high_share", "`rl`: share of trained tokens whose ratio is clipped above."),
     ("clip_low_share", "`rl`: share of trained tokens whose ratio is clipped below."),
@@ -27,10 +28,14 @@ pub const REFERENCE: [(&str, &str); 20] = [
         "grad_norm",
         "Global norm of the gradient before clipping, mean over the step's optimizer steps.",
     ),
+    ("held_out_accuracy", "`reward-model`: `accuracy` on the held-out pairs, after the step."),
+    ("held_out_loss", "`reward-model`: `loss` on the held-out pairs, after the step."),
+    ("held_out_margin", "`reward-model`: `margin` on the held-out pairs, after the step."),
     ("kl", "`rl`: mean KL estimate between policy and reference over trained tokens."),
     ("learning_seconds", "`rl`: wall-clock time that the learner worked on the step."),
     ("loss", "The loss, mean over the step's optimizer steps."),
     ("lr", "Learning rate of the last optimizer step."),
+    ("margin", "`reward-model`: mean of the step's chosen scores less the rejected ones."),
     ("no_signal_share", "`rl`: share of groups whose completions all have the same reward."),
     ("policy_version", "`rl`: optimizer steps that the stage's weights have seen."),
     ("ratio_max", "`rl`: largest importance ratio of a trained token."),
@@ -38,6 +43,8 @@ pub const REFERENCE: [(&str, &str); 20] = [
     ("reward", "`rl`: mean reward of the completions that have one."),
     ("reward_NAME", "`rl`: mean score of the part `NAME` of the reward."),
     ("sampling_seconds", "`rl`: wall-clock time from the step's prompts to its last completion."),
+    ("score_mean", "`reward-model`: mean score of the step's completions."),
+    ("score_std", "`reward-model`: standard deviation of the scores of the step's completions."),
     ("tokens_per_second", "Tokens of the step per second of wall-clock time."),
     ("trained_tokens", "`sft`: tokens in the loss."),
     ("truncated_share", "`rl`: share of completions cut at `sampling.max_tokens`."),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use aha_compute::Device;
 use aha_compute::random::Philox;
 use aha_data::Session;
-use aha_model::config::{Architecture, Config, Rope};
+use aha_model::config::{Architecture, Config, Head, Rope};
 use aha_model::save::{self, SaveDtype, SaveOptions};
 use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
 use aha_model::{Model, Tokenizer};
@@ -16,6 +16,7 @@ use crate::pipeline::{
     self, ModelSource, Pipeline, Places, RandomModel, TokenizerSource, TokenizerTraining,
 };
 use crate::prompts;
+use crate::reward_model::RewardModel;
 use crate::rundir::RunDir;
 
 /// The token that ends a completion of a model made from nothing.
@@ -45,14 +46,30 @@ pub struct Models<'a> {
 }
 
 impl Models<'_> {
-    /// The model called `name`: one of `[models]`, or that of a stage that is done.
+    /// The language model called `name`: one of `[models]`, or that of a stage that is done.
     pub async fn load(&self, name: &str) -> Result<Loaded> {
+        let loaded = self.load_any(name).await?;
+        let checked = loaded.model.check_head(Head::Language);
+        checked.map_err(|error| Error::from(error).within(&within(name)))?;
+        Ok(loaded)
+    }
+
+    /// The model called `name`, whether it writes text or scores it.
+    pub async fn load_any(&self, name: &str) -> Result<Loaded> {
         match self.pipeline.model(name) {
-            Some(ModelSource::Path(path)) => load(&self.locate(path)?, self.device),
+            Some(ModelSource::Path(path)) => load_any(&self.locate(path)?, self.device),
             Some(ModelSource::Random(random)) => self.make(name, random).await,
-            None => load(&self.dir.model(name), self.device),
+            None => load_any(&self.dir.model(name), self.device),
         }
-        .map_err(|error| error.within(&format!("model `{name}`")))
+        .map_err(|error| error.within(&within(name)))
+    }
+
+    /// The reward model called `name`.
+    pub async fn reward_model(&self, name: &str) -> Result<RewardModel> {
+        let loaded = self.load_any(name).await?;
+        let checked = loaded.model.check_head(Head::Score);
+        checked.map_err(|error| Error::from(error).within(&within(name)))?;
+        RewardModel::new(loaded)
     }
 
     fn locate(&self, path: &str) -> Result<PathBuf> {
@@ -104,9 +121,21 @@ impl Models<'_> {
     }
 }
 
-/// Loads a Hugging Face directory or a GGUF file, and checks that tokenizer and weights agree.
+fn within(name: &str) -> String {
+    format!("model `{name}`")
+}
+
+/// Loads a language model, a Hugging Face directory or a GGUF file, and checks that tokenizer and weights
+/// agree.
 pub fn load(path: &Path, device: &Device) -> Result<Loaded> {
-    let model = Model::load(path, device)?;
+    let loaded = load_any(path, device)?;
+    loaded.model.check_head(Head::Language).map_err(|error| error.at(path))?;
+    Ok(loaded)
+}
+
+/// As [`load`], of a reward model as well.
+pub fn load_any(path: &Path, device: &Device) -> Result<Loaded> {
+    let model = Model::load_any(path, device)?;
     let tokenizer = Tokenizer::load(path)?;
     tokenizer.check_fits(model.config())?;
     Ok(Loaded { model: Arc::new(model), tokenizer: Arc::new(tokenizer) })
@@ -142,6 +171,7 @@ pub fn config_of(random: &RandomModel, tokenizer: &Tokenizer) -> Result<Config> 
         head_dim: or(random.head_dim, random.hidden_size as usize / (random.heads as usize).max(1)),
         rms_norm_eps: random.rms_norm_eps as f32,
         rope: Rope::plain(random.rope_theta),
+        head: Head::Language,
         tie_word_embeddings: random.tie_word_embeddings,
         attention_bias: false,
         max_position_embeddings: random.max_position_embeddings as usize,

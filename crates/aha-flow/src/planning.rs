@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use aha_data::source::{Kind, TableSource};
 use aha_data::{Session, SessionOptions, deep};
-use aha_model::config::Architecture;
+use aha_model::config::{Architecture, Head};
 use aha_model::gguf::Gguf;
 use aha_model::{Config, Tokenizer, weights};
 use aha_rollout::schema;
@@ -23,6 +23,7 @@ use crate::pipeline::{
     self, Catalogue, Column, ModelFacts, ModelProbe, Places, Plan, ProbeProblem, SqlProblem,
     StageOutput, TableFacts, Text,
 };
+use crate::reward_model::Card;
 use crate::run::Failure;
 
 /// Where paths of a pipeline are looked up: from the current directory, and in Hugging Face's local cache.
@@ -106,6 +107,7 @@ impl Tables {
                 })?
             }
             StageOutput::SftExamples => schema::sft_examples(),
+            StageOutput::Preferences => schema::preferences(),
             StageOutput::Evals => schema::evals(),
             StageOutput::Metrics => schema::metrics(),
             StageOutput::SetAside => schema::set_aside(),
@@ -266,6 +268,8 @@ fn facts_of(path: &Path) -> aha_model::Result<ModelFacts> {
         has_chat_template: tokenizer.chat_template().is_some(),
         has_tied_embeddings: config.tie_word_embeddings,
         has_qk_norm: config.architecture == Architecture::Qwen3,
+        is_reward_model: config.head == Head::Score,
+        has_score_moments: Card::of(&config).moments.is_some(),
         weights_problem: weights::open(path).err().map(probe_problem),
     })
 }

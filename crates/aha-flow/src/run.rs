@@ -21,7 +21,10 @@ use crate::rl::fault::Faults;
 use crate::rl::stage::Shared;
 use crate::rundir::{RunDir, write_file};
 use crate::score::Scorer;
-use crate::stages::{self, eval::Eval, export::Export, query::Query, sample::Sample, sft::Sft};
+use crate::stages::{
+    self, eval::Eval, export::Export, query::Query, reward_model::RewardModel, sample::Sample,
+    sft::Sft,
+};
 use crate::state::{self, Machine, Opening, RunState, Status};
 use crate::stop::Stop;
 use crate::{compute, generate, planning, rl};
@@ -262,6 +265,21 @@ impl Runner {
                 };
                 sft.run(base).await
             }
+            StageKind::RewardModel(settings) => {
+                let base = self.models().load_any(&settings.model).await?;
+                self.set_tokenizer(&base);
+                let stage = RewardModel {
+                    stage: &stage.name,
+                    settings,
+                    run: &self.pipeline.run,
+                    dir: &self.dir,
+                    device: &self.device,
+                    session: &self.session,
+                    watcher: &self.options.watcher,
+                    stop: &self.options.stop,
+                };
+                stage.run(base).await
+            }
             StageKind::Rl(settings) => self.rl(&stage.name, settings).await,
             StageKind::Sample(settings) => {
                 let base = self.load(&settings.model).await?;
@@ -295,7 +313,7 @@ impl Runner {
                 eval.run().await
             }
             StageKind::Export(settings) => {
-                let base = self.load(&settings.model).await?;
+                let base = self.models().load_any(&settings.model).await?;
                 Export { stage: &stage.name, settings, dir: &self.dir }.run(&base)
             }
         }

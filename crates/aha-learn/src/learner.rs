@@ -15,6 +15,7 @@ use aha_model::model::Batch;
 use crate::Error;
 use crate::objective::{self, Normaliser, Objective, Totals};
 use crate::packing::pack;
+use crate::preference::{self, PairScores};
 use crate::sft;
 
 /// What one optimizer step does beside its objective.
@@ -52,6 +53,28 @@ pub struct Example<'a> {
     pub ids: &'a [u32],
     /// Which tokens count; the first never does, since nothing precedes it. As long as `ids`.
     pub loss_mask: &'a [bool],
+}
+
+/// Two completions of a prompt, each with it, one of which was preferred.
+#[derive(Clone, Copy, Debug)]
+pub struct Pair<'a> {
+    /// Tokens of prompt and chosen completion; at least one.
+    pub chosen: &'a [u32],
+    /// Tokens of prompt and rejected completion; at least one.
+    pub rejected: &'a [u32],
+    /// By how much the first ought to be ahead.
+    pub margin: f32,
+}
+
+/// What a step of a reward model did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PreferenceOutcome {
+    /// Sums over the minibatch's pairs, by the weights before the step.
+    pub totals: preference::Totals,
+    /// Global L2 norm of the gradient, before it was scaled down.
+    pub grad_norm: f64,
+    /// Whether the weights changed. They don't where the loss or the gradient isn't finite.
+    pub applied: bool,
 }
 
 /// What a step did.
@@ -134,7 +157,8 @@ impl Learner {
             let terms = PolicyTerms { rollouts: &rollouts[range], objective, normaliser };
             self.policy_micro_batch(&packed, terms, temperature, settings, &mut totals)?;
         }
-        Ok(self.apply(totals, settings))
+        let (grad_norm, applied) = self.apply(totals.loss, settings);
+        Ok(StepOutcome { totals, grad_norm, applied })
     }
 
     fn policy_micro_batch(
@@ -207,14 +231,46 @@ impl Learner {
             let seed = Tensor::from_slice(model.device(), &[out.dlogps.len()], &out.dlogps);
             tape.backward(vec![(log_probs, seed)], &mut self.grads);
         }
-        Ok(self.apply(totals, settings))
+        let (grad_norm, applied) = self.apply(totals.loss, settings);
+        Ok(StepOutcome { totals, grad_norm, applied })
     }
 
-    /// Clips the gradient and steps the optimizer, unless something isn't finite.
-    fn apply(&mut self, totals: Totals, settings: &StepSettings) -> StepOutcome {
+    /// One step of a reward model on `pairs`, by the loss of [`preference`].
+    pub fn preference_step(
+        &mut self,
+        pairs: &[Pair<'_>],
+        centering: f64,
+        settings: &StepSettings,
+    ) -> Result<PreferenceOutcome, Error> {
+        check_pairs(pairs)?;
+        let mut totals = preference::Totals::default();
+        self.grads.clear();
+        for range in pack_pairs(pairs, settings.micro_batch_tokens) {
+            let pairs_of = &pairs[range];
+            let model = Arc::clone(&self.model);
+            let mut tape = Tape::recording(model.device(), model.params());
+            let scores =
+                pair_scores(&model, &mut tape, pairs_of, settings.activation_checkpointing);
+            let mut dscores = Vec::with_capacity(2 * pairs_of.len());
+            for (pair, two) in pairs_of.iter().zip(scores.value().as_slice().chunks_exact(2)) {
+                let two = PairScores { chosen: two[0], rejected: two[1], margin: pair.margin };
+                let out = preference::loss(two, centering, pairs.len());
+                totals.add(two, out.loss);
+                dscores.extend([out.dchosen, out.drejected]);
+            }
+            let seed = Tensor::from_slice(model.device(), &[dscores.len(), 1], &dscores);
+            tape.backward(vec![(scores, seed)], &mut self.grads);
+        }
+        let (grad_norm, applied) = self.apply(totals.loss, settings);
+        Ok(PreferenceOutcome { totals, grad_norm, applied })
+    }
+
+    /// Clips the gradient and steps the optimizer, unless something isn't finite. Returns the gradient's norm
+    /// before, and whether there was a step.
+    fn apply(&mut self, loss: f64, settings: &StepSettings) -> (f64, bool) {
         self.grads.finish();
         let grad_norm = grad_norm::global_norm(self.grads.iter());
-        let applied = grad_norm.is_finite() && totals.loss.is_finite();
+        let applied = grad_norm.is_finite() && loss.is_finite();
         if applied {
             let scale =
                 settings.grad_norm_max.map_or(1.0, |max| grad_norm::clip_scale(grad_norm, max));
@@ -222,8 +278,46 @@ impl Learner {
             self.adamw.step(model.params_mut(), &self.grads, &settings.hyper, scale);
             self.version += 1;
         }
-        StepOutcome { totals, grad_norm, applied }
+        (grad_norm, applied)
     }
+}
+
+/// What a reward model makes of pairs, in micro-batches.
+pub fn compare(
+    model: &Model,
+    pairs: &[Pair<'_>],
+    centering: f64,
+    micro_batch_tokens: usize,
+) -> Result<preference::Totals, Error> {
+    check_pairs(pairs)?;
+    let mut totals = preference::Totals::default();
+    for range in pack_pairs(pairs, micro_batch_tokens) {
+        let mut tape = Tape::inference(model.device(), model.params());
+        let scores = pair_scores(model, &mut tape, &pairs[range.clone()], false);
+        for (pair, two) in pairs[range].iter().zip(scores.value().as_slice().chunks_exact(2)) {
+            let two = PairScores { chosen: two[0], rejected: two[1], margin: pair.margin };
+            totals.add(two, preference::loss(two, centering, pairs.len()).loss);
+        }
+    }
+    Ok(totals)
+}
+
+/// Micro-batches of whole pairs, since a pair's loss takes both of its scores.
+fn pack_pairs(pairs: &[Pair<'_>], micro_batch_tokens: usize) -> Vec<Range<usize>> {
+    let lens: Vec<usize> = pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).collect();
+    pack(&lens, micro_batch_tokens)
+}
+
+/// Scores of each pair's chosen and rejected completion, one after the other.
+fn pair_scores<'m>(
+    model: &'m Model,
+    tape: &mut Tape<'m>,
+    pairs: &[Pair<'_>],
+    checkpointing: bool,
+) -> aha_compute::Var {
+    let sequences: Vec<&[u32]> = pairs.iter().flat_map(|p| [p.chosen, p.rejected]).collect();
+    let lens: Vec<usize> = sequences.iter().map(|s| s.len()).collect();
+    model.score(tape, &sequences.concat(), &lens, checkpointing)
 }
 
 /// Log-probs of completions under `model`, in micro-batches: what a reference model is asked for.
@@ -361,6 +455,17 @@ fn check_rollout(rollout: &Rollout<'_>) -> Result<(), Error> {
             input("mask of a rollout", format!("one flag per token, {len}"), mask.len())
         }
         _ => Ok(()),
+    }
+}
+
+fn check_pairs(pairs: &[Pair<'_>]) -> Result<(), Error> {
+    match pairs.iter().any(|pair| pair.chosen.is_empty() || pair.rejected.is_empty()) {
+        false => Ok(()),
+        true => Err(Error::Input {
+            what: "tokens of a completion of a pair".to_owned(),
+            expected: "at least one".to_owned(),
+            found: "0".to_owned(),
+        }),
     }
 }
 

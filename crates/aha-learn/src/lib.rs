@@ -4,7 +4,7 @@
 //! - [`advantage`]: rewards of a prompt's group → advantages. Pure; start here.
 //! - [`objective`]: every constant of GRPO and its variants, the loss, its gradient, its formula as text.
 //! - [`preset`]: the named settings of DeepSeek-R1, TRL, verl, Dr. GRPO and DAPO.
-//! - [`sft`]: the supervised loss on the same terms.
+//! - [`sft`]: the supervised loss on the same terms. [`preference`]: that of a reward model on pairs.
 //! - [`packing`]: sequences → micro-batches without padding, groups → minibatches.
 //! - [`schedule`]: the learning rate of a step.
 //! - [`learner`]: one optimizer step over a model: packed forward and backward passes, clipping, AdamW.
@@ -21,6 +21,7 @@ pub mod error;
 pub mod learner;
 pub mod objective;
 pub mod packing;
+pub mod preference;
 pub mod preset;
 pub mod schedule;
 pub mod sft;

@@ -23,6 +23,11 @@ const POSITION_COUNT_MAX: usize = 1 << 27;
 const PARAM_COUNT_MAX: usize = 1 << 42;
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
+/// The weight of an LM head that isn't the embedding.
+pub const LM_HEAD_WEIGHT: &str = "lm_head.weight";
+/// The weight of [`Head::Score`].
+pub const SCORE_WEIGHT: &str = "score.weight";
+
 /// The decoder families that are one forward pass with a few switches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Architecture {
@@ -56,13 +61,32 @@ impl Architecture {
         }
     }
 
-    fn transformers_class(self) -> &'static str {
-        match self {
-            Architecture::Llama => "LlamaForCausalLM",
-            Architecture::Qwen2 => "Qwen2ForCausalLM",
-            Architecture::Qwen3 => "Qwen3ForCausalLM",
-        }
+    fn transformers_class(self, head: Head) -> String {
+        let family = match self {
+            Architecture::Llama => "Llama",
+            Architecture::Qwen2 => "Qwen2",
+            Architecture::Qwen3 => "Qwen3",
+        };
+        let task = match head {
+            Head::Language => "ForCausalLM",
+            Head::Score => SCORE_CLASS,
+        };
+        format!("{family}{task}")
     }
+}
+
+/// How the name of transformers' class ends for a model with [`Head::Score`].
+const SCORE_CLASS: &str = "ForSequenceClassification";
+
+/// What the last hidden state goes into.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Head {
+    /// The LM head: a logit per token of the vocabulary.
+    #[default]
+    Language,
+    /// A reward model's: one number, the product with `score.weight`. transformers has it as sequence
+    /// classification with a single label.
+    Score,
 }
 
 /// A model's shape and constants. Made by [`Config::from_json`], [`Config::load`] or a GGUF, or by
@@ -89,6 +113,8 @@ pub struct Config {
     pub rms_norm_eps: f32,
     /// Rotary position embedding.
     pub rope: Rope,
+    /// What the last hidden state goes into.
+    pub head: Head,
     /// The LM head is the embedding.
     pub tie_word_embeddings: bool,
     /// `attention_bias` of the file: bias on q, k, v and o. Always false for Qwen2, whose bias on
@@ -155,8 +181,12 @@ impl Config {
             self.layer_shapes(layer_idx, &mut shapes);
         }
         shapes.push(("model.norm.weight".to_owned(), vec![self.hidden_size]));
-        if !self.tie_word_embeddings {
-            shapes.push(("lm_head.weight".to_owned(), vec![self.vocab_size, self.hidden_size]));
+        match self.head {
+            Head::Score => shapes.push((SCORE_WEIGHT.to_owned(), vec![1, self.hidden_size])),
+            Head::Language if self.tie_word_embeddings => {}
+            Head::Language => {
+                shapes.push((LM_HEAD_WEIGHT.to_owned(), vec![self.vocab_size, self.hidden_size]));
+            }
         }
         shapes
     }
@@ -194,7 +224,11 @@ impl Config {
         self.layer_shapes(0, &mut one_layer);
         let layer: usize = one_layer.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
         let embedding = self.vocab_size * self.hidden_size;
-        let head = if self.tie_word_embeddings { 0 } else { embedding };
+        let head = match self.head {
+            Head::Score => self.hidden_size,
+            Head::Language if self.tie_word_embeddings => 0,
+            Head::Language => embedding,
+        };
         embedding + self.layer_count * layer + self.hidden_size + head
     }
 

@@ -2,7 +2,7 @@
 //!
 //! # Map
 //! - [`config`]: the shape of a model, as `config.json` or a GGUF states it; start here.
-//! - [`model`]: the forward pass, written once over the ops of `aha-compute`.
+//! - [`model`]: the forward pass, written once over the ops of `aha-compute`; reward models.
 //! - [`weights`]: tensors of a Hugging Face directory or of a GGUF file ([`gguf`]), as f32.
 //! - [`tokenizer`]: text to tokens and back.
 //! - [`chat_template`]: conversations to text, and which part of it the assistant wrote.
@@ -35,7 +35,7 @@ pub mod save;
 pub mod error;
 
 pub use chat_template::{ChatTemplate, Message, Rendered};
-pub use config::{Architecture, Config};
+pub use config::{Architecture, Config, Head};
 pub use error::{Error, Result};
 pub use gguf::Gguf;
 pub use model::{Batch, Model};

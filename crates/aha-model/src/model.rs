@@ -1,7 +1,10 @@
 //! The decoder as one forward pass over the ops of `aha-compute`.
 //!
 //! Llama, Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm over query and key heads) differ by switches of the
-//! [`Config`]; learner, sampler and scorer all call [`Model::hidden`].
+//! [`Config`]; learner, sampler and scorer all call [`Model::hidden`]. What is different in a reward model,
+//! which has a scalar head in place of the LM head, is in `reward`.
+
+mod reward;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,7 +14,7 @@ use aha_compute::random::Philox;
 use aha_compute::tape::Rows;
 use aha_compute::{Device, ParamId, Params, Tape, Tensor, Var};
 
-use crate::config::Config;
+use crate::config::{Config, Head, LM_HEAD_WEIGHT, SCORE_WEIGHT};
 use crate::error::{Error, Result};
 use crate::weights;
 
@@ -75,8 +78,13 @@ impl Batch<'_> {
 }
 
 impl Model {
-    /// Loads a Hugging Face directory or a GGUF file.
+    /// Loads a language model: a Hugging Face directory or a GGUF file.
     pub fn load(path: &Path, device: &Device) -> Result<Model> {
+        Model::load_with_head(path, device, Head::Language)
+    }
+
+    /// Loads a language model or a reward model, whichever it is.
+    pub fn load_any(path: &Path, device: &Device) -> Result<Model> {
         let mut source = weights::open(path)?;
         let config = source.config().clone();
         Model::build(config, device, |name, values| source.tensor(name, values))
@@ -157,8 +165,13 @@ impl Model {
         let layers = (0..config.layer_count).map(layer).collect::<Result<_>>()?;
         let embedding = find("model.embed_tokens.weight")?;
         let final_norm = find("model.norm.weight")?;
-        let head = if config.tie_word_embeddings { embedding } else { find("lm_head.weight")? };
-        if config.tie_word_embeddings {
+        let is_tied = config.head == Head::Language && config.tie_word_embeddings;
+        let head = match config.head {
+            Head::Score => find(SCORE_WEIGHT)?,
+            Head::Language if is_tied => embedding,
+            Head::Language => find(LM_HEAD_WEIGHT)?,
+        };
+        if is_tied {
             params.tie(embedding);
         }
         let (inv_freq, scale) = config.inv_freq();
@@ -198,6 +211,7 @@ impl Model {
 
     /// The weight of the LM head `(V, C)`; the embedding where they are tied.
     pub fn head(&self) -> ParamId {
+        assert!(self.config.head == Head::Language, "a reward model has no LM head");
         self.head
     }
 

@@ -237,6 +237,19 @@ impl Tokenizer {
         self.pad.as_ref()
     }
 
+    /// The same with another token that fills, which has to be a special one: transformers would cut it out
+    /// of every text.
+    pub fn with_pad(&self, id: u32) -> Result<Self> {
+        let text =
+            self.inner.id_to_token(id).filter(|_| self.is_special(id)).ok_or_else(|| {
+                Error::Bug(format!("token {id} is no special token, and can't fill"))
+            })?;
+        let mut copy = self.clone();
+        copy.settings.insert("pad_token".to_owned(), Value::from(text.clone()));
+        copy.pad = Some(SpecialToken { id, text });
+        Ok(copy)
+    }
+
     /// The model's own chat template.
     pub fn chat_template(&self) -> Option<&ChatTemplate> {
         self.chat_template.as_ref()

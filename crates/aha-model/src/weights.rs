@@ -7,7 +7,7 @@ use std::path::Path;
 pub use self::safetensors::SafetensorsWeights;
 pub(crate) use self::safetensors::{read_bf16, read_f16, read_f32};
 
-use crate::config::Config;
+use crate::config::{Config, Head, LM_HEAD_WEIGHT, SCORE_WEIGHT};
 use crate::error::{Error, Result};
 use crate::gguf::GgufWeights;
 
@@ -45,7 +45,8 @@ pub fn is_gguf(path: &Path) -> bool {
 
 /// Compares what a checkpoint holds with what its config asks for.
 ///
-/// A tied model's own `lm_head.weight` and RoPE's buffers are passed over, as transformers does.
+/// An `lm_head.weight` that the model has no use for and RoPE's buffers are passed over, as transformers
+/// does.
 pub(crate) fn check_tensors<'a>(
     config: &Config,
     mut found: impl FnMut(&str) -> Option<Vec<usize>>,
@@ -55,10 +56,14 @@ pub(crate) fn check_tensors<'a>(
     for (name, shape) in &expected {
         let Some(found) = found(name) else {
             let error = Error::input(format!("tensor `{name}` of shape {shape:?} is missing"));
-            return Err(if name == "lm_head.weight" {
-                error.hint("if the head is the embedding, config.json says tie_word_embeddings")
-            } else {
-                error
+            return Err(match name.as_str() {
+                LM_HEAD_WEIGHT => {
+                    error.hint("if the head is the embedding, config.json says tie_word_embeddings")
+                }
+                SCORE_WEIGHT => {
+                    error.hint("a reward model has the head that scores; is this one whole?")
+                }
+                _ => error,
             });
         };
         if found != *shape {
@@ -70,8 +75,9 @@ pub(crate) fn check_tensors<'a>(
     let expected: std::collections::HashSet<&str> =
         expected.iter().map(|(name, _)| name.as_str()).collect();
     for name in names {
-        let is_passed_over = (name == "lm_head.weight" && config.tie_word_embeddings)
-            || name.ends_with(".rotary_emb.inv_freq");
+        let has_no_lm_head = config.tie_word_embeddings || config.head == Head::Score;
+        let is_passed_over =
+            (name == LM_HEAD_WEIGHT && has_no_lm_head) || name.ends_with(".rotary_emb.inv_freq");
         if !expected.contains(name) && !is_passed_over {
             return Err(Error::input(format!(
                 "tensor `{name}` is not part of a {} model with this config",

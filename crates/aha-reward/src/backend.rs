@@ -11,6 +11,11 @@ pub trait PreferenceModel: Send + Sync {
     /// The score of each sample, unbounded, or why it has none. A sample's score doesn't depend on what else
     /// is asked with it.
     fn scores(&self, samples: &[Sample<'_>]) -> Vec<Result<f32, String>>;
+
+    /// Mean and standard deviation of its scores over the pairs that it was trained on, where they are known.
+    fn moments(&self) -> Option<[f32; 2]> {
+        None
+    }
 }
 
 /// A language model that answers.

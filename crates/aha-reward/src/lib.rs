@@ -14,6 +14,7 @@
 //!   [`choice`], [`json_schema`]: the other verifiers, a file each.
 //! - [`judge`], [`http`], [`command`]: those that wait for a language model, a service, a program; [`wait`] is
 //!   what they share.
+//! - [`model`]: the score of a trained preference model, which a backend lends.
 //! - [`text`]: words, and those of reflection, for queries and reports.
 //! - [`grade`]: JSON lines in, verdicts out.
 //! - [`error`]: what can go wrong outside a verdict.
@@ -78,6 +79,7 @@ pub mod numeric;
 pub mod choice;
 
 pub mod json_schema;
+
 pub mod judge;
 
 pub mod http;
@@ -85,6 +87,8 @@ pub mod http;
 pub mod command;
 
 pub mod wait;
+
+pub mod model;
 
 pub mod text;
 

@@ -17,7 +17,7 @@ use crate::extract::{self, LENIENT};
 use crate::verifier::{Kind, Verifier};
 use crate::{
     choice, code, command, countdown, exact, format, http, json_schema, judge, language, length,
-    math, numeric, overlong, pattern, repetition,
+    math, model, numeric, overlong, pattern, repetition,
 };
 
 /// The keys that a reward of any kind has.
@@ -163,6 +163,7 @@ settings! {
     Choice(choice),
     JsonSchema(json_schema),
     Judge(judge),
+    Model(model),
     Command(command),
     Http(http),
 }

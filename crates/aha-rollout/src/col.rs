@@ -10,6 +10,10 @@ pub const ANSWERED_SHARE: &str = "answered_share";
 pub const AT: &str = "at";
 /// Benchmark whose layout, prompt and verifier an evaluation used.
 pub const BENCHMARK: &str = "benchmark";
+/// The completion of a pair that was preferred.
+pub const CHOSEN: &str = "chosen";
+/// Tokens of the prompt and of the completion that was preferred.
+pub const CHOSEN_TOKEN_IDS: &str = "chosen_token_ids";
 /// Text that came out of the model.
 pub const COMPLETION: &str = "completion";
 /// Number of a completion's tokens.
@@ -46,6 +50,8 @@ pub const FAILURES_COUNT: &str = "failures_count";
 pub const FINISH_REASON: &str = "finish_reason";
 /// When a completion's last token was drawn, by the wall clock.
 pub const FINISHED_AT: &str = "finished_at";
+/// Whether a row is measured on and not trained on.
+pub const IS_HELD_OUT: &str = "is_held_out";
 /// Whether the learner used a row.
 pub const IS_TRAINED: &str = "is_trained";
 /// Samples per problem.
@@ -54,6 +60,8 @@ pub const K: &str = "k";
 pub const KS: &str = "ks";
 /// Whether each token of a training example counts in the loss.
 pub const LOSS_MASK: &str = "loss_mask";
+/// By how much one completion of a pair is better than the other.
+pub const MARGIN: &str = "margin";
 /// Name of a model.
 pub const MODEL: &str = "model";
 /// Name of a metric.
@@ -84,6 +92,10 @@ pub const PROMPT_TOKEN_IDS: &str = "prompt_token_ids";
 pub const RATING: &str = "rating";
 /// Standard error of `rating`.
 pub const RATING_SE: &str = "rating_se";
+/// The completion of a pair that was not preferred.
+pub const REJECTED: &str = "rejected";
+/// Tokens of the prompt and of the completion that was not preferred.
+pub const REJECTED_TOKEN_IDS: &str = "rejected_token_ids";
 /// A completion's whole reward.
 pub const REWARD: &str = "reward";
 /// Why a part of the reward is missing.

@@ -164,6 +164,31 @@ pub struct SftExampleRow<'a> {
     pub loss_mask: &'a [bool],
 }
 
+/// One pair of completions that a reward model is trained or measured on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PreferenceRow<'a> {
+    /// Stage that trains on it.
+    pub stage: &'a str,
+    /// Identity in its table.
+    pub example_id: &'a str,
+    /// Where it is from.
+    pub source: Option<&'a str>,
+    /// The problem's text.
+    pub prompt: &'a str,
+    /// The completion that was preferred.
+    pub chosen: &'a str,
+    /// The other.
+    pub rejected: &'a str,
+    /// By how much the first ought to be ahead.
+    pub margin: f64,
+    /// Whether it is measured on only.
+    pub is_held_out: bool,
+    /// Tokens of prompt and chosen completion.
+    pub chosen_token_ids: &'a [u32],
+    /// Tokens of prompt and rejected completion.
+    pub rejected_token_ids: &'a [u32],
+}
+
 /// One prompt that kept failing.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SetAsideRow<'a> {
@@ -310,6 +335,25 @@ pub fn sft_examples(rows: &[SftExampleRow<'_>]) -> Result<RecordBatch> {
             whole(rows.iter().map(|r| r.token_ids.len() as u64)),
         ],
     ))
+}
+
+/// A batch of [`schema::preferences`].
+pub fn preferences(rows: &[PreferenceRow<'_>]) -> RecordBatch {
+    batch(
+        schema::preferences(),
+        vec![
+            text(rows.iter().map(|r| r.stage)),
+            text(rows.iter().map(|r| r.example_id)),
+            maybe_text(rows.iter().map(|r| r.source)),
+            text(rows.iter().map(|r| r.prompt)),
+            text(rows.iter().map(|r| r.chosen)),
+            text(rows.iter().map(|r| r.rejected)),
+            numbers(rows.iter().map(|r| Some(r.margin))),
+            booleans(rows.iter().map(|r| r.is_held_out)),
+            lists_u32(rows.iter().map(|r| r.chosen_token_ids)),
+            lists_u32(rows.iter().map(|r| r.rejected_token_ids)),
+        ],
+    )
 }
 
 /// A batch of [`schema::set_aside`].
@@ -529,6 +573,7 @@ pub(crate) mod tests {
         assert_eq!(metrics(&[]).schema(), schema::metrics());
         assert_eq!(evals(&[]).schema(), schema::evals());
         assert_eq!(sft_examples(&[]).unwrap().schema(), schema::sft_examples());
+        assert_eq!(preferences(&[]).schema(), schema::preferences());
         assert_eq!(set_aside(&[]).schema(), schema::set_aside());
     }
 }

@@ -222,12 +222,38 @@ pub fn sft_examples() -> SchemaRef {
     ])
 }
 
+/// What a reward model is trained and measured on: one row per pair of completions.
+pub fn preferences() -> SchemaRef {
+    let tokens = "tokens of prompt and completion, template applied, end token included";
+    schema(vec![
+        text(col::STAGE, "stage that trains on it"),
+        text(col::EXAMPLE_ID, "identity of the pair in its table"),
+        maybe_text(col::SOURCE, "data set or topic it is from; null where the data names none"),
+        text(col::PROMPT, "problem as the data set states it, before any template"),
+        text(col::CHOSEN, "completion that was preferred"),
+        text(col::REJECTED, "completion that was not"),
+        number(
+            col::MARGIN,
+            "by how much the chosen score ought to be ahead; 0 where the data has none",
+        ),
+        doc(
+            Field::new(col::IS_HELD_OUT, DataType::Boolean, false),
+            "whether it is measured on and not trained on",
+        ),
+        list(col::CHOSEN_TOKEN_IDS, DataType::UInt32, tokens),
+        list(col::REJECTED_TOKEN_IDS, DataType::UInt32, tokens),
+    ])
+}
+
 /// Prompts that kept failing, and examples whose batch gave no number: the run went on without.
 pub fn set_aside() -> SchemaRef {
     schema(vec![
         text(col::STAGE, "stage that asked for completions, or trains on the example"),
         whole(col::STEP, "step that asked for completions, or trained on the example"),
-        text(col::PROMPT_ID, "prompt that was set aside; of an `sft` stage, the example"),
+        text(
+            col::PROMPT_ID,
+            "prompt that was set aside; of an `sft` stage, the example; of a `reward-model` stage, the pair",
+        ),
         whole(col::FAILURES_COUNT, "how often it failed before it was set aside"),
         text(col::ERROR, "error of the last failure"),
         wall_clock(col::AT, "when it was set aside; UTC"),
@@ -407,6 +433,7 @@ mod tests {
             ("metrics", metrics()),
             ("evals", evals()),
             ("sft_examples", sft_examples()),
+            ("preferences", preferences()),
             ("set_aside", set_aside()),
         ]
     }

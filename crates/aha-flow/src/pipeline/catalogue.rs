@@ -39,6 +39,8 @@ pub enum StageOutput {
     },
     /// The examples that an `sft` stage was given.
     SftExamples,
+    /// The pairs that a `reward-model` stage was given.
+    Preferences,
     /// Rows of evaluations.
     Evals,
     /// Rows of metrics.
@@ -108,6 +110,10 @@ pub struct ModelFacts {
     pub has_tied_embeddings: bool,
     /// Whether queries and keys are normed.
     pub has_qk_norm: bool,
+    /// Whether it is a reward model: it scores text and writes none.
+    pub is_reward_model: bool,
+    /// Whether a reward model knows the mean and the deviation of its scores.
+    pub has_score_moments: bool,
     /// Why the weights can't be loaded, if so: a model whose tokenizer alone is used needs none.
     pub weights_problem: Option<ProbeProblem>,
 }

@@ -8,7 +8,8 @@ use super::reader::{
 use super::run::Run;
 use super::source::{Entry, Node, Value, stage_name};
 use super::stages::{
-    EvalStage, ExportStage, Pipeline, QueryStage, RlStage, SampleStage, SftStage, Stage, StageKind,
+    EvalStage, ExportStage, Pipeline, QueryStage, RewardModelStage, RlStage, SampleStage, SftStage,
+    Stage, StageKind,
 };
 use super::write::{Out, table};
 
@@ -16,8 +17,8 @@ use super::write::{Out, table};
 pub const RESOLVED_HEADER: &str = "# As resolved, with every default written out.";
 const SECTIONS: [&str; 4] = ["run", "models", "tables", "stage"];
 const COMMON: [&str; 3] = ["name", "kind", "description"];
-/// The kinds of stage, in the order of the docs; the last is known but not built.
-const KINDS: [&str; 7] = ["sft", "rl", "sample", "query", "eval", "export", "reward-model"];
+/// The kinds of stage, in the order of the docs.
+const KINDS: [&str; 7] = ["sft", "reward-model", "rl", "sample", "query", "eval", "export"];
 
 /// Reads the whole tree; what is wrong is in the reader, and stages that can't be read are left out.
 pub(crate) fn read(root: &Node, reader: &mut Reader<'_>) -> Pipeline {
@@ -94,24 +95,20 @@ fn read_stage(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Stage>
     let description = read_key(entries, ("description", false), path, reader, String::new());
     let kind_path = join(path, "kind");
     let Some(kind) = entries.iter().find(|entry| entry.key == "kind") else {
-        let hint = suggest("", &KINDS[..6], "the kinds are");
+        let hint = suggest("", &KINDS, "the kinds are");
         reader.report_at(&kind_path, format!("`{kind_path}` is missing"), Some(hint));
         return None;
     };
     reader.remember(&kind_path, kind.node.span);
     let kind = match read_word(&kind.node, &kind_path, reader, &KINDS)? {
         "sft" => StageKind::Sft(Box::new(read_kind(entries, path, reader))),
+        "reward-model" => StageKind::RewardModel(Box::new(read_kind(entries, path, reader))),
         "rl" => StageKind::Rl(Box::new(read_kind::<RlStage>(entries, path, reader))),
         "sample" => StageKind::Sample(Box::new(read_kind(entries, path, reader))),
         "query" => StageKind::Query(read_kind(entries, path, reader)),
         "eval" => StageKind::Eval(Box::new(read_eval(entries, path, reader))),
         "export" => StageKind::Export(read_kind(entries, path, reader)),
-        refused => {
-            let message = format!("stages of kind `{refused}` are not built in this version");
-            let hint = "use rewards that can be checked: `math`, `format`, `regex`, `exact`".into();
-            reader.report_at(&kind_path, message, Some(hint));
-            return None;
-        }
+        other => unreachable!("`{other}` is not among the kinds"),
     };
     Some(Stage { name, description, kind })
 }
@@ -238,6 +235,7 @@ impl Stage {
     fn write_kind(&self) -> Vec<(String, Out)> {
         match &self.kind {
             StageKind::Sft(stage) => stage.write_section(),
+            StageKind::RewardModel(stage) => stage.write_section(),
             StageKind::Rl(stage) => stage.write_section(),
             StageKind::Sample(stage) => stage.write_section(),
             StageKind::Query(stage) => stage.write_section(),
@@ -251,6 +249,7 @@ impl StageKind {
     fn keys(&self) -> Vec<Key> {
         match self {
             StageKind::Sft(stage) => stage.section_keys(),
+            StageKind::RewardModel(stage) => stage.section_keys(),
             StageKind::Rl(stage) => stage.section_keys(),
             StageKind::Sample(stage) => stage.section_keys(),
             StageKind::Query(stage) => stage.section_keys(),
@@ -300,6 +299,7 @@ pub fn reference() -> Vec<Table> {
     ];
     tables.extend([
         part::<SftStage>("kind = \"sft\""),
+        part::<RewardModelStage>("kind = \"reward-model\""),
         part::<RlStage>("kind = \"rl\""),
         part::<SampleStage>("kind = \"sample\""),
         part::<QueryStage>("kind = \"query\""),
@@ -320,7 +320,7 @@ fn stage_keys() -> Vec<Key> {
                 digits and `_`, a letter first. Models, tables and stages share one set of names.";
     let description = "One line for the plan, and the heading of what a query prints.";
     let kind = Key {
-        expects: one_of(&KINDS[..6]),
+        expects: one_of(&KINDS),
         ..Key::of("kind", "What it does; the sections below have a kind each.", None, (true, &text))
     };
     vec![

@@ -5,7 +5,7 @@ use super::models::{ModelSource, RandomModel, TokenizerSource};
 use super::problem::suggest;
 use super::reader::Reader;
 use super::rewards::Reward;
-use super::stages::{EvalStage, Pipeline, RlStage, SftStage, Stage, StageKind};
+use super::stages::{EvalStage, Pipeline, RewardModelStage, RlStage, SftStage, Stage, StageKind};
 
 /// Tables that every query sees; no stage and no table may take their names.
 pub(crate) const TABLES_OF_THE_RUN: [&str; 3] = ["rollouts", "metrics", "evals"];
@@ -199,6 +199,7 @@ pub(crate) fn report_mismatch(
 fn check_stage(stage: &Stage, path: &str, reader: &mut Reader<'_>) {
     match &stage.kind {
         StageKind::Sft(sft) => check_sft(sft, path, reader),
+        StageKind::RewardModel(stage) => check_reward_model(stage, path, reader),
         StageKind::Rl(rl) => check_rl(rl, path, reader),
         StageKind::Sample(sample) => check_rewards(&sample.rewards, path, reader),
         StageKind::Eval(eval) => check_eval(eval, path, reader),
@@ -272,6 +273,37 @@ fn check_sft(sft: &SftStage, path: &str, reader: &mut Reader<'_>) {
         let hint =
             format!("raise `micro_batch_tokens` to {} or lower `max_tokens`", sft.max_tokens);
         reader.report_at(&key, message, Some(hint));
+    }
+}
+
+fn check_reward_model(stage: &RewardModelStage, path: &str, reader: &mut Reader<'_>) {
+    let key = format!("{path}.micro_batch_tokens");
+    let pair_tokens = stage.max_tokens.saturating_mul(2);
+    if stage.micro_batch_tokens < pair_tokens
+        && reader.is_good(&key)
+        && reader.is_good(&format!("{path}.max_tokens"))
+    {
+        let message = format!(
+            "a pair of sequences of `max_tokens` = {} tokens does not fit into a micro-batch of {}",
+            stage.max_tokens, stage.micro_batch_tokens
+        );
+        let hint = format!("raise `micro_batch_tokens` to {pair_tokens} or lower `max_tokens`");
+        reader.report_at(&key, message, Some(hint));
+    }
+    let share = format!("{path}.held_out_share");
+    if stage.held_out.is_some() && stage.held_out_share > 0.0 && reader.is_good(&share) {
+        let message = format!("`{share}` takes pairs from `data`, but `held_out` gives others");
+        reader.report_at(&share, message, Some("keep one of the two".to_owned()));
+    }
+    let every = format!("{path}.held_out_every");
+    if stage.held_out_every > 0
+        && stage.held_out.is_none()
+        && stage.held_out_share == 0.0
+        && reader.is_good(&every)
+    {
+        let message = format!("`{every}` measures on held-out pairs, but there are none");
+        let hint = "set `held_out_share`, such as 0.1, or give a query `held_out`".to_owned();
+        reader.report_at(&every, message, Some(hint));
     }
 }
 

@@ -14,6 +14,7 @@
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
 //! | reference | 8 P | `rl` with KL: weights and packed weights of the reference model |
+//! | reward models | 8 P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | stages with rewards of kind `model` |
 //! | kv cache | `run.kv_cache`, or less if S sequences can't fill it | sampling |
 //! | activations | 4 T (L (4 H + 2 Q + 2 K + 3 I + N) + 4 H) | training |
 //! | the same with checkpointing | 4 T (2 L H + 4 H + 2 Q + 2 K + 3 I + N + 4 H) | training |
@@ -43,6 +44,7 @@ use super::catalogue::ModelFacts;
 use super::models::{Architecture, RandomModel};
 use super::run::Run;
 use super::stages::{Pipeline, Stage, StageKind};
+use crate::reward_model::SCORING_TOKENS_MAX;
 use crate::stages::completions::CHUNK_PROMPTS;
 
 /// Code, tokenizer, tables being read and written.
@@ -142,13 +144,39 @@ pub(crate) fn facts_of_random(model: &RandomModel, vocab_size: u32) -> ModelFact
         has_tied_embeddings: model.tie_word_embeddings,
         has_qk_norm: model.architecture == Architecture::Qwen3,
         has_chat_template: false,
+        is_reward_model: false,
+        has_score_moments: false,
         weights_problem: None,
+    }
+}
+
+/// The facts of the reward model that is trained from a model: a vector in place of its LM head.
+pub(crate) fn facts_of_reward_model(model: &ModelFacts) -> ModelFacts {
+    let (vocab, hidden) = (u64::from(model.vocab_size), u64::from(model.hidden_size));
+    let lm_head = if model.has_tied_embeddings { 0 } else { vocab * hidden };
+    let body = match model.is_reward_model {
+        true => model.param_count - hidden,
+        false => model.param_count.saturating_sub(lm_head),
+    };
+    ModelFacts {
+        param_count: body + hidden,
+        // The embedding is nothing but that.
+        has_tied_embeddings: false,
+        is_reward_model: true,
+        has_score_moments: true,
+        ..model.clone()
     }
 }
 
 /// The memory of a stage at its peak, by the formulas of [the module](self). `model` is the one it
 /// starts from; of several models evaluated in turn, the largest.
-pub fn predict(pipeline: &Pipeline, stage: &Stage, model: Option<&ModelFacts>) -> Breakdown {
+/// `reward_models` are those that its rewards ask.
+pub fn predict(
+    pipeline: &Pipeline,
+    stage: &Stage,
+    model: Option<&ModelFacts>,
+    reward_models: &[&ModelFacts],
+) -> Breakdown {
     let mut program = Breakdown::default();
     program.add("program", PROGRAM_BYTES);
     let mut query = program.clone();
@@ -157,8 +185,17 @@ pub fn predict(pipeline: &Pipeline, stage: &Stage, model: Option<&ModelFacts>) -
         return query;
     }
     let Some(model) = model else { return program };
+    let trained;
+    let model = match &stage.kind {
+        StageKind::RewardModel(_) => {
+            trained = facts_of_reward_model(model);
+            &trained
+        }
+        _ => model,
+    };
     let mut at = Phase { run: &pipeline.run, model, found: program };
     at.found.add("weights", at.weights());
+    at.add_reward_models(reward_models);
     let mut query = at.clone();
     query.found.add("queries", pipeline.run.query_memory.0);
     let mut reading = at.clone();
@@ -171,6 +208,14 @@ pub fn predict(pipeline: &Pipeline, stage: &Stage, model: Option<&ModelFacts>) -
             let batch = u64::from(sft.batch_size).saturating_mul(sequence);
             at.add_training_state();
             at.add_training(tokens.min(batch), sft.activation_checkpointing);
+            vec![at]
+        }
+        StageKind::RewardModel(stage) => {
+            let sequence = u64::from(stage.max_tokens.min(model.max_position_embeddings));
+            let tokens = u64::from(stage.micro_batch_tokens).max(2 * sequence);
+            let batch = u64::from(stage.batch_size).saturating_mul(2 * sequence);
+            at.add_training_state();
+            at.add_training(tokens.min(batch), stage.activation_checkpointing);
             vec![at]
         }
         StageKind::Rl(rl) => {
@@ -266,8 +311,26 @@ impl Phase<'_> {
         let rows = tokens.min(lm_head::chunk_rows(self.model.vocab_size as usize) as u64);
         self.found.add("activations", of_tokens(kept + 4 * hidden));
         self.found.add("backward", of_tokens(backward));
-        self.found.add("logits", F32 * self.vocab() * rows);
+        let logits = if self.model.is_reward_model { 0 } else { F32 * self.vocab() * rows };
+        self.found.add("logits", logits);
         self.add_scratch(tokens);
+    }
+
+    /// Weights of reward models, packed ones, and what a batch of texts takes on its way through the largest.
+    fn add_reward_models(&mut self, models: &[&ModelFacts]) {
+        let run = self.run;
+        let phase = |model| Phase { run, model, found: Breakdown::default() };
+        let weights = models.iter().map(|model| {
+            let mut phase = phase(model);
+            phase.add_packed();
+            phase.weights() + phase.found.total_bytes()
+        });
+        let scoring = models.iter().map(|model| {
+            let phase = phase(model);
+            F32 * SCORING_TOKENS_MAX as u64 * (6 * phase.hidden() + phase.inner_len())
+        });
+        let bytes = weights.sum::<u64>() + scoring.max().unwrap_or(0);
+        self.found.add("reward models", bytes);
     }
 
     /// Completions of a chunk of prompts.
@@ -349,7 +412,7 @@ mod tests {
         );
         let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
         let pipeline = crate::pipeline::parse(text).unwrap();
-        let found = predict(&pipeline, &pipeline.stages[0], Some(model));
+        let found = predict(&pipeline, &pipeline.stages[0], Some(model), &[]);
         found.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).sum()
     }
 
@@ -366,6 +429,20 @@ mod tests {
         assert_eq!(part("gradients", SFT, &untied), 4 * untied.param_count);
         assert_eq!(part("packed weights", SFT, &tied), 4 * tied.param_count);
         assert_eq!(part("packed weights", SFT, &untied), 4 * untied.param_count - embedding);
+    }
+
+    #[test]
+    fn a_reward_model_has_a_vector_for_its_head_and_no_logits() {
+        for model in models() {
+            let body = 134_515_008;
+            let trained = facts_of_reward_model(&model);
+            assert_eq!((trained.param_count, trained.is_reward_model), (body + 576, true));
+            // Trained on, it stays what it is.
+            assert_eq!(facts_of_reward_model(&trained), trained);
+            let stage = "kind = 'reward-model'\ndata = 'SELECT 1'";
+            assert_eq!(part("optimizer", stage, &model), 8 * (body + 576));
+            assert_eq!(part("logits", stage, &model), 0);
+        }
     }
 
     #[test]

@@ -57,11 +57,12 @@ pub use rewards::Reward;
 pub use run::{Device, Run};
 pub use sampling::{Optimizer, Sampling, Schedule, ScheduleKind, Template};
 pub use stages::{
-    Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong, Pipeline, QueryStage,
-    Reference, RlStage, SampleStage, SftStage, Stage, StageKind,
+    Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong, OverlongPair,
+    Pipeline, QueryStage, Reference, RewardModelStage, RlStage, SampleStage, SftStage, Stage,
+    StageKind,
 };
 pub use values::{ByteSize, Names, Sql};
-pub use watchdogs::{SftWatchdogs, Watch, Watchdogs};
+pub use watchdogs::{NanWatchdog, SftWatchdogs, Watch, Watchdogs};
 
 pub(crate) use problem::nearest;
 use reader::Reader;

@@ -11,7 +11,7 @@ use super::models::{ModelSource, TokenizerSource};
 use super::resolve::Facts;
 use super::rewards::Reward;
 use super::sampling::{Optimizer, ScheduleKind, Template};
-use super::stages::{LossOn, Pipeline, RlStage, SftStage, Stage, StageKind};
+use super::stages::{LossOn, Pipeline, RewardModelStage, RlStage, SftStage, Stage, StageKind};
 
 /// A pipeline with what was found out about it.
 #[derive(Clone, Debug)]
@@ -31,7 +31,15 @@ impl Plan {
             .iter()
             .map(|stage| {
                 let models = stage.kind.models().iter().filter_map(|name| facts.models.get(name));
-                predict(&pipeline, stage, models.max_by_key(|model| model.param_count))
+                let mut asked: Vec<&str> = Vec::new();
+                for (name, _) in stage.kind.rewards().iter().filter_map(Reward::reward_model) {
+                    if !asked.contains(&name) {
+                        asked.push(name);
+                    }
+                }
+                let asked: Vec<_> =
+                    asked.into_iter().filter_map(|name| facts.models.get(name)).collect();
+                predict(&pipeline, stage, models.max_by_key(|model| model.param_count), &asked)
             })
             .collect();
         Self { pipeline, facts, memory }
@@ -203,6 +211,7 @@ fn details(stage: &Stage, facts: &Facts) -> Vec<String> {
             let is_plain = columns.is_some_and(|c| c.iter().any(|column| column.name == "text"));
             details_of_sft(sft, is_plain)
         }
+        StageKind::RewardModel(stage) => details_of_reward_model(stage),
         StageKind::Rl(rl) => details_of_rl(rl),
         StageKind::Sample(sample) => vec![
             format!("prompts   {}", one_line(&sample.prompts.0)),
@@ -225,7 +234,7 @@ fn details(stage: &Stage, facts: &Facts) -> Vec<String> {
                 Some(benchmark) => {
                     format!("reward    {}, as `{}` has it", eval.reward.name(), benchmark.word())
                 }
-                None => format!("reward    {}", eval.reward.name()),
+                None => format!("reward    {}{}", eval.reward.name(), asked(&eval.reward)),
             },
         ],
         StageKind::Export(export) => {
@@ -249,6 +258,29 @@ fn details_of_sft(sft: &SftStage, is_plain: bool) -> Vec<String> {
         format!("{} epochs of batches of {}{limit}", sft.epochs, sft.batch_size),
         format!("loss      mean over {counted} of a batch"),
         format!("optimizer {}", optimizer(&sft.optimizer, sft.grad_clip)),
+    ]
+}
+
+fn details_of_reward_model(stage: &RewardModelStage) -> Vec<String> {
+    let limit = stage.max_steps.map(|n| format!(", at most {n} steps")).unwrap_or_default();
+    let held_out = match (&stage.held_out, stage.held_out_share) {
+        (Some(sql), _) => one_line(&sql.0),
+        (None, 0.0) => "nothing".to_owned(),
+        (None, share) => format!("the pairs of {share:?} of the prompts"),
+    };
+    let centering = match stage.centering {
+        0.0 => String::new(),
+        factor => format!(" + {factor:?} (chosen + rejected)^2"),
+    };
+    vec![
+        format!("data      {}", one_line(&stage.data.0)),
+        format!("held out  {held_out}"),
+        format!("template  {}", template(&stage.template)),
+        format!("{} epochs of batches of {} pairs{limit}", stage.epochs, stage.batch_size),
+        format!(
+            "loss      mean of -log sigmoid(chosen - rejected - margin){centering} over a batch"
+        ),
+        format!("optimizer {}", optimizer(&stage.optimizer, stage.grad_clip)),
     ]
 }
 
@@ -286,8 +318,13 @@ fn details_of_rl(rl: &RlStage) -> Vec<String> {
 
 fn rewards(rewards: &[Reward]) -> String {
     let parts: Vec<String> =
-        rewards.iter().map(|r| format!("{} x {:?}", r.name(), r.weight())).collect();
+        rewards.iter().map(|r| format!("{}{} x {:?}", r.name(), asked(r), r.weight())).collect();
     if parts.is_empty() { "none".into() } else { parts.join(" + ") }
+}
+
+/// The model that a reward asks.
+fn asked(reward: &Reward) -> String {
+    reward.reward_model().map(|(name, _)| format!(" of `{name}`")).unwrap_or_default()
 }
 
 fn optimizer(optimizer: &Optimizer, grad_clip: f64) -> String {

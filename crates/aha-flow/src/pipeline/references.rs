@@ -21,6 +21,8 @@ pub(crate) struct Read {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Reads {
     pub models: Vec<Read>,
+    /// Reward models, by the rewards that ask them.
+    pub reward_models: Vec<Read>,
     pub tables: Vec<Read>,
 }
 
@@ -33,7 +35,7 @@ pub(crate) fn check(
     let mut broken = BTreeSet::new();
     let edges = edges_of(pipeline, reads);
     for (idx, of_stage) in reads.iter().enumerate() {
-        for read in &of_stage.models {
+        for read in of_stage.models.iter().chain(&of_stage.reward_models) {
             if let Some((message, hint)) = bad_model(pipeline, idx, read, &edges) {
                 reader.report(read.span, &read.path, message, Some(hint));
             }
@@ -60,7 +62,8 @@ fn edges_of(pipeline: &Pipeline, reads: &[Reads]) -> Vec<Vec<usize>> {
     reads
         .iter()
         .map(|of_stage| {
-            let models = of_stage.models.iter().filter_map(|read| stage_idx(pipeline, &read.name));
+            let models = of_stage.models.iter().chain(&of_stage.reward_models);
+            let models = models.filter_map(|read| stage_idx(pipeline, &read.name));
             let tables = of_stage.tables.iter().filter_map(|read| writer_idx(pipeline, &read.name));
             models.chain(tables).collect()
         })

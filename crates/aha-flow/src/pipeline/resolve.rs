@@ -15,7 +15,7 @@ use super::reader::Reader;
 use super::references::{self, Read, Reads};
 use super::rewards::Reward;
 use super::sampling::Template;
-use super::stages::{Pipeline, StageKind};
+use super::stages::{Pipeline, Stage, StageKind};
 use super::values::Sql;
 
 /// What was learned of the world while checking.
@@ -40,7 +40,7 @@ struct Query<'p> {
 }
 
 /// Columns that hold text wherever they are asked for.
-const TEXT_COLUMNS: [&str; 4] = ["prompt", "completion", "text", "answer"];
+const TEXT_COLUMNS: [&str; 6] = ["prompt", "completion", "text", "answer", "chosen", "rejected"];
 
 pub(crate) struct World<'a> {
     pub catalogue: &'a mut dyn Catalogue,
@@ -107,7 +107,7 @@ fn register_tables(
     }
 }
 
-fn reward_names(stage: &super::stages::Stage) -> Vec<String> {
+fn reward_names(stage: &Stage) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for reward in stage.kind.rewards() {
         // Names taken twice are reported elsewhere, and a table has each column once.
@@ -119,12 +119,13 @@ fn reward_names(stage: &super::stages::Stage) -> Vec<String> {
 }
 
 /// What a stage leaves under its name, but for queries, whose columns must be planned first.
-fn output_of(stage: &super::stages::Stage) -> Option<StageOutput> {
+fn output_of(stage: &Stage) -> Option<StageOutput> {
     match &stage.kind {
         StageKind::Rl(_) | StageKind::Sample(_) => {
             Some(StageOutput::Rollouts { reward_names: reward_names(stage) })
         }
         StageKind::Sft(_) => Some(StageOutput::SftExamples),
+        StageKind::RewardModel(_) => Some(StageOutput::Preferences),
         StageKind::Eval(_) => Some(StageOutput::Evals),
         StageKind::Query(_) | StageKind::Export(_) => None,
     }
@@ -151,6 +152,11 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
         StageKind::Sft(sft) => {
             vec![query("data", &sft.data, vec![vec!["prompt", "completion"], vec!["text"]])]
         }
+        StageKind::RewardModel(stage) => {
+            let needs = || vec![vec!["prompt", "chosen", "rejected"]];
+            let held_out = stage.held_out.as_ref().map(|sql| query("held_out", sql, needs()));
+            std::iter::once(query("data", &stage.data, needs())).chain(held_out).collect()
+        }
         StageKind::Rl(rl) => {
             let rewards: Vec<&Reward> = rl.rewards.iter().collect();
             vec![query("prompts", &rl.prompts, problems(&rewards))]
@@ -170,6 +176,15 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
         StageKind::Query(stage) => vec![query("sql", &stage.sql, Vec::new())],
         StageKind::Export(_) => Vec::new(),
     }
+}
+
+/// The rewards of a stage, with their paths.
+fn rewards_of<'p>(kind: &'p StageKind, path: &str) -> Vec<(String, &'p Reward)> {
+    let path_of = |idx: usize| match kind {
+        StageKind::Eval(_) => format!("{path}.reward"),
+        _ => format!("{path}.rewards[{idx}]"),
+    };
+    kind.rewards().iter().enumerate().map(|(idx, reward)| (path_of(idx), reward)).collect()
 }
 
 /// Which models and tables each stage reads. A query that is no SQL is reported and reads nothing.
@@ -192,16 +207,17 @@ fn reads_of(
                 of_stage.models.push(Read { name: name.clone(), path, span });
             }
         }
-        for (reward_idx, reward) in stage.kind.rewards().iter().enumerate() {
-            let key = match &stage.kind {
-                StageKind::Eval(_) => format!("{path}.reward"),
-                _ => format!("{path}.rewards[{reward_idx}]"),
-            };
-            let path = format!("{key}.model");
-            if let Some(name) = reward.model().filter(|_| reader.is_good(&path)) {
-                let span = reader.span_of(&path);
-                of_stage.models.push(Read { name: name.to_owned(), path, span });
+        for (path, reward) in rewards_of(&stage.kind, &path) {
+            let path = format!("{path}.model");
+            if !reader.is_good(&path) {
+                continue;
             }
+            let read = |name: &str| {
+                let span = reader.span_of(&path);
+                Read { name: name.to_owned(), path: path.clone(), span }
+            };
+            of_stage.models.extend(reward.model().map(read));
+            of_stage.reward_models.extend(reward.reward_model().map(|(name, _)| read(name)));
         }
         for query in queries[idx].iter().filter(|query| !query.sql.0.is_empty()) {
             if !reader.is_good(&query.path) {
@@ -578,8 +594,10 @@ fn check_against_model(
     let path = stage_path(pipeline, idx, reader);
     let known: Vec<ModelFacts> =
         stage.kind.models().iter().filter_map(|name| facts.models.get(name).cloned()).collect();
+    check_roles(stage, &path, facts, reader);
     let (template, key, len) = match &stage.kind {
         StageKind::Sft(sft) => (&sft.template, "max_tokens", sft.max_tokens),
+        StageKind::RewardModel(stage) => (&stage.template, "max_tokens", stage.max_tokens),
         StageKind::Rl(rl) => (&rl.template, "sampling.max_tokens", rl.sampling.max_tokens),
         StageKind::Sample(s) => (&s.template, "sampling.max_tokens", s.sampling.max_tokens),
         StageKind::Eval(eval) => (&eval.template, "max_tokens", eval.max_tokens),
@@ -589,7 +607,8 @@ fn check_against_model(
         let positions = model.max_position_embeddings;
         let len_path = format!("{path}.{key}");
         // A fine-tuning's default is bounded by the model's positions anyway.
-        let is_bounded = matches!(stage.kind, StageKind::Sft(_)) && !reader.has(&len_path);
+        let has_bound = matches!(stage.kind, StageKind::Sft(_) | StageKind::RewardModel(_));
+        let is_bounded = has_bound && !reader.has(&len_path);
         if len > positions && !is_bounded && reader.is_good(&len_path) {
             let message = format!("`{len_path}` is {len}, but the model has {positions} positions");
             let hint = format!("set it to at most {positions}, the prompt included");
@@ -607,7 +626,46 @@ fn check_against_model(
     if stage.kind.is_training()
         && let Some(model) = known.into_iter().next()
     {
+        let model = match &stage.kind {
+            StageKind::RewardModel(_) => super::memory::facts_of_reward_model(&model),
+            _ => model,
+        };
         facts.models.insert(stage.name.clone(), model);
+    }
+}
+
+/// A reward model writes no text, and a language model scores none.
+fn check_roles(stage: &Stage, path: &str, facts: &Facts, reader: &mut Reader<'_>) {
+    let names = stage.kind.models();
+    let may_be_either = matches!(stage.kind, StageKind::RewardModel(_) | StageKind::Export(_));
+    for (idx, name) in names.iter().enumerate().filter(|_| !may_be_either) {
+        let key = format!("{path}.model");
+        let path = if names.len() > 1 { format!("{key}[{idx}]") } else { key };
+        let is_reward_model = facts.models.get(name).is_some_and(|model| model.is_reward_model);
+        if is_reward_model && reader.is_good(&path) {
+            let message = format!(
+                "`{name}` is a reward model, which writes no text: a stage of kind `{}` needs a \
+                 language model",
+                stage.kind.word()
+            );
+            let hint = format!("give it to a reward: `{{ kind = \"model\", model = \"{name}\" }}`");
+            reader.report_at(&path, message, Some(hint));
+        }
+    }
+    for (path, reward) in rewards_of(&stage.kind, path) {
+        let Some((name, needs_moments)) = reward.reward_model() else { continue };
+        let Some(model) = facts.models.get(name) else { continue };
+        let (key, normalise) = (format!("{path}.model"), format!("{path}.normalise"));
+        if !model.is_reward_model && reader.is_good(&key) {
+            let message = format!("`{name}` is a language model, which has no head that scores");
+            let hint = "train a reward model with a stage of kind \"reward-model\", and name that";
+            reader.report_at(&key, message, Some(hint.to_owned()));
+        } else if needs_moments && !model.has_score_moments && reader.is_good(&normalise) {
+            let message =
+                format!("`{name}` was saved without the mean and deviation of its scores");
+            let hint = "leave `normalise` out, and set `scale` by hand".to_owned();
+            reader.report_at(&normalise, message, Some(hint));
+        }
     }
 }
 

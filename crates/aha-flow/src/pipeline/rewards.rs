@@ -43,6 +43,16 @@ impl Reward {
         self.0.settings.variable().filter(|name| std::env::var_os(name).is_none())
     }
 
+    /// The reward model that it asks, and whether it needs the mean and the deviation of its scores.
+    pub fn reward_model(&self) -> Option<(&str, bool)> {
+        match &self.0.settings {
+            Settings::Model(settings) => {
+                settings.model.as_deref().map(|name| (name, settings.normalise))
+            }
+            _ => None,
+        }
+    }
+
     /// The columns of the problems that it can't do without.
     pub fn needs(&self) -> Option<&'static str> {
         let kind = self.0.kind();
@@ -71,6 +81,10 @@ impl Backends for Unchecked {
 impl PreferenceModel for Unchecked {
     fn scores(&self, samples: &[Sample<'_>]) -> Vec<Result<f32, String>> {
         vec![Err("no model was loaded".to_owned()); samples.len()]
+    }
+
+    fn moments(&self) -> Option<[f32; 2]> {
+        Some([0.0, 1.0])
     }
 }
 

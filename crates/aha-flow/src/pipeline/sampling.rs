@@ -86,6 +86,28 @@ const TEMPLATES: [Word; 3] = [
     ("chat", "The model's own chat template, the prompt as one user message."),
 ];
 
+impl Template {
+    /// As a pipeline file has it.
+    pub fn text(&self) -> &str {
+        match self {
+            Template::Raw => "raw",
+            Template::R1Zero => "r1-zero",
+            Template::Chat => "chat",
+            Template::Text(text) => text,
+        }
+    }
+
+    /// What a pipeline file means by a text; none for one that is no template.
+    pub fn of_text(text: &str) -> Option<Template> {
+        match text {
+            "raw" => Some(Template::Raw),
+            "r1-zero" => Some(Template::R1Zero),
+            "chat" => Some(Template::Chat),
+            _ => (text.matches("{prompt}").count() == 1).then(|| Template::Text(text.to_owned())),
+        }
+    }
+}
+
 impl Field for Template {
     fn expects() -> String {
         "\"raw\", \"r1-zero\", \"chat\", or a text with {prompt} in it".into()
@@ -98,30 +120,19 @@ impl Field for Template {
             reader.wrong_type(node, path, &Self::expects());
             return base;
         };
-        match (text.as_str(), text.matches("{prompt}").count()) {
-            ("raw", _) => Template::Raw,
-            ("r1-zero", _) => Template::R1Zero,
-            ("chat", _) => Template::Chat,
-            (_, 1) => Template::Text(text.clone()),
-            (_, count) => {
-                let hint = super::problem::nearest(text, TEMPLATES.map(|(name, _)| name))
-                    .map(|name| format!("did you mean \"{name}\"?"));
-                let message = if count == 0 {
-                    format!("`{path}` must be {}, got \"{text}\"", Self::expects())
-                } else {
-                    format!("`{path}` must hold {{prompt}} once, got it {count} times")
-                };
-                reader.report(node.span, path, message, hint);
-                base
-            }
+        if let Some(template) = Template::of_text(text) {
+            return template;
         }
+        let hint = super::problem::nearest(text, TEMPLATES.map(|(name, _)| name))
+            .map(|name| format!("did you mean \"{name}\"?"));
+        let message = match text.matches("{prompt}").count() {
+            0 => format!("`{path}` must be {}, got \"{text}\"", Self::expects()),
+            count => format!("`{path}` must hold {{prompt}} once, got it {count} times"),
+        };
+        reader.report(node.span, path, message, hint);
+        base
     }
     fn write(&self) -> Option<Out> {
-        Some(Out::string(match self {
-            Template::Raw => "raw",
-            Template::R1Zero => "r1-zero",
-            Template::Chat => "chat",
-            Template::Text(text) => text,
-        }))
+        Some(Out::string(self.text()))
     }
 }

@@ -11,7 +11,7 @@ use super::rewards::Reward;
 use super::run::Run;
 use super::sampling::{Optimizer, Sampling, Schedule, ScheduleKind, Template};
 use super::values::{Names, Sql};
-use super::watchdogs::{SftWatchdogs, Watchdogs};
+use super::watchdogs::{NanWatchdog, SftWatchdogs, Watchdogs};
 
 /// A pipeline as it runs: every default filled in, every name known.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,6 +54,8 @@ pub struct Stage {
 pub enum StageKind {
     /// Supervised fine-tuning.
     Sft(Box<SftStage>),
+    /// Training of a reward model.
+    RewardModel(Box<RewardModelStage>),
     /// Reinforcement learning.
     Rl(Box<RlStage>),
     /// Sampling of completions.
@@ -71,9 +73,10 @@ impl Stage {
     pub fn side_tables(&self) -> Vec<(String, StageOutput)> {
         let set_aside = |name: &str| (format!("{name}_set_aside"), StageOutput::SetAside);
         match &self.kind {
-            StageKind::Sft(_) | StageKind::Rl(_) | StageKind::Sample(_) => {
-                vec![set_aside(&self.name)]
-            }
+            StageKind::Sft(_)
+            | StageKind::RewardModel(_)
+            | StageKind::Rl(_)
+            | StageKind::Sample(_) => vec![set_aside(&self.name)],
             StageKind::Eval(eval) => {
                 let reward_names = vec![eval.reward.name().to_owned()];
                 let of_model = |model: &String| {
@@ -100,6 +103,7 @@ impl StageKind {
     pub fn word(&self) -> &'static str {
         match self {
             StageKind::Sft(_) => "sft",
+            StageKind::RewardModel(_) => "reward-model",
             StageKind::Rl(_) => "rl",
             StageKind::Sample(_) => "sample",
             StageKind::Query(_) => "query",
@@ -110,7 +114,20 @@ impl StageKind {
 
     /// Whether the stage makes a model of its name.
     pub fn is_training(&self) -> bool {
-        matches!(self, StageKind::Sft(_) | StageKind::Rl(_))
+        matches!(self, StageKind::Sft(_) | StageKind::RewardModel(_) | StageKind::Rl(_))
+    }
+
+    /// The rewards of the stage.
+    pub fn rewards(&self) -> &[Reward] {
+        match self {
+            StageKind::Rl(stage) => &stage.rewards,
+            StageKind::Sample(stage) => &stage.rewards,
+            StageKind::Eval(stage) => std::slice::from_ref(&stage.reward),
+            StageKind::Sft(_)
+            | StageKind::RewardModel(_)
+            | StageKind::Query(_)
+            | StageKind::Export(_) => &[],
+        }
     }
 
     /// The rewards that score its completions.
@@ -129,6 +146,7 @@ impl StageKind {
         use std::slice::from_ref;
         match self {
             StageKind::Sft(stage) => from_ref(&stage.model),
+            StageKind::RewardModel(stage) => from_ref(&stage.model),
             StageKind::Rl(stage) => from_ref(&stage.model),
             StageKind::Sample(stage) => from_ref(&stage.model),
             StageKind::Query(_) => &[],
@@ -211,6 +229,76 @@ section! {
         /// What is watched, and what happens then.
         @neutral
         pub watchdogs: SftWatchdogs = SftWatchdogs::default();
+    }
+}
+
+choice! {
+    /// What happens to a pair with a sequence that is longer than `max_tokens`.
+    pub enum OverlongPair {
+        /// It is left out and counted.
+        Drop = "drop",
+        /// The stage stops before its first step.
+        Error = "error",
+    }
+}
+
+section! {
+    /// Training of a reward model on pairs of completions of which one was preferred (Bradley and Terry):
+    /// `loss = mean(-log sigmoid(chosen - rejected - margin) + centering (chosen + rejected)^2)` over the pairs
+    /// of a batch. A score is the product of `score.weight` with the final hidden state of a sequence's last
+    /// token, which is the end token or what the template writes after it. Leaves a reward model for rewards of
+    /// kind `model`, and a table of the pairs with their tokens.
+    pub struct RewardModelStage {
+        /// The model to start from: one of `[models]` or an earlier training stage. A language model gets a new
+        /// head, drawn from the seed; a reward model goes on with its own.
+        pub model: String;
+        /// The pairs: columns `prompt`, `chosen`, `rejected`; `margin`, `id` and `source` optional.
+        pub data: Sql;
+        /// Pairs to measure on, of the same columns; absent: `held_out_share` of `data`.
+        pub held_out: Option<Sql> = None;
+        /// Share of the prompts of `data` whose pairs are measured on and not trained on, drawn from the seed.
+        /// With `held_out` it has to be 0.
+        pub held_out_share: f64 = 0.0, "in [0, 1)" |x| *x >= 0.0 && *x < 1.0;
+        /// Optimizer steps between measurements on held-out pairs; 0: after the last step only.
+        pub held_out_every: u64 = 0;
+        /// How a prompt becomes the model's input. It is saved with the model, whose scores need the same.
+        pub template: Template = Template::Raw;
+        /// Passes over the data. More than one overfits soon (Ouyang et al. 2022).
+        pub epochs: u32 = 1, "at least 1" |n| *n >= 1;
+        /// Optimizer steps, at most; absent: as many as the epochs need.
+        pub max_steps: Option<u64> = None, "at least 1" |n| n.is_none_or(|n| n >= 1);
+        /// Pairs of one optimizer step.
+        pub batch_size: u32 = 32, "at least 1" |n| *n >= 1;
+        /// Tokens of one forward and backward pass, at most; a pair stays whole. Memory depends on it, results
+        /// do not.
+        @neutral
+        pub micro_batch_tokens: u32 = 4096, "at least 1" |n| *n >= 1;
+        /// Tokens of a prompt and one of its completions, end token included, at most; never more than the
+        /// model has positions for.
+        pub max_tokens: u32 = 1024, "at least 2" |n| *n >= 2;
+        /// What happens to a pair with a longer sequence.
+        pub overlong: OverlongPair = OverlongPair::Drop;
+        /// Factor of the term that keeps scores near 0 (Eisenstein et al. 2023, who use 0.01); 0 is off.
+        pub centering: f64 = 0.0, "at least 0" |x| *x >= 0.0;
+        /// AdamW, its rate falling in a line to 0.
+        pub optimizer: Optimizer = Optimizer {
+            lr: 1e-5,
+            schedule: Schedule { kind: ScheduleKind::Linear, warmup_steps: 0, min_lr: 0.0 },
+            ..Optimizer::default()
+        };
+        /// Largest global norm of the gradient; a larger one is scaled down to it; 0 is off.
+        pub grad_clip: f64 = 1.0, "at least 0" |x| *x >= 0.0;
+        /// Whether each epoch has its own order, drawn from the seed.
+        pub shuffle: bool = true;
+        /// Optimizer steps between checkpoints.
+        @neutral
+        pub checkpoint_every: u64 = 100, "at least 1" |n| *n >= 1;
+        /// Keeps one activation per layer and computes the rest again in the backward pass.
+        @neutral
+        pub activation_checkpointing: bool = false;
+        /// What is watched, and what happens then.
+        @neutral
+        pub watchdogs: NanWatchdog = NanWatchdog::default();
     }
 }
 

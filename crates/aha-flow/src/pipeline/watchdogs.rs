@@ -68,4 +68,15 @@ section! {
     }
 }
 
-section_fields!(Watchdogs, SftWatchdogs);
+section! {
+    /// What is watched while a `reward-model` stage trains.
+    pub struct NanWatchdog {
+        /// A loss or gradient that is not a number. The batch is set aside, in the table
+        /// `NAME_set_aside`, and the weights are kept; `warn` then goes on, `stop` stops.
+        pub nan: Watch = Watch::Warn;
+        /// Batches set aside for NaN in one stage, at most; one more stops the run.
+        pub nan_batches_max: u32 = 3;
+    }
+}
+
+section_fields!(Watchdogs, SftWatchdogs, NanWatchdog);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use aha_compute::random::Philox;
 use aha_learn::learner::Learner;
-use aha_model::{Model, Tokenizer};
+use aha_model::{Head, Model, Tokenizer};
 use ractor::Actor;
 use tokio::sync::oneshot;
 
@@ -155,7 +155,9 @@ async fn begin(
     models: &Models<'_>,
 ) -> Result<(Learner, Position)> {
     let needs_reference = shared.needs_reference();
-    let Some(saved) = checkpoint::newest(&shared.dir, &shared.stage, models.device)? else {
+    let Some(saved) =
+        checkpoint::newest(&shared.dir, &shared.stage, models.device, Head::Language)?
+    else {
         let model = first_model(shared, base, models).await?;
         let mut learner = Learner::new(Arc::clone(&model));
         learner.set_reference(needs_reference.then_some(model));

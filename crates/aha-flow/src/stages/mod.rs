@@ -7,10 +7,12 @@ pub(crate) mod completions;
 pub mod eval;
 pub mod export;
 pub mod query;
+pub mod reward_model;
 pub mod sample;
 pub mod sft;
 #[cfg(test)]
 mod tests;
+mod training;
 
 use aha_data::Session;
 

@@ -1,10 +1,9 @@
 //! The `sample` stage: completions of a model, scored where rewards are given, as a table.
 
 use aha_data::Session;
-
-use super::completions::{self, Draws, Owner};
 use aha_reward::wait::Waiting;
 
+use super::completions::{self, Draws, Owner};
 use crate::error::Result;
 use crate::generate;
 use crate::lend::Lender;

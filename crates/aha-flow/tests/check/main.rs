@@ -56,6 +56,7 @@ golden! {
     a_vocabulary_without_room_is_refused: "vocab_too_small",
     a_model_that_no_loader_would_take_is_refused: "model_ranges",
     an_evaluation_that_can_not_be_is_refused: "bad_eval",
+    models_in_the_wrong_role_are_refused: "reward_models",
     everything_wrong_is_reported_at_once: "everything",
     rewards_that_can_not_be_are_refused: "rewards",
     rewards_that_wait_are_checked: "rewards_that_wait",

@@ -70,14 +70,14 @@ pub fn write_table(path: &Path, batch: &RecordBatch) {
 
 /// Makes what [`Places::locate`] looks for.
 fn write_models(dir: &Path) {
-    for name in ["base", "shrunk", "empty"] {
+    for name in ["base", "shrunk", "empty", "prefers"] {
         fs_err::create_dir_all(dir.join("models").join(name)).unwrap();
         fs_err::write(dir.join("models").join(name).join("config.json"), "{}").unwrap();
     }
 }
 
-/// Models by the name of their folder: `base`, `shrunk` whose embedding lost rows, and `empty` without
-/// weights.
+/// Models by the name of their folder: `base`, `shrunk` whose embedding lost rows, `empty` without weights,
+/// and the reward model `prefers`.
 struct FakeModels;
 
 impl ModelProbe for FakeModels {
@@ -101,6 +101,8 @@ impl ModelProbe for FakeModels {
             has_chat_template: true,
             has_tied_embeddings: true,
             has_qk_norm: false,
+            is_reward_model: path.ends_with("prefers"),
+            has_score_moments: false,
             weights_problem,
         })
     }

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Architecture, Config, Rope, RopeScaling};
+use super::{Architecture, Config, Head, Rope, RopeScaling, SCORE_CLASS};
 use crate::error::{Error, Result};
 
 /// Keys that say how to read the weights of another checkpoint; they would be wrong in ours.
@@ -41,6 +41,7 @@ pub(super) fn read(value: &Value) -> Result<Config> {
         head_dim: fields.size("head_dim")?.unwrap_or(head_dim_default),
         rms_norm_eps: fields.number("rms_norm_eps")?.unwrap_or(1e-6) as f32,
         rope: read_rope(&fields, max_position_embeddings)?,
+        head: read_head(&fields)?,
         tie_word_embeddings: fields.flag("tie_word_embeddings")?,
         attention_bias: architecture != Architecture::Qwen2 && fields.flag("attention_bias")?,
         max_position_embeddings,
@@ -84,6 +85,21 @@ fn refuse_unsupported(fields: &Fields, architecture: Architecture) -> Result<()>
             .hint("use the unquantized checkpoint, or a GGUF file"));
     }
     Ok(())
+}
+
+/// What `architectures` names; transformers counts labels by `id2label`, two where there is none.
+fn read_head(fields: &Fields) -> Result<Head> {
+    let classes = fields.map.get("architectures").and_then(Value::as_array);
+    let is_score = |class: &Value| class.as_str().is_some_and(|name| name.ends_with(SCORE_CLASS));
+    if !classes.is_some_and(|classes| classes.iter().any(is_score)) {
+        return Ok(Head::Language);
+    }
+    let labels = fields.map.get("id2label").and_then(Value::as_object).map(Map::len);
+    match labels.or(fields.size("num_labels")?).unwrap_or(2) {
+        1 => Ok(Head::Score),
+        count => Err(Error::input(format!("the model classifies into {count} labels: expected 1"))
+            .hint("a reward model has a single label, whose logit is the score")),
+    }
 }
 
 fn read_rope(fields: &Fields, max_positions: usize) -> Result<Rope> {
@@ -144,7 +160,7 @@ pub(super) fn write(config: &Config) -> Value {
     let mut set = |key: &str, value: Value| {
         map.insert(key.to_owned(), value);
     };
-    set("architectures", json!([config.architecture.transformers_class()]));
+    set("architectures", json!([config.architecture.transformers_class(config.head)]));
     set("model_type", json!(config.architecture.name()));
     set("vocab_size", json!(config.vocab_size));
     set("hidden_size", json!(config.hidden_size));
@@ -171,6 +187,14 @@ pub(super) fn write(config: &Config) -> Value {
     let is_default = config.rope.scaling == RopeScaling::Default;
     set("rope_scaling", if is_default { Value::Null } else { Value::Object(scaling) });
     set("rope_parameters", Value::Object(parameters));
+    if config.head == Head::Score {
+        // A single label, as whatever was loaded already says in its own words.
+        map.entry("id2label").or_insert_with(|| json!({"0": "LABEL_0"}));
+        map.entry("label2id").or_insert_with(|| json!({"LABEL_0": 0}));
+    }
+    let mut set = |key: &str, value: Value| {
+        map.insert(key.to_owned(), value);
+    };
     if config.architecture == Architecture::Llama {
         set("mlp_bias", json!(false));
     } else {
@@ -374,6 +398,34 @@ mod tests {
         assert_eq!(qwen3.head_dim, 128);
         let qwen2 = with("model_type", json!("qwen2")).unwrap();
         assert!(qwen2.qkv_bias() && !qwen2.o_bias());
+    }
+
+    #[test]
+    fn a_reward_model_is_known_by_its_class_and_its_single_label() {
+        let class = json!(["LlamaForSequenceClassification"]);
+        let labelled = |labels: Value| {
+            let mut json = base();
+            json["architectures"] = class.clone();
+            json["id2label"] = labels;
+            Config::from_json(&json)
+        };
+        let config = labelled(json!({"0": "REWARD"})).unwrap();
+        assert_eq!(config.head, Head::Score);
+        assert!(config.param_shapes().contains(&("score.weight".to_owned(), vec![1, 64])));
+        let written = config.to_json();
+        assert_eq!(
+            (&written["architectures"], &written["id2label"]["0"]),
+            (&class, &json!("REWARD"))
+        );
+        assert_eq!(Config::from_json(&written).unwrap().head, Head::Score);
+        for labels in [json!({"0": "A", "1": "B"}), json!(null)] {
+            let message = labelled(labels).unwrap_err().to_string();
+            assert!(message.contains("2 labels: expected 1"), "{message}");
+        }
+        assert_eq!(
+            with("architectures", json!(["LlamaForCausalLM"])).unwrap().head,
+            Head::Language
+        );
     }
 
     #[test]

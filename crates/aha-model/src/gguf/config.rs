@@ -3,7 +3,7 @@
 use serde_json::Map;
 
 use super::Gguf;
-use crate::config::{Architecture, Config, Rope, RopeScaling, VOCAB_SIZE_MAX, infer_llama3};
+use crate::config::{Architecture, Config, Head, Rope, RopeScaling, VOCAB_SIZE_MAX, infer_llama3};
 use crate::error::{Error, Result};
 
 /// Longest `rope_freqs.weight` that is read; half of the largest head.
@@ -43,6 +43,7 @@ pub(super) fn read(gguf: &Gguf) -> Result<Config> {
         head_dim,
         rms_norm_eps: keys.number("attention.layer_norm_rms_epsilon")?.unwrap_or(1e-5) as f32,
         rope: read_rope(&keys, max_position_embeddings)?,
+        head: Head::Language,
         tie_word_embeddings: !gguf.tensors.contains_key("output.weight"),
         attention_bias: architecture != Architecture::Qwen2
             && gguf.tensors.contains_key("blk.0.attn_q.bias"),

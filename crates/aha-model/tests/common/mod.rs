@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use aha_model::config::{Architecture, Config, Rope};
+use aha_model::config::{Architecture, Config, Head, Rope};
 use aha_model::gguf::QuantType;
 use aha_model::save::{SaveOptions, save};
 use aha_model::tokenizer::Tokenizer;
@@ -57,6 +57,7 @@ pub fn small_config(architecture: Architecture) -> Config {
         head_dim: 4,
         rms_norm_eps: 1e-5,
         rope: Rope::plain(10000.0),
+        head: Head::Language,
         tie_word_embeddings: architecture != Architecture::Qwen2,
         attention_bias: false,
         max_position_embeddings: 128,

@@ -36,7 +36,7 @@ enum Dtype {
 pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     let path = args.model.path()?;
     require_free(&args.out)?;
-    let model = Model::load(&path, &args.model.device())?;
+    let model = Model::load_any(&path, &args.model.device())?;
     let tokenizer = tokenizer(&path, screen)?;
     let dtype = match args.dtype {
         Dtype::F32 => SaveDtype::F32,

@@ -5,6 +5,7 @@
 mod evaluations;
 mod grading;
 mod models;
+mod preferences;
 mod queries;
 mod runs;
 mod support;

@@ -36,6 +36,17 @@ checkpoint_every = 4
 optimizer = { lr = 3e-3 }
 
 [[stage]]
+name = "prefers"
+kind = "reward-model"
+model = "base"
+data = "SELECT prompt, answer AS chosen, '9' || answer AS rejected FROM problems"
+held_out_share = 0.2
+held_out_every = 3
+batch_size = 12
+checkpoint_every = 2
+optimizer = { lr = 3e-3 }
+
+[[stage]]
 name = "zero"
 kind = "rl"
 model = "base"
@@ -49,7 +60,7 @@ sampling = { max_tokens = 8 }
 objective = { kl = 0.01 }
 reference = { refresh_every = 6 }
 optimizer = { lr = 1e-3 }
-rewards = [{ kind = "math", extract = ["whole"] }, { kind = "length", weight = 0.1, max_tokens = 3 }]
+rewards = [{ kind = "math", extract = ["whole"] }, { kind = "length", weight = 0.1, max_tokens = 3 }, { kind = "model", model = "prefers", normalise = true, clip = [-2.0, 2.0], weight = 0.1 }]
 
 [[stage]]
 name = "samples"
@@ -189,6 +200,7 @@ fn threads_and_batch_limits_change_no_bit() {
         "run.threads=1",
         "run.sequences_max=3",
         "run.kv_cache='1MiB'",
+        "stage.prefers.micro_batch_tokens=2048",
         "stage.zero.micro_batch_tokens=64",
     ];
     let args: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
@@ -220,6 +232,9 @@ fn a_run_that_goes_on_with_other_bounds_ends_with_the_same_bits() {
         "stage.base.checkpoint_every=3",
         "stage.base.activation_checkpointing=true",
         "stage.base.watchdogs.stop_token_masked='warn'",
+        "stage.prefers.micro_batch_tokens=2048",
+        "stage.prefers.checkpoint_every=1",
+        "stage.prefers.activation_checkpointing=true",
         "stage.zero.micro_batch_tokens=64",
         "stage.zero.checkpoint_every=3",
         "stage.zero.activation_checkpointing=true",

@@ -22,7 +22,7 @@ is the answer.";
 pub fn page() -> Result<String> {
     // A name that stands for any; names have small letters.
     let rollouts = schema::rollouts(&["name".to_owned()])?;
-    let tables: [(&str, &str, SchemaRef); 5] = [
+    let tables: [(&str, &str, SchemaRef); 6] = [
         (
             "rollouts",
             "Every completion that the run has sampled, one row each. The table of an `rl` or `sample` \
@@ -39,6 +39,11 @@ pub fn page() -> Result<String> {
             "Examples of an sft stage",
             "What the stage of that name trains on, one row per example.",
             schema::sft_examples(),
+        ),
+        (
+            "Pairs of a reward-model stage",
+            "What the stage of that name trains on and is measured on, one row per pair.",
+            schema::preferences(),
         ),
         (
             "NAME_set_aside",

@@ -50,7 +50,7 @@ impl Sft<'_> {
         }
         if left_out > 0 {
             let message = format!("{left_out} examples are longer than {max} tokens and left out");
-            self.warn(
+            self.training().warn(
                 message,
                 "raise `max_tokens`, or set `overlong` to \"truncate\" or \"error\"",
             );
@@ -58,7 +58,7 @@ impl Sft<'_> {
         // They come first: a mask that is broken may well leave nothing to train on.
         let examples = rows.iter().map(|row: &Row| &row.example);
         for found in watchdog::examples(&self.settings.watchdogs, examples) {
-            self.tell(found)?;
+            self.training().tell(found)?;
         }
         if rows.iter().all(|row| row.example.loss_mask.iter().skip(1).all(|&m| !m)) {
             return Err(Error::Watchdog {

@@ -2,8 +2,6 @@
 
 use aha_compute::random::Philox;
 
-use crate::pipeline::SftStage;
-
 /// Which examples each optimizer step has.
 pub struct Plan {
     count: usize,
@@ -15,12 +13,19 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Batches of `count` examples, as many as the settings ask for.
-    pub fn new(settings: &SftStage, count: usize, random: Philox) -> Plan {
-        let batch_size = settings.batch_size as usize;
-        let needed = (count * settings.epochs as usize).div_ceil(batch_size) as u64;
-        let steps = settings.max_steps.map_or(needed, |max| max.min(needed));
-        Plan { count, batch_size, shuffle: settings.shuffle, steps, random }
+    /// Batches of `count` examples: as many as the epochs need, but no more than the steps that may follow
+    /// their number.
+    pub fn new(
+        count: usize,
+        batch_size: u32,
+        (epochs, steps_max): (u32, Option<u64>),
+        shuffle: bool,
+        random: Philox,
+    ) -> Plan {
+        let batch_size = batch_size as usize;
+        let needed = (count * epochs as usize).div_ceil(batch_size) as u64;
+        let steps = steps_max.map_or(needed, |max| max.min(needed));
+        Plan { count, batch_size, shuffle, steps, random }
     }
 
     /// The examples of the step after `step` others. They run on from one epoch into the next, and every
@@ -54,9 +59,7 @@ mod tests {
     use super::*;
 
     fn plan(count: usize, batch_size: u32, epochs: u32, shuffle: bool) -> Plan {
-        let settings =
-            SftStage { batch_size, epochs, shuffle, max_steps: None, ..SftStage::default() };
-        Plan::new(&settings, count, Philox::new(1))
+        Plan::new(count, batch_size, (epochs, None), shuffle, Philox::new(1))
     }
 
     #[test]

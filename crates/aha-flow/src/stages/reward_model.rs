@@ -1,0 +1,232 @@
+//! The `reward-model` stage: a head that scores, trained on pairs of completions of which one was preferred.
+//!
+//! # Map
+//! - `pairs`: what the stage's queries give, as tokens, and which prompts are held out.
+//! - Here: a step, the measurement on held-out pairs, and what is saved. `training` goes from step to step;
+//!   which pairs a step has is a function of seed and step, as for `sft`.
+//!
+//! What is saved has a card (see [`Card`]): the template, and mean and deviation of the scores of the pairs that
+//! were trained on, measured once at the end.
+
+mod pairs;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use aha_compute::Device;
+use aha_compute::random::Philox;
+use aha_data::Session;
+use aha_learn::learner::{self, Learner, PreferenceOutcome, compare};
+use aha_learn::preference::Totals;
+use aha_model::{Model, SaveDtype, Tokenizer};
+
+use self::pairs::Pair;
+use super::sft::plan::Plan;
+use super::training::{Done, Task, Training};
+use crate::clock;
+use crate::compute::ComputeThread;
+use crate::error::{Error, Result};
+use crate::models::{self, Loaded};
+use crate::pipeline::{RewardModelStage, Run};
+use crate::progress::Watcher;
+use crate::reward_model::Card;
+use crate::rl::train::{learning_rate, step_settings};
+use crate::rundir::RunDir;
+use crate::stop::Stop;
+
+/// What the stage works with.
+pub struct RewardModel<'a> {
+    /// The stage's name.
+    pub stage: &'a str,
+    /// Its settings.
+    pub settings: &'a RewardModelStage,
+    /// What holds for every stage.
+    pub run: &'a Run,
+    /// Where everything is written.
+    pub dir: &'a RunDir,
+    /// Where the weights are.
+    pub device: &'a Device,
+    /// The tables.
+    pub session: &'a Session,
+    /// Who watches.
+    pub watcher: &'a Watcher,
+    /// A request to stop.
+    pub stop: &'a Stop,
+}
+
+impl RewardModel<'_> {
+    /// Runs the stage from its last checkpoint, or from the start, to its end.
+    pub async fn run(&self, base: Loaded) -> Result<()> {
+        let Loaded { model, tokenizer } = base;
+        let pairs = self.pairs(&model, &tokenizer).await?;
+        self.write_table(&pairs)?;
+        let (model, tokenizer) = self.prepare(model, tokenizer, &pairs)?;
+        let (held_out, trained): (Vec<Pair>, Vec<Pair>) =
+            pairs.into_iter().partition(|pair| pair.is_held_out);
+        let settings = self.settings.clone();
+        let steps = (settings.epochs, settings.max_steps);
+        let random = self.random();
+        let plan = Plan::new(trained.len(), settings.batch_size, steps, settings.shuffle, random);
+        let task = Arc::new(Preference { settings, trained, held_out, plan });
+        let learner = self.training().run(model, Arc::clone(&tokenizer), task.clone()).await?;
+        let mut model = Arc::clone(learner.model());
+        drop(learner);
+        let thread = ComputeThread::start("aha-learner")?;
+        let (path, template) = (self.dir.model(self.stage), self.settings.template.clone());
+        let job = move || {
+            let totals = task.compare(&model, &task.trained)?;
+            let moments = [totals.score_mean() as f32, totals.score_std() as f32];
+            let card = Card { template: Some(template.text().to_owned()), moments: Some(moments) };
+            card.put(Arc::make_mut(&mut model))?;
+            models::save(&path, &model, &tokenizer, SaveDtype::F32)
+        };
+        thread.run(job).await?
+    }
+
+    fn random(&self) -> Philox {
+        Philox::new(self.run.seed).derive(self.stage)
+    }
+
+    /// The model to train, which has a head that scores, and the token that fills in transformers.
+    fn prepare(
+        &self,
+        model: Arc<Model>,
+        tokenizer: Arc<Tokenizer>,
+        pairs: &[Pair],
+    ) -> Result<(Arc<Model>, Arc<Tokenizer>)> {
+        let mut model = match model.is_reward() {
+            true => model,
+            false => Arc::new(model.to_reward(self.random())?),
+        };
+        let card = Card { template: Some(self.settings.template.text().to_owned()), moments: None };
+        let pad_id = pad_id(&model, &tokenizer, pairs);
+        let changed = Arc::make_mut(&mut model);
+        changed.set_pad(pad_id);
+        card.put(changed)?;
+        match pad_id.filter(|&id| tokenizer.is_special(id)) {
+            Some(id) => Ok((model, Arc::new(tokenizer.with_pad(id)?))),
+            None => Ok((model, tokenizer)),
+        }
+    }
+
+    fn training(&self) -> Training<'_> {
+        Training {
+            stage: self.stage,
+            kind: "reward-model",
+            run: self.run,
+            dir: self.dir,
+            device: self.device,
+            watcher: self.watcher,
+            stop: self.stop,
+            checkpoint_every: self.settings.checkpoint_every,
+            nan: self.settings.watchdogs.clone(),
+        }
+    }
+}
+
+/// A token that no sequence ends in, the likelier one to be meant for it first. transformers looks for the token
+/// whose score counts from the right, past those that fill.
+fn pad_id(model: &Model, tokenizer: &Tokenizer, pairs: &[Pair]) -> Option<u32> {
+    let mut taken: BTreeSet<u32> = tokenizer.eos_ids().iter().copied().collect();
+    taken.extend(&model.config().eos_ids);
+    taken.extend(
+        pairs.iter().flat_map(|pair| [pair.chosen_ids.last(), pair.rejected_ids.last()]).flatten(),
+    );
+    let rows = u32::try_from(model.config().vocab_size).unwrap_or(u32::MAX);
+    let named = [tokenizer.pad().map(|token| token.id), model.config().pad_id];
+    let special = (0..rows).filter(|&id| tokenizer.is_special(id));
+    named.into_iter().flatten().chain(special).chain(0..rows).find(|id| !taken.contains(id))
+}
+
+/// What the stage trains on.
+struct Preference {
+    settings: RewardModelStage,
+    trained: Vec<Pair>,
+    held_out: Vec<Pair>,
+    plan: Plan,
+}
+
+impl Preference {
+    fn compare(&self, model: &Model, pairs: &[Pair]) -> Result<Totals> {
+        let pairs: Vec<learner::Pair<'_>> = pairs.iter().map(Pair::tokens).collect();
+        let micro_batch_tokens = self.settings.micro_batch_tokens as usize;
+        Ok(compare(model, &pairs, self.settings.centering, micro_batch_tokens)?)
+    }
+
+    /// Whether the held-out pairs are measured after `step` steps.
+    fn is_measured(&self, step: u64) -> bool {
+        let every = self.settings.held_out_every;
+        let is_due = step == self.plan.steps || (every > 0 && step.is_multiple_of(every));
+        is_due && !self.held_out.is_empty()
+    }
+}
+
+impl Task for Preference {
+    fn steps(&self) -> u64 {
+        self.plan.steps
+    }
+
+    fn step(&self, learner: &mut Learner, step: u64) -> Result<Done> {
+        let began = Instant::now();
+        let lr = learning_rate(&self.settings.optimizer, self.plan.steps, step);
+        let settings = step_settings(
+            &self.settings.optimizer,
+            lr,
+            self.settings.grad_clip,
+            self.settings.micro_batch_tokens,
+            self.settings.activation_checkpointing,
+        );
+        let batch = self.plan.batch(step);
+        let batch: Vec<learner::Pair<'_>> =
+            batch.iter().map(|&i| self.trained[i].tokens()).collect();
+        let outcome = learner.preference_step(&batch, self.settings.centering, &settings)?;
+        let tokens: usize = batch.iter().map(|p| p.chosen.len() + p.rejected.len()).sum();
+        let mut metrics = measure(&outcome, lr, tokens, began);
+        if self.is_measured(step + 1) && learner.model().params().is_finite() {
+            let totals = self.compare(learner.model(), &self.held_out)?;
+            metrics.insert("held_out_loss".to_owned(), totals.loss);
+            metrics.insert("held_out_accuracy".to_owned(), totals.accuracy());
+            metrics.insert("held_out_margin".to_owned(), totals.margin_mean());
+        }
+        Ok(Done { applied: outcome.applied, metrics })
+    }
+
+    fn example_ids(&self, step: u64) -> Vec<&str> {
+        self.plan.batch(step).into_iter().map(|i| self.trained[i].id.as_str()).collect()
+    }
+}
+
+fn measure(
+    outcome: &PreferenceOutcome,
+    lr: f64,
+    tokens: usize,
+    began: Instant,
+) -> BTreeMap<String, f64> {
+    let totals = &outcome.totals;
+    let mut metrics = BTreeMap::from([
+        ("loss".to_owned(), totals.loss),
+        ("accuracy".to_owned(), totals.accuracy()),
+        ("margin".to_owned(), totals.margin_mean()),
+        ("score_mean".to_owned(), totals.score_mean()),
+        ("score_std".to_owned(), totals.score_std()),
+        ("grad_norm".to_owned(), outcome.grad_norm),
+        ("lr".to_owned(), lr),
+    ]);
+    if !clock::is_stopped() {
+        let seconds = began.elapsed().as_secs_f64();
+        metrics.insert("tokens_per_second".to_owned(), tokens as f64 / seconds.max(1e-9));
+    }
+    metrics
+}
+
+/// Nothing is left to train on.
+fn nothing_left(trained: usize, held_out: usize) -> Error {
+    Error::Watchdog {
+        message: format!("{trained} pairs are left to train on, {held_out} are held out"),
+        hint: "look at the query with `aha query`, and at `max_tokens` and `held_out_share`"
+            .to_owned(),
+    }
+}

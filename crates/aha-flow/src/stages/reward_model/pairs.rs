@@ -1,0 +1,202 @@
+//! The pairs of a `reward-model` stage: what its queries give, as tokens, and which of them are held out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use aha_compute::random::Philox;
+use aha_learn::learner;
+use aha_model::{Model, Tokenizer};
+use aha_rollout::rows::{self, PreferenceRow};
+use aha_rollout::schema;
+use aha_rollout::table::{TableWriter, part_name};
+use arrow::array::{Array, Float64Array, RecordBatch, StringArray};
+use arrow::compute::cast;
+use arrow::datatypes::DataType;
+
+use super::{RewardModel, nothing_left};
+use crate::error::{Error, Result};
+use crate::pipeline::{OverlongPair, Sql};
+use crate::prompts::{Prompter, required_text, required_value, text};
+
+/// Rows of a part of the stage's table.
+const PART_ROWS: usize = 8192;
+
+/// Two completions of a prompt, one of which was preferred.
+pub struct Pair {
+    /// Identity in its data.
+    pub id: String,
+    source: Option<String>,
+    prompt: String,
+    chosen: String,
+    rejected: String,
+    margin: f64,
+    /// Whether it is measured on only.
+    pub is_held_out: bool,
+    /// Tokens of prompt and chosen completion.
+    pub chosen_ids: Vec<u32>,
+    /// Tokens of prompt and rejected completion.
+    pub rejected_ids: Vec<u32>,
+}
+
+impl Pair {
+    /// What the learner needs of it.
+    pub fn tokens(&self) -> learner::Pair<'_> {
+        learner::Pair {
+            chosen: &self.chosen_ids,
+            rejected: &self.rejected_ids,
+            margin: self.margin as f32,
+        }
+    }
+}
+
+impl RewardModel<'_> {
+    /// The pairs of the stage's queries, encoded, without those that are too long.
+    pub(super) async fn pairs(
+        &self,
+        model: &Model,
+        tokenizer: &Arc<Tokenizer>,
+    ) -> Result<Vec<Pair>> {
+        let prompter = Prompter::new(tokenizer, &self.settings.template)?;
+        let positions = model.config().max_position_embeddings;
+        let max = positions.min(self.settings.max_tokens as usize);
+        let mut pairs = self.pairs_of(&self.settings.data, &prompter, max).await?;
+        match &self.settings.held_out {
+            Some(sql) => {
+                let held_out = self.pairs_of(sql, &prompter, max).await?;
+                pairs.extend(held_out.into_iter().map(|pair| Pair { is_held_out: true, ..pair }));
+            }
+            None => hold_out(&mut pairs, self.settings.held_out_share, self.random()),
+        }
+        let held_out_count = pairs.iter().filter(|pair| pair.is_held_out).count();
+        let is_asked_for = self.settings.held_out.is_some() || self.settings.held_out_share > 0.0;
+        if held_out_count == pairs.len() || (is_asked_for && held_out_count == 0) {
+            return Err(nothing_left(pairs.len() - held_out_count, held_out_count));
+        }
+        let ids = pairs.iter().flat_map(|pair| pair.chosen_ids.iter().chain(&pair.rejected_ids));
+        model.check_ids(ids.copied())?;
+        Ok(pairs)
+    }
+
+    async fn pairs_of(&self, sql: &Sql, prompter: &Prompter, max: usize) -> Result<Vec<Pair>> {
+        let (mut pairs, mut left_out) = (Vec::new(), 0_usize);
+        for batch in self.session.collect(&sql.0).await? {
+            for pair in encode(prompter, &batch, pairs.len() + left_out)? {
+                let len = pair.chosen_ids.len().max(pair.rejected_ids.len());
+                if len <= max {
+                    pairs.push(pair);
+                } else if self.settings.overlong == OverlongPair::Drop {
+                    left_out += 1;
+                } else {
+                    return Err(Error::input_with(
+                        format!("pair `{}` has {len} tokens: expected at most {max}", pair.id),
+                        "raise `max_tokens`, or set `overlong` to \"drop\"",
+                    ));
+                }
+            }
+        }
+        if left_out > 0 {
+            let message = format!("{left_out} pairs are longer than {max} tokens and left out");
+            self.training().warn(message, "raise `max_tokens`, or set `overlong` to \"error\"");
+        }
+        Ok(pairs)
+    }
+
+    /// The stage's table: what it trains and is measured on.
+    pub(super) fn write_table(&self, pairs: &[Pair]) -> Result<()> {
+        let table = TableWriter::open(&self.dir.table(self.stage), schema::preferences())?;
+        for (part, pairs) in pairs.chunks(PART_ROWS).enumerate() {
+            let rows: Vec<PreferenceRow<'_>> = pairs
+                .iter()
+                .map(|pair| PreferenceRow {
+                    stage: self.stage,
+                    example_id: &pair.id,
+                    source: pair.source.as_deref(),
+                    prompt: &pair.prompt,
+                    chosen: &pair.chosen,
+                    rejected: &pair.rejected,
+                    margin: pair.margin,
+                    is_held_out: pair.is_held_out,
+                    chosen_token_ids: &pair.chosen_ids,
+                    rejected_token_ids: &pair.rejected_ids,
+                })
+                .collect();
+            table.write(&part_name(part as u64), &[rows::preferences(&rows)])?;
+        }
+        Ok(())
+    }
+}
+
+fn encode(prompter: &Prompter, batch: &RecordBatch, first: usize) -> Result<Vec<Pair>> {
+    let (ids, sources) = (text(batch, "id")?, text(batch, "source")?);
+    let [prompts, chosen, rejected] = [
+        required_text(batch, "prompt")?,
+        required_text(batch, "chosen")?,
+        required_text(batch, "rejected")?,
+    ];
+    let margins = margins(batch)?;
+    let get = |column: &Option<StringArray>, row: usize| {
+        column.as_ref().filter(|c| c.is_valid(row)).map(|c| c.value(row).to_owned())
+    };
+    let mut pairs = Vec::with_capacity(batch.num_rows());
+    for row in 0..batch.num_rows() {
+        let place = ("pairs", first + row);
+        let id = get(&ids, row).unwrap_or_else(|| place.1.to_string());
+        let within = |error: Error| error.within(&format!("pair `{id}`"));
+        let prompt = required_value(&prompts, row, "prompt", place)?;
+        let tokens = |completion: &str| -> Result<Vec<u32>> {
+            let ids = prompter.example(prompt, completion).map_err(within)?.ids;
+            match ids.is_empty() {
+                false => Ok(ids),
+                true => Err(within(Error::input("prompt and completion are empty"))),
+            }
+        };
+        let chosen = required_value(&chosen, row, "chosen", place)?;
+        let rejected = required_value(&rejected, row, "rejected", place)?;
+        let margin = margins.as_ref().filter(|m| m.is_valid(row)).map_or(0.0, |m| m.value(row));
+        if !margin.is_finite() {
+            return Err(within(Error::input(format!("`margin` is {margin}: expected a number"))));
+        }
+        pairs.push(Pair {
+            source: get(&sources, row),
+            prompt: prompt.to_owned(),
+            margin,
+            is_held_out: false,
+            chosen_ids: tokens(chosen)?,
+            rejected_ids: tokens(rejected)?,
+            chosen: chosen.to_owned(),
+            rejected: rejected.to_owned(),
+            id,
+        });
+    }
+    Ok(pairs)
+}
+
+/// The column `margin`, if there is one.
+fn margins(batch: &RecordBatch) -> Result<Option<Float64Array>> {
+    let Some(column) = batch.column_by_name("margin") else { return Ok(None) };
+    let column = cast(column, &DataType::Float64)
+        .map_err(|error| Error::input(format!("column `margin` can't be read: {error}")))?;
+    let column = column.as_any().downcast_ref::<Float64Array>().cloned();
+    column.map(Some).ok_or_else(|| Error::bug("a cast to numbers gave another type"))
+}
+
+/// Holds out the pairs of a share of the prompts, at least of one where there is a share at all. Which they are
+/// is a function of the seed and of each prompt's text: no prompt is both trained and measured on.
+fn hold_out(pairs: &mut [Pair], share: f64, random: Philox) {
+    if share == 0.0 {
+        return;
+    }
+    let family = random.derive("held out");
+    let draws: BTreeMap<&str, u64> = pairs
+        .iter()
+        .map(|pair| (pair.prompt.as_str(), family.derive(&pair.prompt).bits(&[0])))
+        .collect();
+    let mut drawn: Vec<(u64, &str)> = draws.iter().map(|(prompt, draw)| (*draw, *prompt)).collect();
+    drawn.sort_unstable();
+    let count = ((drawn.len() as f64 * share).round() as usize).max(1);
+    let held_out: BTreeSet<String> =
+        drawn.into_iter().take(count).map(|(_, prompt)| prompt.to_owned()).collect();
+    for pair in pairs {
+        pair.is_held_out = held_out.contains(&pair.prompt);
+    }
+}
