@@ -36,8 +36,8 @@ pub enum Strategy {
 #[serde(default)]
 pub struct Settings {
     /// Where the final answer is looked for, in this order, out of `answer_tag`, `boxed`, `hashes`,
-    /// `answer_is`, `whole`. Default `["answer_tag", "boxed"]`: an answer that is not marked as one doesn't
-    /// count.
+    /// `answer_is`, `last_expression`, `whole`. Default `["answer_tag", "boxed"]`: an answer that is not marked
+    /// as one doesn't count.
     pub extract: Vec<Strategy>,
     /// Name of the tag around the chain of thought. Default `think`.
     pub think_tag: String,

@@ -45,9 +45,13 @@ fn choice(text: &str) -> Option<Choice> {
         return None;
     }
     rest = &rest[usize::from(mark.is_some())..];
-    // "(A), 5" is a list of two answers.
-    let goes_on = |c: &char| matches!(c, ',' | ';' | '=' | '/' | '+' | '*' | '^' | '&' | '∪');
-    if matches!(rest.first(), Some(Token { kind: Kind::Punct(c), .. }) if goes_on(c)) {
+    // "(A), 5" and "(A) or 5" are lists of two answers.
+    let goes_on = |kind: &Kind| match kind {
+        Kind::Punct(c) => matches!(c, ',' | ';' | '=' | '/' | '+' | '*' | '^' | '&' | '∪'),
+        Kind::Word(word) => matches!(word.to_lowercase().as_str(), "and" | "or"),
+        _ => false,
+    };
+    if rest.first().is_some_and(|token| goes_on(&token.kind)) {
         return None;
     }
     // "(A)(B)" and "(A) or (B)" name two.
