@@ -1,6 +1,6 @@
 //! `kind = "language"`: is the chain of thought in the language that it should be in?
 //!
-//! What counts as a word is decided by [`crate::prose`]: maths and code don't. Then each word is judged by its
+//! What counts as a word is decided by `prose`: maths and code don't. Then each word is judged by its
 //! script, and where several languages share the script, by the sentence that it is in: the share of right
 //! words is that of R1's language consistency reward (DeepSeek-AI 2025, section 2.3.2).
 

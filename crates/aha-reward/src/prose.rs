@@ -197,7 +197,7 @@ impl Skips<'_> {
         let bytes = &self.text.as_bytes()[at..];
         match bytes[0] {
             b'`' => self.code_len(at),
-            b'$' if bytes.get(1) == Some(&b'$') => 2 + self.to_closer(at + 2, Closer::Dollars),
+            b'$' if bytes.get(1) == Some(&b'$') => 2 + self.closer_len(at + 2, Closer::Dollars),
             b'$' => self.dollar_len(at),
             b'\\' => self.command_len(at),
             b'<' => tag_len(bytes),
@@ -230,13 +230,13 @@ impl Skips<'_> {
     fn command_len(&mut self, at: usize) -> usize {
         let rest = &self.text[at..];
         if rest.starts_with("\\(") {
-            return 2 + self.to_closer(at + 2, Closer::Parenthesis);
+            return 2 + self.closer_len(at + 2, Closer::Parenthesis);
         }
         if rest.starts_with("\\[") {
-            return 2 + self.to_closer(at + 2, Closer::Bracket);
+            return 2 + self.closer_len(at + 2, Closer::Bracket);
         }
         if rest.starts_with("\\begin{") {
-            return 7 + self.to_environment_end(at + 7);
+            return 7 + self.environment_len(at + 7);
         }
         let name_len = rest[1..].bytes().take_while(u8::is_ascii_alphabetic).count();
         // A command of one character is a mark; one of two backslashes is a new line.
@@ -244,7 +244,7 @@ impl Skips<'_> {
     }
 
     /// The bytes from `from` on to the closer and with it; 0 where there is none.
-    fn to_closer(&mut self, from: usize, closer: Closer) -> usize {
+    fn closer_len(&mut self, from: usize, closer: Closer) -> usize {
         if self.hopeless[closer as usize] {
             return 0;
         }
@@ -254,7 +254,7 @@ impl Skips<'_> {
     }
 
     /// To the end of the environment whose name begins at `from`; those inside end first.
-    fn to_environment_end(&mut self, from: usize) -> usize {
+    fn environment_len(&mut self, from: usize) -> usize {
         if self.hopeless[Closer::Environment as usize] {
             return 0;
         }
