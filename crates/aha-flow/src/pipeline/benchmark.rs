@@ -1,6 +1,7 @@
 //! The benchmarks that an evaluation can name.
 
-use aha_reward::Spec;
+use aha_reward::{Kind, Spec};
+use serde_json::Value as Json;
 
 use super::reader::choice;
 use super::rewards::Reward;
@@ -41,7 +42,12 @@ impl Benchmark {
 
     /// Its verifier, or why this version doesn't have it.
     pub fn reward(self) -> Result<Reward, String> {
-        let spec: Spec = serde_json::from_str(self.card().reward).map_err(|e| e.to_string())?;
+        let failed = |error: serde_json::Error| error.to_string();
+        let json: Json = serde_json::from_str(self.card().reward).map_err(failed)?;
+        // A kind that this version lacks has no keys to speak of.
+        let kind: Kind = serde_json::from_value(json["kind"].clone()).map_err(failed)?;
+        Spec::new(kind).map_err(|problem| problem.to_string())?;
+        let spec: Spec = serde_json::from_value(json).map_err(failed)?;
         Ok(Reward(spec.named()))
     }
 }

@@ -428,9 +428,9 @@ section! {
 }
 
 section! {
-    /// Evaluation: pass@1, pass@k and cons@k with their standard errors, lengths, and the model's rating
-    /// where problems have one. The stage's table and `evals` get a row per model; the completions of each
-    /// model are the table `NAME_MODEL`.
+    /// Evaluation: pass@1, pass@k and cons@k with their standard errors. Lengths are measured as well, and
+    /// the model is rated where problems have ratings. The stage's table and `evals` get a row per model;
+    /// the completions of each model are the table `NAME_MODEL`.
     pub struct EvalStage {
         /// The models, one or several: of `[models]` or earlier training stages.
         pub model: Names, "at least one model" |names| !names.0.is_empty();
