@@ -273,7 +273,7 @@ pub(crate) mod tests {
 
     fn tally(kind: Kind, texts: &[&str]) -> Tally {
         let problems = texts.iter().enumerate().map(|(idx, text)| (idx.to_string(), samples(text)));
-        Tally { problems: problems.collect(), ..Tally::new(&Reward(Spec::new(kind).unwrap())) }
+        Tally { problems: problems.collect(), ..Tally::new(&Reward(Spec::new(kind))) }
     }
 
     fn subject() -> Subject<'static> {

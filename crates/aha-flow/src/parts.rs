@@ -4,6 +4,7 @@
 //! was trained on can't be lost without notice. What was written after the record is made again anyway.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::ErrorKind;
 use std::path::PathBuf;
 
@@ -45,10 +46,10 @@ impl Parts {
     /// known already isn't read again.
     pub fn with(mut self, dir: &RunDir, stage: &str, tables: &[String]) -> Result<Parts> {
         for (name, path) in written(dir, stage, tables)? {
-            if !self.0.contains_key(&name) {
+            if let Entry::Vacant(place) = self.0.entry(name) {
                 let found = fs_err::metadata(&path).map_err(Error::io("look at", &path))?;
                 let part = Part { size_bytes: found.len(), sha256: sha256_of_file(&path)? };
-                self.0.insert(name, part);
+                place.insert(part);
             }
         }
         Ok(self)

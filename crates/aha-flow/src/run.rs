@@ -25,7 +25,7 @@ use crate::stages::{
     self, eval::Eval, export::Export, query::Query, reward_model::RewardModel, sample::Sample,
     sft::Sft,
 };
-use crate::state::{self, Machine, Opening, RunState, Status};
+use crate::state::{self, Machine, Opening, RunState};
 use crate::stop::Stop;
 use crate::{compute, generate, planning, rl};
 
@@ -275,8 +275,8 @@ impl Runner {
                     dir: &self.dir,
                     device: &self.device,
                     session: &self.session,
-                    watcher: &self.options.watcher,
-                    stop: &self.options.stop,
+                    watcher: &self.how.watcher,
+                    stop: &self.how.stop,
                 };
                 stage.run(base).await
             }

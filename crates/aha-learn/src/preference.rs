@@ -127,8 +127,8 @@ mod tests {
             (1.5, 1.0, 0.25, 0.01),
             (3.0, 3.0, 0.0, 0.5),
         ] {
-            let out = loss(scores(chosen, rejected, margin), f64::from(centering), 4);
-            let of = |c: f64, r: f64| plain(c, r, f64::from(margin), f64::from(centering)) / 4.0;
+            let out = loss(scores(chosen, rejected, margin), centering, 4);
+            let of = |c: f64, r: f64| plain(c, r, f64::from(margin), centering) / 4.0;
             let (c, r) = (f64::from(chosen), f64::from(rejected));
             assert!((out.loss - of(c, r)).abs() < 1e-12, "{out:?}");
             let dchosen = (of(c + h, r) - of(c - h, r)) / (2.0 * h);

@@ -9,7 +9,7 @@ use aha_reward::backend::NoBackends;
 use aha_reward::{Kind, Spec, grade};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let spec = Spec::new(Kind::Math).map_err(|problem| problem.to_string())?;
+    let spec = Spec::new(Kind::Math);
     let verifier = spec.for_grading().resolve(&NoBackends).map_err(|problems| {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
         problems.join("; ")

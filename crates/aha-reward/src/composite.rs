@@ -258,7 +258,7 @@ mod tests {
     fn a_part_is_built_on_the_score_of_one_before_it() {
         let cosine = r#"{"kind":"length","form":"cosine","max_tokens":6,"of":"math"}"#;
         let cosine: Spec = serde_json::from_str(cosine).unwrap();
-        let mut maths = Spec::new(Kind::Math).unwrap();
+        let mut maths = Spec::new(Kind::Math);
         maths.common.weight = 0.0;
         let composite = composite(&[maths.clone(), cosine.clone()], OnNull::Drop);
         // Half of the way: between what the ends have.
@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn two_parts_with_one_name_are_refused() {
         let length = serde_json::from_str(r#"{"kind":"length"}"#).unwrap();
-        let twice = [Spec::new(Kind::Math).unwrap(), Spec::new(Kind::Math).unwrap(), length];
+        let twice = [Spec::new(Kind::Math), Spec::new(Kind::Math), length];
         let problems = Composite::new(&twice, OnNull::Drop, None, &NoBackends).err().unwrap();
         let keys: Vec<_> = problems.iter().map(|(idx, p)| (*idx, p.key.as_str())).collect();
         assert_eq!(keys, [(1, "name"), (2, "max_tokens")]);

@@ -269,7 +269,7 @@ mod tests {
     }
 
     fn run(input: &[u8]) -> (Vec<String>, Progress) {
-        run_with(Spec::new(Kind::Math).unwrap(), input)
+        run_with(Spec::new(Kind::Math), input)
     }
 
     #[test]

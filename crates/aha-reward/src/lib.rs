@@ -33,7 +33,7 @@
 //! ```
 //! use aha_reward::{Kind, NoBackends, Sample, Spec};
 //!
-//! let verifier = Spec::new(Kind::Math).unwrap().resolve(&NoBackends).ok().unwrap();
+//! let verifier = Spec::new(Kind::Math).resolve(&NoBackends).ok().unwrap();
 //! let sample = Sample {
 //!     completion: r"<think>3 of 6</think> <answer>\frac{1}{2}</answer>",
 //!     answer: Some("0.5"),

@@ -127,7 +127,7 @@ mod tests {
             Ok(Arc::new(Bytes(self.0)))
         }
 
-        fn chat_model(&self, name: &str, _: usize) -> Result<Arc<dyn ChatModel>, String> {
+        fn chat_model(&self, name: &str, _: usize, _: f64) -> Result<Arc<dyn ChatModel>, String> {
             Err(format!("`{name}`, a reward model"))
         }
     }

@@ -85,7 +85,7 @@ pub trait Resolve: Clone + Default + PartialEq + DeserializeOwned + Serialize {
     }
 }
 
-/// Declares [`Settings`], a variant for each kind that this version has.
+/// Declares [`Settings`], a variant for each kind.
 macro_rules! settings {
     ($($kind:ident($module:ident),)*) => {
         /// The settings of a reward, by its kind.
@@ -94,15 +94,9 @@ macro_rules! settings {
         pub enum Settings { $($kind($module::Settings),)* }
 
         impl Settings {
-            /// The kinds that this version has, in the order of the documentation.
-            pub const KINDS: &[Kind] = &[$(Kind::$kind,)*];
-
-            /// Those of that kind with every default; none for a kind that this version doesn't have.
-            pub fn new(kind: Kind) -> Option<Self> {
-                match kind {
-                    $(Kind::$kind => Some(Self::$kind($module::Settings::default())),)*
-                    _ => None,
-                }
+            /// Those of that kind with every default.
+            pub fn new(kind: Kind) -> Self {
+                match kind { $(Kind::$kind => Self::$kind($module::Settings::default()),)* }
             }
 
             /// Their kind.
@@ -110,11 +104,8 @@ macro_rules! settings {
                 match self { $(Self::$kind(_) => Kind::$kind,)* }
             }
 
-            fn from_json(kind: Kind, json: Value) -> serde_json::Result<Option<Self>> {
-                match kind {
-                    $(Kind::$kind => serde_json::from_value(json).map(|s| Some(Self::$kind(s))),)*
-                    _ => Ok(None),
-                }
+            fn from_json(kind: Kind, json: Value) -> serde_json::Result<Self> {
+                match kind { $(Kind::$kind => serde_json::from_value(json).map(Self::$kind),)* }
             }
 
             fn to_json(&self) -> serde_json::Result<Value> {
@@ -198,10 +189,9 @@ impl std::fmt::Display for Problem {
 }
 
 impl Spec {
-    /// That kind with every default; an error that lists the kinds for one that this version doesn't have.
-    pub fn new(kind: Kind) -> Result<Self, Problem> {
-        let settings = Settings::new(kind).ok_or_else(|| not_built(kind))?;
-        Ok(Self { common: Common::default(), settings })
+    /// That kind with every default.
+    pub fn new(kind: Kind) -> Self {
+        Self { common: Common::default(), settings: Settings::new(kind) }
     }
 
     /// With the answer looked for where text may be nothing but the answer, as `aha grade` reads it.
@@ -243,7 +233,7 @@ impl Spec {
     /// The keys that a reward of that kind takes, in the order of the documentation.
     pub fn key_names(kind: Kind) -> Vec<String> {
         let common = ["kind", "name", "weight", "clip", "gate", "on_null"].map(str::to_owned);
-        let own = Settings::new(kind).and_then(|settings| settings.to_json().ok());
+        let own = Settings::new(kind).to_json().ok();
         let own = own.as_ref().and_then(Value::as_object).into_iter().flat_map(Map::keys);
         common.into_iter().chain(own.cloned()).collect()
     }
@@ -258,12 +248,6 @@ impl Spec {
         }
         Err(problems)
     }
-}
-
-fn not_built(kind: Kind) -> Problem {
-    let built: Vec<&str> = Settings::KINDS.iter().map(|kind| kind.name()).collect();
-    let must = format!("one that this version has: {}", built.join(", "));
-    Problem::new("kind", must, format!("`{kind}`"))
 }
 
 impl Common {
@@ -308,7 +292,6 @@ impl<'de> Deserialize<'de> for Spec {
         let json = Value::Object(json);
         let common = serde_json::from_value(json.clone()).map_err(D::Error::custom)?;
         let settings = Settings::from_json(kind, json).map_err(D::Error::custom)?;
-        let settings = settings.ok_or_else(|| D::Error::custom(not_built(kind)))?;
         Ok(Self { common, settings })
     }
 }
@@ -375,17 +358,6 @@ mod tests {
     }
 
     #[test]
-    fn a_kind_that_is_not_built_is_refused_with_the_list_of_those_that_are() {
-        for kind in Kind::ALL.into_iter().filter(|kind| !Settings::KINDS.contains(kind)) {
-            let problem = Spec::new(kind).unwrap_err().to_string();
-            assert!(problem.starts_with("`kind` must be one that this version has: math, "));
-            assert!(problem.ends_with(&format!("not `{kind}`")), "{problem}");
-            let json = format!(r#"{{"kind":"{kind}"}}"#);
-            assert_eq!(serde_json::from_str::<Spec>(&json).unwrap_err().to_string(), problem);
-        }
-    }
-
-    #[test]
     fn unknown_keys_and_kinds_are_refused() {
         let refused = |json| serde_json::from_str::<Spec>(json).unwrap_err().to_string();
         let text = refused(r#"{"kind":"math","wieght":1}"#);
@@ -447,7 +419,7 @@ mod tests {
                  which only a pipeline can lend",
             ]
         );
-        let mut endless = Spec::new(Kind::Math).unwrap();
+        let mut endless = Spec::new(Kind::Math);
         endless.common.weight = f32::INFINITY;
         assert_eq!(endless.resolve(&NoBackends).err().unwrap()[0].key, "weight");
     }

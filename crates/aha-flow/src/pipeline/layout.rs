@@ -127,14 +127,7 @@ fn read_eval(entries: &[Entry], path: &str, reader: &mut Reader<'_>) -> EvalStag
         && !entries.iter().any(|entry| entry.key == "reward")
     {
         let reward_path = join(path, "reward");
-        match benchmark.reward() {
-            Ok(reward) => eval.reward = reward,
-            Err(why) => {
-                let message = format!("the verifier of `{}`: {why}", benchmark.word());
-                let hint = "name a `reward` that this version has".to_owned();
-                reader.report_at(&join(path, "benchmark"), message, Some(hint));
-            }
-        }
+        eval.reward = benchmark.reward();
         // It stands where the benchmark does.
         let place = reader.span_of(&join(path, "benchmark"));
         reader.remember(&reward_path, place);

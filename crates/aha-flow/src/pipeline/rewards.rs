@@ -18,7 +18,7 @@ pub struct Reward(pub Spec);
 
 impl Default for Reward {
     fn default() -> Self {
-        Self(Spec::new(Kind::Math).expect("maths is built").named())
+        Self(Spec::new(Kind::Math).named())
     }
 }
 
@@ -149,28 +149,23 @@ fn told(path: &str, problem: &aha_reward::Problem) -> (String, String) {
 /// The kind of a reward: one that is known, and built.
 fn read_kind(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Kind> {
     let Value::Table(entries) = &node.value else { return None };
-    let built: Vec<&str> = Settings::KINDS.iter().map(|kind| kind.name()).collect();
+    let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
     let path = format!("{path}.kind");
     let Some(entry) = entries.iter().find(|entry| entry.key == "kind") else {
-        reader.report_at(&path, format!("`{path}` is missing"), Some(one_of(&built)));
+        reader.report_at(&path, format!("`{path}` is missing"), Some(one_of(&known)));
         return None;
     };
     reader.remember(&path, entry.node.span);
     let Value::String(word) = &entry.node.value else {
-        reader.wrong_type(&entry.node, &path, &one_of(&built));
+        reader.wrong_type(&entry.node, &path, &one_of(&known));
         return None;
     };
     match Kind::from_name(word) {
-        Some(kind) if Settings::KINDS.contains(&kind) => Some(kind),
-        Some(kind) => {
-            let message = format!("rewards of kind `{kind}` are not built in this version");
-            reader.report_at(&path, message, Some(format!("use {}", one_of(&built))));
-            None
-        }
+        Some(kind) => Some(kind),
         None => {
             let hint = nearest(word, Kind::ALL.iter().map(|kind| kind.name()));
             let hint = hint.map(|word| format!("did you mean \"{word}\"?"));
-            let message = format!("`{path}` must be {}, got \"{word}\"", one_of(&built));
+            let message = format!("`{path}` must be {}, got \"{word}\"", one_of(&known));
             reader.report_at(&path, message, hint);
             None
         }

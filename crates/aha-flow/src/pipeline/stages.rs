@@ -117,7 +117,7 @@ impl StageKind {
         matches!(self, StageKind::Sft(_) | StageKind::RewardModel(_) | StageKind::Rl(_))
     }
 
-    /// The rewards of the stage.
+    /// The rewards that score its completions.
     pub fn rewards(&self) -> &[Reward] {
         match self {
             StageKind::Rl(stage) => &stage.rewards,
@@ -127,17 +127,6 @@ impl StageKind {
             | StageKind::RewardModel(_)
             | StageKind::Query(_)
             | StageKind::Export(_) => &[],
-        }
-    }
-
-    /// The rewards that score its completions.
-    pub fn rewards(&self) -> &[Reward] {
-        use std::slice::from_ref;
-        match self {
-            StageKind::Rl(stage) => &stage.rewards,
-            StageKind::Sample(stage) => &stage.rewards,
-            StageKind::Eval(stage) => from_ref(&stage.reward),
-            StageKind::Sft(_) | StageKind::Query(_) | StageKind::Export(_) => &[],
         }
     }
 

@@ -93,10 +93,7 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
     let benchmark = args.benchmark.as_deref().and_then(Benchmark::from_word);
     let reward = match (args.reward, benchmark) {
         (Some(reward), _) => Reward(reward.named()),
-        (None, Some(benchmark)) => benchmark.reward().map_err(|why| {
-            let message = format!("the verifier of `{}`: {why}", benchmark.word());
-            misuse(message, "name another with --reward")
-        })?,
+        (None, Some(benchmark)) => benchmark.reward(),
         (None, None) => Reward::default(),
     };
     shared::verifier(&reward.0)?;

@@ -37,7 +37,7 @@ pub struct Args {
 /// Grades every line.
 pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     // A name alone says nothing of where the answer is: then text may be nothing but the answer.
-    let is_default = Spec::new(args.reward.kind()).is_ok_and(|spec| spec == args.reward);
+    let is_default = Spec::new(args.reward.kind()) == args.reward;
     let spec = if is_default { args.reward.clone().for_grading() } else { args.reward.clone() };
     let verifier = shared::verifier(&spec)?;
     let mut out = BufWriter::new(io::stdout().lock());

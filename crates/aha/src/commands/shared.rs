@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use aha_compute::Device;
 use aha_flow::pipeline::Template;
 use aha_flow::planning;
-use aha_reward::{Kind, NoBackends, Settings, Spec, Verifier};
+use aha_reward::{Kind, NoBackends, Spec, Verifier};
 use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
@@ -61,13 +61,13 @@ pub fn reward(text: &str) -> Result<Spec, String> {
         return Ok(file.reward);
     }
     let kind = Kind::from_name(text).ok_or_else(|| {
-        let built: Vec<&str> = Settings::KINDS.iter().map(|kind| kind.name()).collect();
+        let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
         format!(
             "expected one of {}, or a table such as {{ kind = \"length\", max_tokens = 99 }}",
-            built.join(", ")
+            known.join(", ")
         )
     })?;
-    Spec::new(kind).map_err(|problem| problem.to_string())
+    Ok(Spec::new(kind))
 }
 
 #[derive(serde::Deserialize)]

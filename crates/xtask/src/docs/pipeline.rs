@@ -2,7 +2,7 @@
 
 use aha_flow::benchmark;
 use aha_flow::pipeline::{Benchmark, Key, Table, reference};
-use aha_reward::{Kind, Settings, Spec};
+use aha_reward::{Kind, Spec};
 use anyhow::Result;
 
 use super::NOTE;
@@ -262,7 +262,7 @@ fn rewards() -> Result<String> {
     let mut of_each = String::new();
     let spec = Source::read("aha-reward", &["spec.rs", "composite.rs"])?;
     let common = spec.item("Common")?;
-    for &kind in Settings::KINDS {
+    for kind in Kind::ALL {
         let source =
             Source::read("aha-reward", &[&module_of(kind), "extract.rs", TOOLCHAIN, ISOLATION])?;
         let answer = Source::read("aha-reward", &["extract.rs"])?.item("Settings")?;
