@@ -166,9 +166,12 @@ fn the_plan_says_which_tokens_the_loss_is_over() {
         "loss      mean over the completion tokens of a batch",
         "loss      mean over all tokens of a batch",
     );
-    assert_eq!(loss(&[]), [completion, completion]);
-    assert_eq!(loss(&["stage.cold.loss_on=all"]), [all, completion]);
-    assert_eq!(loss(&["stage.cold.data=SELECT prompt AS text FROM problems"]), [all, completion]);
+    let pairs = "loss      mean of -log sigmoid(chosen - rejected - margin) + \
+                 0.01 (chosen + rejected)^2 over a batch";
+    assert_eq!(loss(&[]), [completion, pairs, completion]);
+    assert_eq!(loss(&["stage.cold.loss_on=all"]), [all, pairs, completion]);
+    let text = "stage.cold.data=SELECT prompt AS text FROM problems";
+    assert_eq!(loss(&[text]), [all, pairs, completion]);
 }
 
 #[test]
