@@ -40,8 +40,8 @@ pub struct Settings {
     pub answer_tag: String,
     /// What may stand outside of the tags, `whitespace` or `any`. Default `whitespace`.
     pub outside: Outside,
-    /// Whether the prompt has opened the think tag, `auto`, `yes` or `no`. Default `auto`: if the prompt ends
-    /// with it.
+    /// Whether the think tag is open when the completion begins, `auto`, `yes` or `no`. Default `auto`: if the
+    /// prompt, as the data has it, ends with the tag. Set `yes` where the template opens it.
     pub think_in_prompt: ThinkInPrompt,
 }
 

@@ -34,7 +34,7 @@ pub trait Verifier: Send + Sync {
 /// What a verifier may read of a completion.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sample<'a> {
-    /// The prompt as the model saw it, after the template.
+    /// The prompt as the data set states it, before any template.
     pub prompt: &'a str,
     /// What the model wrote.
     pub completion: &'a str,

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use aha_reward::extract::Extraction;
-use aha_reward::{Kind, Settings, Spec, math_equal};
+use aha_reward::{Kind, Settings, Spec, choice_letter, math_equal};
 
 use super::Sample;
 
@@ -83,17 +83,9 @@ fn plain_number(answer: &str) -> Option<String> {
     })
 }
 
-/// The letter that `(C)`, `C.`, `**c**` or `C) 42` begins with; the text in small letters where that is none.
+/// The letter that an answer names; the text in small letters where it names none.
 fn option_letter(answer: &str) -> String {
-    let text = answer.trim_start_matches(|c: char| !c.is_alphanumeric());
-    let mut chars = text.chars();
-    match (chars.next(), chars.next()) {
-        (Some(letter), None) if letter.is_ascii_alphabetic() => letter.to_ascii_uppercase().into(),
-        (Some(letter), Some(next)) if letter.is_ascii_alphabetic() && !next.is_alphanumeric() => {
-            letter.to_ascii_uppercase().into()
-        }
-        _ => text.to_lowercase(),
-    }
+    choice_letter(answer).map_or_else(|| answer.to_lowercase(), String::from)
 }
 
 /// How answers are read out of completions and compared, for a reward that reads answers.

@@ -31,6 +31,7 @@ use crate::rundir::RunDir;
 use crate::score::Scorer;
 use crate::stages::completions::Speed;
 use crate::stages::eval::{self, draws, subject};
+use crate::state::RunState;
 use crate::stop::Stop;
 use crate::{generate, models};
 
@@ -74,7 +75,9 @@ pub async fn in_dir(
     let resolved = options.resolve().await?;
     let pipeline = Arc::new(options.pipeline(&resolved));
     let how = How { watcher, stop, faults: Faults::default() };
-    execute(pipeline, dir, options.places.clone(), (true, how), || ()).await?;
+    // It goes on by itself where there is something to go on with.
+    let resume = RunState::read(dir)?.is_some();
+    execute(pipeline, dir, options.places.clone(), (resume, how), || ()).await?;
     row_of(dir)
 }
 
