@@ -8,8 +8,8 @@ Set up as `check-export.py` says. Then:
 RUN_DIR is a run directory with a `reward-model` stage STAGE that is done. Its pairs are read with `aha query`
 from the table STAGE, and scored by `models/STAGE` in transformers in f32 on the processor: each alone, and N at a time
 filled up on the right with the token that the model's config names. Two things are compared: the accuracy on
-held-out pairs, and how far apart their scores are, with what the stage recorded, and the mean and standard deviation of the scores
-of the other pairs with the card in `config.json`. Exit code: 0 within 1e-3, 1 beyond or not a number, 2 when it
+held-out pairs, and how far apart their scores are, with what the stage recorded, and the mean and standard
+deviation of the scores of the other pairs with the card in `config.json`. Exit code: 0 within 1e-3, 1 beyond or not a number, 2 when it
 can't be checked.
 """
 
@@ -96,7 +96,8 @@ def main():
     scored = list(zip(pairs, alone[::2], alone[1::2], strict=True))
     trained = torch.tensor([s for pair, *two in scored if not pair["is_held_out"] for s in two], dtype=torch.float64)
     card = json.loads((path / "config.json").read_text())["aha_reward"]
-    for value, ours, name in zip((trained.mean(), trained.std(correction=0)), card["moments"], ("mean", "std"), strict=True):
+    found = (trained.mean(), trained.std(correction=0))
+    for value, ours, name in zip(found, card["moments"], ("mean", "std"), strict=True):
         distances[f"{name} of the scores"] = abs(value.item() - ours)
     held_out = [(chosen, rejected) for pair, chosen, rejected in scored if pair["is_held_out"]]
     ours = recorded(args, "held_out_accuracy")
@@ -106,7 +107,8 @@ def main():
         margin = sum(chosen - rejected for chosen, rejected in held_out) / len(held_out)
         distances["margin of held-out pairs"] = abs(margin - recorded(args, "held_out_margin"))
 
-    print(f"{len(pairs)} pairs, {type(model).__name__}, transformers {transformers.__version__}, torch {torch.__version__}")
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    print(f"{len(pairs)} pairs, {type(model).__name__}, {versions}")
     for name, distance in distances.items():
         print(f"{name}: distance {distance:.2e}")
     # A maximum of tensors is NaN where any value is, unlike Python's.

@@ -14,7 +14,7 @@
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
 //! | reference | 8 P | `rl` with KL: weights and packed weights of the reference model |
-//! | reward models | 8 P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | stages with rewards of kind `model` |
+//! | reward models | 8 P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | rewards of kind `model` |
 //! | kv cache | `run.kv_cache`, or less if S sequences can't fill it | sampling |
 //! | activations | 4 T (L (4 H + 2 Q + 2 K + 3 I + N) + 4 H) | training |
 //! | the same with checkpointing | 4 T (2 L H + 4 H + 2 Q + 2 K + 3 I + N + 4 H) | training |

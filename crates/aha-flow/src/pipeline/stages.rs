@@ -232,7 +232,7 @@ choice! {
 }
 
 section! {
-    /// Training of a reward model on pairs of completions of which one was preferred (Bradley and Terry):
+    /// Training of a reward model on pairs of completions. One of each pair was preferred (Bradley and Terry):
     /// `loss = mean(-log sigmoid(chosen - rejected - margin) + centering (chosen + rejected)^2)` over the pairs
     /// of a batch. A score is the product of `score.weight` with the final hidden state of a sequence's last
     /// token, which is the end token or what the template writes after it. Leaves a reward model for rewards of
