@@ -6,11 +6,11 @@ Set up as `check-export.py` says. Then:
     ~/.cache/aha/venv-transformers/bin/python ops/check-reward-model.py RUN_DIR STAGE [--batch N] [--aha PROGRAM]
 
 RUN_DIR is a run directory with a `reward-model` stage STAGE that is done. Its pairs are read with `aha query`
-from the table STAGE, and scored by `models/STAGE` in transformers in f32 on the processor: each alone, and N at a time
-filled up on the right with the token that the model's config names. Two things are compared: the accuracy on
+from the table STAGE, and scored by `models/STAGE` in transformers in f32 on the processor: each alone, and N at a
+time filled up on the right with the token that the model's config names. Two things are compared: the accuracy on
 held-out pairs, and how far apart their scores are, with what the stage recorded, and the mean and standard
-deviation of the scores of the other pairs with the card in `config.json`. Exit code: 0 within 1e-3, 1 beyond or not a number, 2 when it
-can't be checked.
+deviation of the scores of the other pairs with the card in `config.json`. Exit code: 0 within 1e-3, 1 beyond or
+not a number, 2 when it can't be checked.
 """
 
 import argparse

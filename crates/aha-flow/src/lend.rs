@@ -166,7 +166,9 @@ impl ChatModel for Chat {
 
 impl Chat {
     fn request(&self, sampler: &Sampler, prompt: &str) -> Result<Request> {
-        let prompt_ids = self.prompter.prompt_ids(prompt)?.into();
+        // What is judged must not end the turn that it stands in.
+        let text = self.loaded.tokenizer.as_plain_text(prompt);
+        let prompt_ids = self.prompter.prompt_ids(&text)?.into();
         let request = Request { prompt_ids, address: address(prompt), samples: 0..1 };
         sampler.check(&self.loaded.model, &request, &self.sampling)?;
         Ok(request)

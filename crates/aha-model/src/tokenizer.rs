@@ -217,6 +217,18 @@ impl Tokenizer {
         added.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
     }
 
+    /// The text with a blank inside of whatever spells a special token, so that it is read as text: for text
+    /// that somebody else wrote and that a template is put around.
+    pub fn as_plain_text(&self, text: &str) -> String {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        let special = added.values().filter(|token| token.special && !token.content.is_empty());
+        special.fold(text.to_owned(), |text, token| {
+            let first = token.content.chars().next().map_or(0, char::len_utf8);
+            let (head, tail) = token.content.split_at(first);
+            text.replace(&token.content, &format!("{head} {tail}"))
+        })
+    }
+
     /// Tokens that end a completion.
     pub fn eos_ids(&self) -> &[u32] {
         &self.eos_ids

@@ -33,7 +33,8 @@ struct Part {
 /// A weighted sum of rewards, some of which may be gates of the others.
 ///
 /// With `s_i` the score of part `i` within its `clip`, `w_i` its weight, and `open` where every part with a
-/// gate has at least that score: `total = Σ_i w_i · s_i` over all parts if `open`, else over those with a gate.
+/// gate has at least that score: `total = Σ_i w_i · s_i` if `open`; else parts without a gate add no more than
+/// 0, so that their penalties stay.
 /// The total is then taken into its own bounds, where there are any.
 pub struct Composite {
     parts: Vec<Part>,
@@ -143,12 +144,12 @@ impl Composite {
             Some(gate) => clipped(verdict.score.unwrap_or(0.0), part.common.clip) >= gate,
             None => true,
         });
-        let total: f32 = parts()
-            .filter(|(part, _)| is_open || part.common.gate.is_some())
-            .filter_map(|(part, verdict)| {
-                Some(part.common.weight * clipped(verdict.score?, part.common.clip))
-            })
-            .sum();
+        let counted = |(part, verdict): (&Part, &Verdict)| {
+            let share = part.common.weight * clipped(verdict.score?, part.common.clip);
+            // A closed gate takes away what would be earned, and no penalty.
+            Some(if is_open || part.common.gate.is_some() { share } else { share.min(0.0) })
+        };
+        let total: f32 = parts().filter_map(counted).sum();
         Scored {
             total: (!is_unknown).then(|| clipped(total, self.clip)),
             parts: verdicts.iter().map(|verdict| verdict.score).collect(),
@@ -208,14 +209,14 @@ mod tests {
     }
 
     #[test]
-    fn below_a_gate_only_gates_count() {
+    fn below_a_gate_only_gates_and_penalties_count() {
         let mut specs = specs();
         specs[1].common.gate = Some(1.0);
         let composite = composite(&specs, OnNull::Drop);
         assert_eq!(composite.score(&SAMPLE).total, Some(0.75));
         let shapeless = composite.score(&Sample { completion: "<answer>5</answer>", ..SAMPLE });
         assert_eq!(shapeless.parts, [Some(1.0), Some(0.0), Some(1.0)]);
-        assert_eq!(shapeless.total, Some(0.0));
+        assert_eq!(shapeless.total, Some(-0.5), "the penalty stays");
         // A gate that is open below its full score lets the others through.
         specs[1].common.gate = Some(0.0);
         let open = self::composite(&specs, OnNull::Drop);
@@ -230,9 +231,9 @@ mod tests {
         assert_eq!(composite(&specs, OnNull::Drop).score(&SAMPLE).total, Some(0.25));
         let bounded = Composite::new(&specs, OnNull::Drop, Some([0.0, 0.125]), &NoBackends);
         assert_eq!(bounded.ok().unwrap().score(&SAMPLE).total, Some(0.125));
-        // A gate looks at the score within its bounds.
+        // A gate looks at the score within its bounds: of the others the penalty is left.
         specs[0].common.gate = Some(0.75);
-        assert_eq!(composite(&specs, OnNull::Drop).score(&SAMPLE).total, Some(0.5));
+        assert_eq!(composite(&specs, OnNull::Drop).score(&SAMPLE).total, Some(0.0));
     }
 
     #[test]

@@ -177,6 +177,9 @@ impl Extraction {
         let boxes = boxes(content);
         match one_answer(content, &boxes) {
             _ if boxes.is_empty() => Found::Answer(content),
+            Some(_) if hedges(content, &boxes) => {
+                Found::Misused(format!("another answer beside the boxed one in {open}"))
+            }
             Some(answer) => Found::Answer(answer),
             None => Found::Misused(format!("{} boxed expressions in {open}", boxes.len())),
         }
@@ -268,6 +271,21 @@ fn one_answer<'a>(text: &'a str, boxes: &[Boxed<'a>]) -> Option<&'a str> {
     }
     let is_list = boxes.windows(2).all(|pair| is_list_mark(gap(text, pair)));
     if is_list { text.get(first.start..last.end) } else { None }
+}
+
+/// Whether an answer says more than its boxes hold: other numbers, alternatives, or that they are wrong.
+fn hedges(content: &str, boxes: &[Boxed<'_>]) -> bool {
+    const WORDS: [&str; 12] = [
+        "or", "not", "isn", "but", "either", "neither", "nor", "maybe", "unless", "wrong", "false",
+        "rather",
+    ];
+    let (Some(first), Some(last)) = (boxes.first(), boxes.last()) else { return false };
+    let outside = [&content[..first.start], &content[last.end..]];
+    outside.iter().any(|text| {
+        let mut words = text.split(|c: char| !c.is_alphabetic());
+        text.contains(|c: char| c.is_ascii_digit())
+            || words.any(|word| WORDS.contains(&word.to_ascii_lowercase().as_str()))
+    })
 }
 
 /// What stands between two boxes.
@@ -599,6 +617,24 @@ mod tests {
             let got = Extraction::default().find_text(text);
             assert_eq!(got.as_deref().map_err(String::as_str), want, "{text}");
         }
+    }
+
+    #[test]
+    fn an_answer_with_others_beside_its_box_is_misused() {
+        let find = |inside: &str| {
+            Extraction::default().find(&format!("<answer>{inside}</answer>")).map(str::to_owned)
+        };
+        for inside in [
+            r"8 or \boxed{7}",
+            r"\boxed{7} or 8",
+            r"1, 2, \boxed{7}, 8",
+            r"It is not \boxed{7}, it is eight",
+            r"either \boxed{C} or D",
+        ] {
+            assert!(find(inside).unwrap_err().contains("beside the boxed one"), "{inside}");
+        }
+        assert_eq!(find(r"The answer is $x = \boxed{7}$.").as_deref(), Ok("7"));
+        assert_eq!(find(r"\boxed{5} and \boxed{6}").as_deref(), Ok(r"\boxed{5} and \boxed{6}"));
     }
 
     #[test]

@@ -13,13 +13,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::verifier::{Sample, Verdict, Verifier};
+use crate::verifier::{Kind, Sample, Verdict, Verifier};
 
 /// Longest line that is read.
 pub const LINE_BYTES_MAX: usize = 16 << 20;
 
-/// Lines that are scored together, at most; and their text, but for the last of them.
+/// Lines that are scored together, at most; and their text, but for the last of them. Where verdicts take
+/// time, batches are of a few lines for each that is under way, so that they are written as they come.
 const BATCH_LINES_MAX: usize = 512;
+const SLOW_LINES_PER_CALL: usize = 2;
 const BATCH_BYTES_MAX: usize = 16 << 20;
 
 #[derive(Deserialize)]
@@ -58,6 +60,24 @@ pub struct Progress {
     pub score_sum: f64,
 }
 
+/// A line that can't be read: its id, as far as that can be, and why.
+struct Bad {
+    id: Value,
+    reason: String,
+}
+
+impl Bad {
+    fn new(reason: impl Into<String>) -> Self {
+        Self { id: Value::Null, reason: reason.into() }
+    }
+}
+
+#[derive(Deserialize)]
+struct Id {
+    #[serde(default)]
+    id: Value,
+}
+
 /// A line that could be read, as its verifier takes it.
 struct Asked {
     id: Value,
@@ -78,11 +98,15 @@ pub fn grade(
 ) -> Result<Progress, Error> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let mut progress = Progress::default();
+    let kind = verifier.kind();
+    let lines_max = match kind.waits() || kind == Kind::Code {
+        true => SLOW_LINES_PER_CALL * threads.max(verifier.parallel_count()),
+        false => BATCH_LINES_MAX,
+    };
     loop {
-        let (batch, is_last) = read_batch(input, &mut progress)?;
+        let (batch, is_last) = read_batch(input, lines_max, &mut progress)?;
         let verdicts = score_on(threads, verifier, &batch);
         for (asked, verdict) in batch.iter().zip(verdicts) {
-            let nothing = Value::Null;
             let (id, verdict) = match asked {
                 Ok(asked) => {
                     progress.scored_count += u64::from(verdict.score.is_some());
@@ -90,20 +114,24 @@ pub fn grade(
                     progress.score_sum += f64::from(verdict.score.unwrap_or(0.0));
                     (&asked.id, verdict)
                 }
-                Err(reason) => {
+                Err(bad) => {
                     progress.bad_count += 1;
-                    (&nothing, Verdict::unscored(reason.as_str()))
+                    (&bad.id, Verdict::unscored(bad.reason.as_str()))
                 }
             };
             write_line(output, &Graded { id, score: verdict.score, reason: &verdict.reason })?;
         }
+        flushed(output)?;
         on_progress(&progress);
         if is_last {
             break;
         }
     }
-    output.flush().map_err(|source| Error::Environment { action: "writing a verdict", source })?;
     Ok(progress)
+}
+
+fn flushed(output: &mut dyn Write) -> Result<(), Error> {
+    output.flush().map_err(|source| Error::Environment { action: "writing a verdict", source })
 }
 
 fn write_line(output: &mut dyn Write, graded: &Graded<'_>) -> Result<(), Error> {
@@ -118,34 +146,41 @@ fn write_line(output: &mut dyn Write, graded: &Graded<'_>) -> Result<(), Error> 
 /// Reads the next lines, each as what it asks or why it can't be read; and says whether it was the last.
 fn read_batch(
     input: &mut dyn BufRead,
+    lines_max: usize,
     progress: &mut Progress,
-) -> Result<(Vec<Result<Asked, String>>, bool), Error> {
+) -> Result<(Vec<Result<Asked, Bad>>, bool), Error> {
     let (mut batch, mut batch_bytes) = (Vec::new(), 0);
     let mut bytes = Vec::new();
-    while batch.len() < BATCH_LINES_MAX && batch_bytes < BATCH_BYTES_MAX {
+    while batch.len() < lines_max && batch_bytes < BATCH_BYTES_MAX {
         let Some(is_whole) = read_line(input, &mut bytes)? else { return Ok((batch, true)) };
         progress.line_count += 1;
         batch_bytes += bytes.len();
         let text = if is_whole {
-            std::str::from_utf8(&bytes).map_err(|_| "not UTF-8".to_owned())
+            std::str::from_utf8(&bytes).map_err(|_| Bad::new("not UTF-8"))
         } else {
-            Err(format!("longer than {LINE_BYTES_MAX} bytes"))
+            Err(Bad::new(format!("longer than {LINE_BYTES_MAX} bytes")))
         };
+        // Some programs put a byte order mark at the start of a file.
+        let text = text.map(|line| line.strip_prefix('\u{feff}').unwrap_or(line));
         if text.as_ref().is_ok_and(|line| line.trim().is_empty()) {
             continue;
         }
         let line = progress.line_count;
-        batch.push(text.and_then(asked).map_err(|reason| format!("line {line}: {reason}")));
+        let told = |bad: Bad| Bad { reason: format!("line {line}: {}", bad.reason), ..bad };
+        batch.push(text.and_then(asked).map_err(told));
     }
     Ok((batch, false))
 }
 
 /// What a line asks.
-fn asked(json_line: &str) -> Result<Asked, String> {
-    let line: Line = serde_json::from_str(json_line)
-        .map_err(|error| format!("expected {{\"id\", \"gold\", \"pred\"}}: {error}"))?;
+fn asked(json_line: &str) -> Result<Asked, Bad> {
+    let line: Line = serde_json::from_str(json_line).map_err(|error| Bad {
+        id: serde_json::from_str(json_line).map_or(Value::Null, |Id { id }| id),
+        reason: format!("expected {{\"id\", \"gold\", \"pred\"}}: {error}"),
+    })?;
     let Some(pred) = text_of(line.pred) else {
-        return Err("`pred` must be a string or a number, not null".to_owned());
+        let reason = "`pred` must be a string or a number, not null".to_owned();
+        return Err(Bad { id: line.id, reason });
     };
     let Line { id, prompt, completion_len_tokens, is_truncated, .. } = line;
     Ok(Asked { id, prompt, pred, gold: text_of(line.gold), completion_len_tokens, is_truncated })
@@ -161,11 +196,7 @@ fn text_of(value: Value) -> Option<String> {
 }
 
 /// A verdict for each line of a batch, in order; those that can't be read have one that says nothing.
-fn score_on(
-    threads: usize,
-    verifier: &dyn Verifier,
-    batch: &[Result<Asked, String>],
-) -> Vec<Verdict> {
+fn score_on(threads: usize, verifier: &dyn Verifier, batch: &[Result<Asked, Bad>]) -> Vec<Verdict> {
     let share = batch.len().div_ceil(threads).max(1);
     thread::scope(|scope| {
         let jobs: Vec<_> = batch
@@ -181,7 +212,7 @@ fn score_on(
     })
 }
 
-fn score_lines(verifier: &dyn Verifier, lines: &[Result<Asked, String>]) -> Vec<Verdict> {
+fn score_lines(verifier: &dyn Verifier, lines: &[Result<Asked, Bad>]) -> Vec<Verdict> {
     let reads_tests = verifier.kind().needs_tests();
     let can_score =
         |asked: &Asked| asked.completion_len_tokens.is_some() || !verifier.kind().needs_tokens();
@@ -192,7 +223,7 @@ fn score_lines(verifier: &dyn Verifier, lines: &[Result<Asked, String>]) -> Vec<
         .collect();
     let scored = catch_unwind(AssertUnwindSafe(|| verifier.score_all(&samples)));
     let mut scored = scored.unwrap_or_else(|_| panicked(samples.len())).into_iter();
-    let mut verdict = |line: &Result<Asked, String>| match line {
+    let mut verdict = |line: &Result<Asked, Bad>| match line {
         Ok(asked) if can_score(asked) => scored.next().expect("a verdict for each sample"),
         Ok(_) => Verdict::unscored("the line has no `completion_len_tokens`"),
         Err(_) => Verdict::unscored(""),
@@ -255,7 +286,6 @@ mod tests {
     use super::*;
     use crate::backend::NoBackends;
     use crate::spec::Spec;
-    use crate::verifier::Kind;
 
     fn run_with(spec: Spec, input: &[u8]) -> (Vec<String>, Progress) {
         let verifier = spec.for_grading().resolve(&NoBackends).ok().unwrap();
@@ -311,7 +341,8 @@ not json
         assert_eq!(lines[1], r#"{"id":"b","score":0.0,"reason":"6 is not 5"}"#);
         assert!(lines[2].starts_with(r#"{"id":null,"score":null,"reason":"line 4: expected"#));
         assert_eq!(lines[3], r#"{"id":4,"score":null,"reason":"the sample has no answer"}"#);
-        assert!(lines[4].contains("line 6: expected"), "{}", lines[4]);
+        let want = r#"{"id":5,"score":null,"reason":"line 6: expected"#;
+        assert!(lines[4].starts_with(want), "{}", lines[4]);
         assert_eq!(lines[5], r#"{"id":6,"score":1.0,"reason":"equal"}"#);
         let want = Progress {
             line_count: 7,

@@ -33,9 +33,9 @@ pub struct Common {
     /// Default: any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<[f32; 2]>,
-    /// Least score at which rewards without a gate count: below it they count as 0, though their columns keep
-    /// their scores. `gate = 1.0` on `format` makes accuracy count in well-formed completions only. Default:
-    /// no gate.
+    /// Least score at which rewards without a gate count: below it they count as 0 where they would add
+    /// something; penalties stay, and so do the scores in their columns. `gate = 1.0` on `format` makes accuracy
+    /// count in well-formed completions only. Default: no gate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gate: Option<f32>,
     /// What happens to a completion that this reward can't score: `drop`, `zero` or `stop`. Default: what

@@ -68,7 +68,9 @@ pub enum Isolation {
     #[default]
     Strong,
     /// No namespaces: limits of resources, no new privileges, and a filter of system calls where the
-    /// kernel has one. Network and signals to others are still refused by that filter.
+    /// kernel has one, which refuses the network. Unless whoever starts it is root, the program is the same
+    /// user: it can read and write what that user can, read the environment of the user's processes, and
+    /// signal them. For programs that are trusted, or on a machine that holds nothing else.
     Weak,
 }
 

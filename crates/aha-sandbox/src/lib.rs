@@ -29,8 +29,10 @@
 //!   take as much as they can touch in that time.
 //! - A deadline is a matter of time: a program that ends close to it may pass once and fail once. Processor
 //!   time decides as long as a program computes, so that others on the machine make little difference.
-//! - [`Isolation::Weak`] leaves the namespaces out. Then it can read whatever anybody may read on this
-//!   machine, and write wherever anybody may write.
+//! - [`Isolation::Weak`] leaves the namespaces out. Started by root, a program is then a user of its own and
+//!   can read and write what anybody may. Started by anybody else it is that user: it can read and write all
+//!   of the user's files, see secrets in the environment of the user's processes, and signal these. Its
+//!   limit on processes counts all of the user's.
 //!
 //! # Invariants
 //! - Nothing of the caller's memory, environment or open files reaches a program but its [`Job`].

@@ -4,6 +4,8 @@
 use std::fmt::Write as _;
 
 use aha_learn::objective::formula;
+use aha_reward::Settings;
+use aha_reward::code::Isolation;
 use serde_json::{Value as Json, json};
 
 use super::memory::{Breakdown, predict, shown};
@@ -317,9 +319,28 @@ fn details_of_rl(rl: &RlStage) -> Vec<String> {
 }
 
 fn rewards(rewards: &[Reward]) -> String {
-    let parts: Vec<String> =
-        rewards.iter().map(|r| format!("{}{} x {:?}", r.name(), asked(r), r.weight())).collect();
+    let parts: Vec<String> = rewards
+        .iter()
+        .map(|r| format!("{}{} x {:?}{}", r.name(), asked(r), r.weight(), terms(r)))
+        .collect();
     if parts.is_empty() { "none".into() } else { parts.join(" + ") }
+}
+
+/// What else decides what a reward counts.
+fn terms(reward: &Reward) -> String {
+    let common = &reward.0.common;
+    let terms = [
+        common.clip.map(|[least, most]| format!("within {least:?} and {most:?}")),
+        common.gate.map(|least| format!("gate at {least:?}")),
+        reward.0.settings.of().map(|base| format!("built on `{base}`")),
+        is_weak(reward).then(|| "in a weak sandbox".to_owned()),
+    ];
+    let terms: Vec<String> = terms.into_iter().flatten().collect();
+    if terms.is_empty() { String::new() } else { format!(" ({})", terms.join(", ")) }
+}
+
+fn is_weak(reward: &Reward) -> bool {
+    matches!(&reward.0.settings, Settings::Code(code) if code.sandbox == Isolation::Weak)
 }
 
 /// The model that a reward asks.

@@ -4,6 +4,15 @@
 use super::tests::check;
 
 #[test]
+fn dates_are_no_differences() {
+    for (gold, pred) in [("2020-12-25", "1983"), ("1983", "2020-12-25"), ("10-12-2020", "-2022")] {
+        assert!(!crate::math_equal(gold, pred), "{gold} {pred}");
+    }
+    assert!(crate::math_equal("2020-12-25", "2020-12-25"));
+    assert!(crate::math_equal("10-2-3", "5"));
+}
+
+#[test]
 fn trigonometry_and_logarithms() {
     let equal = r"
         \frac12 | \sin 30^\circ

@@ -10,7 +10,6 @@ use aha_flow::planning;
 use aha_flow::progress::{Event, Watcher};
 use aha_flow::rundir::RunDir;
 use aha_flow::stop::Stop;
-use aha_reward::Spec;
 
 use super::run::stop_on_signals;
 use super::shared::{self, ModelArgs, at_least_one, completion_count};
@@ -65,7 +64,7 @@ pub struct Args {
     /// The reward that verifies: the name of a kind, or a table of its keys as in a pipeline. A score of 1
     /// counts as right. By default that of the benchmark, else math.
     #[arg(long, value_name = "KIND", value_parser = shared::reward)]
-    reward: Option<Spec>,
+    reward: Option<shared::RewardArg>,
     /// Times that the problems are drawn again for the standard errors.
     #[arg(long, value_name = "N", default_value_t = EvalStage::default().resamples)]
     #[arg(allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
@@ -92,7 +91,7 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
     shared::check_sampling(&sampling)?;
     let benchmark = args.benchmark.as_deref().and_then(Benchmark::from_word);
     let reward = match (args.reward, benchmark) {
-        (Some(reward), _) => Reward(reward.named()),
+        (Some(reward), _) => Reward(reward.spec.named()),
         (None, Some(benchmark)) => benchmark.reward(),
         (None, None) => Reward::default(),
     };

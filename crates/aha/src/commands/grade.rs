@@ -5,7 +5,6 @@ use std::io::{self, BufReader, BufWriter};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use aha_reward::Spec;
 use aha_reward::grade::{Progress, grade};
 
 use super::shared;
@@ -19,14 +18,17 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 /// The flags of `aha grade`.
 #[derive(clap::Args)]
 #[command(after_help = "\
-In, one a line: {\"id\", \"gold\", \"pred\"}. Out, one a line in the same order: {\"id\", \"score\", \"reason\"}, \
+In, one a line: {\"id\", \"gold\", \"pred\"}, and optionally \"prompt\", \"completion_len_tokens\" and \
+\"is_truncated\", which some kinds read; for code and countdown, gold is the object of tests. Where the reward \
+doesn't say \"extract\", pred may be nothing but the answer: it is looked for in the answer tag, the last box, after \
+#### and \"the answer is\", and else is the whole text. Out, one a line in the same order: {\"id\", \"score\", \"reason\"}, \
 with a null score where a line could not be scored. A line that can't be read gives a null score and a reason \
 with its number, and exit code 1 at the end.")]
 pub struct Args {
     /// The reward: the name of a kind, such as math, or a table of its keys as in a pipeline:
     /// '{ kind = "math", extract = ["boxed"] }'.
     #[arg(long, value_name = "KIND", value_parser = shared::reward)]
-    reward: Spec,
+    reward: shared::RewardArg,
     /// The lines; by default stdin.
     file: Option<PathBuf>,
     /// Print JSON lines, as this command always does.
@@ -36,9 +38,8 @@ pub struct Args {
 
 /// Grades every line.
 pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
-    // A name alone says nothing of where the answer is: then text may be nothing but the answer.
-    let is_default = Spec::new(args.reward.kind()) == args.reward;
-    let spec = if is_default { args.reward.clone().for_grading() } else { args.reward.clone() };
+    let shared::RewardArg { spec, has_extract } = args.reward.clone();
+    let spec = if has_extract { spec } else { spec.for_grading() };
     let verifier = shared::verifier(&spec)?;
     let mut out = BufWriter::new(io::stdout().lock());
     let bar = screen.bar(0);

@@ -53,12 +53,23 @@ pub fn template(text: &str) -> Result<Template, String> {
     }
 }
 
+/// A reward of the command line.
+#[derive(Clone, Debug)]
+pub struct RewardArg {
+    /// As it was given.
+    pub spec: Spec,
+    /// Whether it says where the answer is.
+    pub has_extract: bool,
+}
+
 /// Reads a reward: the name of a kind, or a table of keys as in a pipeline.
-pub fn reward(text: &str) -> Result<Spec, String> {
+pub fn reward(text: &str) -> Result<RewardArg, String> {
     if text.trim_start().starts_with('{') {
-        let file: RewardFile = toml::from_str(&format!("reward = {text}"))
-            .map_err(|error| error.message().to_owned())?;
-        return Ok(file.reward);
+        let text = format!("reward = {text}");
+        let failed = |error: toml::de::Error| error.message().to_owned();
+        let RewardFile { reward: spec } = toml::from_str(&text).map_err(failed)?;
+        let table: toml::Table = toml::from_str(&text).map_err(failed)?;
+        return Ok(RewardArg { spec, has_extract: table["reward"].get("extract").is_some() });
     }
     let kind = Kind::from_name(text).ok_or_else(|| {
         let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
@@ -67,7 +78,7 @@ pub fn reward(text: &str) -> Result<Spec, String> {
             known.join(", ")
         )
     })?;
-    Ok(Spec::new(kind))
+    Ok(RewardArg { spec: Spec::new(kind), has_extract: false })
 }
 
 #[derive(serde::Deserialize)]
@@ -128,11 +139,14 @@ mod tests {
 
     #[test]
     fn a_reward_is_a_kind_or_a_table_of_its_keys() {
-        verifier(&reward("math").unwrap()).unwrap();
+        verifier(&reward("math").unwrap().spec).unwrap();
         let length = reward("{ kind = \"length\", max_tokens = 5 }").unwrap();
-        assert_eq!(length.kind(), Kind::Length);
-        verifier(&length).unwrap();
-        let error = verifier(&reward("length").unwrap()).err().unwrap().to_string();
+        assert_eq!(length.spec.kind(), Kind::Length);
+        verifier(&length.spec).unwrap();
+        let extract = |text: &str| reward(text).unwrap().has_extract;
+        assert!(extract("{ kind = \"math\", extract = [\"boxed\"] }"));
+        assert!(!extract("{ kind = \"math\", weight = 0.5 }"));
+        let error = verifier(&reward("length").unwrap().spec).err().unwrap().to_string();
         assert!(error.contains("`max_tokens` must be given"), "{error}");
         assert!(reward("maths").unwrap_err().contains("math, format"));
         assert!(reward("{ kind = \"math\", wieght = 1 }").unwrap_err().contains("wieght"));
