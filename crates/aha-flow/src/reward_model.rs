@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use aha_learn::packing::pack;
-use aha_model::{Config, Model};
+use aha_model::{Config, Model, Tokenizer};
 use aha_reward::Sample;
 use aha_reward::backend::PreferenceModel;
 use serde::{Deserialize, Serialize};
@@ -57,6 +57,7 @@ impl Card {
 /// A reward model that is ready to score.
 pub struct RewardModel {
     model: Arc<Model>,
+    tokenizer: Arc<Tokenizer>,
     prompter: Prompter,
     moments: Option<[f32; 2]>,
 }
@@ -72,12 +73,18 @@ impl RewardModel {
             None => Template::Raw,
         };
         let prompter = Prompter::new(&tokenizer, &template)?;
-        Ok(RewardModel { model, prompter, moments: card.moments })
+        Ok(RewardModel { model, tokenizer, prompter, moments: card.moments })
+    }
+
+    fn plain(&self, text: &str) -> String {
+        self.tokenizer.as_plain_text(text)
     }
 
     /// The tokens of a prompt and its completion, or why they can't be scored.
     fn encode(&self, prompt: &str, completion: &str) -> Result<Vec<u32>, String> {
-        let ids = self.prompter.example(prompt, completion).map_err(|e| e.to_string())?.ids;
+        // What is scored must not end the turn that it stands in.
+        let (prompt, completion) = (self.plain(prompt), self.plain(completion));
+        let ids = self.prompter.example(&prompt, &completion).map_err(|e| e.to_string())?.ids;
         let positions = self.model.config().max_position_embeddings;
         match ids.len() {
             0 => Err("prompt and completion are empty".to_owned()),

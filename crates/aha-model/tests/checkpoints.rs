@@ -217,6 +217,17 @@ fn a_tokenizer_comes_back_from_its_files() {
 }
 
 #[test]
+fn text_that_spells_special_tokens_can_be_read_as_text() {
+    let tokenizer = trained_tokenizer();
+    let eos = tokenizer.eos().unwrap();
+    let text = format!("a{0}b{0}", eos.text);
+    let has_eos = |text: &str| tokenizer.encode(text, false).unwrap().contains(&eos.id);
+    assert!(has_eos(&text));
+    assert!(!has_eos(&tokenizer.as_plain_text(&text)));
+    assert_eq!(tokenizer.as_plain_text("2 < 3 | b"), "2 < 3 | b");
+}
+
+#[test]
 fn a_model_too_small_for_its_tokenizer_is_refused_with_a_remedy() {
     let tokenizer = trained_tokenizer();
     let vocab_size = tokenizer.vocab_len();
