@@ -12,7 +12,7 @@ use aha_sample::{Request, Sampler, Sampling};
 use crate::error::{Error, Result};
 use crate::generate::{self, address};
 use crate::models::{Loaded, Models};
-use crate::pipeline::{self, OnNull, Pipeline, Run, Template};
+use crate::pipeline::{self, Pipeline, Run, Template};
 use crate::prompts::{self, Prompter};
 use crate::reward_model::RewardModel;
 use crate::rundir::RunDir;
@@ -40,12 +40,10 @@ pub struct Lender {
 }
 
 impl Lender {
-    /// Loads the models that the rewards of `stage` borrow. `on_null` is what happens to completions without a
-    /// score where a reward doesn't say it itself.
+    /// Loads the models that the rewards of `stage` borrow.
     pub async fn new(
         stage: &str,
         rewards: &[Spec],
-        on_null: OnNull,
         models: &Models<'_>,
         waiting: &Waiting,
     ) -> Result<Lender> {
@@ -60,18 +58,13 @@ impl Lender {
                 reward_models.insert(name.clone(), Arc::new(models.reward_model(name).await?));
             }
         }
-        let stops = |reward: &Spec| match reward.common.on_null {
-            Some(on_null) => on_null == aha_reward::OnNull::Stop,
-            None => on_null == OnNull::Stop,
-        };
-        let keeps_failures = !rewards.iter().any(stops);
         let run = models.pipeline.run.clone();
         Ok(Lender {
             chat,
             reward_models,
             random: generate::stage_random(run.seed, stage).derive("judge"),
             run,
-            waiting: Waiting { keeps_failures, ..waiting.clone() },
+            waiting: waiting.clone(),
         })
     }
 }

@@ -335,7 +335,7 @@ impl Runner {
         self.set_tokenizer(&base);
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
         let (on_null, models) = (settings.reward_null, self.models());
-        let lender = Lender::new(stage, &specs, on_null, &models, &self.waiting).await?;
+        let lender = Lender::new(stage, &specs, &models, &self.waiting).await?;
         let shared = Shared {
             stage: stage.to_owned(),
             settings: settings.clone(),

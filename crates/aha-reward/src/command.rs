@@ -6,19 +6,24 @@
 //! should end when its input does. What it writes to stderr goes into the log. A worker that dies, takes too
 //! long or answers nonsense is killed with whatever it has started and costs its sample the score; the next
 //! sample gets a new one.
+//!
+//! In the sandbox a worker is a job that reads from and writes to one socket; `caged` says what it finds there.
 
+mod caged;
 mod worker;
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use aha_sandbox::Job;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::backend::Backends;
+use crate::code::{self, Isolation};
 use crate::http::{CALLERS_MAX, sample_json, score_of, verdict};
 use crate::spec::{Problem, Resolve};
 use crate::verifier::{Kind, Sample, Verdict, Verifier};
@@ -40,14 +45,16 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Settings {
-    /// The program and its arguments, such as `["python3", "score.py"]`. Runs with the rights and the environment
-    /// of this process. No default.
+    /// The program and its arguments, such as `["python3", "score.py"]`. Without `sandbox` it runs with the rights
+    /// and the environment of this process. No default.
     pub command: Vec<String>,
     /// Processes that are kept, from 1 to 256. Default 1.
     pub workers: usize,
     /// Time of one sample in seconds, above 0, at most a day; the start of a worker is part of it. Default 10.
     pub sample_seconds_max: f64,
-    /// Whether it runs in the sandbox, without network and files. Only false in this version. Default false.
+    /// Whether it runs in the sandbox: without network, with the system's programs and libraries, and with copies
+    /// of the files that `command` names. It has 4 GiB of memory, and what it writes to stderr is lost. Default
+    /// false: a program of your own may want what it finds here.
     pub sandbox: bool,
 }
 
@@ -69,7 +76,7 @@ impl Resolve for Settings {
             None => require(false, "command", "given", "absent".to_owned()),
             Some(program) => {
                 let must = "a program that can be run";
-                require(is_program(program), "command", must, format!("`{program}`"));
+                require(program_at(program).is_some(), "command", must, format!("`{program}`"));
             }
         }
         let workers = self.workers;
@@ -83,14 +90,19 @@ impl Resolve for Settings {
         let is_time = seconds > 0.0 && seconds <= SECONDS_MAX;
         let must = "above 0 and at most 86400 seconds";
         require(is_time, "sample_seconds_max", must, seconds.to_string());
-        let must = "false: this version doesn't run commands in the sandbox";
-        require(!self.sandbox, "sandbox", must, "true".to_owned());
+        let why_not = if self.sandbox { code::why_not(Isolation::Strong) } else { None };
+        if let Some(why) = why_not {
+            require(false, "sandbox", &format!("false {why}"), "true".to_owned());
+        }
         if !problems.is_empty() {
             return Err(problems);
         }
+        let job = self.sandbox.then(|| caged::job(&self.command)).transpose();
+        let job = job.map_err(|problem| vec![problem])?;
         let waiting = backends.waiting();
         let program = Program {
             command: self.command.clone(),
+            job,
             sample_max: Duration::from_secs_f64(self.sample_seconds_max),
             cancel: waiting.cancel.clone(),
             idle: Mutex::default(),
@@ -105,17 +117,20 @@ impl Resolve for Settings {
     }
 }
 
-/// Whether a name is that of a program: a path, or found as the system finds programs.
-fn is_program(name: &str) -> bool {
-    let is_executable = |path: &Path| {
-        let found = std::fs::metadata(path);
-        found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
-    };
+/// Where the program of a name is: the name is a path, or found as the system finds programs.
+fn program_at(name: &str) -> Option<PathBuf> {
     if name.contains('/') {
-        return is_executable(Path::new(name));
+        return Some(PathBuf::from(name)).filter(|path| is_executable(path));
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
-    !name.is_empty() && std::env::split_paths(&path).any(|dir| is_executable(&dir.join(name)))
+    let mut places = std::env::split_paths(&path).map(|dir| dir.join(name));
+    places.find(|path| !name.is_empty() && is_executable(path))
+}
+
+/// Whether a file is there that can be started.
+fn is_executable(path: &Path) -> bool {
+    let found = std::fs::metadata(path);
+    found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }
 
 /// See [`Settings`].
@@ -150,6 +165,8 @@ impl Verifier for Command {
 /// The program and its workers that wait for a sample.
 struct Program {
     command: Vec<String>,
+    /// What runs in its place in the sandbox.
+    job: Option<Job>,
     sample_max: Duration,
     cancel: Cancel,
     idle: Mutex<Vec<Worker>>,
@@ -187,7 +204,7 @@ impl Program {
 
     /// One that is idle and alive, or a new one: after a pause where others have died.
     fn worker(&self) -> Result<Worker, Failure> {
-        while let Some(worker) = self.take_idle() {
+        while let Some(mut worker) = self.take_idle() {
             if worker.is_alive() {
                 return Ok(worker);
             }
@@ -199,7 +216,11 @@ impl Program {
                 return Err(Failure::Stopped);
             }
         }
-        Worker::start(&self.command).map_err(|error| {
+        let started = match &self.job {
+            Some(job) => Worker::start_caged(job),
+            None => Worker::start(&self.command),
+        };
+        started.map_err(|error| {
             self.deaths_in_a_row.fetch_add(1, Ordering::Relaxed);
             Failure::Failed(format!("can't start `{}`: {error}", self.command[0]))
         })

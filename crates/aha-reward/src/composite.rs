@@ -1,12 +1,14 @@
 //! Several rewards as one: the weighted sum with its gates and bounds, and every part a column.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::backend::Backends;
+use crate::backend::{Backends, ChatModel, PreferenceModel};
 use crate::spec::{Common, Problem, Spec};
 use crate::verifier::{Sample, Verdict, Verifier};
+use crate::wait::Waiting;
 
 /// What happens to a completion of which a part could not be scored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -85,7 +87,8 @@ impl Composite {
                     None
                 }
             };
-            match spec.resolve(backends) {
+            let on_null = spec.common.on_null.unwrap_or(on_null);
+            match spec.resolve(&PartBackends { backends, on_null }) {
                 Ok(verifier) => {
                     parts.push(Part { name, common: spec.common.clone(), verifier, base_idx });
                 }
@@ -157,6 +160,35 @@ impl Composite {
             error: (!errors.is_empty()).then(|| errors.join("; ")),
             must_stop,
         }
+    }
+}
+
+/// What is lent, to a part of which a null has these consequences.
+struct PartBackends<'a> {
+    backends: &'a dyn Backends,
+    on_null: OnNull,
+}
+
+impl Backends for PartBackends<'_> {
+    fn preference_model(&self, name: &str) -> Result<Arc<dyn PreferenceModel>, String> {
+        self.backends.preference_model(name)
+    }
+
+    fn chat_model(
+        &self,
+        name: &str,
+        max_tokens: usize,
+        temperature: f64,
+    ) -> Result<Arc<dyn ChatModel>, String> {
+        self.backends.chat_model(name, max_tokens, temperature)
+    }
+
+    fn waiting(&self) -> Waiting {
+        Waiting { keeps_failures: self.on_null != OnNull::Stop, ..self.backends.waiting() }
+    }
+
+    fn variable(&self, name: &str) -> Result<String, String> {
+        self.backends.variable(name)
     }
 }
 

@@ -86,11 +86,15 @@ impl Verifier for Preference {
 
     fn score_all(&self, samples: &[Sample<'_>]) -> Vec<Verdict> {
         let verdict = |score: Result<f32, String>| match score {
-            Ok(score) if score.is_finite() => Verdict::scored(
-                self.factor * (score - self.mean),
-                format!("the model says {score}"),
-            ),
-            Ok(score) => Verdict::unscored(format!("the model's score is {score}")),
+            // Looked at when it is scaled: a score that is too large for that is as little use as none.
+            Ok(score) => match self.factor * (score - self.mean) {
+                scaled if scaled.is_finite() => {
+                    Verdict::scored(scaled, format!("the model says {score}"))
+                }
+                scaled => {
+                    Verdict::unscored(format!("the model's score is {score}, scaled {scaled}"))
+                }
+            },
             Err(why) => Verdict::unscored(why),
         };
         self.model.scores(samples).into_iter().map(verdict).collect()
@@ -159,6 +163,16 @@ mod tests {
         assert_eq!(scores(&*normal, &texts), [Some(4.0), None, Some(-4.0), None]);
         let flat = resolve(json, &Lender(Some([3.0, 0.0]))).ok().unwrap();
         assert_eq!(scores(&*flat, &["abcde"]), [Some(8.0)]);
+    }
+
+    #[test]
+    fn a_score_that_scaling_makes_no_number_is_none() {
+        // The least number there is: one divided by it is infinite.
+        let json = r#"{"model":"rm","normalise":true}"#;
+        let tiny = resolve(json, &Lender(Some([1.0, f32::from_bits(1)]))).ok().unwrap();
+        assert_eq!(scores(&*tiny, &["a", "abc"]), [None, None]);
+        let large = resolve(r#"{"model":"rm","scale":3e38}"#, &Lender(None)).ok().unwrap();
+        assert_eq!(scores(&*large, &["a", "abc"]), [Some(3e38), None]);
     }
 
     #[test]

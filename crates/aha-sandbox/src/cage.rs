@@ -24,11 +24,12 @@ pub fn become_program(job: &Job, stdin: &OwnedFd) -> Failed {
 
 fn prepare(job: &Job, stdin: &OwnedFd) -> Result<Infallible, Failed> {
     sys::new_session();
-    if matches!(job.stdin, Stdin::Channel) {
+    if !matches!(job.stdin, Stdin::Bytes(_)) {
         // Of the channel's program only the channel is heard.
         sys::move_fd(stdin.as_raw_fd(), 2).map_err(Failed::at("keeper"))?;
     }
-    sys::move_fd(stdin.as_raw_fd(), 0).map_err(Failed::at("keeper"))?;
+    let input = if matches!(job.stdin, Stdin::Dialogue) { 1 } else { stdin.as_raw_fd() };
+    sys::move_fd(input, 0).map_err(Failed::at("keeper"))?;
     sys::close_from(3, true).map_err(Failed::at("keeper"))?;
     let is_probe = probe::is_probe(&job.argv);
     let seen = if is_probe { probe::before_filter(job.isolation) } else { 0 };

@@ -62,7 +62,7 @@ pub fn start(job: &Job) -> Result<Running, Error> {
             command.stdout(Stdio::piped()).stderr(Stdio::piped());
             None
         }
-        Stdin::Channel => {
+        Stdin::Channel | Stdin::Dialogue => {
             let (ours, theirs) = UnixStream::pair().map_err(Error::at(failed))?;
             command.stdout(Stdio::from(OwnedFd::from(theirs))).stderr(Stdio::null());
             Some(ours)
@@ -84,7 +84,7 @@ pub fn start(job: &Job) -> Result<Running, Error> {
 }
 
 impl Running {
-    /// The other end of the program's descriptor 1, if the job asked for a channel.
+    /// The other end of the program's descriptor 1, if the job asked for a channel or a dialogue.
     pub fn channel(&mut self) -> Option<&mut UnixStream> {
         self.channel.as_mut()
     }
@@ -93,6 +93,11 @@ impl Running {
     pub fn cancel(&self) {
         // The keeper sees the end of its input. That it has ended by itself is as good.
         let _ = self.control.shutdown(Shutdown::Write);
+    }
+
+    /// Whether it is over, so that [`Running::finish`] says at once how.
+    pub fn is_over(&mut self) -> bool {
+        !matches!(self.keeper.try_wait(), Ok(None))
     }
 
     /// Waits for the end. What was written is not collected.

@@ -119,7 +119,7 @@ fn settle(job: &Job, place: &Place, go: &OwnedFd) -> Result<OwnedFd, Failed> {
     }
     let input = match &job.stdin {
         Stdin::Bytes(bytes) => input_file(bytes),
-        Stdin::Channel => sink(),
+        Stdin::Channel | Stdin::Dialogue => sink(),
     };
     input.map_err(Failed::at("temporary folder"))
 }
@@ -129,7 +129,7 @@ fn given_bytes(job: &Job) -> u64 {
     let room = |len: usize| (len as u64).next_multiple_of(4096) + 4096;
     let input = match &job.stdin {
         Stdin::Bytes(bytes) => room(bytes.len()),
-        Stdin::Channel => 0,
+        Stdin::Channel | Stdin::Dialogue => 0,
     };
     job.files.iter().map(|file| room(file.bytes.len())).sum::<u64>() + input
 }

@@ -58,6 +58,9 @@ pub enum Stdin {
     Bytes(Vec<u8>),
     /// Its descriptor 1 is a socket to whoever called [`crate::start`]; the other two lead nowhere.
     Channel,
+    /// Its descriptors 0 and 1 are one socket to whoever called [`crate::start`]; 2 leads nowhere. For programs
+    /// that read their input and write to their output as ever.
+    Dialogue,
 }
 
 /// Whether a program has to be shut off from the machine.

@@ -61,3 +61,4 @@ pub use error::Error;
 pub use host::{Running, run, start};
 pub use job::{Exit, File, Isolation, Job, Limit, Limits, Outcome, Stdin};
 pub use probe::{Layer, State, probe};
+pub use root::is_shown;

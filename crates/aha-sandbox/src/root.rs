@@ -36,6 +36,11 @@ const DEVICES: [&str; 3] = ["/dev/null", "/dev/zero", "/dev/urandom"];
 /// Where the root is put together before it becomes the root; anything there is hidden meanwhile.
 const BUILD_PLACES: [&CStr; 3] = [c"/tmp", c"/mnt", c"/var"];
 
+/// Whether every program sees what is at that absolute path.
+pub fn is_shown(path: &Path) -> bool {
+    SYSTEM.iter().any(|known| path.starts_with(known))
+}
+
 /// Something of the machine that is shown at its own path.
 pub enum Shown {
     /// A link, as it is.

@@ -19,11 +19,18 @@ struct Header {
     env: Vec<(String, String)>,
     /// Name, whether it is a program, length.
     files: Vec<(String, bool, usize)>,
-    /// Length of the input; none for a channel.
-    stdin: Option<usize>,
+    input: Input,
     folders: Vec<PathBuf>,
     limits: Limits,
     isolation: Isolation,
+}
+
+/// A job's [`Stdin`], the bytes of which come later.
+#[derive(Deserialize, Serialize)]
+enum Input {
+    Bytes(usize),
+    Channel,
+    Dialogue,
 }
 
 /// How a job ended, as its keeper says.
@@ -40,9 +47,10 @@ pub fn write_job(to: &mut impl Write, job: &Job) -> io::Result<()> {
         argv: job.argv.clone(),
         env: job.env.clone(),
         files,
-        stdin: match &job.stdin {
-            Stdin::Bytes(bytes) => Some(bytes.len()),
-            Stdin::Channel => None,
+        input: match &job.stdin {
+            Stdin::Bytes(bytes) => Input::Bytes(bytes.len()),
+            Stdin::Channel => Input::Channel,
+            Stdin::Dialogue => Input::Dialogue,
         },
         folders: job.folders.clone(),
         limits: job.limits.clone(),
@@ -72,9 +80,10 @@ pub fn read_job(from: &mut impl Read) -> io::Result<Job> {
     for (name, is_program, len) in header.files {
         files.push(File { name, is_program, bytes: read_bytes(from, len)? });
     }
-    let stdin = match header.stdin {
-        Some(len) => Stdin::Bytes(read_bytes(from, len)?),
-        None => Stdin::Channel,
+    let stdin = match header.input {
+        Input::Bytes(len) => Stdin::Bytes(read_bytes(from, len)?),
+        Input::Channel => Stdin::Channel,
+        Input::Dialogue => Stdin::Dialogue,
     };
     Ok(Job {
         argv: header.argv,

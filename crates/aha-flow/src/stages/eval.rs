@@ -62,7 +62,7 @@ impl Eval<'_> {
         let dataset = self.dataset()?;
         let rewards = std::slice::from_ref(&self.settings.reward.0);
         let (stage, models) = (self.stage, self.models);
-        let lender = Lender::new(stage, rewards, OnNull::Drop, models, self.waiting).await?;
+        let lender = Lender::new(stage, rewards, models, self.waiting).await?;
         let scorer = Scorer::new(rewards, OnNull::Drop, None, &lender)?;
         for (idx, name) in names.iter().enumerate() {
             let owner = Owner {

@@ -43,7 +43,7 @@ impl Sample<'_> {
         let settings = self.settings;
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
         let (stage, models) = (self.stage, self.models);
-        let lender = Lender::new(stage, &specs, OnNull::Drop, models, self.waiting).await?;
+        let lender = Lender::new(stage, &specs, models, self.waiting).await?;
         let draws = Draws {
             table: self.stage.to_owned(),
             problems: prompts::load(self.session, &settings.prompts).await?,

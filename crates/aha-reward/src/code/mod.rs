@@ -23,7 +23,7 @@ mod cases;
 mod compare;
 mod functions;
 mod programs;
-mod toolchain;
+pub(crate) mod toolchain;
 
 use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -109,15 +109,8 @@ impl Default for Settings {
 impl Resolve for Settings {
     fn resolve(&self, _: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>> {
         let mut problems = self.problems();
-        if let Some(layer) = missing_layer(self.sandbox) {
-            let Layer { name, state, remedy } = layer;
-            let why = match state {
-                State::Refused(why) => why.as_str(),
-                _ => "unknown",
-            };
-            let must = format!(
-                "\"weak\" on this machine, for the sandbox's layer `{name}` does not work ({why}); or: {remedy}"
-            );
+        if let Some(why) = why_not(self.sandbox) {
+            let must = format!("\"weak\" {why}");
             problems.push(Problem::new("sandbox", must, "\"strong\""));
         }
         let language = self.language.unwrap_or(Language::Python);
@@ -175,6 +168,18 @@ pub fn sandbox_layers() -> &'static [Layer] {
 /// The languages that programs can be in on this machine, each with its interpreter or compiler.
 pub fn languages() -> Vec<(Language, &'static str)> {
     toolchain::installed()
+}
+
+/// Why such programs can't be run on this machine; none where they can.
+pub(crate) fn why_not(isolation: Isolation) -> Option<String> {
+    let Layer { name, state, remedy } = missing_layer(isolation)?;
+    let why = match state {
+        State::Refused(why) => why.as_str(),
+        _ => "unknown",
+    };
+    Some(format!(
+        "on this machine, for the sandbox's layer `{name}` does not work ({why}); or: {remedy}"
+    ))
 }
 
 /// The first layer that is needed and doesn't work.

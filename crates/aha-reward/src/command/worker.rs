@@ -2,11 +2,12 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aha_sandbox::{Job, Running};
 use serde_json::Value;
 
 use crate::verifier::excerpt;
@@ -26,9 +27,15 @@ const END_MAX: Duration = Duration::from_millis(200);
 
 /// A process that scores one sample at a time. It and all that it has started are killed with it.
 pub(super) struct Worker {
-    child: Child,
+    process: Process,
     samples: mpsc::Sender<Vec<u8>>,
     lines: mpsc::Receiver<Line>,
+}
+
+enum Process {
+    Free(Child),
+    /// In the sandbox; none once its end was told.
+    Caged(Option<Running>),
 }
 
 /// What came out of a process.
@@ -56,25 +63,39 @@ impl Worker {
             // A group of its own, which is killed as a whole, and which no key press at our terminal ends.
             .process_group(0)
             .spawn()?;
-        let (samples, inbox) = mpsc::channel();
-        let (out, lines) = mpsc::sync_channel(LINES_WAITING_MAX);
         let (stdin, stdout, stderr) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take());
-        let worker = Worker { child, samples, lines };
         let pipes = stdin.zip(stdout).zip(stderr);
         let ((stdin, stdout), stderr) = pipes.expect("pipes were asked for");
+        let worker = Worker::talking(Process::Free(child), stdin, stdout)?;
         let program = command[0].clone();
-        // They end with the pipes, which end with the process.
-        let start = |work: Box<dyn FnOnce() + Send>| {
-            thread::Builder::new().name("aha-command".to_owned()).spawn(work)
-        };
-        start(Box::new(move || write_samples(stdin, &inbox)))?;
-        start(Box::new(move || read_lines(stdout, &out)))?;
-        start(Box::new(move || log_lines(stderr, &program)))?;
+        start_thread(move || log_lines(stderr, &program))?;
         Ok(worker)
     }
 
-    pub fn is_alive(&self) -> bool {
+    /// One in the sandbox.
+    pub fn start_caged(job: &Job) -> io::Result<Worker> {
+        let mut running = aha_sandbox::start(job).map_err(io::Error::other)?;
+        let channel = running.channel().ok_or(io::ErrorKind::NotConnected)?;
+        let (writer, reader) = (channel.try_clone()?, channel.try_clone()?);
+        Worker::talking(Process::Caged(Some(running)), writer, reader)
+    }
+
+    /// A process with threads that write to it and read from it.
+    fn talking(
+        process: Process,
+        writer: impl Write + Send + 'static,
+        reader: impl Read + Send + 'static,
+    ) -> io::Result<Worker> {
+        let (samples, inbox) = mpsc::channel();
+        let (out, lines) = mpsc::sync_channel(LINES_WAITING_MAX);
+        let worker = Worker { process, samples, lines };
+        start_thread(move || write_samples(writer, &inbox))?;
+        start_thread(move || read_lines(reader, &out))?;
+        Ok(worker)
+    }
+
+    pub fn is_alive(&mut self) -> bool {
         self.ended().is_none()
     }
 
@@ -146,37 +167,61 @@ impl Worker {
         }
     }
 
-    /// How the process ended, if it did. It is left to be waited for, so that its number stays its own.
-    fn ended(&self) -> Option<String> {
-        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        // SAFETY: zero is a value of the struct, which is valid for writes during the call.
-        let (outcome, info) = unsafe {
-            let mut info: libc::siginfo_t = std::mem::zeroed();
-            (libc::waitid(libc::P_PID, self.child.id(), &raw mut info, options), info)
-        };
-        // SAFETY: `waitid` has written the fields of a child, or left the zeros.
-        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-        match (outcome, pid) {
-            (0, 0) => None,
-            (0, _) if info.si_code == libc::CLD_EXITED => Some(format!("exit code {status}")),
-            (0, _) => Some(format!("signal {status}")),
-            _ => Some(io::Error::last_os_error().to_string()),
+    /// How the process ended, if it did.
+    fn ended(&mut self) -> Option<String> {
+        match &mut self.process {
+            Process::Free(child) => ended(child),
+            Process::Caged(running) => {
+                if running.as_mut().is_some_and(|running| !running.is_over()) {
+                    return None;
+                }
+                Some(match running.take().map(Running::finish) {
+                    Some(Ok(outcome)) => outcome.exit.to_string(),
+                    Some(Err(error)) => error.to_string(),
+                    None => "its end was told before".to_owned(),
+                })
+            }
         }
+    }
+}
+
+/// How a child ended, if it did. It is left to be waited for, so that its number stays its own.
+fn ended(child: &Child) -> Option<String> {
+    let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: zero is a value of the struct, which is valid for writes during the call.
+    let (outcome, info) = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        (libc::waitid(libc::P_PID, child.id(), &raw mut info, options), info)
+    };
+    // SAFETY: `waitid` has written the fields of a child, or left the zeros.
+    let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+    match (outcome, pid) {
+        (0, 0) => None,
+        (0, _) if info.si_code == libc::CLD_EXITED => Some(format!("exit code {status}")),
+        (0, _) => Some(format!("signal {status}")),
+        _ => Some(io::Error::last_os_error().to_string()),
     }
 }
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        if let Ok(group) = i32::try_from(self.child.id()) {
+        // One in the sandbox is killed as it is dropped.
+        let Process::Free(child) = &mut self.process else { return };
+        if let Ok(group) = i32::try_from(child.id()) {
             // SAFETY: sends a signal and touches no memory. The group is the child's own: its number can't
             // have been given to another, as nobody has waited for the child.
             unsafe { libc::kill(-group, libc::SIGKILL) };
         }
-        let _ = self.child.wait(); // It has been killed.
+        let _ = child.wait(); // It has been killed.
     }
 }
 
-fn write_samples(mut stdin: ChildStdin, samples: &mpsc::Receiver<Vec<u8>>) {
+/// Starts a thread, which ends with its pipe, which ends with the process.
+fn start_thread(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    thread::Builder::new().name("aha-command".to_owned()).spawn(work).map(|_| ())
+}
+
+fn write_samples(mut stdin: impl Write, samples: &mpsc::Receiver<Vec<u8>>) {
     for sample in samples {
         // Who doesn't read any more has ended, and is seen to have.
         if stdin.write_all(&sample).and_then(|()| stdin.flush()).is_err() {
@@ -185,7 +230,7 @@ fn write_samples(mut stdin: ChildStdin, samples: &mpsc::Receiver<Vec<u8>>) {
     }
 }
 
-fn read_lines(stdout: ChildStdout, lines: &mpsc::SyncSender<Line>) {
+fn read_lines(stdout: impl Read, lines: &mpsc::SyncSender<Line>) {
     let mut stdout = BufReader::new(stdout);
     loop {
         let mut bytes = Vec::new();

@@ -18,6 +18,8 @@ pub const REPLY_BYTES_MAX: u64 = 1 << 20;
 
 /// Longest time that can be set, in seconds: a day.
 const SECONDS_MAX: f64 = 86_400.0;
+/// Shorter keys are placeholders, such as servers on one's own machine want, and may be part of any word.
+const KEY_BYTES_MIN: usize = 8;
 /// Most retries that can be set.
 const RETRIES_MAX: u32 = 100;
 
@@ -28,7 +30,8 @@ pub struct Settings {
     /// The address, beginning with `http://` or `https://`; what is secret in it would be in the run's files.
     pub url: Option<String>,
     /// The NAME of an environment variable that holds the key, which is sent as a bearer token. The key itself
-    /// is in no file and no message. Default: no key.
+    /// is in no file and no message, also where the service repeats it, if it has 8 characters or more. Default:
+    /// no key.
     pub api_key_env: Option<String>,
     /// Whether the proxy counts that the environment names (`HTTPS_PROXY` and its like). Default false: a run
     /// talks to the address that it was given.
@@ -182,7 +185,8 @@ impl Client {
         &self.url
     }
 
-    /// Posts JSON and returns the body of the reply.
+    /// Posts JSON and returns the body of the reply, the key taken out: servers repeat keys that they don't know,
+    /// some with a status that says all is well.
     pub fn post(&self, body: &str, time_max: Duration) -> Result<String, Trouble> {
         let mut request = self.agent.post(&self.url).header("content-type", "application/json");
         if let Some(key) = &self.key {
@@ -204,7 +208,8 @@ impl Client {
         let text = reply.body_mut().with_config().limit(REPLY_BYTES_MAX).read_to_vec();
         if !is_good {
             let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
-            let reason = format!("the server answered {status}: {}", self.shown(&text));
+            let reason =
+                format!("the server answered {status}: {}", excerpt(&self.without_key(text)));
             return Err(match status {
                 408 | 425 | 429 | 500.. => Trouble::Passing { reason, after },
                 _ => Trouble::Lasting(reason),
@@ -212,15 +217,19 @@ impl Client {
         }
         let bytes = text.map_err(|error| trouble(&error, time_max))?;
         String::from_utf8(bytes)
+            .map(|text| match &self.key {
+                Some(key) if key.len() >= KEY_BYTES_MIN => self.without_key(text),
+                _ => text,
+            })
             .map_err(|_| Trouble::Lasting("the server's answer is not UTF-8".to_owned()))
     }
 
-    /// What can be shown of a reply: servers repeat keys that they don't know.
-    fn shown(&self, text: &str) -> String {
-        match &self.key {
-            Some(key) => excerpt(&text.replace(key, "…")),
-            None => excerpt(text),
-        }
+    /// A reply with the key taken out, as it is and as JSON may write it.
+    fn without_key(&self, text: String) -> String {
+        let Some(key) = &self.key else { return text };
+        let escaped = key.replace('\\', r"\\").replace('"', r#"\""#);
+        let slashed = escaped.replace('/', r"\/");
+        [key, &escaped, &slashed].iter().fold(text, |text, key| text.replace(key.as_str(), "…"))
     }
 }
 

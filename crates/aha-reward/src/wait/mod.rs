@@ -27,7 +27,8 @@ pub struct Waiting {
     /// Where answers are kept, so that a run that goes on gets those that it had; none: nowhere.
     pub answers: Option<Arc<Answers>>,
     /// Whether failures are kept as well, so that a run that goes on has the nulls that it had. Not where a
-    /// null stops the run, which would then never get past it.
+    /// null stops the run, which would then never get past it: [`Composite`](crate::Composite) decides it for
+    /// each of its rewards.
     pub keeps_failures: bool,
 }
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod cases;
+mod command;
 
 use std::process::ExitCode;
 
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     if wanted.is_none() {
         several_at_once_are_scored_as_one_by_one();
         what_is_wrong_with_settings_is_told();
+        command::a_command_scores_in_the_sandbox();
     }
     println!("programs: {}", if failures.is_empty() { "ok" } else { "FAILED" });
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aha_reward::{Verdict, Verifier};
+use aha_reward::{Composite, OnNull, Verdict, Verifier};
 use serde_json::json;
 
 use crate::server::{Reply, Server};
@@ -70,6 +70,11 @@ fn faults_that_last_give_null_with_the_reason_at_once() {
         (Reply::ok(&json!([{"score": 1}])), "expected {\"score\""),
         (Reply::Whole(200, "", "x".repeat(2 << 20)), "longer than"),
         (Reply::Whole(400, "", format!("bad key {KEY}!")), "answered 400: bad key …!"),
+        (Reply::ok(&json!({"error": format!("bad key {KEY}!")})), "bad key …!"),
+        (Reply::Whole(200, "", format!("bad key {KEY}!")), "is no JSON: bad key …!"),
+        (Reply::ok(&json!({"score": null, "reason": format!("bad key {KEY}!")})), "bad key …!"),
+        // As JSON may write it.
+        (Reply::Whole(200, "", format!("[\"{}\"]", KEY.replace('/', r"\/"))), "got [\"…\"]"),
     ];
     for (reply, reason) in cases {
         let server = Server::start(move |_, _| reply.clone());
@@ -142,6 +147,34 @@ fn a_run_that_goes_on_has_the_same_verdicts_without_a_call() {
     assert_eq!(server.requests().len(), 4);
     let kept = fs_err::read_to_string(folder.path().join("answers.jsonl")).unwrap();
     assert_eq!(kept.lines().count(), 4);
+}
+
+#[test]
+fn a_failure_is_kept_unless_the_reward_that_it_belongs_to_stops_the_run() {
+    for (of_reward, of_stage, is_kept) in [
+        (r#","on_null":"zero""#, OnNull::Stop, true),
+        ("", OnNull::Drop, true),
+        ("", OnNull::Stop, false),
+        (r#","on_null":"stop""#, OnNull::Zero, false),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::start(|number, request| match number {
+            0 => Reply::status(400),
+            _ => scoring(number, request),
+        });
+        let asks = serde_json::from_str(&reward(&server, of_reward)).unwrap();
+        // Another reward, which says otherwise.
+        let other = if is_kept { "stop" } else { "zero" };
+        let other = format!(r#"{{"kind":"exact","on_null":"{other}"}}"#);
+        let specs = [asks, serde_json::from_str(&other).unwrap()];
+        let score = || {
+            let lender = Lender::keeping(folder.path());
+            let composite = Composite::new(&specs, of_stage, None, &lender).ok().unwrap();
+            composite.score(&samples(&["four"])[0]).parts[0]
+        };
+        assert_eq!(score(), None);
+        assert_eq!(score(), if is_kept { None } else { Some(4.0) }, "{of_reward} {of_stage:?}");
+    }
 }
 
 #[test]

@@ -30,7 +30,7 @@ impl Lender {
     }
 }
 
-const KEY: &str = "sk-very-secret";
+const KEY: &str = "sk-very/secret";
 
 impl Backends for Lender {
     fn preference_model(&self, name: &str) -> Result<Arc<dyn PreferenceModel>, String> {

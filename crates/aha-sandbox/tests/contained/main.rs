@@ -3,6 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::io::{Read, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         programs_end_as_they_end(isolation);
         files_and_input_arrive(isolation);
         a_job_that_nobody_waits_for_is_killed(isolation);
+        a_dialogue_is_input_and_output(isolation);
     }
     a_missing_program_is_told();
     many_threads_run_programs_at_once();
@@ -80,6 +82,18 @@ fn a_job_that_nobody_waits_for_is_killed(isolation: Isolation) {
     running.cancel();
     assert_eq!(running.finish().unwrap().exit, Exit::Cancelled);
     assert!(begun.elapsed() < Duration::from_secs(10));
+}
+
+fn a_dialogue_is_input_and_output(isolation: Isolation) {
+    let mut job = shell("read word; echo \"$word$word\"; echo lost >&2; exit 4", isolation);
+    job.stdin = Stdin::Dialogue;
+    let mut running = start(&job).unwrap();
+    let channel = running.channel().unwrap();
+    channel.write_all(b"two\n").unwrap();
+    let mut text = String::new();
+    channel.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "twotwo\n");
+    assert_eq!(running.finish().unwrap().exit, Exit::Code(4));
 }
 
 fn a_missing_program_is_told() {
