@@ -130,6 +130,50 @@ pub const CASES: &[Case] = &[
         ..NONE
     },
     Case {
+        name: "a slice is passed",
+        completion: "class Row:\n    def __getitem__(self, at): return [at.start, at.stop, at.step]",
+        tests: r#"{"kind":"asserts","tests":["assert Row()[1:3] == [1, 3, None]"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "an iterator ends",
+        completion: "class Up:\n    n = 0\n    def __iter__(self): return self\n    def __next__(self):\n        self.n += 1\n        if self.n > 2: raise StopIteration\n        return self.n",
+        tests: r#"{"kind":"asserts","tests":["assert [n for n in Up()] == [1, 2]"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "a function is passed on by the tests",
+        completion: "def double(x): return x + x",
+        tests: r#"{"kind":"asserts","tests":["assert list(map(double, [1, 2])) == [2, 4]"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "the tests lack an import",
+        completion: "class np:\n    allclose = staticmethod(lambda a, b: True)\ndef f(x): return 1",
+        tests: r#"{"kind":"asserts","tests":["assert np.allclose(f(1), [3.0])"]}"#,
+        score: None,
+        reason: "the tests use `np` without importing it",
+        ..NONE
+    },
+    Case {
+        name: "a function has a name of the library's",
+        completion: "def reduce(a, b): return a // b",
+        tests: r#"{"kind":"asserts","tests":["assert reduce(5, 2) == 2"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "a test passes what can't be sent",
+        completion: "def f(x): pass",
+        tests: r#"{"kind":"asserts","tests":["assert f(object()) is None"]}"#,
+        score: None,
+        reason: "a test passes a object",
+        ..NONE
+    },
+    Case {
         name: "sets are compared as sets",
         completion: "def words(s): return list(set(s.split()))",
         tests: r#"{"kind":"asserts","tests":["assert sorted(words('b a b')) == ['a', 'b']","assert set(words('b a b')) == set(['a', 'b'])"]}"#,

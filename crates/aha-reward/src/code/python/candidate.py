@@ -149,6 +149,8 @@ def unpacked(tree):
         return bytearray(rest[0])
     if tag == "g":
         return range(*rest)
+    if tag == "S":
+        return slice(*[unpacked(part) for part in rest])
     if tag == "T":
         return getattr(builtins, rest[0])
     if tag == "r":
