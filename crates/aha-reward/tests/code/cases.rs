@@ -159,6 +159,35 @@ pub const CASES: &[Case] = &[
         ..NONE
     },
     Case {
+        name: "the program is asked whether it is right",
+        completion: "def same(a, b): return True\ndef f(x): return 1",
+        tests: r#"{"kind":"asserts","tests":["assert same(f(1), [3.0])"]}"#,
+        score: None,
+        reason: "a test leaves it to `same` of the program",
+        ..NONE
+    },
+    Case {
+        name: "exact numbers and dates come back as they went",
+        completion: "def same(x): return x",
+        tests: r#"{"kind":"asserts","setup":"from decimal import Decimal\nfrom fractions import Fraction\nfrom datetime import date, datetime, timedelta","tests":["assert same(Decimal('1.50')) == Decimal('1.5') and str(same(Decimal('NaN'))) == 'NaN'","assert same({Fraction(1, 3)}) == {Fraction(1, 3)}","assert same([date(2020, 1, 2), datetime(2020, 1, 2, 3, 4, 5, 6)]) == [date(2020, 1, 2), datetime(2020, 1, 2, 3, 4, 5, 6)]","assert same(timedelta(-1, 2, 3)) == timedelta(-1, 2, 3)"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "a date is returned where none is passed",
+        completion: "from datetime import date\nfrom fractions import Fraction\ndef f(x): return date(2020, 1, x), Fraction(1, x)",
+        tests: r#"{"kind":"asserts","tests":["assert f(2) == (datetime.date(2020, 1, 2), 0.5)"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "an exception's text is its own",
+        completion: "class Negative(ValueError): pass\ndef f(x):\n    if x < 0: raise Negative('neg')\n    return {}['no']",
+        tests: r#"{"kind":"asserts","tests":["try:\n    f(-1)\n    assert False\nexcept ValueError as e:\n    assert str(e) == 'neg'","try:\n    f(1)\n    assert False\nexcept KeyError as e:\n    assert e.args == ('no',)"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
         name: "a function has a name of the library's",
         completion: "def reduce(a, b): return a // b",
         tests: r#"{"kind":"asserts","tests":["assert reduce(5, 2) == 2"]}"#,

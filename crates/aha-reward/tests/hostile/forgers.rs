@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::{ANSWER, Attack, prints_the_answer};
 
 /// Wrong programs for `assert f(3) == ANSWER`.
-const FORGERS: [(&str, &str); 29] = [
+const FORGERS: [(&str, &str); 30] = [
     ("ends early with success", "import sys\nsys.exit(0)"),
     ("ends hard with success", "import os\nos._exit(0)"),
     ("ends hard when called", "import os\ndef f(x): os._exit(0)"),
@@ -86,6 +86,10 @@ const FORGERS: [(&str, &str); 29] = [
     (
         "answers more than the tests can hold",
         "import sys\nm = sys.modules['__main__']\ndef f(x): m.send('[\"value\", [\"l\"' + ',[\"q\"]' * 2600000 + '], []]')",
+    ),
+    (
+        "answers a fraction of endless digits",
+        "import sys\nm = sys.modules['__main__']\ndef f(x): m.send('[\"value\", [\"F\", \"1e999999999\"], []]')",
     ),
     ("never answers", "import time\ndef f(x): time.sleep(1000)"),
     (

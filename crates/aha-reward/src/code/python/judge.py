@@ -10,6 +10,8 @@ result as JSON. Values on their way are plain (None, booleans, strings) or a lis
   l t s z d k o q   list, tuple, set, frozenset, dict, Counter, OrderedDict, deque: items, keys before values
   b y c g T   bytes, bytearray, complex, range, a built-in type
   S       a slice: start, stop, step
+  D F     a Decimal as text, a Fraction: its two integers
+  M       of the module datetime: the class's name, then its integers
   r n p   an object that stays there, a name there, a function that stays here
 """
 
@@ -17,10 +19,14 @@ import ast
 import builtins
 import collections
 import copy
+import datetime
+import decimal
+import fractions
 import functools
 import itertools
 import json
 import math
+import operator
 import os
 import random
 import sys
@@ -38,6 +44,11 @@ LIBRARY = {"isclose": math.isclose, "fabs": math.fabs, "isnan": math.isnan, "isi
            "Counter": collections.Counter, "OrderedDict": collections.OrderedDict,
            "defaultdict": collections.defaultdict, "deque": collections.deque, "deepcopy": copy.deepcopy,
            "reduce": functools.reduce, "chain": itertools.chain}
+
+# What makes the values of the module datetime.
+INTEGERS = {"date": ("year", "month", "day"),
+            "datetime": ("year", "month", "day", "hour", "minute", "second", "microsecond"),
+            "timedelta": ("days", "seconds", "microseconds")}
 
 # Longest message to the candidate, as `functions.rs` has it.
 MESSAGE_BYTES_MAX = 16 << 20
@@ -91,6 +102,21 @@ remotes = {}
 functions = []
 
 
+def exact(value):
+    """A Decimal, Fraction, date, datetime or timedelta as plain values. With a time zone it is none."""
+    kind, module = type(value).__name__, sys.modules.get(type(value).__module__)
+    # A module that isn't loaded has no values.
+    if module is None or getattr(module, kind, None) is not type(value):
+        return None
+    if (module.__name__, kind) == ("decimal", "Decimal"):
+        return ["D", str(value)]
+    if (module.__name__, kind) == ("fractions", "Fraction"):
+        return ["F", value.numerator, value.denominator]
+    if module.__name__ != "datetime" or kind not in INTEGERS or getattr(value, "tzinfo", None):
+        return None
+    return ["M", kind, *[getattr(value, name) for name in INTEGERS[kind]]]
+
+
 def packed(value):
     """A value as an expression of plain values."""
     if value is None or type(value) in (bool, int, str, float, bytes, complex):
@@ -113,6 +139,8 @@ def packed(value):
         return ["S", packed(value.start), packed(value.stop), packed(value.step)]
     if kind is type and TYPES.get(value.__name__) is value:
         return ["T", value.__name__]
+    if found := exact(value):
+        return found
     if callable(value):
         functions.append(value)
         return ["p", len(functions) - 1]
@@ -163,13 +191,19 @@ def unpacked(tree):
             return TYPES[rest[0]]
         if tag == "r":
             return remote(("r", int(rest[0])))
+        if tag == "D":
+            return decimal.Decimal(rest[0])
         values = [unpacked(part) for part in rest]
+        if tag == "F":
+            return fractions.Fraction(*map(operator.index, values))
+        if tag == "M":
+            return {kind: getattr(datetime, kind) for kind in INTEGERS}[values[0]](*values[1:])
         if tag in ("d", "k", "o"):
             made = dict(zip(values[::2], values[1::2]))
             return {"d": dict, "k": collections.Counter, "o": collections.OrderedDict}[tag](made)
         return {"l": list, "t": tuple, "s": set, "z": frozenset, "q": collections.deque,
                 "g": lambda parts: range(*parts)}[tag](values)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
         raise Gone("an answer that is none") from error
 
 
@@ -230,8 +264,9 @@ def translated(reply, what):
         # What would end this process, or looks like one of our own, is none of theirs.
         if isinstance(kind, type) and issubclass(kind, Exception):
             try:
-                return kind(f"{named}: {text}")
-            except TypeError:
+                # A KeyError's text is the key as code has it.
+                return kind(ast.literal_eval(text) if kind is KeyError else text)
+            except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
                 break
     return RuntimeError(f"{named}: {text}")
 
@@ -344,6 +379,26 @@ def not_imported(trees, names):
     return [name for name in names if name in bases and name not in called]
 
 
+def self_judging(trees, names):
+    """The first of the candidate's functions that a test asks whether an answer of another one is what is
+    expected, as in `assert same(f(1), 3)`; none for most tests."""
+    def called(tree):
+        return {node.func.id for node in ast.walk(tree)
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)} & names
+
+    for node in itertools.chain.from_iterable(ast.walk(tree) for tree in trees):
+        test = node.test if isinstance(node, ast.Assert) else None
+        if isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id in names:
+            answers = [called(arg) - {test.func.id} for arg in test.args]
+            if any(answers) and any(is_literal(arg) for arg in test.args):
+                return test.func.id
+    return None
+
+
+def is_literal(node):
+    return not any(isinstance(part, (ast.Name, ast.Call)) for part in ast.walk(node))
+
+
 def trusted(prelude):
     """What the prompt itself defines, which the tests take rather than the candidate's."""
     space = {"__name__": "prompt"}
@@ -365,6 +420,9 @@ def space_of(job, trees):
     for name in not_imported(trees, own):
         if name not in prelude and name != job["entry_point"]:
             raise BadTests(f"the tests use `{name}` without importing it")
+    judge_name = self_judging(trees, {name for name in own if name not in prelude})
+    if judge_name:
+        raise BadTests(f"a test leaves it to `{judge_name}` of the program whether an answer is right")
     for name in own:
         if name != job["entry_point"] and name in prelude:
             space[name] = prelude[name]
