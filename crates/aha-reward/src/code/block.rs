@@ -1,5 +1,7 @@
 //! The program in a completion.
 
+use std::borrow::Cow;
+
 use super::toolchain::Language;
 
 /// Where programs are looked for.
@@ -14,12 +16,14 @@ pub struct Place<'a> {
 #[derive(Debug, PartialEq)]
 pub struct Block<'a> {
     pub language: Language,
-    pub code: &'a str,
+    pub code: Cow<'a, str>,
 }
 
 /// A fenced block with the first word of what its fence says.
 struct Fenced<'a> {
     label: &'a str,
+    /// The spaces before its fence.
+    indent: &'a str,
     code: &'a str,
 }
 
@@ -33,11 +37,11 @@ impl Place<'_> {
             let language = self.language.unwrap_or(Language::Python);
             return match text.trim().is_empty() {
                 true => Err("there is no program".to_owned()),
-                false => Ok(Block { language, code: text.trim_matches('\n') }),
+                false => Ok(Block { language, code: text.trim_matches('\n').into() }),
             };
         }
         let blocks: Vec<Block<'c>> = fenced.iter().filter_map(|f| self.block(f)).collect();
-        let defining = blocks.iter().rposition(|block| defines_any(block.code, names));
+        let defining = blocks.iter().rposition(|block| defines_any(&block.code, names));
         let chosen = defining.or(blocks.len().checked_sub(1));
         let found = blocks.into_iter().nth(chosen.unwrap_or(usize::MAX));
         found.ok_or_else(|| match self.language {
@@ -52,7 +56,7 @@ impl Place<'_> {
             (label, None) => Language::from_label(label)?,
             (label, Some(language)) => Language::from_label(label).filter(|l| *l == language)?,
         };
-        Some(Block { language, code: fenced.code })
+        Some(Block { language, code: without_indent(fenced) })
     }
 
     /// What follows the chain of thought; of that, what is in the answer tag if there is one pair.
@@ -65,6 +69,22 @@ impl Place<'_> {
         };
         Ok(crate::extract::extract_tag(rest, self.answer_tag).unwrap_or(rest))
     }
+}
+
+/// The code without its fence's indent, as in an item of a list. A first line with less of it says that the
+/// other lines have less as well.
+fn without_indent<'a>(fenced: &Fenced<'a>) -> Cow<'a, str> {
+    // An indent is of spaces and tabs, so no character is cut.
+    let shared = |line: &str| {
+        let same = line.bytes().zip(fenced.indent.bytes()).take_while(|(a, b)| a == b);
+        same.count()
+    };
+    let first = fenced.code.lines().find(|line| !line.trim().is_empty());
+    let most = first.map_or(0, shared);
+    if most == 0 {
+        return fenced.code.into();
+    }
+    fenced.code.split_inclusive('\n').map(|line| &line[shared(line).min(most)..]).collect()
 }
 
 /// Whether a line defines one of the names.
@@ -82,29 +102,30 @@ fn defines_any(code: &str, names: &[&str]) -> bool {
 /// The blocks between fences of three or more backticks or tildes. The last one may lack its closing fence.
 fn fenced(text: &str) -> Vec<Fenced<'_>> {
     let mut blocks = Vec::new();
-    // The open fence: its character, its length, the label, and where the code begins.
-    let mut open: Option<(char, usize, &str, usize)> = None;
+    // The open fence: its character, its length, and its block as far as the text goes.
+    let mut open: Option<(char, usize, Fenced<'_>)> = None;
     let mut at = 0;
     for line in text.split_inclusive('\n') {
         let start = at;
         at += line.len();
         let Some((mark, len, rest)) = fence(line) else { continue };
-        match open {
+        match open.take() {
             None => {
-                let label = rest.split([' ', '{', ',', '\t']).next().unwrap_or("");
-                open = Some((mark, len, label, at));
+                let label = rest.split([' ', '{', ',', '\t', ':']).next().unwrap_or("");
+                let indent = &line[..line.len() - line.trim_start_matches([' ', '\t']).len()];
+                open = Some((mark, len, Fenced { label, indent, code: &text[at..] }));
             }
-            Some((open_mark, open_len, label, from)) => {
+            Some((open_mark, open_len, block)) => {
                 if mark == open_mark && len >= open_len && rest.is_empty() {
-                    blocks.push(Fenced { label, code: &text[from..start] });
-                    open = None;
+                    let code_len = block.code.len() - (text.len() - start);
+                    blocks.push(Fenced { code: &block.code[..code_len], ..block });
+                } else {
+                    open = Some((open_mark, open_len, block));
                 }
             }
         }
     }
-    if let Some((_, _, label, from)) = open {
-        blocks.push(Fenced { label, code: &text[from..] });
-    }
+    blocks.extend(open.map(|(_, _, block)| block));
     blocks
 }
 
@@ -143,6 +164,13 @@ mod tests {
             ("```c++\nx\n```", "cpp|x\n"),
             ("```rust,ignore\nx\n```", "rust|x\n"),
             ("   ```C\nx\n   ```", "c|x\n"),
+            ("```python:main.py\na\n```", "python|a\n"),
+            (
+                "1. Code:\n   ```python\n   if a:\n\n       b\n   c = \"\"\"\nd\"\"\"\n   ```",
+                "python|if a:\n\n    b\nc = \"\"\"\nd\"\"\"\n",
+            ),
+            ("  ```python\nif a:\n  b\n  ```", "python|if a:\n  b\n"),
+            ("\t```python\n\ta\n\t```", "python|a\n"),
             ("```text\n1\n```", "no block of code is in a known language"),
             ("<think>```python\na\n```</think>\n```python\nb\n```", "python|b\n"),
             ("<think>```python\na\n```", "<think> is not closed"),

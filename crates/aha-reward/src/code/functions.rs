@@ -21,7 +21,7 @@ use crate::verifier::excerpt;
 const JUDGE: &str = include_str!("python/judge.py");
 const CANDIDATE: &str = include_str!("python/candidate.py");
 
-/// Longest message between the two.
+/// Longest message between the two. `python/judge.py` has it as well.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
 /// Programs that a tests' process serves before another takes its place, and its processor time for all.
@@ -35,6 +35,8 @@ const JUDGE_EXTRA: Duration = Duration::from_secs(5);
 pub struct Judge {
     running: Running,
     jobs_left: u32,
+    /// Whether the program of the present job has been asked for more than its names.
+    is_program_asked: bool,
 }
 
 /// What the tests' process is asked.
@@ -161,6 +163,10 @@ fn asking(
         Err(error) if is_timeout(&error) => {
             Err(Stopped::Program("the tests take too long".to_owned()))
         }
+        // From its first answer on, the program may be what ends the tests.
+        Err(_) if working.is_program_asked => Err(Stopped::Program(
+            "the tests' process ends when it has called the program".to_owned(),
+        )),
         Err(error) => Err(Stopped::Other(format!("the tests' process failed: {error}"))),
     }
 }
@@ -179,7 +185,7 @@ impl Judge {
             ..settings.limits()
         };
         let running = aha_sandbox::start(&python(settings, JUDGE, limits)?)?;
-        Ok(Self { running, jobs_left: JUDGE_JOBS_MAX })
+        Ok(Self { running, jobs_left: JUDGE_JOBS_MAX, is_program_asked: false })
     }
 
     fn ask(
@@ -189,6 +195,7 @@ impl Judge {
         deadline: Instant,
     ) -> io::Result<Answer> {
         self.jobs_left -= 1;
+        self.is_program_asked = false;
         let channel = self.running.channel().ok_or(io::ErrorKind::NotConnected)?;
         send(channel, &serde_json::to_vec(asked)?)?;
         loop {
@@ -197,7 +204,10 @@ impl Judge {
             channel.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
             let message = receive(channel)?;
             match message.split_first() {
-                Some((b'C', request)) => send(channel, &exchange(candidate, request))?,
+                Some((b'C', request)) => {
+                    self.is_program_asked |= !request.starts_with(b"['has'");
+                    send(channel, &exchange(candidate, request))?;
+                }
                 Some((b'R', answer)) => return Ok(serde_json::from_slice(answer)?),
                 _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "an unknown message")),
             }

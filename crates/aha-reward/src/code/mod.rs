@@ -318,7 +318,7 @@ impl Verifier for Code {
         let tally = match &tests {
             Tests::Stdio { cases } => programs::run(&self.settings, &block, cases),
             calls => {
-                functions::run(&self.settings, &mut slot.judge, sample.prompt, block.code, calls)
+                functions::run(&self.settings, &mut slot.judge, sample.prompt, &block.code, calls)
             }
         };
         match tally {

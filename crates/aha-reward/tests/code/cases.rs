@@ -130,6 +130,79 @@ pub const CASES: &[Case] = &[
         ..NONE
     },
     Case {
+        name: "a slice is passed",
+        completion: "class Row:\n    def __getitem__(self, at): return [at.start, at.stop, at.step]",
+        tests: r#"{"kind":"asserts","tests":["assert Row()[1:3] == [1, 3, None]"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "an iterator ends",
+        completion: "class Up:\n    n = 0\n    def __iter__(self): return self\n    def __next__(self):\n        self.n += 1\n        if self.n > 2: raise StopIteration\n        return self.n",
+        tests: r#"{"kind":"asserts","tests":["assert [n for n in Up()] == [1, 2]"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "a function is passed on by the tests",
+        completion: "def double(x): return x + x",
+        tests: r#"{"kind":"asserts","tests":["assert list(map(double, [1, 2])) == [2, 4]"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "the tests lack an import",
+        completion: "class np:\n    allclose = staticmethod(lambda a, b: True)\ndef f(x): return 1",
+        tests: r#"{"kind":"asserts","tests":["assert np.allclose(f(1), [3.0])"]}"#,
+        score: None,
+        reason: "the tests use `np` without importing it",
+        ..NONE
+    },
+    Case {
+        name: "the program is asked whether it is right",
+        completion: "def same(a, b): return True\ndef f(x): return 1",
+        tests: r#"{"kind":"asserts","tests":["assert same(f(1), [3.0])"]}"#,
+        score: None,
+        reason: "a test leaves it to `same` of the program",
+        ..NONE
+    },
+    Case {
+        name: "exact numbers and dates come back as they went",
+        completion: "def same(x): return x",
+        tests: r#"{"kind":"asserts","setup":"from decimal import Decimal\nfrom fractions import Fraction\nfrom datetime import date, datetime, timedelta","tests":["assert same(Decimal('1.50')) == Decimal('1.5') and str(same(Decimal('NaN'))) == 'NaN'","assert same({Fraction(1, 3)}) == {Fraction(1, 3)}","assert same([date(2020, 1, 2), datetime(2020, 1, 2, 3, 4, 5, 6)]) == [date(2020, 1, 2), datetime(2020, 1, 2, 3, 4, 5, 6)]","assert same(timedelta(-1, 2, 3)) == timedelta(-1, 2, 3)"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "a date is returned where none is passed",
+        completion: "from datetime import date\nfrom fractions import Fraction\ndef f(x): return date(2020, 1, x), Fraction(1, x)",
+        tests: r#"{"kind":"asserts","tests":["assert f(2) == (datetime.date(2020, 1, 2), 0.5)"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "an exception's text is its own",
+        completion: "class Negative(ValueError): pass\ndef f(x):\n    if x < 0: raise Negative('neg')\n    return {}['no']",
+        tests: r#"{"kind":"asserts","tests":["try:\n    f(-1)\n    assert False\nexcept ValueError as e:\n    assert str(e) == 'neg'","try:\n    f(1)\n    assert False\nexcept KeyError as e:\n    assert e.args == ('no',)"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "a function has a name of the library's",
+        completion: "def reduce(a, b): return a // b",
+        tests: r#"{"kind":"asserts","tests":["assert reduce(5, 2) == 2"]}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "a test passes what can't be sent",
+        completion: "def f(x): pass",
+        tests: r#"{"kind":"asserts","tests":["assert f(object()) is None"]}"#,
+        score: None,
+        reason: "a test passes a object",
+        ..NONE
+    },
+    Case {
         name: "sets are compared as sets",
         completion: "def words(s): return list(set(s.split()))",
         tests: r#"{"kind":"asserts","tests":["assert sorted(words('b a b')) == ['a', 'b']","assert set(words('b a b')) == set(['a', 'b'])"]}"#,

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::{ANSWER, Attack, prints_the_answer};
 
 /// Wrong programs for `assert f(3) == ANSWER`.
-const FORGERS: [(&str, &str); 27] = [
+const FORGERS: [(&str, &str); 30] = [
     ("ends early with success", "import sys\nsys.exit(0)"),
     ("ends hard with success", "import os\nos._exit(0)"),
     ("ends hard when called", "import os\ndef f(x): os._exit(0)"),
@@ -82,6 +82,15 @@ const FORGERS: [(&str, &str); 27] = [
         "raises what looks like success",
         "class Gone(AssertionError):\n  def __str__(self): return 'passed'\ndef f(x): raise StopIteration('passed')",
     ),
+    ("raises half a character", "def f(x): raise ValueError('\\ud800')"),
+    (
+        "answers more than the tests can hold",
+        "import sys\nm = sys.modules['__main__']\ndef f(x): m.send('[\"value\", [\"l\"' + ',[\"q\"]' * 2600000 + '], []]')",
+    ),
+    (
+        "answers a fraction of endless digits",
+        "import sys\nm = sys.modules['__main__']\ndef f(x): m.send('[\"value\", [\"F\", \"1e999999999\"], []]')",
+    ),
     ("never answers", "import time\ndef f(x): time.sleep(1000)"),
     (
         "defines the tests",
@@ -129,6 +138,42 @@ fn special() -> Vec<(&'static str, &'static str, String, &'static str)> {
             "calls back what it was given",
             "def f(g):\n  try: g.__globals__\n  except AttributeError: pass\n  return g(0)",
             asserts(format!("assert f(lambda x: x) == {ANSWER}")),
+            "",
+        ),
+        (
+            "brings its own isclose",
+            "isclose = lambda *a: True\ndef f(x): return 1",
+            asserts(format!("assert isclose(f(3), {ANSWER})")),
+            "",
+        ),
+        (
+            "breaks the tests' process",
+            "def f(x): return 0",
+            asserts("import sys\nf(1)\nsys.modules['__main__'].send(b'X', '')".to_owned()),
+            "",
+        ),
+        (
+            "fills what is sent back to it",
+            "def f(a): a.append(bytes(7 << 20))",
+            asserts("a = []\nf(a)\ntry:\n  f(a)\nexcept Exception:\n  pass".to_owned()),
+            "",
+        ),
+        (
+            "returns what can't be sent back to it",
+            "def f(a): return lambda: 0",
+            asserts("a = f(1)\nassert f(slice(a, object())) == 1".to_owned()),
+            "",
+        ),
+        (
+            "ends the loop that calls it",
+            "def f(x): raise StopIteration",
+            asserts(format!("assert all(map(lambda x: f(x) == {ANSWER}, [1, 2]))")),
+            "",
+        ),
+        (
+            "ends the loop with one of its own kind",
+            "class End(StopIteration): pass\ndef f(x): raise End",
+            asserts(format!("for a, b in zip(map(f, [1]), [{ANSWER}]):\n  assert a == b")),
             "",
         ),
         (

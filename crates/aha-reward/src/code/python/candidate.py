@@ -25,6 +25,10 @@ MUTABLE = (list, dict, set, bytearray)
 COLLECTIONS = {("collections", "Counter"): "k", ("collections", "OrderedDict"): "o",
                ("collections", "deque"): "q"}
 
+INTEGERS = {"date": ("year", "month", "day"),
+            "datetime": ("year", "month", "day", "hour", "minute", "second", "microsecond"),
+            "timedelta": ("days", "seconds", "microseconds")}
+
 objects = []
 space = {}
 
@@ -115,11 +119,26 @@ def packed(value):
         return '["b", "%s"]' % bytes.hex(value)
     if kind is range:
         return many("g", (value.start, value.stop, value.step))
+    found = exact(value)
+    if found:
+        return found
     for number, known in enumerate(objects):
         if known is value:
             return '["r", %d]' % number
     objects.append(value)
     return '["r", %d]' % (len(objects) - 1)
+
+
+def exact(value):
+    """A Decimal, Fraction, date, datetime or timedelta by value. With a time zone it stays here."""
+    module, kind = type(value).__module__, type(value).__name__
+    if (module, kind) in (("decimal", "Decimal"), ("_decimal", "Decimal")):
+        return many("D", [str(value)])
+    if (module, kind) == ("fractions", "Fraction"):
+        return many("F", [value.numerator, value.denominator])
+    if module != "datetime" or kind not in INTEGERS or getattr(value, "tzinfo", None):
+        return None
+    return many("M", [kind, *[getattr(value, name) for name in INTEGERS[kind]]])
 
 
 def unpacked(tree):
@@ -149,6 +168,17 @@ def unpacked(tree):
         return bytearray(rest[0])
     if tag == "g":
         return range(*rest)
+    if tag == "D":
+        import decimal
+        return decimal.Decimal(rest[0])
+    if tag == "F":
+        import fractions
+        return fractions.Fraction(*rest)
+    if tag == "M":
+        import datetime
+        return getattr(datetime, rest[0])(*rest[1:])
+    if tag == "S":
+        return slice(*[unpacked(part) for part in rest])
     if tag == "T":
         return getattr(builtins, rest[0])
     if tag == "r":

@@ -9,14 +9,24 @@ result as JSON. Values on their way are plain (None, booleans, strings) or a lis
   i f   an integer in hexadecimal, a float as text (to the candidate numbers go as they are)
   l t s z d k o q   list, tuple, set, frozenset, dict, Counter, OrderedDict, deque: items, keys before values
   b y c g T   bytes, bytearray, complex, range, a built-in type
+  S       a slice: start, stop, step
+  D F     a Decimal as text, a Fraction: its two integers
+  M       of the module datetime: the class's name, then its integers
   r n p   an object that stays there, a name there, a function that stays here
 """
 
 import ast
 import builtins
 import collections
+import copy
+import datetime
+import decimal
+import fractions
+import functools
 import itertools
 import json
+import math
+import operator
 import os
 import random
 import sys
@@ -28,8 +38,29 @@ MODULES = {"bisect", "cmath", "collections", "copy", "datetime", "decimal", "fra
 TYPES = {kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, bytearray, list, tuple,
                                           dict, set, frozenset, range, type, object)}
 
+# Names that tests take from the standard library without importing them. A candidate's own of that name is asked
+# only where the tests have nothing else to test.
+LIBRARY = {"isclose": math.isclose, "fabs": math.fabs, "isnan": math.isnan, "isinf": math.isinf,
+           "Counter": collections.Counter, "OrderedDict": collections.OrderedDict,
+           "defaultdict": collections.defaultdict, "deque": collections.deque, "deepcopy": copy.deepcopy,
+           "reduce": functools.reduce, "chain": itertools.chain}
+
+# What makes the values of the module datetime.
+INTEGERS = {"date": ("year", "month", "day"),
+            "datetime": ("year", "month", "day", "hour", "minute", "second", "microsecond"),
+            "timedelta": ("days", "seconds", "microseconds")}
+
+# Longest message to the candidate, as `functions.rs` has it.
+MESSAGE_BYTES_MAX = 16 << 20
+# What an answer may cost: 1 for each value, more for those that take hundreds of bytes when they are empty.
+COST_MAX = 1 << 21
+COSTS = {"q": 16, "k": 8, "o": 8, "r": 8, "d": 4, "s": 4, "z": 4}
+DEPTH_MAX = 300
+
 # Whether the candidate has fallen silent: a test that catches everything must not pass for it.
 gone = []
+# Whether it has been asked for more than its names. From then on whatever goes wrong may be its doing.
+asked = []
 
 
 def exactly(length):
@@ -71,6 +102,21 @@ remotes = {}
 functions = []
 
 
+def exact(value):
+    """A Decimal, Fraction, date, datetime or timedelta as plain values. With a time zone it is none."""
+    kind, module = type(value).__name__, sys.modules.get(type(value).__module__)
+    # A module that isn't loaded has no values.
+    if module is None or getattr(module, kind, None) is not type(value):
+        return None
+    if (module.__name__, kind) == ("decimal", "Decimal"):
+        return ["D", str(value)]
+    if (module.__name__, kind) == ("fractions", "Fraction"):
+        return ["F", value.numerator, value.denominator]
+    if module.__name__ != "datetime" or kind not in INTEGERS or getattr(value, "tzinfo", None):
+        return None
+    return ["M", kind, *[getattr(value, name) for name in INTEGERS[kind]]]
+
+
 def packed(value):
     """A value as an expression of plain values."""
     if value is None or type(value) in (bool, int, str, float, bytes, complex):
@@ -89,8 +135,12 @@ def packed(value):
         return ["y", bytes(value)]
     if kind is range:
         return ["g", value.start, value.stop, value.step]
+    if kind is slice:
+        return ["S", packed(value.start), packed(value.stop), packed(value.step)]
     if kind is type and TYPES.get(value.__name__) is value:
         return ["T", value.__name__]
+    if found := exact(value):
+        return found
     if callable(value):
         functions.append(value)
         return ["p", len(functions) - 1]
@@ -99,7 +149,26 @@ def packed(value):
             next(base for base in (int, str, float) if isinstance(value, base))](value))
     if hasattr(value, "__iter__"):
         return ["l", *[packed(part) for part in value]]
-    raise BadTests(f"a test passes a {kind.__name__}, which can't be sent to another process")
+    text = f"a test passes a {kind.__name__}, which can't be sent to another process"
+    # A test may pass on what it made of an answer.
+    raise TypeError(text) if asked else BadTests(text)
+
+
+def check_size(tree):
+    """Refuses an answer that would take too much memory here, or too deep a stack."""
+    cost, depth, level = 0, 0, [tree]
+    while level:
+        depth += 1
+        inner = []
+        for part in level:
+            is_list = type(part) is list
+            tag = part[0] if is_list and part and type(part[0]) is str else ""
+            cost += COSTS.get(tag, 1)
+            if is_list and tag not in ("i", "f", "c", "b", "y", "T", "r"):
+                inner.extend(part[1:] if tag else part)
+        if cost > COST_MAX or depth > DEPTH_MAX:
+            raise Gone("an answer that is too large")
+        level = inner
 
 
 def unpacked(tree):
@@ -122,53 +191,84 @@ def unpacked(tree):
             return TYPES[rest[0]]
         if tag == "r":
             return remote(("r", int(rest[0])))
+        if tag == "D":
+            return decimal.Decimal(rest[0])
         values = [unpacked(part) for part in rest]
+        if tag == "F":
+            return fractions.Fraction(*map(operator.index, values))
+        if tag == "M":
+            return {kind: getattr(datetime, kind) for kind in INTEGERS}[values[0]](*values[1:])
         if tag in ("d", "k", "o"):
             made = dict(zip(values[::2], values[1::2]))
             return {"d": dict, "k": collections.Counter, "o": collections.OrderedDict}[tag](made)
         return {"l": list, "t": tuple, "s": set, "z": frozenset, "q": collections.deque,
                 "g": lambda parts: range(*parts)}[tag](values)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, ArithmeticError) as error:
         raise Gone("an answer that is none") from error
 
 
 def ask(*request):
     """Sends a request to the candidate; the answer's value and the arguments that it changed."""
-    send(b"C", repr(list(request)))
+    to_candidate(request)
+    if request[0] != "has":
+        asked.append(True)
     while True:
-        text = receive()
-        if not text:
-            raise Gone("it ended")
-        try:
-            reply = json.loads(text)
-        except ValueError as error:
-            raise Gone("an answer that is none") from error
-        if type(reply) is not list or len(reply) < 3:
-            raise Gone("an answer that is none")
+        reply = reply_of()
         if reply[0] == "value":
             return unpacked(reply[1]), reply[2]
         if reply[0] == "error":
-            raise translated(reply)
+            raise translated(reply, request[0])
         # A function of the tests is called back. It isn't sent what it must not see: its own arguments.
         args = unpacked(reply[2])
         if type(reply[1]) is not int or not 0 <= reply[1] < len(functions):
             raise Gone("an answer that is none")
-        send(b"C", repr(["answer", packed(functions[reply[1]](*args))]))
+        to_candidate(["answer", packed(functions[reply[1]](*args))])
 
 
-def translated(reply):
+def to_candidate(request):
+    text = repr(list(request))
+    if 4 * len(text) > MESSAGE_BYTES_MAX and len(text.encode("utf-8", "surrogatepass")) >= MESSAGE_BYTES_MAX:
+        # An argument of the tests' own, or one that the candidate has filled.
+        raise Gone("arguments that are too large") if asked else BadTests("a test passes too large an argument")
+    send(b"C", text)
+
+
+def reply_of():
+    """What the candidate says next. Nothing in it is trusted."""
+    try:
+        text = receive()
+        if not text:
+            raise Gone("it ended")
+        reply = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Gone("an answer that is none") from error
+    if type(reply) is not list or len(reply) < 3:
+        raise Gone("an answer that is none")
+    check_size(reply)
+    return reply
+
+
+# What ends a loop of the tests' own where it is raised in what the loop calls: `all(map(f, xs))` would pass.
+ENDS = {"StopIteration", "StopAsyncIteration", "GeneratorExit"}
+
+
+def translated(reply, what):
     """The exception that the candidate raised, as the built-in one that it is or derives from."""
     names = unpacked(reply[1])
-    text = f"{unpacked(reply[2])}: {unpacked(reply[3])}" if len(reply) > 3 else "error"
+    named, text = (unpacked(reply[2]), unpacked(reply[3])) if len(reply) > 3 else ("error", "")
+    named, text = (part if type(part) is str else "error" for part in (named, text))
     for name in names if type(names) is list else []:
-        kind = getattr(builtins, name, None) if type(name) is str else None
+        if type(name) is not str or name in ENDS and (name, what) != ("StopIteration", "next"):
+            break
+        kind = getattr(builtins, name, None)
         # What would end this process, or looks like one of our own, is none of theirs.
         if isinstance(kind, type) and issubclass(kind, Exception):
             try:
-                return kind(text)
-            except TypeError:
+                # A KeyError's text is the key as code has it.
+                return kind(ast.literal_eval(text) if kind is KeyError else text)
+            except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
                 break
-    return RuntimeError(text)
+    return RuntimeError(f"{named}: {text}")
 
 
 def remote(place):
@@ -252,10 +352,11 @@ def subjects(trees, entry_point):
     """The names that the candidate has to bring. That is said by the tests alone: a candidate's `abs` or
     `sorted` must not take the place of the real one around the function that is tested."""
     names = free_names(trees)
-    own = [name for name in names if not hasattr(builtins, name) and name not in MODULES]
+    own = [name for name in names
+           if not hasattr(builtins, name) and name not in MODULES and name not in LIBRARY]
     if own or entry_point:
         return own
-    # The function that is tested has the name of a built-in one: it is the one called innermost.
+    # The function that is tested has the name of one that comes with Python: it is the one called innermost.
     def called(tree):
         return [node.func.id for node in ast.walk(tree)
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
@@ -266,6 +367,36 @@ def subjects(trees, entry_point):
             if not any(called(part) for part in itertools.chain(node.args, node.keywords)):
                 innermost.add(node.func.id)
     return [name for name in names if name in innermost]
+
+
+def not_imported(trees, names):
+    """Of names that the tests don't define those of modules: the tests take parts of them, and call none. A
+    candidate that brought one would be asked whether its own answers are right."""
+    nodes = list(itertools.chain.from_iterable(ast.walk(tree) for tree in trees))
+    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    bases = {node.value.id for node in nodes
+             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)}
+    return [name for name in names if name in bases and name not in called]
+
+
+def self_judging(trees, names):
+    """The first of the candidate's functions that a test asks whether an answer of another one is what is
+    expected, as in `assert same(f(1), 3)`; none for most tests."""
+    def called(tree):
+        return {node.func.id for node in ast.walk(tree)
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)} & names
+
+    for node in itertools.chain.from_iterable(ast.walk(tree) for tree in trees):
+        test = node.test if isinstance(node, ast.Assert) else None
+        if isinstance(test, ast.Call) and isinstance(test.func, ast.Name) and test.func.id in names:
+            answers = [called(arg) - {test.func.id} for arg in test.args]
+            if any(answers) and any(is_literal(arg) for arg in test.args):
+                return test.func.id
+    return None
+
+
+def is_literal(node):
+    return not any(isinstance(part, (ast.Name, ast.Call)) for part in ast.walk(node))
 
 
 def trusted(prelude):
@@ -283,8 +414,16 @@ def space_of(job, trees):
     space = {"__name__": "tests"}
     names = free_names(trees)
     space.update({name: __import__(name) for name in names if name in MODULES})
+    space.update({name: LIBRARY[name] for name in names if name in LIBRARY})
     prelude = trusted(job["prelude"]) if job["prelude"] else {}
-    for name in subjects(trees, job["entry_point"]):
+    own = subjects(trees, job["entry_point"])
+    for name in not_imported(trees, own):
+        if name not in prelude and name != job["entry_point"]:
+            raise BadTests(f"the tests use `{name}` without importing it")
+    judge_name = self_judging(trees, {name for name in own if name not in prelude})
+    if judge_name:
+        raise BadTests(f"a test leaves it to `{judge_name}` of the program whether an answer is right")
+    for name in own:
         if name != job["entry_point"] and name in prelude:
             space[name] = prelude[name]
         else:
@@ -373,15 +512,28 @@ def judge(job):
             except AssertionError:
                 reason = reason or f"test {idx + 1} of {count} fails"
             except Exception as error:
-                reason = reason or f"test {idx + 1} of {count} raises {type(error).__name__}: {error}"
+                reason = reason or f"test {idx + 1} of {count} raises {told(error)}"
             if reason and not job["count_all"]:
                 break
     except BadTests as error:
-        return {"passed": 0, "count": 0, "bad_tests": str(error)[:200]}
+        return {"passed": 0, "count": 0, "bad_tests": written(error)}
     except BaseException as error:
         # No test passes in which the candidate fell silent, nor any after it.
-        reason = reason or f"{type(error).__name__}: {error}"
-    return {"passed": passed, "count": max(count, 1), "reason": reason[:200]}
+        reason = reason or told(error)
+    return {"passed": passed, "count": max(count, 1), "reason": written(reason)}
+
+
+def told(error):
+    try:
+        return f"{type(error).__name__}: {written(error)}"
+    except BaseException:
+        # Its text may be the candidate's to give.
+        return type(error).__name__
+
+
+def written(text):
+    """A text as far as it can be written: one of the candidate's may have halves of characters."""
+    return str(text)[:200].encode("utf-8", "replace").decode()
 
 
 def main():
