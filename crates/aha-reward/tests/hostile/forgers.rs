@@ -98,9 +98,15 @@ const FORGERS: [(&str, &str); 30] = [
     ),
 ];
 
-/// Wrong programs with tests of their own: name, program, tests, prompt.
-fn special() -> Vec<(&'static str, &'static str, String, &'static str)> {
-    let asserts = |test: String| json!({ "kind": "asserts", "tests": [test] }).to_string();
+/// A wrong program with tests of its own: name, program, tests, prompt.
+type Special = (&'static str, &'static str, String, &'static str);
+
+fn asserts(test: String) -> String {
+    json!({ "kind": "asserts", "tests": [test] }).to_string()
+}
+
+/// Programs that bring along what the tests call.
+fn impostors() -> Vec<Special> {
     let humaneval =
         |test: &str| json!({ "kind": "humaneval", "entry_point": "f", "test": test }).to_string();
     vec![
@@ -146,6 +152,12 @@ fn special() -> Vec<(&'static str, &'static str, String, &'static str)> {
             asserts(format!("assert isclose(f(3), {ANSWER})")),
             "",
         ),
+    ]
+}
+
+/// Programs that disturb what runs the tests, or forge what it says.
+fn disturbers() -> Vec<Special> {
+    vec![
         (
             "breaks the tests' process",
             "def f(x): return 0",
@@ -203,7 +215,8 @@ pub fn attacks() -> Vec<Attack> {
         prompt: "",
         reasons: &[],
     });
-    let special = special().into_iter().map(|(name, code, tests, prompt)| Attack {
+    let special = impostors().into_iter().chain(disturbers());
+    let special = special.map(|(name, code, tests, prompt)| Attack {
         name,
         completion: code.to_owned(),
         tests,
