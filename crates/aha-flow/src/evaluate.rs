@@ -3,7 +3,7 @@
 //! # Map
 //! - [`Tally`]: samples by problem out of rows, and the row of `evals` that they give; start here.
 //! - [`figures`]: estimates from counts, and the bootstrap. [`answers`]: which answers are the same, and what
-//!   wins a vote. [`rating`]: Elo from the ratings of problems.
+//!   wins a vote. [`mod@rating`]: Elo from the ratings of problems.
 //! - [`standalone`]: an evaluation without a pipeline file, in memory or in a run directory.
 //!
 //! # Formulas
