@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::Error;
-use crate::verifier::{Kind, Sample, Verdict, Verifier};
+use crate::verifier::{Sample, Verdict, Verifier};
 
 /// Longest line that is read.
 pub const LINE_BYTES_MAX: usize = 16 << 20;
@@ -98,8 +98,7 @@ pub fn grade(
 ) -> Result<Progress, Error> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
     let mut progress = Progress::default();
-    let kind = verifier.kind();
-    let lines_max = match kind.waits() || kind == Kind::Code {
+    let lines_max = match verifier.kind().waits() {
         true => SLOW_LINES_PER_CALL * threads.max(verifier.parallel_count()),
         false => BATCH_LINES_MAX,
     };
@@ -286,6 +285,7 @@ mod tests {
     use super::*;
     use crate::backend::NoBackends;
     use crate::spec::Spec;
+    use crate::verifier::Kind;
 
     fn run_with(spec: Spec, input: &[u8]) -> (Vec<String>, Progress) {
         let verifier = spec.for_grading().resolve(&NoBackends).ok().unwrap();

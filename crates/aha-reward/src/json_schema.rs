@@ -1,6 +1,6 @@
 //! `kind = "json_schema"`: is the answer JSON of the shape that was asked for?
 
-use jsonschema::{PatternOptions, Validator};
+use boon::{CompileError, Compiler, SchemaIndex, Schemas, UrlLoader, ValidationError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -41,7 +41,7 @@ impl Default for Settings {
 impl Resolve for Settings {
     fn resolve(&self, _: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>> {
         let mut problems = Vec::new();
-        let validator = self.validator().map_err(|problem| problems.push(problem));
+        let schema = self.compiled().map_err(|problem| problems.push(problem));
         let Settings { json_score, think_tag, answer_tag, .. } = self.clone();
         if !json_score.is_finite() {
             problems.push(Problem::new("json_score", "finite", json_score.to_string()));
@@ -51,10 +51,10 @@ impl Resolve for Settings {
                 problems.push(Problem::new(key, "letters, digits and `_`", format!("`{tag}`")));
             }
         }
-        match validator {
-            Ok(validator) if problems.is_empty() => {
+        match schema {
+            Ok((schemas, idx)) if problems.is_empty() => {
                 let extraction = Extraction { think_tag, answer_tag, ..Extraction::default() };
-                Ok(Box::new(JsonSchema { validator, json_score, extraction }))
+                Ok(Box::new(JsonSchema { schemas, idx, json_score, extraction }))
             }
             _ => Err(problems),
         }
@@ -62,7 +62,7 @@ impl Resolve for Settings {
 }
 
 impl Settings {
-    fn validator(&self) -> Result<Validator, Problem> {
+    fn compiled(&self) -> Result<(Schemas, SchemaIndex), Problem> {
         let wrong = |got: String| Problem::new("schema", "a JSON schema", got);
         let schema = match &self.schema {
             None => return Err(Problem::missing("schema")),
@@ -73,14 +73,36 @@ impl Settings {
         if !schema.is_object() && !schema.is_boolean() {
             return Err(wrong(format!("`{}`", excerpt(&schema.to_string()))));
         }
-        let options = jsonschema::options().with_pattern_options(PatternOptions::regex());
-        options.build(&schema).map_err(|error| wrong(format!("one with an error: {error}")))
+        let (mut compiler, mut schemas) = (Compiler::new(), Schemas::new());
+        compiler.use_loader(Box::new(Elsewhere));
+        // On one line, as problems are.
+        let told = |error: CompileError| {
+            let text = error.to_string();
+            let words: Vec<&str> = text.split_whitespace().collect();
+            wrong(format!("one with an error: {}", words.join(" ")))
+        };
+        compiler.add_resource(ADDRESS, schema).map_err(told)?;
+        let idx = compiler.compile(ADDRESS, &mut schemas).map_err(told)?;
+        Ok((schemas, idx))
+    }
+}
+
+/// What a schema is called while it is compiled: addresses in it that are no whole ones start here.
+const ADDRESS: &str = "aha:///schema";
+
+/// Fetches nothing.
+struct Elsewhere;
+
+impl UrlLoader for Elsewhere {
+    fn load(&self, url: &str) -> Result<Value, Box<dyn std::error::Error>> {
+        Err(format!("`{url}` is elsewhere, and nothing is fetched").into())
     }
 }
 
 /// See [`Settings`].
 struct JsonSchema {
-    validator: Validator,
+    schemas: Schemas,
+    idx: SchemaIndex,
     json_score: f32,
     /// The names of the tags.
     extraction: Extraction,
@@ -105,18 +127,26 @@ impl Verifier for JsonSchema {
             Ok(value) => value,
             Err(error) => return Verdict::scored(0.0, format!("no JSON: {error}")),
         };
-        match self.validator.iter_errors(&value).next() {
-            None => Verdict::scored(1.0, "as the schema asks"),
-            Some(error) => {
-                let place = error.instance_path().to_string();
+        match self.schemas.validate(&value, self.idx) {
+            Ok(()) => Verdict::scored(1.0, "as the schema asks"),
+            Err(error) => {
+                let cause = innermost(&error);
+                let place = cause.instance_location.to_string();
                 let place = if place.is_empty() { "the whole".to_owned() } else { excerpt(&place) };
-                Verdict::scored(
-                    self.json_score,
-                    format!("{place}: {}", excerpt(&error.to_string())),
-                )
+                let what = excerpt(&cause.kind.to_string());
+                Verdict::scored(self.json_score, format!("{place}: {what}"))
             }
         }
     }
+}
+
+/// The first error that has no other as its cause.
+fn innermost<'e, 's, 'v>(error: &'e ValidationError<'s, 'v>) -> &'e ValidationError<'s, 'v> {
+    let mut error = error;
+    while let Some(cause) = error.causes.first() {
+        error = cause;
+    }
+    error
 }
 
 /// What the only fenced block of a text holds, or all of a text without one.

@@ -153,9 +153,10 @@ impl Kind {
         matches!(self, Kind::Code | Kind::Countdown)
     }
 
-    /// Whether it waits for others, whose answers have to be kept: asked again they may be different.
+    /// Whether it waits for others (services, programs), whose answers have to be kept: asked again they may
+    /// be different.
     pub fn waits(self) -> bool {
-        matches!(self, Kind::Judge | Kind::Command | Kind::Http)
+        matches!(self, Kind::Code | Kind::Judge | Kind::Command | Kind::Http)
     }
 
     /// Whether it counts the completion's tokens, which text alone doesn't have.

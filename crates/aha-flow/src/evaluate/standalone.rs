@@ -33,7 +33,7 @@ use crate::stages::completions::Speed;
 use crate::stages::eval::{self, draws, subject};
 use crate::state::RunState;
 use crate::stop::Stop;
-use crate::{generate, models};
+use crate::{compute, generate, models};
 
 /// The stage's name, in rows and draws.
 const STAGE: &str = "eval";
@@ -163,7 +163,7 @@ fn is_data(extension: &std::ffi::OsStr) -> bool {
 
 fn evaluate(resolved: Resolved, path: &Path, run: &Run, watcher: &Watcher) -> Result<EvalRow> {
     let Resolved { model, dataset, settings, problems } = resolved;
-    let loaded = models::load(path, &Device::cpu(run.threads as usize))?;
+    let loaded = models::load(path, &Device::cpu(compute::threads(run.threads)))?;
     let subject = subject(STAGE, &settings, run, &problems);
     let rewards = std::slice::from_ref(&settings.reward.0);
     let scorer = Scorer::new(rewards, OnNull::Drop, None, &NoBackends)?;

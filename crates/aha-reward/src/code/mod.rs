@@ -14,9 +14,10 @@
 //! - Nothing that a program prints, exits with or does to its interpreter is a verdict.
 //! - A score is null if the sample's tests can't be used or the machine fails, never for what a program does.
 //!
-//! A program close to its limit of time may pass on one machine and fail on another; everything else about a
-//! verdict is the same everywhere, as far as the program itself is: hashes of Python's strings and its
-//! `random` start from a fixed seed.
+//! A verdict is a function of the program as far as that itself is: one that asks for chance, the clock or its
+//! own addresses, or that is close to a limit, may pass once and fail once. (Hashes of Python's strings and its
+//! `random` start from a fixed seed.) So verdicts are kept like the answers of services, and a run that goes on
+//! has those that it had.
 
 mod block;
 mod cases;
@@ -25,9 +26,9 @@ mod functions;
 mod programs;
 pub(crate) mod toolchain;
 
+use std::borrow::Cow;
 use std::num::NonZero;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 pub use aha_sandbox::{Isolation, Layer, State, enter_if_asked};
@@ -36,9 +37,14 @@ use aha_sandbox::Limits;
 use serde::{Deserialize, Serialize};
 
 use crate::backend::Backends;
+use crate::http::CALLERS_MAX;
 use crate::spec::{Problem, Resolve, is_word};
 use crate::verifier::{Kind, Sample, Verdict, Verifier};
-use block::Place;
+use crate::wait::desk::{Desk, Request, Service};
+
+use crate::wait::retry::Failure;
+use crate::wait::{Waiting, key};
+use block::{Block, Place};
 use cases::Tests;
 use functions::Judge;
 pub use toolchain::Language;
@@ -107,7 +113,7 @@ impl Default for Settings {
 }
 
 impl Resolve for Settings {
-    fn resolve(&self, _: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>> {
+    fn resolve(&self, backends: &dyn Backends) -> Result<Box<dyn Verifier>, Vec<Problem>> {
         let mut problems = self.problems();
         if let Some(why) = why_not(self.sandbox) {
             let must = format!("\"weak\" {why}");
@@ -117,7 +123,11 @@ impl Resolve for Settings {
         if let Err(missing) = toolchain::find(language) {
             problems.push(Problem::new("language", "one that this machine can run", missing));
         }
-        if problems.is_empty() { Ok(Box::new(Code::new(self.clone()))) } else { Err(problems) }
+        if problems.is_empty() {
+            Ok(Box::new(Code::new(self.clone(), backends.waiting())))
+        } else {
+            Err(problems)
+        }
     }
 }
 
@@ -193,68 +203,107 @@ fn missing_layer(isolation: Isolation) -> Option<&'static Layer> {
 /// See [`Settings`].
 pub struct Code {
     settings: Settings,
-    slots: Slots,
+    desk: Desk<Runner>,
+    parallel_count: usize,
 }
 
-/// Programs that may still be started, and the tests' processes that wait for work.
-struct Slots {
-    free: Mutex<Free>,
-    is_freed: Condvar,
-    count: usize,
+/// Runs programs.
+struct Runner {
+    settings: Settings,
+    /// The tests' processes that wait for work: one for each program that runs, at most.
+    idle: Mutex<Vec<Judge>>,
 }
 
-struct Free {
-    count: usize,
-    judges: Vec<Judge>,
+/// A program that is to be run: all that its verdict depends on, besides the settings.
+#[derive(Deserialize, Serialize)]
+struct Work<'a> {
+    language: Language,
+    code: Cow<'a, str>,
+    prompt: Cow<'a, str>,
+    tests: Cow<'a, str>,
 }
 
-impl Slots {
-    fn new(count: usize) -> Self {
-        let free = Free { count, judges: Vec::new() };
-        Self { free: Mutex::new(free), is_freed: Condvar::new(), count }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Free> {
-        // What is in there is whole at any time.
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for a slot; with it comes a tests' process if one is idle.
-    fn take(&self) -> Slot<'_> {
-        let free = self.lock();
-        let waited = self.is_freed.wait_while(free, |free| free.count == 0);
-        let mut free = waited.unwrap_or_else(PoisonError::into_inner);
-        free.count -= 1;
-        Slot { judge: free.judges.pop(), slots: self }
-    }
-}
-
-/// The right to run a program; given back when dropped.
-struct Slot<'a> {
-    judge: Option<Judge>,
-    slots: &'a Slots,
-}
-
-impl Drop for Slot<'_> {
-    fn drop(&mut self) {
-        let mut free = self.slots.lock();
-        free.count += 1;
-        free.judges.extend(self.judge.take());
-        drop(free);
-        self.slots.is_freed.notify_one();
-    }
+/// A score as it is kept.
+#[derive(Deserialize, Serialize)]
+struct Kept {
+    score: f32,
+    reason: String,
 }
 
 impl Code {
     /// Settings without a problem.
-    fn new(settings: Settings) -> Self {
+    fn new(settings: Settings, waiting: Waiting) -> Self {
         let cores = thread::available_parallelism().map_or(1, NonZero::get);
         let count = if settings.parallel == 0 { cores } else { settings.parallel as usize };
-        Self { settings, slots: Slots::new(count) }
+        let runner = Runner { settings: settings.clone(), idle: Mutex::default() };
+        // How many run at a time decides nothing, and is no part of what verdicts are known by.
+        let settings = Settings { parallel: 0, ..settings };
+        Self { settings, desk: Desk::new(runner, waiting, count, 1), parallel_count: count }
+    }
+
+    /// The program that a sample asks to be run, or its verdict where there is none.
+    fn request(&self, sample: &Sample<'_>) -> Result<Request, Verdict> {
+        let Some(text) = sample.tests else {
+            return Err(Verdict::unscored("the sample has no tests"));
+        };
+        let tests = Tests::parse(text).map_err(Verdict::unscored)?;
+        let place = Place {
+            think_tag: &self.settings.think_tag,
+            answer_tag: &self.settings.answer_tag,
+            language: tests.language().or(self.settings.language),
+        };
+        let found = place.find(sample.completion, &tests.names());
+        let Block { language, code } = found.map_err(|reason| Verdict::scored(0.0, reason))?;
+        let work = Work { language, code, prompt: sample.prompt.into(), tests: text.into() };
+        let failed = |error: serde_json::Error| Verdict::unscored(error.to_string());
+        let body = serde_json::to_string(&work).map_err(failed)?;
+        let settings = serde_json::to_string(&self.settings).map_err(failed)?;
+        Ok(Request { key: key(&["code", &settings, &body]), body })
+    }
+}
+
+impl Service for Runner {
+    fn call(&self, requests: &[Request]) -> Vec<Result<String, Failure>> {
+        requests.iter().map(|request| self.kept(&request.body).map_err(Failure::Failed)).collect()
+    }
+}
+
+impl Runner {
+    /// The verdict on a program as JSON, or why there is none.
+    fn kept(&self, work: &str) -> Result<String, String> {
+        let failed = |error: serde_json::Error| error.to_string();
+        let work: Work<'_> = serde_json::from_str(work).map_err(failed)?;
+        let kept = match self.run(work) {
+            Ok(tally) => self.scored(tally),
+            Err(Stopped::Program(reason)) => Kept { score: 0.0, reason },
+            Err(Stopped::Other(reason)) => return Err(reason),
+        };
+        serde_json::to_string(&kept).map_err(failed)
+    }
+
+    fn run(&self, work: Work<'_>) -> Result<Tally, Stopped> {
+        match Tests::parse(&work.tests).map_err(Stopped::Other)? {
+            Tests::Stdio { cases } => {
+                let block = Block { language: work.language, code: work.code };
+                programs::run(&self.settings, &block, &cases)
+            }
+            calls => {
+                let mut judge = self.idle().pop();
+                let (settings, prompt) = (&self.settings, &work.prompt);
+                let tally = functions::run(settings, &mut judge, prompt, &work.code, &calls);
+                self.idle().extend(judge);
+                tally
+            }
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Judge>> {
+        // What is in there is whole at any time.
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The score of a program, by how many of its tests it passes.
-    fn scored(&self, tally: Tally) -> Verdict {
+    fn scored(&self, tally: Tally) -> Kept {
         let score = match self.settings.score {
             Score::All => f32::from(tally.passed == tally.count),
             Score::Share => tally.passed as f32 / tally.count as f32,
@@ -264,7 +313,7 @@ impl Code {
             (true, count) => format!("passes all {count} tests"),
             (false, _) => tally.reason,
         };
-        Verdict::scored(score, reason)
+        Kept { score, reason }
     }
 }
 
@@ -298,65 +347,25 @@ impl Verifier for Code {
     }
 
     fn score(&self, sample: &Sample<'_>) -> Verdict {
-        let Some(tests) = sample.tests else {
-            return Verdict::unscored("the sample has no tests");
-        };
-        let tests: Tests = match Tests::parse(tests) {
-            Ok(tests) => tests,
-            Err(reason) => return Verdict::unscored(reason),
-        };
-        let place = Place {
-            think_tag: &self.settings.think_tag,
-            answer_tag: &self.settings.answer_tag,
-            language: tests.language().or(self.settings.language),
-        };
-        let block = match place.find(sample.completion, &tests.names()) {
-            Ok(block) => block,
-            Err(reason) => return Verdict::scored(0.0, reason),
-        };
-        let mut slot = self.slots.take();
-        let tally = match &tests {
-            Tests::Stdio { cases } => programs::run(&self.settings, &block, cases),
-            calls => {
-                functions::run(&self.settings, &mut slot.judge, sample.prompt, &block.code, calls)
-            }
-        };
-        match tally {
-            Ok(tally) => self.scored(tally),
-            Err(Stopped::Program(reason)) => Verdict::scored(0.0, reason),
-            Err(Stopped::Other(reason)) => Verdict::unscored(reason),
-        }
+        self.score_all(std::slice::from_ref(sample)).remove(0)
     }
 
     fn score_all(&self, samples: &[Sample<'_>]) -> Vec<Verdict> {
-        let next = AtomicUsize::new(0);
-        let some = || {
-            let mut verdicts = Vec::new();
-            loop {
-                let idx = next.fetch_add(1, Ordering::Relaxed);
-                match samples.get(idx) {
-                    Some(sample) => verdicts.push((idx, self.score(sample))),
-                    None => return verdicts,
-                }
-            }
+        let asked: Vec<Result<Request, Verdict>> =
+            samples.iter().map(|sample| self.request(sample)).collect();
+        let mut outcomes = self.desk.ask(asked.iter().flatten().cloned().collect()).into_iter();
+        let mut verdict = |_: Request| match outcomes.next() {
+            Some(Ok(kept)) => match serde_json::from_str(&kept) {
+                Ok(Kept { score, reason }) => Verdict::scored(score, reason),
+                Err(error) => Verdict::unscored(format!("a verdict that was kept: {error}")),
+            },
+            Some(Err(reason)) => Verdict::unscored(reason),
+            None => Verdict::unscored("there is no outcome, which is a bug in aha"),
         };
-        let mut verdicts = thread::scope(|scope| {
-            let threads: Vec<_> =
-                (1..self.slots.count.min(samples.len())).map(|_| scope.spawn(some)).collect();
-            let mut verdicts = some();
-            for thread in threads {
-                match thread.join() {
-                    Ok(more) => verdicts.extend(more),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-            verdicts
-        });
-        verdicts.sort_by_key(|(idx, _)| *idx);
-        verdicts.into_iter().map(|(_, verdict)| verdict).collect()
+        asked.into_iter().map(|asked| asked.map_or_else(|verdict| verdict, &mut verdict)).collect()
     }
 
     fn parallel_count(&self) -> usize {
-        self.slots.count
+        self.parallel_count.min(CALLERS_MAX)
     }
 }

@@ -6,7 +6,10 @@ mod cases;
 mod command;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use aha_reward::backend::{Backends, ChatModel, PreferenceModel};
+use aha_reward::wait::{Answers, Waiting};
 use aha_reward::{NoBackends, Sample, Spec};
 use cases::{CASES, Case};
 
@@ -26,6 +29,7 @@ fn main() -> ExitCode {
     if wanted.is_none() {
         several_at_once_are_scored_as_one_by_one();
         what_is_wrong_with_settings_is_told();
+        a_run_that_goes_on_has_the_verdicts_that_it_had();
         command::a_command_scores_in_the_sandbox();
     }
     println!("programs: {}", if failures.is_empty() { "ok" } else { "FAILED" });
@@ -60,6 +64,45 @@ fn several_at_once_are_scored_as_one_by_one() {
     assert_eq!(verifier.score_all(&samples), alone);
     assert!(verifier.score_all(&[]).is_empty());
     assert_eq!(verifier.parallel_count(), 3);
+}
+
+/// Lends a place for answers.
+struct Lender(Waiting);
+
+impl Backends for Lender {
+    fn preference_model(&self, name: &str) -> Result<Arc<dyn PreferenceModel>, String> {
+        Err(name.to_owned())
+    }
+
+    fn chat_model(&self, name: &str, _: usize, _: f64) -> Result<Arc<dyn ChatModel>, String> {
+        Err(name.to_owned())
+    }
+
+    fn waiting(&self) -> Waiting {
+        self.0.clone()
+    }
+}
+
+/// Programs that pass by chance: without what was kept the second time would agree once in 2^16 times.
+fn a_run_that_goes_on_has_the_verdicts_that_it_had() {
+    let programs: Vec<String> =
+        (0..16).map(|i| format!("import os  # {i}\nprint(os.urandom(1)[0] & 1)")).collect();
+    let sample = |completion| Sample {
+        completion,
+        tests: Some(r#"{"kind":"stdio","cases":[{"input":"","output":"1"}]}"#),
+        ..Sample::default()
+    };
+    let samples: Vec<Sample<'_>> = programs.iter().map(|program| sample(program)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let scored = |settings: &str| {
+        let answers = Answers::open(&folder.path().join("answers.jsonl")).unwrap();
+        let waiting = Waiting { answers: Some(Arc::new(answers)), ..Waiting::default() };
+        spec(settings).resolve(&Lender(waiting)).ok().unwrap().score_all(&samples)
+    };
+    let first = scored("");
+    assert!(first.iter().all(|verdict| verdict.score.is_some()), "{first:?}");
+    assert_eq!(scored(r#", "parallel": 3"#), first);
+    assert_ne!(scored(r#", "time_s": 5"#), first, "other settings, other verdicts");
 }
 
 fn what_is_wrong_with_settings_is_told() {
