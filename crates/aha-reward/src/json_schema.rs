@@ -75,16 +75,24 @@ impl Settings {
         }
         let (mut compiler, mut schemas) = (Compiler::new(), Schemas::new());
         compiler.use_loader(Box::new(Elsewhere));
-        // On one line, as problems are.
-        let told = |error: CompileError| {
-            let text = error.to_string();
-            let words: Vec<&str> = text.split_whitespace().collect();
-            wrong(format!("one with an error: {}", words.join(" ")))
-        };
+        let told = |error: CompileError| wrong(format!("one with an error: {}", told(&error)));
         compiler.add_resource(ADDRESS, schema).map_err(told)?;
         let idx = compiler.compile(ADDRESS, &mut schemas).map_err(told)?;
         Ok((schemas, idx))
     }
+}
+
+/// What is wrong with a schema, on one line as problems are.
+fn told(error: &CompileError) -> String {
+    let text = match error {
+        CompileError::LoadUrlError { src, .. } => src.to_string(),
+        CompileError::ValidationError { src, .. } => {
+            let cause = innermost(src);
+            format!("`{}`: {}", cause.instance_location, cause.kind)
+        }
+        other => other.to_string(),
+    };
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// What a schema is called while it is compiled: addresses in it that are no whole ones start here.
