@@ -127,7 +127,9 @@ struct Number {
 }
 
 fn is_near(gold: &Number, pred: &Number, tolerance: Tolerance) -> bool {
-    if gold.unit.is_some() && pred.unit.is_some() && gold.unit != pred.unit {
+    if let (Some(gold), Some(pred)) = (gold.unit, pred.unit)
+        && !is_same_unit(gold, pred)
+    {
         return false;
     }
     let near = |gold: f64, pred: f64| {
@@ -159,11 +161,11 @@ fn read(text: &str) -> Read<Number> {
     let plain = plain(text);
     let text = after_name(plain.trim().trim_end_matches('.'))?;
     let mut reader = Reader { rest: text };
-    let sign = reader.sign_and_currency();
+    let (sign, currency) = reader.sign_and_currency();
     let mut value = reader.value()?;
     let (scale, is_percent, unit) = reader.words()?;
     value *= sign * scale;
-    Ok(Number { value, is_percent, unit })
+    Ok(Number { value, is_percent, unit: currency.or(unit) })
 }
 
 /// The text with LaTeX's spellings replaced by plain ones.
@@ -255,24 +257,24 @@ impl<'a> Reader<'a> {
         texts.iter().any(|text| self.eat(text))
     }
 
-    /// 1 or -1; a currency may stand before or after the sign.
-    fn sign_and_currency(&mut self) -> f64 {
-        const CURRENCIES: &[&str] = &["US$", "$", "€", "£", "¥", "₹"];
-        let mut sign = 1.0;
+    fn currency(&mut self) -> Option<&'static str> {
         self.blanks();
-        let has_currency = self.eat_any(CURRENCIES);
+        CURRENCIES.iter().find(|(sign, _)| self.eat(sign)).map(|(_, name)| *name)
+    }
+
+    /// 1 or -1, and the currency that stands before or after the sign.
+    fn sign_and_currency(&mut self) -> (f64, Option<&'static str>) {
+        let mut sign = 1.0;
+        let currency = self.currency();
         self.blanks();
         if self.eat("-") {
             sign = -1.0;
         } else {
             self.eat("+");
         }
+        let currency = currency.or_else(|| self.currency());
         self.blanks();
-        if !has_currency {
-            self.eat_any(CURRENCIES);
-        }
-        self.blanks();
-        sign
+        (sign, currency)
     }
 
     fn value(&mut self) -> Read<f64> {
@@ -496,6 +498,8 @@ fn check_words(text: &str) -> Read<()> {
         "tenths",
         "more",
         "less",
+        "least",
+        "most",
         "not",
         "no",
         "point",
@@ -520,6 +524,16 @@ fn check_words(text: &str) -> Read<()> {
     let mut words = text.split(|c: char| !c.is_alphabetic()).map(str::to_lowercase);
     if words.any(|word| CHANGES.contains(&word.as_str())) { Err(NO_NUMBER) } else { Ok(()) }
 }
+
+/// The signs before a number, and the units that they are.
+const CURRENCIES: &[(&str, &str)] = &[
+    ("US$", "dollar"),
+    ("$", "dollar"),
+    ("€", "euro"),
+    ("£", "pound sterling"),
+    ("¥", "yen"),
+    ("₹", "rupee"),
+];
 
 /// The spellings of units that are known, the name first.
 const UNITS: &[&[&str]] = &[
@@ -574,8 +588,17 @@ const UNITS: &[&[&str]] = &[
     &["mole", "mol"],
     &["dollar", "usd"],
     &["cent"],
-    &["euro", "eur"],
+    &["euro", "eur", "€"],
+    &["pound sterling", "gbp", "£"],
+    &["yen", "jpy", "¥"],
+    &["rupee", "inr", "₹"],
 ];
+
+/// "5 pounds" may be weight or money.
+fn is_same_unit(a: &str, b: &str) -> bool {
+    let is_pound = |unit| matches!(unit, "pound" | "pound sterling");
+    a == b || (is_pound(a) && is_pound(b))
+}
 
 /// The unit of that spelling: symbols as they are, words in any letter case and number.
 fn unit_of(text: &str) -> Option<&'static str> {
@@ -694,6 +717,13 @@ mod tests {
             ("5 km", "5", Some(true)),
             ("5 km", "5 m", Some(false)),
             ("5 apples", "5 red apples", Some(true)),
+            ("$5", "5 dollars", Some(true)),
+            ("$5", "5", Some(true)),
+            ("$5", "€5", Some(false)),
+            ("5 euros", r"\$5", Some(false)),
+            ("5 €", "€5", Some(true)),
+            ("£-5", "-5 pounds", Some(true)),
+            ("5 pounds", "5 kg", Some(false)),
             ("inf", r"\infty", Some(true)),
             ("inf", "-inf", Some(false)),
             ("inf", "1e308", Some(false)),

@@ -481,3 +481,54 @@ fn lists_never_win() {
     ";
     assert_eq!(check(different, false), 39);
 }
+
+#[test]
+fn sets_by_a_condition() {
+    let equal = r"
+        \{x \mid x > 3\} | (3, \infty)
+        (3, \infty) | \{x : x > 3\}
+        \{x \in \mathbb{R} : 0 < x \le 2\} | (0, 2]
+        \{x : x > 0, x < 2\} | (0, 2)
+        \{x : x > 0 \text{ and } x < 2\} | (0, 2)
+        \{x : x < 0 \text{ or } x > 2\} | (-\infty, 0) \cup (2, \infty)
+        \{x : x \ne 1\} | \mathbb{R} \setminus \{1\}
+        \{t \mid t \ge 1\} | \{x : x \ge 1\}
+        \{x : x > 3\} | x > 3
+        x > 3 | \{x : x > 3\}
+        \{1, 2\} | \{2, 1\}
+    ";
+    let different = r"
+        \{x \mid x > 3\} | [3, \infty)
+        \{x \mid x > 3\} | 3
+        \{x : y > 3\} | (3, \infty)
+        \{x : x > 0, x < 2\} | (-\infty, \infty)
+        \{x \in \mathbb{Z} : x > 3\} | (3, \infty)
+        (3, \infty) | x > 3
+        \{x : x^2 = 4\} | (2, 2)
+    ";
+    check(equal, true);
+    check(different, false);
+}
+
+#[test]
+fn mixed_numbers_with_signs_behind() {
+    let equal = r"
+        \frac13 | 33\frac13\%
+        12\frac12\% | 12.5\%
+        12 1/2% | 0.125
+        -2\frac12^\circ | -2.5^\circ
+        2\frac12 x | \frac{5x}{2}
+        3\cdot 1\frac12 | 4.5
+        1\frac12 + 1 | 2.5
+    ";
+    let different = r"
+        \frac13 | 33\frac13
+        \frac12 | 2\frac12\%
+        \frac{25}{4} | 2\frac12^2
+        5 | 5 \text{ at least}
+        5 | \text{at most } 5
+        \pounds 5 | \$5
+    ";
+    check(equal, true);
+    check(different, false);
+}

@@ -55,8 +55,13 @@ impl Comparison {
     }
 
     /// Whether `pred` is the set of the numbers for which the relation `gold` holds. Not the other way
-    /// round: a question that asks for an interval is not answered by a condition.
-    fn is_set_of(&mut self, relation: &Expr, set: &Expr) -> Eval<bool> {
+    /// round: a question that asks for an interval is not answered by a condition, one that asks for `{x | x > 3}`
+    /// is.
+    fn is_set_of(&mut self, gold: &Expr, pred: &Expr) -> Eval<bool> {
+        let (relation, set) = match gold {
+            Expr::Sets('|', _) => (pred, gold),
+            _ => (gold, pred),
+        };
         if !matches!(set, Expr::Sets(..) | Expr::Symbol(_) | Expr::List(Brackets::Pair(..), _)) {
             return Ok(false);
         }
@@ -377,10 +382,14 @@ fn matrix(expr: &Expr) -> Option<Cow<'_, [Vec<Expr>]>> {
     }
 }
 
-/// °C and °F are degrees, and not each other's.
+/// °C and °F are degrees, and not each other's; "5 pounds" may be weight or money.
 fn is_same_unit(a: &str, b: &str) -> bool {
     let is_temperature = |unit| matches!(unit, "celsius" | "fahrenheit");
-    a == b || (a == "degree" && is_temperature(b)) || (b == "degree" && is_temperature(a))
+    let is_pound = |unit| matches!(unit, "pound" | "pound sterling");
+    a == b
+        || (a == "degree" && is_temperature(b))
+        || (b == "degree" && is_temperature(a))
+        || (is_pound(a) && is_pound(b))
 }
 
 /// The values in `y = 2, x = 1` by the names' order, as a tuple would have them; other items as they are.

@@ -34,6 +34,7 @@ pub(super) enum Expr {
     PlusMinus(char, Box<Expr>),
     List(Brackets, Vec<Expr>),
     Matrix(Vec<Vec<Expr>>),
+    /// Sets joined by `∪`, `∩` or `∖`; with `|`, the letter and the conditions of `{x | x > 3}`.
     Sets(char, Vec<Expr>),
     Relation(char, Box<Expr>, Box<Expr>),
     /// A value and what it is measured in, where that is a known unit.

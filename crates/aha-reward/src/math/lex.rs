@@ -92,6 +92,7 @@ const PUNCTUATION: &[(&str, char)] = &[
     ("langle", '('),
     ("rangle", ')'),
     ("vert", '|'),
+    ("mid", '|'),
     ("lvert", '|'),
     ("rvert", '|'),
     ("euro", '€'),

@@ -18,8 +18,8 @@
 //! - A number with and without words after it (`5`, `5 apples`); two known units must be the same.
 //! - Lists of the same items: in any order if bare or in braces, in order and with the same brackets
 //!   as tuples and intervals; a bare list and a tuple, in order.
-//! - The same set of real numbers: `(0,2) ∪ [1,3]` and `(0,3]`. A condition is the set of its solutions where
-//!   the gold answer is the condition, not the other way round.
+//! - The same set of real numbers: `(0,2) ∪ [1,3]` and `(0,3]`, `{x | x > 3}` and `(3, ∞)`. A bare condition is
+//!   the set of its solutions where the gold answer is the condition, not the other way round.
 //! - `x = 5` and `5`; `y = 2x + 3` and `2x + 3`; an equation or inequality and a multiple of it, unless one of
 //!   them is solved: `2x = 10` doesn't answer `x = 5`.
 //! - A decimal of at least six places that is the other answer rounded to these places, or to a double.

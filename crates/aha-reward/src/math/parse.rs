@@ -9,7 +9,7 @@
 //! primary  = number | letter | fraction | root | call | brackets | matrix
 //! ```
 
-use super::expr::{Brackets, Expr, both_signs};
+use super::expr::{Brackets, Expr, both_signs, is_unknown};
 use super::lex::{self, Commas, Kind, Literal, Token};
 use super::units;
 
@@ -257,9 +257,6 @@ impl<'a> Parser<'a> {
     }
 
     fn term(&mut self) -> Parse<Expr> {
-        if let Some(mixed) = self.mixed_number() {
-            return Ok(mixed);
-        }
         let mut product = vec![self.sign()?];
         loop {
             match self.peek_punct() {
@@ -357,19 +354,19 @@ impl<'a> Parser<'a> {
             is_negative ^= c == '-';
             self.at += 1;
         }
+        self.at += usize::from(self.peek_punct() == Some('$'));
         // A sign before a mixed number is the sign of all of it.
-        let value = match self.mixed_number() {
-            Some(mixed) => mixed,
-            None => {
-                self.at += usize::from(self.peek_punct() == Some('$'));
-                self.power()?
-            }
-        };
+        let value = self.power()?;
         Ok(if is_negative { Expr::Neg(Box::new(value)) } else { value })
     }
 
     fn power(&mut self) -> Parse<Expr> {
-        let mut base = self.primary()?;
+        let mixed = self.mixed_number();
+        let is_mixed = mixed.is_some();
+        let mut base = match mixed {
+            Some(mixed) => mixed,
+            None => self.primary()?,
+        };
         let mut postfix_count = 0;
         loop {
             match self.peek_punct() {
@@ -398,6 +395,10 @@ impl<'a> Parser<'a> {
         if is_braced_degree || self.peek_punct() == Some('°') {
             self.at += if is_braced_degree { 3 } else { 1 };
             return Ok(self.degrees(base));
+        }
+        // `2\frac12^2` may be the power of either.
+        if is_mixed {
+            return Err(ParseError::Syntax);
         }
         let exponent = self.deeper(|p| p.exponent())?;
         Ok(Expr::Power(Box::new(base), Box::new(exponent)))
@@ -453,6 +454,9 @@ impl<'a> Parser<'a> {
                 if p.eat('⦄') {
                     return Ok(Expr::Symbol("∅".to_owned()));
                 }
+                if let Some(set) = p.set_builder()? {
+                    return Ok(set);
+                }
                 let items = p.items()?;
                 p.expect('⦄')?;
                 let items = items.into_iter().flat_map(both_signs).collect();
@@ -461,6 +465,35 @@ impl<'a> Parser<'a> {
             Kind::Punct(open @ ('(' | '[')) => self.deeper(|p| p.brackets(*open)),
             Kind::Punct(_) | Kind::End(_) => Err(ParseError::Syntax),
         }
+    }
+
+    /// `x | x > 3}` or `x ∈ ℝ : 0 < x, x < 2}`, if that is what follows an opening brace.
+    fn set_builder(&mut self) -> Parse<Option<Expr>> {
+        let name = match self.peek() {
+            Some(Kind::Letter(name)) if is_unknown(name) => name,
+            _ => return Ok(None),
+        };
+        let is_real = self.peek_nth(1) == Some(&Kind::Punct('∈'))
+            && matches!(self.peek_nth(2), Some(Kind::Letter(set)) if set == "ℝ");
+        let mark = if is_real { 3 } else { 1 };
+        if !matches!(self.peek_nth(mark), Some(Kind::Punct('|' | ':'))) {
+            return Ok(None);
+        }
+        self.at += mark + 1;
+        let start = self.at;
+        let conditions = self.items()?;
+        let is_either = self.tokens[start..self.at]
+            .iter()
+            .any(|token| matches!(&token.kind, Kind::Word(word) if word == "or"));
+        self.expect('⦄')?;
+        let letter = Expr::Symbol(name.clone());
+        Ok(Some(Expr::Sets(
+            '|',
+            match is_either {
+                true => vec![letter, Expr::List(Brackets::Bare, conditions)],
+                false => [letter].into_iter().chain(conditions).collect(),
+            },
+        )))
     }
 
     /// What stands in bare braces, which show nothing; several items are meant as a set.

@@ -86,6 +86,18 @@ impl<'a> RealSet<'a> {
                 }
                 Self::normal(pieces)
             }
+            Expr::Sets('|', parts) => {
+                let (letter, conditions) = parts.split_first()?;
+                let mut result = Self::all();
+                for condition in conditions {
+                    if !matches!(letter, Expr::Symbol(name) if unknown_of(condition) == Some(name))
+                    {
+                        return None;
+                    }
+                    result = result.and(&Self::of_relation(condition, budget)?);
+                }
+                result
+            }
             Expr::Sets(operator, sets) => {
                 let mut sets = sets.iter().map(|set| Self::of(set, budget));
                 let mut result = sets.next()??;
@@ -272,9 +284,10 @@ fn is_unknown(expr: &Expr) -> bool {
     matches!(expr, Expr::Symbol(_)) && expr.has_unknowns()
 }
 
-/// The letter that a relation is about.
+/// The letter that a relation, or the first one of several, is about.
 fn unknown_of(relation: &Expr) -> Option<&str> {
     match relation {
+        Expr::List(Brackets::Bare, items) => items.first().and_then(unknown_of),
         Expr::Relation(_, left, rest) => {
             let middle = match &**rest {
                 Expr::Relation(_, middle, _) => middle,

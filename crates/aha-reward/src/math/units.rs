@@ -95,6 +95,8 @@ const CHANGES: &[&str] = &[
     "more",
     "less",
     "than",
+    "least",
+    "most",
 ];
 
 /// The meaning of a word after a number.
