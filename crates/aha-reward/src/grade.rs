@@ -177,12 +177,31 @@ fn asked(json_line: &str) -> Result<Asked, Bad> {
         id: serde_json::from_str(json_line).map_or(Value::Null, |Id { id }| id),
         reason: format!("expected {{\"id\", \"gold\", \"pred\"}}: {error}"),
     })?;
-    let Some(pred) = text_of(line.pred) else {
+    let Line { id, gold, pred, prompt, completion_len_tokens, is_truncated } = line;
+    let parts = [("id", &id), ("gold", &gold), ("pred", &pred)];
+    let lost = parts.into_iter().find(|(_, value)| has_lost_digits(value)).map(|(name, _)| name);
+    if let Some(name) = lost {
+        let reason =
+            format!("`{name}` is a number of more digits than are kept: write it as a string");
+        return Err(Bad { id: if name == "id" { Value::Null } else { id }, reason });
+    }
+    let Some(pred) = text_of(pred) else {
         let reason = "`pred` must be a string or a number, not null".to_owned();
-        return Err(Bad { id: line.id, reason });
+        return Err(Bad { id, reason });
     };
-    let Line { id, prompt, completion_len_tokens, is_truncated, .. } = line;
-    Ok(Asked { id, prompt, pred, gold: text_of(line.gold), completion_len_tokens, is_truncated })
+    Ok(Asked { id, prompt, pred, gold: text_of(gold), completion_len_tokens, is_truncated })
+}
+
+/// Whether a number may have been a whole one of more digits than its type has.
+fn has_lost_digits(value: &Value) -> bool {
+    /// From here on not every whole number is a double.
+    const EXACT_MAX: f64 = (1_u64 << f64::MANTISSA_DIGITS) as f64;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            number.as_f64().is_some_and(|value| value.abs() >= EXACT_MAX)
+        }
+        _ => false,
+    }
 }
 
 /// A string as it is, null as none, anything else as its JSON.
@@ -352,6 +371,23 @@ not json
             score_sum: 2.0,
         };
         assert_eq!(progress, want);
+    }
+
+    #[test]
+    fn numbers_that_lose_digits_are_bad_lines() {
+        let big = "123456789012345678901234567890";
+        let input = format!(
+            "{{\"id\":1,\"gold\":{big},\"pred\":\"{big}\"}}\n\
+             {{\"id\":{big},\"gold\":5,\"pred\":5}}\n\
+             {{\"id\":3,\"gold\":\"{big}\",\"pred\":\"{big}\"}}\n\
+             {{\"id\":18446744073709551615,\"gold\":2.5,\"pred\":5e-1}}\n"
+        );
+        let (lines, progress) = run(input.as_bytes());
+        assert_eq!((progress.bad_count, progress.scored_count), (2, 2));
+        assert!(lines[0].starts_with(r#"{"id":1,"score":null,"reason":"line 1: `gold` is a"#));
+        assert!(lines[1].starts_with(r#"{"id":null,"score":null,"reason":"line 2: `id` is a"#));
+        assert_eq!(lines[2], r#"{"id":3,"score":1.0,"reason":"equal"}"#);
+        assert!(lines[3].starts_with(r#"{"id":18446744073709551615,"score":0.0"#), "{}", lines[3]);
     }
 
     #[test]
