@@ -41,7 +41,6 @@ use crate::http::CALLERS_MAX;
 use crate::spec::{Problem, Resolve, is_word};
 use crate::verifier::{Kind, Sample, Verdict, Verifier};
 use crate::wait::desk::{Desk, Request, Service};
-
 use crate::wait::retry::Failure;
 use crate::wait::{Waiting, key};
 use block::{Block, Place};
@@ -76,6 +75,9 @@ pub struct Settings {
     /// Processor time of a program, in seconds from 1 to 600, each start of it alone. By the clock it may wait
     /// for twice as long and 2 seconds more. Default 4, about twice what problems for Python ask for.
     pub time_s: u32,
+    /// Time of all starts of a program together, in seconds from 1 to 86400, by the clock or of the processor,
+    /// whichever is more. Once it is used up, the cases left fail. Default 60.
+    pub time_all_s: u32,
     /// Memory of a program, in MiB from 64 to 65536. Default 512, twice what most problems allow.
     pub memory_mib: u32,
     /// Programs that run at a time, at most 256; 0 for as many as there are cores. Default 0.
@@ -105,6 +107,7 @@ impl Default for Settings {
             language: None,
             tolerance: 1e-6,
             time_s: 4,
+            time_all_s: 60,
             memory_mib: 512,
             parallel: 0,
             sandbox: Isolation::Strong,
@@ -146,6 +149,7 @@ impl Settings {
         }
         for (key, value, least, most) in [
             ("time_s", self.time_s, 1, 600),
+            ("time_all_s", self.time_all_s, 1, 86_400),
             ("memory_mib", self.memory_mib, 64, 65_536),
             ("parallel", self.parallel, 0, PARALLEL_MAX),
         ] {

@@ -1,5 +1,7 @@
 //! Tests that feed a program and read what it prints. The expected output stays out here.
 
+use std::time::Duration;
+
 use aha_sandbox::{Exit, File, Job, Limits, Outcome, Stdin};
 
 use super::block::Block;
@@ -34,10 +36,17 @@ const COMPILER: Limits = Limits {
 pub fn run(settings: &Settings, block: &Block<'_>, cases: &[Case]) -> Result<Tally, Stopped> {
     let mut job = start(settings, block)?;
     let mut tally = Tally { passed: 0, count: cases.len(), reason: String::new() };
+    let mut left = Duration::from_secs(u64::from(settings.time_all_s));
     for (idx, case) in cases.iter().enumerate() {
-        job.stdin = Stdin::Bytes(case.input.clone().into_bytes());
-        let outcome = aha_sandbox::run(&job)?;
-        match failure(&outcome, &case.output, settings.tolerance) {
+        let failure = if left.is_zero() {
+            Some("not started, for those before it took too long".to_owned())
+        } else {
+            job.stdin = Stdin::Bytes(case.input.clone().into_bytes());
+            let outcome = aha_sandbox::run(&job)?;
+            left = left.saturating_sub(outcome.wall.max(outcome.cpu));
+            failure(&outcome, &case.output, settings.tolerance)
+        };
+        match failure {
             None => tally.passed += 1,
             Some(why) if tally.reason.is_empty() => {
                 tally.reason = format!("case {} of {}: {why}", idx + 1, cases.len());

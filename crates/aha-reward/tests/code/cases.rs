@@ -308,6 +308,15 @@ pub const CASES: &[Case] = &[
         ..NONE
     },
     Case {
+        name: "too slow in all",
+        completion: "import time\na, b = map(int, input().split())\ntime.sleep(1.1)\nprint(a + b)",
+        tests: SUM,
+        settings: r#", "score": "share", "time_all_s": 1"#,
+        score: Some(1.0 / 3.0),
+        reason: "case 2 of 3: not started",
+        ..NONE
+    },
+    Case {
         name: "weak isolation",
         completion: "a, b = map(int, input().split())\nprint(a + b)",
         tests: SUM,
