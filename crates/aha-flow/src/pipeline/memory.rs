@@ -249,6 +249,21 @@ pub fn kv_cache_bytes(run: &Run, layers: usize, dims: Dims, positions: usize) ->
     run.kv_cache.0.min(pages.saturating_mul(page_bytes))
 }
 
+/// Bytes of the smallest cache in which a sequence of so many positions finds room.
+pub fn sequence_bytes(model: &ModelFacts, positions: u32) -> u64 {
+    let page_bytes = KvCache::bytes_per_page(model.layers as usize, dims_of(model)) as u64;
+    let pages = (positions as usize).div_ceil(PAGE_LEN) as u64 + 1;
+    pages.saturating_mul(page_bytes)
+}
+
+fn dims_of(model: &ModelFacts) -> Dims {
+    Dims {
+        heads: model.heads as usize,
+        kv_heads: model.kv_heads as usize,
+        head_dim: model.head_dim as usize,
+    }
+}
+
 /// One phase of a stage that has a model.
 #[derive(Clone)]
 struct Phase<'a> {
@@ -344,11 +359,7 @@ impl Phase<'_> {
     /// What a sampler holds between its steps, and what it hands on.
     fn add_sampler(&mut self, rows: u64, max_tokens: u32) {
         let model = self.model;
-        let dims = Dims {
-            heads: model.heads as usize,
-            kv_heads: model.kv_heads as usize,
-            head_dim: model.head_dim as usize,
-        };
+        let dims = dims_of(model);
         let (layers, positions) = (model.layers as usize, model.max_position_embeddings as usize);
         self.found.add("kv cache", kv_cache_bytes(self.run, layers, dims, positions));
         let tokens = rows.saturating_mul(u64::from(max_tokens));

@@ -7,6 +7,7 @@ use super::catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, SqlProblem, StageOutput, TableFacts,
 };
 use super::local::{TABLES_OF_THE_RUN, report_mismatch, stage_path};
+use super::memory::shown;
 use super::models::{
     Alphabet, ModelSource, Places, RandomModel, TokenizerSource, TokenizerTraining,
 };
@@ -15,8 +16,9 @@ use super::reader::Reader;
 use super::references::{self, Read, Reads};
 use super::rewards::Reward;
 use super::sampling::Template;
-use super::stages::{Pipeline, Stage, StageKind};
+use super::stages::{ExportStage, Pipeline, Stage, StageKind};
 use super::values::Sql;
+use crate::stages::export::check_place;
 
 /// What was learned of the world while checking.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -64,7 +66,7 @@ pub(crate) fn resolve(
     let broken = references::check(pipeline, &reads, reader);
     plan_queries(pipeline, &queries, broken, world, &mut facts, reader);
     for idx in 0..pipeline.stages.len() {
-        check_against_model(pipeline, idx, &mut facts, reader);
+        check_against_model(pipeline, idx, world, &mut facts, reader);
     }
     facts
 }
@@ -587,6 +589,7 @@ fn check_vocab_room(training: &TokenizerTraining, path: &str, reader: &mut Reade
 fn check_against_model(
     pipeline: &Pipeline,
     idx: usize,
+    world: &World<'_>,
     facts: &mut Facts,
     reader: &mut Reader<'_>,
 ) {
@@ -601,8 +604,10 @@ fn check_against_model(
         StageKind::Rl(rl) => (&rl.template, "sampling.max_tokens", rl.sampling.max_tokens),
         StageKind::Sample(s) => (&s.template, "sampling.max_tokens", s.sampling.max_tokens),
         StageKind::Eval(eval) => (&eval.template, "max_tokens", eval.max_tokens),
-        StageKind::Query(_) | StageKind::Export(_) => return,
+        StageKind::Export(export) => return check_export(export, &path, world, reader),
+        StageKind::Query(_) => return,
     };
+    let is_sampling = !matches!(stage.kind, StageKind::Sft(_) | StageKind::RewardModel(_));
     for model in &known {
         let positions = model.max_position_embeddings;
         let len_path = format!("{path}.{key}");
@@ -622,6 +627,16 @@ fn check_against_model(
             let hint = "use \"raw\", \"r1-zero\", or a text with {prompt} in it".to_owned();
             reader.report_at(&template_path, message, Some(hint));
         }
+        // A prompt has a token at the least.
+        let needed = super::memory::sequence_bytes(model, len.saturating_add(1));
+        if is_sampling && needed > pipeline.run.kv_cache.0 && reader.is_good("run.kv_cache") {
+            let message = format!(
+                "`run.kv_cache` is {}, less than one sequence of `{len_path}` = {len} tokens needs",
+                shown(pipeline.run.kv_cache.0)
+            );
+            let hint = format!("raise it to more than {}, for the prompts", shown(needed));
+            reader.report_at("run.kv_cache", message, Some(hint));
+        }
     }
     if stage.kind.is_training()
         && let Some(model) = known.into_iter().next()
@@ -631,6 +646,16 @@ fn check_against_model(
             _ => model,
         };
         facts.models.insert(stage.name.clone(), model);
+    }
+}
+
+/// A place that holds something else would be refused when the model is there at last.
+fn check_export(export: &ExportStage, path: &str, world: &World<'_>, reader: &mut Reader<'_>) {
+    let path = format!("{path}.out");
+    let Some(out) = export.out.as_ref().filter(|_| reader.is_good(&path)) else { return };
+    if let Err(error) = check_place(&world.places.base_dir.join(out)) {
+        let hint = error.hint().map(str::to_owned);
+        reader.report_at(&path, error.to_string(), hint);
     }
 }
 

@@ -45,7 +45,7 @@ pub fn write(base: &Loaded, out: &Path, dtype: Dtype) -> Result<()> {
 }
 
 /// The directory is replaced whole, so it must not hold anything but what an export writes.
-fn check_place(out: &Path) -> Result<()> {
+pub(crate) fn check_place(out: &Path) -> Result<()> {
     let refuse = |found: String| {
         let message = format!("can't export to `{}`: {found}", out.display());
         Err(Error::input_with(
@@ -54,7 +54,12 @@ fn check_place(out: &Path) -> Result<()> {
         ))
     };
     if !out.is_dir() {
-        return if out.exists() { refuse("there is a file of that name".into()) } else { Ok(()) };
+        // The nearest that is there has to be a directory: of a file nothing can be made.
+        let nearest = out.ancestors().find(|path| path.exists()).filter(|path| !path.is_dir());
+        return match nearest {
+            Some(file) => refuse(format!("`{}` is a file", file.display())),
+            None => Ok(()),
+        };
     }
     let (mut is_empty, mut is_model) = (true, false);
     for entry in fs_err::read_dir(out).map_err(Error::io("list", out))? {
@@ -88,7 +93,8 @@ mod tests {
         check_place(out).unwrap();
         fs_err::write(out.join("thesis.tex"), "years of work").unwrap();
         assert!(refused(out).contains("also holds `thesis.tex`"), "{}", refused(out));
-        assert!(refused(&out.join("thesis.tex")).contains("a file"));
+        assert!(refused(&out.join("thesis.tex")).contains("thesis.tex` is a file"));
+        assert!(refused(&out.join("thesis.tex/model")).contains("thesis.tex` is a file"));
         // A config of the same name makes no model of it.
         fs_err::write(out.join("config.json"), "{}").unwrap();
         assert!(refused(out).contains("also holds `thesis.tex`"), "{}", refused(out));

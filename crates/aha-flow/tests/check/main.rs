@@ -57,6 +57,7 @@ golden! {
     a_model_that_no_loader_would_take_is_refused: "model_ranges",
     an_evaluation_that_can_not_be_is_refused: "bad_eval",
     models_in_the_wrong_role_are_refused: "reward_models",
+    a_cache_and_places_without_room_are_refused: "no_room",
     everything_wrong_is_reported_at_once: "everything",
     rewards_that_can_not_be_are_refused: "rewards",
     rewards_that_wait_are_checked: "rewards_that_wait",
