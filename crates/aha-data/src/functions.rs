@@ -1,8 +1,10 @@
 //! What SQL can ask about a text. Each function takes text of any kind, columns or literals, and
-//! gives null where an argument is null.
+//! gives null where an argument is null, but for those whose reference says otherwise.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use aha_reward::{Kind, NoBackends, Sample, Verifier, Written};
 use arrow::array::{
     Array, ArrayRef, BooleanArray, Float64Array, Int64Array, StringArray, StringBuilder,
 };
@@ -107,8 +109,18 @@ const REFLECTION_COUNT: Function = Function {
           their like, as whole words.",
 };
 
+const GRADE: Function = Function {
+    name: "grade",
+    arguments: &["reward", "prompt", "completion", "gold"],
+    output: DataType::Float64,
+    doc: "The score that a reward gives: `'math'`, or a table of its keys as in a pipeline, \
+          `'{ kind = \"code\", score = \"share\" }'`. `gold` is the reference answer, or the tests as JSON for kinds that \
+          read tests. `prompt` and `gold` may be null. Null where there is no score. Not for kinds that ask \
+          others (`judge`, `http`, `command`, `model`) or count tokens (`length`, `overlong`).",
+};
+
 /// Every function that queries have besides DataFusion's own.
-pub fn reference() -> [Function; 11] {
+pub fn reference() -> [Function; 12] {
     [
         TOKEN_COUNT,
         WORD_COUNT,
@@ -121,6 +133,7 @@ pub fn reference() -> [Function; 11] {
         LANGUAGE_SHARE,
         REPETITION_SHARE,
         REFLECTION_COUNT,
+        GRADE,
     ]
 }
 
@@ -172,6 +185,7 @@ pub(crate) fn all() -> Vec<ScalarUDF> {
         }),
         function(WORD_COUNT, |texts| Ok(counts(&texts[0], aha_reward::word_count))),
         function(REFLECTION_COUNT, |texts| Ok(counts(&texts[0], aha_reward::reflection_count))),
+        grade(),
     ]
 }
 
@@ -193,6 +207,94 @@ pub(crate) fn token_count(tokenizer: Option<Tokenizer>) -> ScalarUDF {
         let counts: Int64Array = counts.collect::<DataFusionResult<Vec<_>>>()?.into();
         Ok(Arc::new(counts))
     })
+}
+
+/// Most rewards whose verifiers are kept: a query has one or two.
+const GRADERS_MAX: usize = 16;
+
+/// `grade(reward, prompt, completion, gold)`. Rows that follow one another with the same reward are scored together.
+fn grade() -> ScalarUDF {
+    let known: Mutex<HashMap<String, Arc<dyn Verifier>>> = Mutex::default();
+    function(GRADE, move |texts| {
+        let [rewards, prompts, completions, golds] = texts else {
+            return Err(DataFusionError::Internal("grade: four arguments".to_owned()));
+        };
+        let mut scores = Vec::with_capacity(rewards.len());
+        while scores.len() < rewards.len() {
+            let start = scores.len();
+            let reward = text_at(rewards, start);
+            let len =
+                (start..rewards.len()).take_while(|row| text_at(rewards, *row) == reward).count();
+            let Some(reward) = reward else {
+                scores.resize(start + len, None);
+                continue;
+            };
+            let verifier = grader(&known, reward)?;
+            let reads_tests = verifier.kind().needs_tests();
+            let graded = |row: &usize| completions.is_valid(*row);
+            let samples: Vec<Sample<'_>> = (start..start + len)
+                .filter(graded)
+                .map(|row| Sample {
+                    prompt: text_at(prompts, row).unwrap_or_default(),
+                    completion: completions.value(row),
+                    answer: text_at(golds, row).filter(|_| !reads_tests),
+                    tests: text_at(golds, row).filter(|_| reads_tests),
+                    ..Sample::default()
+                })
+                .collect();
+            let mut verdicts = verifier.score_all(&samples).into_iter();
+            scores.extend((start..start + len).map(|row| {
+                let verdict = graded(&row).then(|| verdicts.next()).flatten()?;
+                verdict.score.map(f64::from)
+            }));
+        }
+        Ok(Arc::new(Float64Array::from(scores)))
+    })
+}
+
+fn text_at(texts: &StringArray, row: usize) -> Option<&str> {
+    texts.is_valid(row).then(|| texts.value(row))
+}
+
+/// The verifier of a reward, from those that are known if it is among them.
+fn grader(
+    known: &Mutex<HashMap<String, Arc<dyn Verifier>>>,
+    reward: &str,
+) -> DataFusionResult<Arc<dyn Verifier>> {
+    // What is in there is whole at any time.
+    let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(verifier) = known.get(reward) {
+        return Ok(Arc::clone(verifier));
+    }
+    let wrong = |why: String| {
+        let hint = "write the name of a kind, 'math', or keys as in a pipeline, '{ kind = \"numeric\", abs_tolerance = 1 }'";
+        DataFusionError::Execution(format!("grade: {why}{HINT}{hint}"))
+    };
+    let spec = Written::parse(reward).map_err(wrong)?.for_grading();
+    let kind = spec.kind();
+    let others = match kind {
+        Kind::Judge | Kind::Http | Kind::Command | Kind::Model => "asks others",
+        Kind::Length | Kind::Overlong => "counts tokens",
+        _ => "",
+    };
+    if !others.is_empty() {
+        return Err(DataFusionError::Execution(format!(
+            "grade: `{kind}` {others}, which a query doesn't{HINT}give the reward to a stage of kind `sample`, and \
+             query its column"
+        )));
+    }
+    let verifier: Arc<dyn Verifier> = match spec.resolve(&NoBackends) {
+        Ok(verifier) => verifier.into(),
+        Err(problems) => {
+            let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+            return Err(wrong(problems.join("; ")));
+        }
+    };
+    if known.len() == GRADERS_MAX {
+        known.clear();
+    }
+    known.insert(reward.to_owned(), Arc::clone(&verifier));
+    Ok(verifier)
 }
 
 /// Makes a function. DataFusion casts arguments that aren't `Utf8` before it calls, so that

@@ -46,6 +46,8 @@ pub mod verifier;
 
 pub mod spec;
 
+pub mod written;
+
 pub mod backend;
 
 pub mod composite;
@@ -109,3 +111,4 @@ pub use repetition::repetition_share;
 pub use spec::{Problem, Settings, Spec};
 pub use text::{reflection_count, word_count};
 pub use verifier::{Kind, Sample, Verdict, Verifier};
+pub use written::Written;

@@ -98,6 +98,22 @@ async fn functions_answer_for_columns_literals_and_nulls() {
         ("reflection_count('Wait, let me check. Wait.') >= 2", "true"),
         ("reflection_count('')", "0"),
         ("reflection_count(NULL)", "NULL"),
+        (r"grade('math', NULL, 'so \boxed{5}', '5')", "1.0"),
+        ("grade('math', NULL, '5', '5')", "1.0"),
+        ("grade('math', NULL, '6', '5')", "0.0"),
+        ("grade('math', NULL, NULL, '5')", "NULL"),
+        ("grade('math', NULL, '5', NULL)", "NULL"),
+        ("grade(NULL, NULL, '5', '5')", "NULL"),
+        ("grade('exact', '', 'yes', 'yes')", "1.0"),
+        ("grade('format', '<think>', 'a</think> <answer>5</answer>', NULL)", "1.0"),
+        (
+            r#"grade('{ kind = "json_schema", schema = { type = "object" } }', NULL, '{}', NULL)"#,
+            "1.0",
+        ),
+        (
+            r#"grade('countdown', NULL, '<answer>2 * 3</answer>', '{"kind":"countdown","numbers":[2,3],"target":6}')"#,
+            "1.0",
+        ),
         ("token_count('a b c')", "3"),
         ("token_count(NULL)", "NULL"),
     ];
@@ -112,6 +128,27 @@ async fn functions_answer_for_columns_literals_and_nulls() {
     }
     let sql = "SELECT id, token_count(prompt) AS n, math_equal(answer, '4') AS eq FROM problems";
     assert_eq!(csv(&session, sql).await, "id,n,eq\na,1,false\nb,1,true\nc,1,false\n");
+}
+
+#[tokio::test]
+async fn each_row_is_graded_by_its_own_reward() {
+    let session = with_problems().await;
+    let sql = "SELECT id, grade(CASE id WHEN 'b' THEN 'exact' WHEN 'c' THEN NULL ELSE 'math' END, prompt, '4', \
+               answer) AS score FROM problems ORDER BY id";
+    assert_eq!(csv(&session, sql).await, "id,score\na,0.0\nb,1.0\nc,\n");
+    for (reward, said) in [
+        ("maths", "expected one of math, format"),
+        ("judge", "`judge` asks others"),
+        ("command", "`command` asks others"),
+        ("overlong", "`overlong` counts tokens"),
+        ("{ kind = \"math\", wieght = 1 }", "wieght"),
+        ("regex", "`pattern` must be given"),
+    ] {
+        let sql = format!("SELECT grade('{reward}', prompt, '4', answer) AS score FROM problems");
+        let error = session.collect(&sql).await.unwrap_err();
+        assert!(error.to_string().contains(said), "{reward}: {error}");
+        assert!(error.hint().is_some(), "{reward}");
+    }
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::shared;
 use crate::report::{misuse, misused};
-use crate::screen;
+use crate::screen::{self, Screen};
 use crate::text;
 
 /// The flags of `aha check`.
@@ -30,8 +30,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let places = planning::places();
     let checked = planning::check(&args.pipeline, &args.sets, &places);
     match shared::runtime()?.block_on(checked) {
-        Ok(plan) if args.json => screen::print_json(&plan.to_json()),
-        Ok(plan) => Ok(screen::print(text::lines(&plan.to_text()))?),
+        Ok(plan) => {
+            match args.json {
+                true => screen::print_json(&plan.to_json())?,
+                false => screen::print(text::lines(&plan.to_text()))?,
+            }
+            if let Some(warning) = shared::memory_warning(&plan) {
+                Screen::new().line(&warning);
+            }
+            Ok(())
+        }
         Err(Failure::Problems(problems)) => {
             if args.json {
                 screen::print_json(&json!({ "problems": problems.to_json() }))?;

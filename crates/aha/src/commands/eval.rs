@@ -10,6 +10,7 @@ use aha_flow::planning;
 use aha_flow::progress::{Event, Watcher};
 use aha_flow::rundir::RunDir;
 use aha_flow::stop::Stop;
+use aha_reward::Written;
 
 use super::run::stop_on_signals;
 use super::shared::{self, ModelArgs, at_least_one, completion_count};
@@ -63,8 +64,8 @@ pub struct Args {
     template: Option<Template>,
     /// The reward that verifies: the name of a kind, or a table of its keys as in a pipeline. A score of 1
     /// counts as right. By default that of the benchmark, else math.
-    #[arg(long, value_name = "KIND", value_parser = shared::reward)]
-    reward: Option<shared::RewardArg>,
+    #[arg(long, value_name = "KIND", value_parser = Written::parse)]
+    reward: Option<Written>,
     /// Times that the problems are drawn again for the standard errors.
     #[arg(long, value_name = "N", default_value_t = EvalStage::default().resamples)]
     #[arg(allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]

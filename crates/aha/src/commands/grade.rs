@@ -5,6 +5,7 @@ use std::io::{self, BufReader, BufWriter};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use aha_reward::Written;
 use aha_reward::grade::{Progress, grade};
 
 use super::shared;
@@ -27,8 +28,8 @@ with its number, and exit code 1 at the end.")]
 pub struct Args {
     /// The reward: the name of a kind, such as math, or a table of its keys as in a pipeline:
     /// '{ kind = "math", extract = ["boxed"] }'.
-    #[arg(long, value_name = "KIND", value_parser = shared::reward)]
-    reward: shared::RewardArg,
+    #[arg(long, value_name = "KIND", value_parser = Written::parse)]
+    reward: Written,
     /// The lines; by default stdin.
     file: Option<PathBuf>,
     /// Print JSON lines, as this command always does.
@@ -38,9 +39,7 @@ pub struct Args {
 
 /// Grades every line.
 pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
-    let shared::RewardArg { spec, has_extract } = args.reward.clone();
-    let spec = if has_extract { spec } else { spec.for_grading() };
-    let verifier = shared::verifier(&spec)?;
+    let verifier = shared::verifier(&args.reward.clone().for_grading())?;
     let mut out = BufWriter::new(io::stdout().lock());
     let bar = screen.bar(0);
     bar.set_prefix("grading");

@@ -67,6 +67,9 @@ pub fn run(args: Args, screen: &Screen, log: &Log) -> anyhow::Result<()> {
     };
     let outcome = shared::runtime()?.block_on(run::run(options, |dir, plan| {
         view.plan(plan.pipeline.stages.iter().map(|stage| stage.name.clone()).collect());
+        if let Some(warning) = shared::memory_warning(plan) {
+            screen.line(&warning);
+        }
         screen.line(&format!("run directory: {}", dir.root().display()));
         if let Err(error) = log.open(&dir.log()) {
             screen

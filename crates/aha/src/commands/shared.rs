@@ -3,13 +3,35 @@
 use std::path::PathBuf;
 
 use aha_compute::Device;
-use aha_flow::pipeline::Template;
+use aha_flow::pipeline::{Plan, Template};
 use aha_flow::planning;
-use aha_reward::{Kind, NoBackends, Spec, Verifier};
+use aha_reward::{NoBackends, Spec, Verifier};
 use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
+use super::doctor::machine;
 use crate::report::{misuse, misused};
+use crate::text;
+
+/// A warning where a stage will want more memory than this machine has, or than its control group allows.
+pub fn memory_warning(plan: &Plan) -> Option<String> {
+    let machine = machine::memory();
+    let has_bytes = machine.total_bytes.into_iter().chain(machine.limit_bytes).min()?;
+    over(plan, has_bytes)
+}
+
+fn over(plan: &Plan, has_bytes: u64) -> Option<String> {
+    let (stage, memory) = plan.peak()?;
+    (memory.total_bytes() > has_bytes).then(|| {
+        format!(
+            "warning: stage `{}` will want {} of memory, and this machine has {}; lower \
+             `micro_batch_tokens`, `run.kv_cache` or `run.query_memory`, or set `activation_checkpointing`",
+            stage.name,
+            text::size(memory.total_bytes()),
+            text::size(has_bytes)
+        )
+    })
+}
 
 /// A model, and what computes with it.
 #[derive(clap::Args)]
@@ -51,39 +73,6 @@ pub fn template(text: &str) -> Result<Template, String> {
         _ if text.matches("{prompt}").count() == 1 => Ok(Template::Text(text.to_owned())),
         _ => Err("expected raw, chat, r1-zero, or a text with {prompt} in it once".to_owned()),
     }
-}
-
-/// A reward of the command line.
-#[derive(Clone, Debug)]
-pub struct RewardArg {
-    /// As it was given.
-    pub spec: Spec,
-    /// Whether it says where the answer is.
-    pub has_extract: bool,
-}
-
-/// Reads a reward: the name of a kind, or a table of keys as in a pipeline.
-pub fn reward(text: &str) -> Result<RewardArg, String> {
-    if text.trim_start().starts_with('{') {
-        let text = format!("reward = {text}");
-        let failed = |error: toml::de::Error| error.message().to_owned();
-        let RewardFile { reward: spec } = toml::from_str(&text).map_err(failed)?;
-        let table: toml::Table = toml::from_str(&text).map_err(failed)?;
-        return Ok(RewardArg { spec, has_extract: table["reward"].get("extract").is_some() });
-    }
-    let kind = Kind::from_name(text).ok_or_else(|| {
-        let known: Vec<&str> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-        format!(
-            "expected one of {}, or a table such as {{ kind = \"length\", max_tokens = 99 }}",
-            known.join(", ")
-        )
-    })?;
-    Ok(RewardArg { spec: Spec::new(kind), has_extract: false })
-}
-
-#[derive(serde::Deserialize)]
-struct RewardFile {
-    reward: Spec,
 }
 
 /// The verifier of a reward; refuses one whose settings are wrong or missing.
@@ -128,6 +117,7 @@ pub fn runtime() -> anyhow::Result<Runtime> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aha_reward::Kind;
 
     #[test]
     fn a_template_is_a_name_or_a_text_with_one_place_for_the_prompt() {
@@ -138,18 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn a_reward_is_a_kind_or_a_table_of_its_keys() {
-        verifier(&reward("math").unwrap().spec).unwrap();
-        let length = reward("{ kind = \"length\", max_tokens = 5 }").unwrap();
-        assert_eq!(length.spec.kind(), Kind::Length);
-        verifier(&length.spec).unwrap();
-        let extract = |text: &str| reward(text).unwrap().has_extract;
-        assert!(extract("{ kind = \"math\", extract = [\"boxed\"] }"));
-        assert!(!extract("{ kind = \"math\", weight = 0.5 }"));
-        let error = verifier(&reward("length").unwrap().spec).err().unwrap().to_string();
+    fn settings_that_are_missing_are_told() {
+        let error = verifier(&Spec::new(Kind::Length)).err().unwrap().to_string();
         assert!(error.contains("`max_tokens` must be given"), "{error}");
-        assert!(reward("maths").unwrap_err().contains("math, format"));
-        assert!(reward("{ kind = \"math\", wieght = 1 }").unwrap_err().contains("wieght"));
-        assert!(reward("{ kind = ").is_err());
     }
 }

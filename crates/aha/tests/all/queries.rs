@@ -24,6 +24,19 @@ fn the_newest_run_is_asked_and_named() {
 }
 
 #[test]
+fn programs_are_graded_in_a_query() {
+    let temp = tempfile::tempdir().unwrap();
+    write_run(&temp.path().join("runs/mine"));
+    let tests = r#"{"kind":"asserts","tests":["assert twice(2) == 4"]}"#;
+    let sql = format!(
+        "SELECT grade('code', NULL, 'def twice(x): return ' || body, '{tests}') AS score \
+         FROM (VALUES (1, '2 * x'), (2, 'x'), (3, NULL)) AS t (n, body) ORDER BY n"
+    );
+    let outcome = aha(temp.path(), &["query", &sql, "--format", "csv"]);
+    assert_eq!(outcome.stdout, "score\n1.0\n0.0\n\n", "{outcome:?}");
+}
+
+#[test]
 fn several_runs_are_told_apart() {
     let temp = tempfile::tempdir().unwrap();
     write_run(&temp.path().join("a"));

@@ -27,6 +27,10 @@ fn check_prints_the_plan() {
     let formula = json["stages"][1]["formula"].as_str().unwrap();
     assert!(!formula.is_empty());
     assert!(!temp.path().join("runs").exists(), "a check writes nothing");
+    let large = aha(temp.path(), &["check", "tiny.toml", "--set", "run.query_memory=999TiB"]);
+    assert_eq!(large.code, Some(0), "{large:?}");
+    assert!(large.stderr.starts_with("warning: stage `"), "{large:?}");
+    assert!(large.stderr.contains("999.0 TiB of memory, and this machine has"), "{large:?}");
 }
 
 #[test]

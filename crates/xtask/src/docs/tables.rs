@@ -16,7 +16,7 @@ nothing else.";
 
 const FUNCTIONS: &str = "\
 Queries are in DataFusion's SQL, with its functions and these. Arguments are text of any kind; where one is null, so \
-is the answer.";
+is the answer, but for `grade`.";
 
 /// The page.
 pub fn page() -> Result<String> {

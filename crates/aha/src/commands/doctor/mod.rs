@@ -1,6 +1,6 @@
 //! `aha doctor`: what works on this machine, and what to do about what doesn't.
 
-mod machine;
+pub(super) mod machine;
 
 use std::path::Path;
 
