@@ -33,7 +33,7 @@ fn programs_are_graded_in_a_query() {
          FROM (VALUES (1, '2 * x'), (2, 'x'), (3, NULL)) AS t (n, body) ORDER BY n"
     );
     let outcome = aha(temp.path(), &["query", &sql, "--format", "csv"]);
-    assert_eq!(outcome.stdout, "score\n1.0\n0.0\n\n", "{outcome:?}");
+    assert_eq!(outcome.stdout, "score\n1.0\n0.0\n\"\"\n", "{outcome:?}");
 }
 
 #[test]
