@@ -1,5 +1,7 @@
 //! `kind = "json_schema"`: is the answer JSON of the shape that was asked for?
 
+mod cost;
+
 use boon::{CompileError, Compiler, SchemaIndex, Schemas, UrlLoader, ValidationError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -8,16 +10,20 @@ use crate::backend::Backends;
 use crate::extract::{self, Extraction};
 use crate::spec::{Problem, Resolve, is_word};
 use crate::verifier::{Kind, Sample, Verdict, Verifier, excerpt};
+use cost::{Cost, Counter};
 
 /// Longest answer that is read as JSON.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
+/// How often parts of the schema are looked at for an answer, at most: some tenths of a second.
+const LOOKS_MAX: f64 = 300_000.0;
 
 /// 1 if the answer is JSON that the schema allows, else 0; `json_score` if it is other JSON.
 ///
 /// The answer is what the answer tag holds, or all after `</think>` where there is none; if a fenced block is in
 /// it, what that holds, and two of them are wrong. Schemas are of draft 2020-12 unless `$schema` names another.
 /// They may refer to their own parts only: nothing is fetched. Patterns take time linear in the text, so they have
-/// no look-around and no back-references.
+/// no look-around and no back-references. An answer for which a schema that refers to itself would be looked at more
+/// than 300,000 times scores 0.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Settings {
@@ -52,9 +58,9 @@ impl Resolve for Settings {
             }
         }
         match schema {
-            Ok((schemas, idx)) if problems.is_empty() => {
+            Ok((schema, schemas, idx)) if problems.is_empty() => {
                 let extraction = Extraction { think_tag, answer_tag, ..Extraction::default() };
-                Ok(Box::new(JsonSchema { schemas, idx, json_score, extraction }))
+                Ok(Box::new(JsonSchema { schema, schemas, idx, json_score, extraction }))
             }
             _ => Err(problems),
         }
@@ -62,7 +68,7 @@ impl Resolve for Settings {
 }
 
 impl Settings {
-    fn compiled(&self) -> Result<(Schemas, SchemaIndex), Problem> {
+    fn compiled(&self) -> Result<(Value, Schemas, SchemaIndex), Problem> {
         let wrong = |got: String| Problem::new("schema", "a JSON schema", got);
         let schema = match &self.schema {
             None => return Err(Problem::missing("schema")),
@@ -76,9 +82,12 @@ impl Settings {
         let (mut compiler, mut schemas) = (Compiler::new(), Schemas::new());
         compiler.use_loader(Box::new(Elsewhere));
         let told = |error: CompileError| wrong(format!("one with an error: {}", told(&error)));
-        compiler.add_resource(ADDRESS, schema).map_err(told)?;
+        compiler.add_resource(ADDRESS, schema.clone()).map_err(told)?;
         let idx = compiler.compile(ADDRESS, &mut schemas).map_err(told)?;
-        Ok((schemas, idx))
+        if Counter::new(&schema).cost(&Value::Null) == Cost::Endless {
+            return Err(wrong("one that refers to itself on the spot, without end".to_owned()));
+        }
+        Ok((schema, schemas, idx))
     }
 }
 
@@ -109,6 +118,7 @@ impl UrlLoader for Elsewhere {
 
 /// See [`Settings`].
 struct JsonSchema {
+    schema: Value,
     schemas: Schemas,
     idx: SchemaIndex,
     json_score: f32,
@@ -135,6 +145,18 @@ impl Verifier for JsonSchema {
             Ok(value) => value,
             Err(error) => return Verdict::scored(0.0, format!("no JSON: {error}")),
         };
+        match Counter::new(&self.schema).cost(&value) {
+            Cost::Endless => {
+                return Verdict::unscored("the schema refers to itself on the spot, without end");
+            }
+            Cost::Looks(looks) if looks > LOOKS_MAX => {
+                return Verdict::scored(
+                    0.0,
+                    "takes too many looks at a schema that refers to itself",
+                );
+            }
+            Cost::Looks(_) => {}
+        }
         match self.schemas.validate(&value, self.idx) {
             Ok(()) => Verdict::scored(1.0, "as the schema asks"),
             Err(error) => {
@@ -239,7 +261,33 @@ mod tests {
             let elsewhere = serde_json::json!({"$ref": place});
             assert!(refused(elsewhere).contains("one with an error"), "{place}");
         }
+        let circle = serde_json::json!({"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#"}}});
+        assert!(refused(circle).contains("without end"));
         let look_behind = serde_json::json!({"pattern": "(?<=a)b"});
         assert!(refused(look_behind).contains("one with an error"));
+    }
+
+    #[test]
+    fn an_answer_that_is_nested_deep_costs_no_more_than_others() {
+        let schema = serde_json::json!({
+            "$ref": "#/$defs/expr",
+            "$defs": {
+                "expr": { "anyOf": [{ "$ref": "#/$defs/sum" }, { "$ref": "#/$defs/neg" }, { "type": "number" }] },
+                "sum": { "properties": { "args": { "items": { "$ref": "#/$defs/expr" } }, "op": { "const": "+" } } },
+                "neg": { "properties": { "args": { "items": { "$ref": "#/$defs/expr" } }, "op": { "const": "-" } } }
+            }
+        });
+        let verifier = verifier(with_schema(schema)).ok().unwrap();
+        let answer = |depth: usize| {
+            format!("{}1{}", "{\"args\":[".repeat(depth), "],\"op\":\"-\"}".repeat(depth))
+        };
+        let score = |depth| {
+            let completion = answer(depth);
+            verifier.score(&Sample { completion: &completion, ..Sample::default() })
+        };
+        assert_eq!(score(6).score, Some(1.0));
+        let deep = score(60);
+        assert_eq!(deep.score, Some(0.0));
+        assert!(deep.reason.contains("too many looks"), "{}", deep.reason);
     }
 }
