@@ -114,7 +114,7 @@ const GRADE: Function = Function {
     arguments: &["reward", "prompt", "completion", "gold"],
     output: DataType::Float64,
     doc: "The score that a reward gives: `'math'`, or a table of its keys as in a pipeline, \
-          `'{ kind = \"code\", score = \"share\" }'`. `gold` is the reference answer, or the tests as JSON for kinds that \
+          `'{ kind = \"code\", score = \"share\" }'`, with the same defaults: an answer has to be marked as one. `gold` is the reference answer, or the tests as JSON for kinds that \
           read tests. `prompt` and `gold` may be null. Null where there is no score. Not for kinds that ask \
           others (`judge`, `http`, `command`, `model`) or count tokens (`length`, `overlong`).",
 };
@@ -270,7 +270,7 @@ fn grader(
         let hint = "write the name of a kind, 'math', or keys as in a pipeline, '{ kind = \"numeric\", abs_tolerance = 1 }'";
         DataFusionError::Execution(format!("grade: {why}{HINT}{hint}"))
     };
-    let spec = Written::parse(reward).map_err(wrong)?.for_grading();
+    let spec = Written::parse(reward).map_err(wrong)?.spec;
     let kind = spec.kind();
     let others = match kind {
         Kind::Judge | Kind::Http | Kind::Command | Kind::Model => "asks others",

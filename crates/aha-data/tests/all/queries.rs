@@ -99,12 +99,12 @@ async fn functions_answer_for_columns_literals_and_nulls() {
         ("reflection_count('')", "0"),
         ("reflection_count(NULL)", "NULL"),
         (r"grade('math', NULL, 'so \boxed{5}', '5')", "1.0"),
-        ("grade('math', NULL, '5', '5')", "1.0"),
-        ("grade('math', NULL, '6', '5')", "0.0"),
+        ("grade('math', NULL, '5', '5')", "0.0"),
+        (r#"grade('{ kind = "math", extract = ["whole"] }', NULL, '5', '5')"#, "1.0"),
         ("grade('math', NULL, NULL, '5')", "NULL"),
         ("grade('math', NULL, '5', NULL)", "NULL"),
         ("grade(NULL, NULL, '5', '5')", "NULL"),
-        ("grade('exact', '', 'yes', 'yes')", "1.0"),
+        (r"grade('exact', '', '\boxed{yes}', 'yes')", "1.0"),
         ("grade('format', '<think>', 'a</think> <answer>5</answer>', NULL)", "1.0"),
         (
             r#"grade('{ kind = "json_schema", schema = { type = "object" } }', NULL, '{}', NULL)"#,
@@ -133,7 +133,7 @@ async fn functions_answer_for_columns_literals_and_nulls() {
 #[tokio::test]
 async fn each_row_is_graded_by_its_own_reward() {
     let session = with_problems().await;
-    let sql = "SELECT id, grade(CASE id WHEN 'b' THEN 'exact' WHEN 'c' THEN NULL ELSE 'math' END, prompt, '4', \
+    let sql = "SELECT id, grade(CASE id WHEN 'b' THEN 'exact' WHEN 'c' THEN NULL ELSE 'math' END, prompt, '\\boxed{4}', \
                answer) AS score FROM problems ORDER BY id";
     assert_eq!(csv(&session, sql).await, "id,score\na,0.0\nb,1.0\nc,\n");
     for (reward, said) in [
