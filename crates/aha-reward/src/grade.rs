@@ -103,7 +103,8 @@ pub fn grade(
         false => BATCH_LINES_MAX,
     };
     loop {
-        let (batch, is_last) = read_batch(input, lines_max, &mut progress)?;
+        let reads_tests = verifier.kind().needs_tests();
+        let (batch, is_last) = read_batch(input, (lines_max, reads_tests), &mut progress)?;
         let verdicts = score_on(threads, verifier, &batch);
         for (asked, verdict) in batch.iter().zip(verdicts) {
             let (id, verdict) = match asked {
@@ -145,7 +146,7 @@ fn write_line(output: &mut dyn Write, graded: &Graded<'_>) -> Result<(), Error> 
 /// Reads the next lines, each as what it asks or why it can't be read; and says whether it was the last.
 fn read_batch(
     input: &mut dyn BufRead,
-    lines_max: usize,
+    (lines_max, reads_tests): (usize, bool),
     progress: &mut Progress,
 ) -> Result<(Vec<Result<Asked, Bad>>, bool), Error> {
     let (mut batch, mut batch_bytes) = (Vec::new(), 0);
@@ -166,13 +167,17 @@ fn read_batch(
         }
         let line = progress.line_count;
         let told = |bad: Bad| Bad { reason: format!("line {line}: {}", bad.reason), ..bad };
-        batch.push(text.and_then(asked).map_err(told));
+        batch.push(text.and_then(|line| asked(line, reads_tests)).map_err(told));
     }
     Ok((batch, false))
 }
 
 /// What a line asks.
-fn asked(json_line: &str) -> Result<Asked, Bad> {
+fn asked(json_line: &str, reads_tests: bool) -> Result<Asked, Bad> {
+    // An array would be read by the order of the fields.
+    if !json_line.trim_start().starts_with('{') {
+        return Err(Bad::new("expected {\"id\", \"gold\", \"pred\"}: not a JSON object"));
+    }
     let line: Line = serde_json::from_str(json_line).map_err(|error| Bad {
         id: serde_json::from_str(json_line).map_or(Value::Null, |Id { id }| id),
         reason: format!("expected {{\"id\", \"gold\", \"pred\"}}: {error}"),
@@ -184,6 +189,10 @@ fn asked(json_line: &str) -> Result<Asked, Bad> {
         let reason =
             format!("`{name}` is a number of more digits than are kept: write it as a string");
         return Err(Bad { id: if name == "id" { Value::Null } else { id }, reason });
+    }
+    if !reads_tests && matches!(gold, Value::Array(_) | Value::Object(_) | Value::Bool(_)) {
+        let reason = "`gold` must be a string or a number".to_owned();
+        return Err(Bad { id, reason });
     }
     let Some(pred) = text_of(pred) else {
         let reason = "`pred` must be a string or a number, not null".to_owned();
@@ -388,6 +397,17 @@ not json
         assert!(lines[1].starts_with(r#"{"id":null,"score":null,"reason":"line 2: `id` is a"#));
         assert_eq!(lines[2], r#"{"id":3,"score":1.0,"reason":"equal"}"#);
         assert!(lines[3].starts_with(r#"{"id":18446744073709551615,"score":0.0"#), "{}", lines[3]);
+    }
+
+    #[test]
+    fn what_is_no_object_of_texts_is_a_bad_line() {
+        let (lines, progress) = run(br#"[null,"5","5","p",3,false]
+{"id":2,"gold":["5"],"pred":"5"}
+{"id":3,"gold":true,"pred":"5"}"#);
+        assert_eq!((progress.bad_count, progress.scored_count), (3, 0));
+        assert!(lines[0].contains("line 1: expected"), "{}", lines[0]);
+        assert!(lines[1].contains("line 2: `gold` must be a string or a number"), "{}", lines[1]);
+        assert!(lines[2].starts_with(r#"{"id":3,"score":null"#), "{}", lines[2]);
     }
 
     #[test]
