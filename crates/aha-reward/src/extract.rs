@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 
+use crate::math;
 use crate::spec::{Problem, is_word};
 
 /// One way to find the answer.
@@ -476,10 +477,26 @@ fn last_expression(text: &str) -> Found<'_> {
     while !text.is_char_boundary(start) {
         start += 1;
     }
-    EXPRESSION
-        .find_iter(&text[start..])
-        .last()
-        .map_or(Found::Nothing, |found| Found::Answer(found.as_str()))
+    let text = &text[start..];
+    let Some(found) = EXPRESSION.find_iter(text).last() else { return Found::Nothing };
+    let is_formula = found.as_str().starts_with("\\(")
+        || found.as_str().starts_with("\\[")
+        || (found.len() > 1 && found.as_str().starts_with('$') && found.as_str().ends_with('$'));
+    if is_formula {
+        return Found::Answer(found.as_str());
+    }
+    // All that it is a part of: the 5 of `1e5`, `2^5` or "5 million" is no number of its own.
+    let start = text[..found.start()].rfind(char::is_whitespace).map_or(0, |at| at + 1);
+    let mut end = found.end()
+        + text[found.end()..].find(char::is_whitespace).unwrap_or(text.len() - found.end());
+    let next = text[end..].trim_start();
+    let word = next.split(|c: char| !c.is_alphabetic()).next().unwrap_or_default();
+    if end == found.end() && math::changes(word) {
+        end = text.len() - next.len() + word.len();
+    }
+    let start =
+        start + text[start..end].len() - text[start..end].trim_start_matches(['"', '\'']).len();
+    Found::Answer(text[start..end].trim_end_matches(['.', ',', ';', ':', '?', '"', '\'']))
 }
 
 #[cfg(test)]
@@ -692,6 +709,14 @@ mod tests {
             ("It is 3/4 of it.", "3/4"),
             ("It is -7.", "-7"),
             ("20% of it", "20%"),
+            ("so it is 1e5", "1e5"),
+            ("so it is 2^5.", "2^5"),
+            ("it is x_5, then", "x_5"),
+            ("it is 5 million", "5 million"),
+            ("it is 5 hundredths of it", "5 hundredths"),
+            ("it is 5 apples", "5"),
+            ("say \"7\".", "7"),
+            ("x=7", "x=7"),
         ];
         for (text, want) in cases {
             assert_eq!(last.find(text), Ok(want), "{text}");

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::backend::Backends;
 use crate::extract::{self, Extraction};
-use crate::math::gold_answer;
+use crate::math::{CHANGES, gold_answer};
 use crate::spec::{Problem, Resolve};
 use crate::verifier::{Kind, Sample, Verdict, Verifier, excerpt};
 
@@ -160,6 +160,9 @@ fn read(text: &str) -> Read<Number> {
     }
     let plain = plain(text);
     let text = after_name(plain.trim().trim_end_matches('.'))?;
+    // What is left of `\text{5}`.
+    let inner = text.strip_prefix('{').and_then(|text| text.strip_suffix('}'));
+    let text = inner.filter(|inner| !inner.contains(['{', '}'])).unwrap_or(text);
     let mut reader = Reader { rest: text };
     let (sign, currency) = reader.sign_and_currency();
     let mut value = reader.value()?;
@@ -289,6 +292,10 @@ impl<'a> Reader<'a> {
             return Ok(value);
         }
         let (digits, is_whole) = self.decimal().ok_or(NO_NUMBER)?;
+        if digits == "10" && self.eat("^") {
+            let power = self.power()?;
+            return finite(&format!("1e{power}"));
+        }
         if is_whole && let Some(value) = self.fraction_after(&digits)? {
             return Ok(value);
         }
@@ -403,6 +410,16 @@ impl<'a> Reader<'a> {
         Ok(0)
     }
 
+    /// The exponent behind `10^`.
+    fn power(&mut self) -> Read<i32> {
+        let has_brace = self.eat("{");
+        let power = self.whole().ok_or(NO_NUMBER)?;
+        if has_brace && !self.eat("}") {
+            return Err(NO_NUMBER);
+        }
+        Ok(power)
+    }
+
     fn whole(&mut self) -> Option<i32> {
         self.blanks();
         let is_negative = self.eat("-");
@@ -431,6 +448,12 @@ impl<'a> Reader<'a> {
         }
         check_words(rest)?;
         let word = rest.split_whitespace().next().unwrap_or_default();
+        // `5x` and `5e0e9` are no numbers of something.
+        let is_short = self.rest.starts_with(char::is_alphabetic) && word.chars().count() <= 2;
+        let is_ordinal = ["st", "nd", "rd", "th"].contains(&word);
+        if is_short && !is_ordinal && unit_of(word).is_none() {
+            return Err(NO_NUMBER);
+        }
         let is_percent = ["percent", "percentage", "pct"].contains(&word.to_lowercase().as_str());
         Ok((scale, is_percent, unit_of(rest).or_else(|| unit_of(word))))
     }
@@ -475,37 +498,7 @@ fn scale_of(text: &str) -> (f64, &str) {
 
 /// Fails where what follows a number is more than the name of what was counted.
 fn check_words(text: &str) -> Read<()> {
-    const CHANGES: &[&str] = &[
-        "and",
-        "or",
-        "to",
-        "through",
-        "plus",
-        "minus",
-        "times",
-        "over",
-        "half",
-        "halves",
-        "third",
-        "thirds",
-        "quarter",
-        "quarters",
-        "fourth",
-        "fourths",
-        "fifth",
-        "fifths",
-        "tenth",
-        "tenths",
-        "more",
-        "less",
-        "least",
-        "most",
-        "not",
-        "no",
-        "point",
-        "divided",
-        "percentile",
-    ];
+    const JOINS: &[&str] = &["and", "or", "divided", "percentile"];
     if text.starts_with('-') || (text.starts_with('^') && !text.starts_with("^°")) {
         return Err(NO_NUMBER);
     }
@@ -522,7 +515,11 @@ fn check_words(text: &str) -> Read<()> {
         previous = c;
     }
     let mut words = text.split(|c: char| !c.is_alphabetic()).map(str::to_lowercase);
-    if words.any(|word| CHANGES.contains(&word.as_str())) { Err(NO_NUMBER) } else { Ok(()) }
+    if words.any(|word| [JOINS, CHANGES].concat().contains(&word.as_str())) {
+        Err(NO_NUMBER)
+    } else {
+        Ok(())
+    }
 }
 
 /// The signs before a number, and the units that they are.
@@ -689,7 +686,7 @@ mod tests {
             "±5",
             "5%6",
             r"\sqrt{5}",
-            "10^5",
+            "10^5^2",
             "--5",
             "5-6",
             "(5",
@@ -724,6 +721,15 @@ mod tests {
             ("5 €", "€5", Some(true)),
             ("£-5", "-5 pounds", Some(true)),
             ("5 pounds", "5 kg", Some(false)),
+            ("5", "5 hundredths", Some(false)),
+            ("5", "5 squared", Some(false)),
+            ("5", "5x", Some(false)),
+            ("5", "5e0e9", Some(false)),
+            ("5", "5m", Some(true)),
+            ("5", "5th", Some(true)),
+            ("0.00001", "10^{-5}", Some(true)),
+            ("100000", "10^5", Some(true)),
+            ("5", r"\text{5}", Some(true)),
             ("inf", r"\infty", Some(true)),
             ("inf", "-inf", Some(false)),
             ("inf", "1e308", Some(false)),

@@ -532,3 +532,85 @@ fn mixed_numbers_with_signs_behind() {
     check(equal, true);
     check(different, false);
 }
+
+#[test]
+fn units_in_their_spellings() {
+    let equal = r"
+        60 \text{ km/h} | 60
+        60 | 60 km/h
+        60 \text{ m/s} | 60
+        60 \text{ km/h} | 60 \text{ km/hr}
+        15 \text{ cm}^2 | 15 sq cm
+        ₹500 | 500
+        ¥5 | 5 yen
+    ";
+    let different = r"
+        5 | 5 thousandths
+        5 | 5 sevenths
+        5 | 5 twelfths
+        5 | 5 quadrillion
+        5 | 5 lakh
+        5 | 5 doubled
+        5 | 5 below zero
+        5 | 5 wrong
+        10:30 \text{ AM} | 10:30 \text{ PM}
+        5 \text{ seconds} | 5 \text{ milliseconds}
+        5 \text{ seconds} | 5 ms
+        5 \text{ in} | 5 \text{ ft}
+        5 mph | 5 kph
+        5 grams | 5 micrograms
+        \$5 | 5 yen
+        30^\circ | 30\%
+        50\% | \$50
+    ";
+    check(equal, true);
+    check(different, false);
+}
+
+#[test]
+fn conditions_read_from_either_side() {
+    let equal = r"
+        3 \leq x \leq 5 | 5 \ge x \ge 3
+        -2<x<2 | 2>x>-2
+        x > 3 | x \in (3, \infty)
+        x < -1 \lor x > 1 | (-\infty,-1)\cup(1,\infty)
+        \{1,2,2\} | \{1,2\}
+        \{1,2\} | \{2,1,1\}
+    ";
+    let different = r"
+        3 \leq x \leq 5 | 5 > x \ge 3
+        x > 3 | y \in (3, \infty)
+        1,2,2 | 1,2
+        \{1,2,2\} | \{1,2,3\}
+        \Delta | \delta
+        \Omega | \omega
+    ";
+    check(equal, true);
+    check(different, false);
+}
+
+#[test]
+fn decorations_and_layouts() {
+    let equal = r"
+        \frac{3}{4} | 3 \over 4
+        \frac{3}{4} | \color{red}{\frac34}
+        \frac{3}{4} | \textcolor{red}{\frac34}
+        \frac{3}{4} | \large\frac34
+        \frac{3}{4} | \ensuremath{\frac34}
+        \frac{3}{4} | \nicefrac34
+        42 | \$42\$
+        42 | =42
+        42 | \begin{align*}42\end{align*}
+        \begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{smallmatrix}1&2\\3&4\end{smallmatrix}
+        \begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{Bmatrix}1&2\cr 3&4\end{Bmatrix}
+        \begin{pmatrix}1&2\\3&4\end{pmatrix} | \begin{pmatrix}1&2\\[4pt]3&4\end{pmatrix}
+        C | c
+    ";
+    let different = r"
+        \frac{3}{4} | 4 \over 3
+        42 | =43
+        5 | x = 4 \over 5
+    ";
+    check(equal, true);
+    check(different, false);
+}

@@ -7,7 +7,7 @@ use num_traits::{One, Signed};
 
 use super::approx;
 use super::expr::{Brackets, Expr, is_unknown};
-use super::sets::{RealSet, turned};
+use super::sets::{RealSet, turned, unknown_of};
 use super::value::{self, Budget, EvalError};
 
 /// What the comparison of two trees depends on.
@@ -43,6 +43,7 @@ impl Comparison {
             return Ok(literal.fraction.is_empty() && literal.integer == *digits);
         }
         if let (Expr::Symbol(gold), Expr::Symbol(pred)) = (gold, pred)
+            && matches!(gold.as_bytes(), [b'A'..=b'J' | b'a'..=b'j'])
             && gold.eq_ignore_ascii_case(pred)
         {
             // The letter of a choice.
@@ -77,6 +78,10 @@ impl Comparison {
     /// A question may say "what percentage": then 50 and 50% are one answer. Up to 1 a number is
     /// taken for the share itself: 0.5 is not 0.5%.
     fn is_same_but_for_percent(&mut self, gold: &Expr, pred: &Expr) -> Eval<bool> {
+        // 30% is no 30 degrees.
+        if [gold, pred].iter().any(|side| matches!(side, Expr::Quantity(_, Some(_)))) {
+            return Ok(false);
+        }
         let (percentage, number) = match (bare(gold), bare(pred)) {
             (Expr::Percent(_), Expr::Percent(_)) => return Ok(false),
             (Expr::Percent(percentage), number) | (number, Expr::Percent(percentage)) => {
@@ -164,6 +169,11 @@ impl Comparison {
     fn is_same_list(&mut self, a: (Brackets, &[Expr]), b: (Brackets, &[Expr])) -> Eval<bool> {
         use Brackets::{Bare, Pair, Set};
         let ((a_kind, a), (b_kind, b)) = (a, b);
+        if (a_kind, b_kind) == (Set, Set) && a.len() != b.len() {
+            // {1, 1, 2} is {1, 2}.
+            let (a, b) = (self.distinct(a)?, self.distinct(b)?);
+            return self.is_same_in_any_order(&a, b);
+        }
         if a.len() != b.len() {
             return Ok(false);
         }
@@ -177,6 +187,20 @@ impl Comparison {
             (Pair('(', ')'), Bare) => self.all_same(a.iter().zip(in_order_of_names(b))),
             _ => Ok(a_kind == b_kind && self.all_same(a.iter().zip(b))?),
         }
+    }
+
+    fn distinct<'a>(&mut self, items: &'a [Expr]) -> Eval<Vec<&'a Expr>> {
+        let mut distinct: Vec<&Expr> = Vec::new();
+        for item in items {
+            let mut is_new = true;
+            for known in &distinct {
+                is_new &= !self.is_same(known, item)?;
+            }
+            if is_new {
+                distinct.push(item);
+            }
+        }
+        Ok(distinct)
     }
 
     fn is_same_in_any_order(&mut self, a: &[&Expr], b: Vec<&Expr>) -> Eval<bool> {
@@ -212,6 +236,17 @@ impl Comparison {
             && self.is_same(a_right, b_left)?
         {
             return Ok(true);
+        }
+        // 1 < x < 2 and 2 > x > 1.
+        if unknown_of(a).is_some() && unknown_of(a) == unknown_of(b) {
+            let of = |relation| RealSet::of_relation(relation, &mut self.budget);
+            let sets: Vec<_> = [a, b].into_iter().map_while(of).collect();
+            if let [a, b] = &sets[..] {
+                return match a.pairs_of_ends(b) {
+                    Some(pairs) => self.all_same(pairs.into_iter()),
+                    None => Ok(false),
+                };
+            }
         }
         // x = 5 is solved, 2x = 10 is not.
         let is_solved = |relation| solution(relation).is_some_and(|value| !value.has_unknowns());

@@ -93,6 +93,7 @@ const PUNCTUATION: &[(&str, char)] = &[
     ("rangle", ')'),
     ("vert", '|'),
     ("mid", '|'),
+    ("cr", '\n'),
     ("lvert", '|'),
     ("rvert", '|'),
     ("euro", '€'),
@@ -118,6 +119,15 @@ const IGNORED: &[&str] = &[
     "fbox",
     "mathopen",
     "mathclose",
+    "small",
+    "normalsize",
+    "large",
+    "Large",
+    "LARGE",
+    "huge",
+    "Huge",
+    "ensuremath",
+    "underline",
 ];
 
 /// Commands that are a blank.
@@ -369,6 +379,10 @@ impl Lexer<'_> {
             self.is_spaced = true;
         } else if BLANKS.contains(&name) {
             self.is_spaced = true;
+        } else if let "color" | "textcolor" = name {
+            let group =
+                self.rest.trim_start().strip_prefix('{').and_then(|rest| rest.split_once('}'));
+            self.rest = group.map_or(self.rest, |(_, rest)| rest);
         } else if let "begin" | "end" = name {
             self.environment(name == "begin");
         } else {
@@ -415,12 +429,27 @@ impl Lexer<'_> {
         match c {
             '{' => self.punct('⦃'),
             '}' => self.punct('⦄'),
-            '\\' => self.punct('\n'),
+            '\\' => {
+                self.punct('\n');
+                self.row_space();
+            }
             '%' | '$' => self.punct(c),
             '|' => self.punct('|'),
             '!' => {}
             // Blanks of several widths, and `\(`, `\[` around a formula.
             _ => self.is_spaced = true,
+        }
+    }
+
+    /// `[4pt]` after the end of a row.
+    fn row_space(&mut self) {
+        let Some((space, rest)) = self.rest.strip_prefix('[').and_then(|rest| rest.split_once(']'))
+        else {
+            return;
+        };
+        let unit = space.trim_start_matches(|c: char| c.is_ascii_digit() || matches!(c, '.' | '-'));
+        if unit.len() < space.len() && ["pt", "em", "ex", "mm", "cm"].contains(&unit.trim()) {
+            self.rest = rest;
         }
     }
 
@@ -442,7 +471,11 @@ impl Lexer<'_> {
             self.push(Kind::Letter((*letter).to_owned()));
         } else {
             match name {
-                "frac" | "dfrac" | "tfrac" | "cfrac" => self.push(Kind::Command("frac")),
+                "lor" | "vee" => self.push(Kind::Word("or".to_owned())),
+                "land" | "wedge" => self.push(Kind::Word("and".to_owned())),
+                "frac" | "dfrac" | "tfrac" | "cfrac" | "nicefrac" | "sfrac" => {
+                    self.push(Kind::Command("frac"))
+                }
                 "sqrt" => self.push(Kind::Command("sqrt")),
                 "binom" | "dbinom" | "tbinom" => self.push(Kind::Command("binom")),
                 // `\cotx`, which TeX would not know.
@@ -622,7 +655,7 @@ pub(super) fn key(tokens: &[Token]) -> String {
             Kind::Number(Literal { integer, fraction, repeating, exponent }) => {
                 write!(key, "{integer}.{fraction}_{repeating}e{exponent}")
             }
-            Kind::Letter(name) if !is_text => write!(key, "{name}"),
+            Kind::Letter(name) if !is_text || name.starts_with('\\') => write!(key, "{name}"),
             Kind::Letter(word) | Kind::Word(word) => write!(key, "{}", word.to_lowercase()),
             Kind::Function(name) | Kind::Command(name) => write!(key, "\\{name}"),
             Kind::Begin(name) => write!(key, "\\begin {name}"),

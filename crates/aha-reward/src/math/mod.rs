@@ -64,6 +64,7 @@ use equal::Comparison;
 use expr::{Brackets, Expr};
 use lex::Commas;
 use parse::ParseError;
+pub(crate) use units::CHANGES;
 use value::{Budget, EvalError};
 
 /// Digits after the point from which a decimal may be a rounded number, unless set otherwise.
@@ -80,6 +81,11 @@ pub enum Outcome {
     TooLarge(&'static str),
     /// The gold answer alone exceeds a limit, which the text names.
     GoldTooLarge(&'static str),
+}
+
+/// Whether a word after a number makes it another one, as in "5 million" or "5 hundredths".
+pub(crate) fn changes(word: &str) -> bool {
+    matches!(units::meaning(word), units::Meaning::Scale(_) | units::Meaning::Changes)
 }
 
 /// Whether `pred` is the answer `gold`, both bare answers such as `\frac{1}{2}` or `x = 5`.
@@ -177,8 +183,16 @@ fn compare_with(gold: &Expr, pred: &str, commas: Commas, mut comparison: Compari
 
 /// The answer without the marks around it: dollars and brackets of a formula, stars of bold text.
 fn tidy(text: &str) -> &str {
-    const MARKS: &[(&str, &str)] =
-        &[("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**")];
+    const MARKS: &[(&str, &str)] = &[
+        ("$$", "$$"),
+        ("$", "$"),
+        ("\\$", "\\$"),
+        ("\\(", "\\)"),
+        ("\\[", "\\]"),
+        ("**", "**"),
+        ("\\begin{align*}", "\\end{align*}"),
+        ("\\begin{equation*}", "\\end{equation*}"),
+    ];
     let mut text = text.trim();
     for (open, close) in MARKS {
         let inner = text.strip_prefix(open).and_then(|t| {
@@ -191,7 +205,7 @@ fn tidy(text: &str) -> &str {
             text = inner.trim();
         }
     }
-    text
+    text.strip_prefix('=').map_or(text, str::trim_start)
 }
 
 /// The text with full-width letters, digits and marks in their usual width.

@@ -38,7 +38,11 @@ pub(super) fn parse(text: &str, commas: Commas) -> Parse<Expr> {
     }
     let tokens = lex::lex(text, commas);
     let mut parser = Parser { tokens: &tokens, at: 0, depth: 0 };
-    let items = parser.items()?;
+    let mut items = parser.items()?;
+    if let [_] = items[..] {
+        let first = items.remove(0);
+        items.push(parser.infix(first)?);
+    }
     if parser.at != tokens.len() {
         return Err(ParseError::Syntax);
     }
@@ -135,6 +139,8 @@ impl<'a> Parser<'a> {
             Some('$') => Some("dollar"),
             Some('€') => Some("euro"),
             Some('£') => Some("pound sterling"),
+            Some('¥') => Some("yen"),
+            Some('₹') => Some("rupee"),
             _ => None,
         };
         self.at += usize::from(currency.is_some());
@@ -190,11 +196,29 @@ impl<'a> Parser<'a> {
                 return Err(ParseError::Syntax);
             }
             self.unit_exponent();
-            self.at += usize::from(
-                self.peek_punct() == Some('/') && matches!(self.peek_nth(1), Some(Kind::Word(_))),
-            );
+            self.at += self.per(unit.is_some_and(|unit| !unit.is_empty()));
+            self.unit_exponent();
         }
         Ok((value, unit))
+    }
+
+    /// How many tokens are the "/" in `km/hour`, and in `km/h` with the letter behind it.
+    fn per(&self, is_unit: bool) -> usize {
+        if self.peek_punct() != Some('/') {
+            return 0;
+        }
+        match self.tokens.get(self.at + 1) {
+            Some(
+                Token { kind: Kind::Word(_), .. }
+                | Token { kind: Kind::Letter(_), is_text: true, .. },
+            ) => 1,
+            Some(Token { kind: Kind::Letter(name), .. })
+                if is_unit && (name == "h" || name == "s") =>
+            {
+                2
+            }
+            _ => 0,
+        }
     }
 
     /// `^2`, `^{2}`, `^3` after a unit: square and cubic units are told apart by no one.
@@ -293,6 +317,7 @@ impl<'a> Parser<'a> {
             Kind::Word(word) => {
                 let letters_max = if token.is_spaced { 2 } else { 3 };
                 !token.is_text
+                    && !matches!(word.as_str(), "sq" | "cu")
                     && word.len() <= letters_max
                     && units::meaning(word) == units::Meaning::Other
             }
@@ -503,19 +528,20 @@ impl<'a> Parser<'a> {
             self.expect('}')?;
             return Ok(Expr::List(Brackets::Set, items));
         }
-        let value = items.remove(0);
-        let infix = match self.peek() {
+        let value = self.infix(items.remove(0))?;
+        self.expect('}')?;
+        Ok(value)
+    }
+
+    /// `\over` and `\choose` have all of the group before them and all of it behind them.
+    fn infix(&mut self, first: Expr) -> Parse<Expr> {
+        let join = match self.peek() {
             Some(Kind::Letter(name)) if name == "\\over" => Expr::Quotient,
             Some(Kind::Letter(name)) if name == "\\choose" => Expr::Binomial,
-            _ => {
-                self.expect('}')?;
-                return Ok(value);
-            }
+            _ => return Ok(first),
         };
         self.at += 1;
-        let second = self.sum()?;
-        self.expect('}')?;
-        Ok(infix(Box::new(value), Box::new(second)))
+        Ok(join(Box::new(first), Box::new(self.sum()?)))
     }
 
     fn number(&mut self, literal: &Literal) -> Parse<Expr> {
@@ -674,7 +700,10 @@ impl<'a> Parser<'a> {
     }
 
     fn matrix(&mut self, environment: &str) -> Parse<Expr> {
-        if !matches!(environment, "pmatrix" | "bmatrix" | "matrix" | "array") {
+        if !matches!(
+            environment,
+            "pmatrix" | "bmatrix" | "Bmatrix" | "smallmatrix" | "matrix" | "array"
+        ) {
             return Err(ParseError::Syntax);
         }
         if environment == "array" {

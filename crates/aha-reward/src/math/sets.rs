@@ -285,7 +285,7 @@ fn is_unknown(expr: &Expr) -> bool {
 }
 
 /// The letter that a relation, or the first one of several, is about.
-fn unknown_of(relation: &Expr) -> Option<&str> {
+pub(super) fn unknown_of(relation: &Expr) -> Option<&str> {
     match relation {
         Expr::List(Brackets::Bare, items) => items.first().and_then(unknown_of),
         Expr::Relation(_, left, rest) => {

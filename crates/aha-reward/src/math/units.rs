@@ -18,14 +18,19 @@ pub(super) enum Meaning {
 
 /// Spellings of units whose difference matters, the canonical name first.
 const UNITS: &[&[&str]] = &[
+    &["nanometer", "nm", "nanometre"],
+    &["micrometer", "micrometre"],
     &["millimeter", "mm", "millimetre"],
     &["centimeter", "cm", "centimetre"],
     &["meter", "metre", "m"],
     &["kilometer", "km", "kilometre"],
-    &["inch", "inche"],
+    &["inch", "inche", "in"],
     &["foot", "feet", "ft"],
     &["yard", "yd"],
     &["mile", "mi"],
+    &["mile per hour", "mph"],
+    &["kilometer per hour", "kph", "kmh"],
+    &["microgram", "mcg"],
     &["milligram", "mg"],
     &["gram", "g"],
     &["kilogram", "kg"],
@@ -34,6 +39,9 @@ const UNITS: &[&[&str]] = &[
     &["celsius"],
     &["fahrenheit"],
     &["ton", "tonne"],
+    &["nanosecond", "ns"],
+    &["microsecond"],
+    &["millisecond", "ms", "msec"],
     &["second", "sec"],
     &["minute", "min"],
     &["hour", "hr"],
@@ -46,6 +54,9 @@ const UNITS: &[&[&str]] = &[
     &["dollar", "usd", "buck"],
     &["cent"],
     &["euro", "eur"],
+    &["pound sterling", "gbp"],
+    &["yen", "jpy"],
+    &["rupee", "inr"],
     &["degree", "deg"],
     &["radian", "rad"],
 ];
@@ -57,9 +68,13 @@ const SCALES: &[(&str, &str)] = &[
     ("million", "1000000"),
     ("billion", "1000000000"),
     ("trillion", "1000000000000"),
+    ("quadrillion", "1000000000000000"),
+    ("lakh", "100000"),
+    ("crore", "10000000"),
 ];
 
-const CHANGES: &[&str] = &[
+/// Words that change the number before them in a way we don't compute.
+pub(crate) const CHANGES: &[&str] = &[
     "not",
     "no",
     "plus",
@@ -86,12 +101,37 @@ const CHANGES: &[&str] = &[
     "fifths",
     "sixth",
     "sixths",
+    "seventh",
+    "sevenths",
     "eighth",
     "eighths",
+    "ninth",
+    "ninths",
     "tenth",
     "tenths",
+    "eleventh",
+    "elevenths",
+    "twelfth",
+    "twelfths",
+    "sixteenth",
+    "sixteenths",
+    "twentieth",
+    "twentieths",
     "hundredth",
     "hundredths",
+    "thousandth",
+    "thousandths",
+    "millionth",
+    "millionths",
+    "doubled",
+    "tripled",
+    "halved",
+    "inverse",
+    "below",
+    "wrong",
+    "incorrect",
+    "am",
+    "pm",
     "more",
     "less",
     "than",
@@ -111,7 +151,7 @@ pub(super) fn meaning(word: &str) -> Meaning {
     if CHANGES.contains(&word.as_str()) {
         return Meaning::Changes;
     }
-    // "ms" are no metres.
+    // "as" is no plural of "a".
     let singular = word.strip_suffix('s').filter(|s| s.len() > 1).unwrap_or(&word);
     if let Some((_, factor)) = SCALES.iter().find(|(name, _)| *name == word || *name == singular) {
         return Meaning::Scale(factor);
