@@ -88,6 +88,8 @@ impl Verifier for Countdown {
 impl Countdown {
     fn check(&self, answer: &str, tests: Tests) -> Result<(), String> {
         let answer = answer.trim().trim_matches('$');
+        let inner = answer.strip_prefix("\\(").and_then(|answer| answer.strip_suffix("\\)"));
+        let answer = inner.unwrap_or(answer);
         let (expression, result) = match answer.split_once('=') {
             Some((expression, result)) => (expression, Some(result.trim())),
             None => (answer, None),
@@ -236,6 +238,7 @@ mod tests {
             ("20 - 2 * 4 / 4", 1.0),
             ("20 − 2 × 4 ÷ 4 = 18", 1.0),
             (r"$20 - 2 \times (4 \div 4)$", 1.0),
+            (r"\(20 - 2 \times (4 \div 4)\)", 1.0),
             ("-(2 - 20) + 4 - 4", 1.0),
             ("20-2/(4/4)", 1.0),
             ("20 - 2", 0.0),
