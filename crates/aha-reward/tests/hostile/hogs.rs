@@ -3,7 +3,7 @@
 use crate::{Attack, prints_the_answer};
 
 /// Each prints what is no answer if it gets to its end.
-const HOGS: [(&str, &str, &[&str]); 21] = [
+const HOGS: [(&str, &str, &[&str]); 22] = [
     (
         "bombs with forks",
         "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass",
@@ -88,6 +88,11 @@ const HOGS: [(&str, &str, &[&str]); 21] = [
     (
         "stops itself",
         "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
+        &["time over the limit"],
+    ),
+    (
+        "waits in the kernel for its child",
+        "import ctypes, os, time\nCLONE_VFORK, SIGCHLD, O = 0x4000, 17, ctypes.c_long(0)\nclone = 56 if os.uname().machine == 'x86_64' else 220\nif ctypes.CDLL(None).syscall(ctypes.c_long(clone), ctypes.c_long(CLONE_VFORK | SIGCHLD), O, O, O, O) == 0:\n  time.sleep(12); os._exit(0)\nprint('late')",
         &["time over the limit"],
     ),
     (
