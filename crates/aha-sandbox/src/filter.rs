@@ -4,6 +4,10 @@
 //! Left out on purpose: everything about networks, namespaces, mounts, other processes' memory, keys,
 //! `io_uring`, `userfaultfd`, `bpf`, `perf`, modules, clocks that can be set, memory that is neither in a
 //! process nor in a file (`memfd_create`, System V), and changes of user.
+//!
+//! Memory of a process is what the keeper sees as resident. Memory that several processes share without a
+//! file isn't: a process can let go of its pages, and they stay. Nor are huge pages. So none can be mapped,
+//! and there is no `/dev/zero` to map such memory from.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,8 +37,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_ppoll, libc::SYS_pselect6, libc::SYS_epoll_create1, libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait, libc::SYS_epoll_pwait2, libc::SYS_eventfd2, libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime, libc::SYS_timerfd_gettime, libc::SYS_signalfd4,
-    // Memory.
-    libc::SYS_brk, libc::SYS_mmap, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_mprotect,
+    // Memory; what is mapped is looked at below.
+    libc::SYS_brk, libc::SYS_munmap, libc::SYS_mremap, libc::SYS_mprotect,
     libc::SYS_madvise, libc::SYS_msync, libc::SYS_mincore, libc::SYS_membarrier,
     // Processes and threads of its own; new namespaces are refused below.
     libc::SYS_execve, libc::SYS_exit, libc::SYS_exit_group, libc::SYS_wait4, libc::SYS_waitid,
@@ -115,6 +119,10 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     rules.insert(libc::SYS_clone, vec![condition(0, MaskedEq(mask), 0)?]);
     // Its own limits only, not those of process 1, which has the same user.
     rules.insert(libc::SYS_prlimit64, vec![condition(0, Eq, 0)?]);
+    // Private, or of a file; never in huge pages, which aren't resident memory.
+    let mappings = [libc::MAP_SHARED, libc::MAP_ANONYMOUS]
+        .map(|flag| condition(3, MaskedEq((flag | libc::MAP_HUGETLB) as u64), 0));
+    rules.insert(libc::SYS_mmap, mappings.into_iter().collect::<Result<_, _>>()?);
     let unix = libc::AF_UNIX as u64;
     rules.insert(libc::SYS_socketpair, vec![condition(0, Eq, unix)?]);
     let harmless = [libc::PR_SET_NAME, libc::PR_GET_NAME, libc::PR_SET_PDEATHSIG];

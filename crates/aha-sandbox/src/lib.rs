@@ -15,7 +15,7 @@
 //! A program runs in user, mount, process, network, IPC and host-name namespaces of its own, as a user
 //! that owns nothing, under limits of resources, without privileges and ways to get any, and with a list
 //! of the system calls that it may make. Its root holds the system's programs and libraries, read-only,
-//! a folder in memory to write to, and three harmless devices; there is no `/proc`. Two processes keep
+//! a folder in memory to write to, and two harmless devices; there is no `/proc`. Two processes keep
 //! it: one outside, which kills everything at the deadline, when memory runs over or when whoever asked
 //! has gone, and one inside, process 1, with which every other process dies.
 //!
@@ -32,7 +32,8 @@
 //! - [`Isolation::Weak`] leaves the namespaces out. Started by root, a program is then a user of its own and
 //!   can read and write what anybody may. Started by anybody else it is that user: it can read and write all
 //!   of the user's files, see secrets in the environment of the user's processes, and signal these. Its
-//!   limit on processes counts all of the user's.
+//!   limit on processes counts all of the user's. Files in memory that it may write to, and `/dev/zero` mapped
+//!   to be shared, count against no limit.
 //!
 //! # Invariants
 //! - Nothing of the caller's memory, environment or open files reaches a program but its [`Job`].

@@ -30,8 +30,8 @@ const SYSTEM: [&str; 13] = [
     "/nix/store",
 ];
 
-/// Devices that hold nothing and reach nothing.
-const DEVICES: [&str; 3] = ["/dev/null", "/dev/zero", "/dev/urandom"];
+/// Devices that hold nothing and reach nothing. A shared mapping of `/dev/zero` is memory in no process.
+const DEVICES: [&str; 2] = ["/dev/null", "/dev/urandom"];
 
 /// Where the root is put together before it becomes the root; anything there is hidden meanwhile.
 const BUILD_PLACES: [&CStr; 3] = [c"/tmp", c"/mnt", c"/var"];

@@ -37,7 +37,8 @@ pub fn descendants(pid: libc::pid_t) -> Vec<libc::pid_t> {
 
 /// What a process and its descendants do.
 pub struct Activity {
-    /// Whether one of them computes, or would if it got a processor.
+    /// Whether a thread of one of them computes, or would if it got a processor. One that waits for anything
+    /// else doesn't, even where the kernel lets no signal end the wait: so waits the parent of a `vfork`.
     pub is_running: bool,
     /// Processor time of all of them, and of those that were waited for.
     pub cpu_ms: u64,
@@ -50,11 +51,19 @@ pub fn activity(pid: libc::pid_t) -> Activity {
     let mut activity = Activity { is_running: false, cpu_ms: 0 };
     for pid in all {
         let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        let (state, ticks) = state_and_ticks(&text);
-        activity.is_running |= matches!(state, "R" | "D");
+        let (_, ticks) = state_and_ticks(&text);
+        activity.is_running |= has_running_thread(pid);
         activity.cpu_ms += ticks * 1000 / sys::ticks_per_s();
     }
     activity
+}
+
+fn has_running_thread(pid: libc::pid_t) -> bool {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else { return false };
+    tasks.flatten().any(|task| {
+        let text = fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        state_and_ticks(&text).0 == "R"
+    })
 }
 
 /// The state of a line of `/proc/PID/stat`, and its processor time with that of children waited for.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use aha_sandbox::{Exit, File, Job, Limits, Outcome, Stdin};
+use aha_sandbox::{Exit, File, Job, Limit, Limits, Outcome, Stdin};
 
 use super::block::Block;
 use super::cases::Case;
@@ -42,9 +42,13 @@ pub fn run(settings: &Settings, block: &Block<'_>, cases: &[Case]) -> Result<Tal
             Some("not started, for those before it took too long".to_owned())
         } else {
             job.stdin = Stdin::Bytes(case.input.clone().into_bytes());
+            job.limits = within(settings.limits(), left);
             let outcome = aha_sandbox::run(&job)?;
             left = left.saturating_sub(outcome.wall.max(outcome.cpu));
-            failure(&outcome, &case.output, settings.tolerance)
+            match is_cut(outcome.exit, &job.limits, &settings.limits()) {
+                true => Some(format!("{}: what was left of `time_all_s`", outcome.exit)),
+                false => failure(&outcome, &case.output, settings.tolerance),
+            }
         };
         match failure {
             None => tally.passed += 1,
@@ -58,6 +62,25 @@ pub fn run(settings: &Settings, block: &Block<'_>, cases: &[Case]) -> Result<Tal
         }
     }
     Ok(tally)
+}
+
+/// Limits of one start that has no more time than that, which isn't nothing.
+fn within(limits: Limits, left: Duration) -> Limits {
+    let left_ms = (left.as_micros().div_ceil(1000) as u64).max(1);
+    Limits {
+        cpu_ms: limits.cpu_ms.min(left_ms),
+        wall_ms: limits.wall_ms.map(|ms| ms.min(left_ms)),
+        ..limits
+    }
+}
+
+/// Whether it ended at a limit that is lower than each start's.
+fn is_cut(exit: Exit, had: &Limits, each: &Limits) -> bool {
+    match exit {
+        Exit::Limit(Limit::Cpu) => had.cpu_ms < each.cpu_ms,
+        Exit::Limit(Limit::Wall) => had.wall_ms < each.wall_ms,
+        _ => false,
+    }
 }
 
 /// Why a case fails; none if it passes.

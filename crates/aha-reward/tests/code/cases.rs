@@ -309,11 +309,20 @@ pub const CASES: &[Case] = &[
     },
     Case {
         name: "too slow in all",
-        completion: "import time\na, b = map(int, input().split())\ntime.sleep(1.1)\nprint(a + b)",
+        completion: "import time\na, b = map(int, input().split())\ntime.sleep(1.3)\nprint(a + b)",
+        tests: SUM,
+        settings: r#", "score": "share", "time_all_s": 2"#,
+        score: Some(1.0 / 3.0),
+        reason: "case 2 of 3: time over the limit: what was left of `time_all_s`",
+        ..NONE
+    },
+    Case {
+        name: "one start is too slow for all",
+        completion: "import time\na, b = map(int, input().split())\nwhile time.process_time() < 3: pass\nprint(a + b)",
         tests: SUM,
         settings: r#", "score": "share", "time_all_s": 1"#,
-        score: Some(1.0 / 3.0),
-        reason: "case 2 of 3: not started",
+        score: Some(0.0),
+        reason: "case 1 of 3: processor time over the limit: what was left of `time_all_s`",
         ..NONE
     },
     Case {

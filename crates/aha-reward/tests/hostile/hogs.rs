@@ -3,7 +3,7 @@
 use crate::{Attack, prints_the_answer};
 
 /// Each prints what is no answer if it gets to its end.
-const HOGS: [(&str, &str, &[&str]); 19] = [
+const HOGS: [(&str, &str, &[&str]); 22] = [
     (
         "bombs with forks",
         "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass",
@@ -23,6 +23,16 @@ const HOGS: [(&str, &str, &[&str]); 19] = [
         "hogs memory with many processes",
         "import os, time\nfor _ in range(12):\n  if os.fork() == 0:\n    a = bytearray(b'x') * (100 << 20); time.sleep(9)\ntime.sleep(9)",
         &["memory over the limit"],
+    ),
+    (
+        "hogs memory that belongs to no process",
+        "import errno, mmap, os\ndef get(name, file, flags):\n  try:\n    m = mmap.mmap(os.open(file, os.O_RDWR) if file else -1, 2 << 20, flags=flags)\n    m.write(bytes(2 << 20)); m.madvise(mmap.MADV_DONTNEED); print(name)\n  except OSError as e:\n    if e.errno not in (errno.ENOSYS, errno.ENOENT): print(name, e)\nget('shared', '', mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)\nget('validated', '', 3 | mmap.MAP_ANONYMOUS)\nget('huge', '', mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x40000)\nget('zero', '/dev/zero', mmap.MAP_SHARED)\nget('shm', '/dev/shm', mmap.MAP_SHARED)\nprint('contained')",
+        &["prints contained"],
+    ),
+    (
+        "hogs memory through mapped files",
+        "import mmap, os\nfor n in range(4):\n  f = os.open(f'f{n}', os.O_RDWR | os.O_CREAT); os.truncate(f, 16 << 20)\n  m = mmap.mmap(f, 16 << 20)\n  for i in range(16): m.write(bytes(1 << 20)); m.madvise(mmap.MADV_DONTNEED)\n  print(n)",
+        &["signal 7"],
     ),
     (
         "fills the disk",
@@ -78,6 +88,11 @@ const HOGS: [(&str, &str, &[&str]); 19] = [
     (
         "stops itself",
         "import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
+        &["time over the limit"],
+    ),
+    (
+        "waits in the kernel for its child",
+        "import ctypes, os, time\nCLONE_VFORK, SIGCHLD, O = 0x4000, 17, ctypes.c_long(0)\nclone = 56 if os.uname().machine == 'x86_64' else 220\nif ctypes.CDLL(None).syscall(ctypes.c_long(clone), ctypes.c_long(CLONE_VFORK | SIGCHLD), O, O, O, O) == 0:\n  time.sleep(12); os._exit(0)\nprint('late')",
         &["time over the limit"],
     ),
     (
