@@ -229,7 +229,11 @@ pub fn attacks() -> Vec<Attack> {
         completion: code.replace("NEEDLE", &needle),
         tests: tests.to_string(),
         prompt: "",
-        reasons: &[],
+        // Not that the tests take too long.
+        reasons: match name.contains("endless digits") {
+            true => &["an answer that is none", "raises KeyError"],
+            false => &[],
+        },
     });
     let special = impostors().into_iter().chain(disturbers());
     let special = special.map(|(name, code, tests, prompt)| Attack {
