@@ -28,8 +28,11 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 const JUDGE_JOBS_MAX: u32 = 1000;
 const JUDGE_CPU_MS: u64 = 3_600_000;
 
-/// How much longer the tests may take than the program.
+/// How much longer the tests may take than the program, and their processor time for one program, if its own
+/// isn't more.
 const JUDGE_EXTRA: Duration = Duration::from_secs(5);
+
+const BEFORE: &str = "before they call the program";
 
 /// The tests' process.
 pub struct Judge {
@@ -49,6 +52,8 @@ struct Asked<'a> {
     entry_point: &'a str,
     prelude: &'a str,
     count_all: bool,
+    /// Processor time of the tests.
+    cpu_s: u64,
 }
 
 /// What it answers.
@@ -59,6 +64,9 @@ struct Answer {
     #[serde(default)]
     reason: String,
     bad_tests: Option<String>,
+    /// Whether what ran the tests has come to an end before them.
+    #[serde(default)]
+    died: bool,
 }
 
 /// Runs the tests on the program.
@@ -88,11 +96,11 @@ pub fn run(
         Tests::Stdio { .. } => return Err(Stopped::Other("no tests of functions".to_owned())),
     };
     let mut candidate = aha_sandbox::start(&python(settings, CANDIDATE, settings.limits())?)?;
-    let deadline = Instant::now()
-        + Duration::from_millis(aha_sandbox::longest_ms(&settings.limits()).unwrap_or_default())
-        + JUDGE_EXTRA;
+    let longest_ms = aha_sandbox::longest_ms(&settings.limits()).unwrap_or_default();
+    let time = Duration::from_millis(longest_ms) + JUDGE_EXTRA;
+    let deadline = Instant::now() + time;
     load(&mut candidate, prelude, &program)?;
-    let answer = asking(settings, judge, &asked, &mut candidate, deadline)?;
+    let answer = asking(settings, judge, &asked, &mut candidate, Times { time, deadline })?;
     candidate.cancel();
     let exit = candidate.finish()?.exit;
     if let Some(reason) = answer.bad_tests {
@@ -105,10 +113,21 @@ pub fn run(
     Ok(Tally { passed: answer.passed, count: answer.count.max(1), reason })
 }
 
+/// How long the tests may take.
+#[derive(Clone, Copy)]
+struct Times {
+    /// Until they call the program: then it doesn't matter how long the program took to be loaded.
+    time: Duration,
+    /// Once they have called it.
+    deadline: Instant,
+}
+
 impl Asked<'_> {
     fn nothing(settings: &Settings) -> Self {
         let count_all = settings.score == Score::Share;
-        Self { kind: "", setup: "", tests: &[], test: "", entry_point: "", prelude: "", count_all }
+        let cpu_s = JUDGE_EXTRA.as_secs().max(u64::from(settings.time_s));
+        let (kind, setup, test, entry_point, prelude) = ("", "", "", "", "");
+        Self { kind, setup, tests: &[], test, entry_point, prelude, count_all, cpu_s }
     }
 }
 
@@ -148,23 +167,29 @@ fn asking(
     judge: &mut Option<Judge>,
     asked: &Asked<'_>,
     candidate: &mut Running,
-    deadline: Instant,
+    times: Times,
 ) -> Result<Answer, Stopped> {
     let mut working = match judge.take() {
         Some(idle) => idle,
         None => Judge::start(settings)?,
     };
-    let answer = working.ask(asked, candidate, deadline);
+    let answer = working.ask(asked, candidate, times);
+    let is_program_asked = working.is_program_asked;
     match answer {
         Ok(answer) => {
-            *judge = Some(working).filter(|judge| judge.jobs_left > 0);
-            Ok(answer)
+            // One that died may have left a part of a message behind.
+            *judge = Some(working).filter(|judge| judge.jobs_left > 0 && !answer.died);
+            match answer.died && !is_program_asked {
+                true => Err(Stopped::Other(format!("{} {BEFORE}", answer.reason))),
+                false => Ok(answer),
+            }
         }
-        Err(error) if is_timeout(&error) => {
-            Err(Stopped::Program("the tests take too long".to_owned()))
-        }
+        Err(error) if is_timeout(&error) => Err(match is_program_asked {
+            true => Stopped::Program("the tests take too long".to_owned()),
+            false => Stopped::Other(format!("the tests take too long {BEFORE}")),
+        }),
         // From its first answer on, the program may be what ends the tests.
-        Err(_) if working.is_program_asked => Err(Stopped::Program(
+        Err(_) if is_program_asked => Err(Stopped::Program(
             "the tests' process ends when it has called the program".to_owned(),
         )),
         Err(error) => Err(Stopped::Other(format!("the tests' process failed: {error}"))),
@@ -192,21 +217,31 @@ impl Judge {
         &mut self,
         asked: &Asked<'_>,
         candidate: &mut Running,
-        deadline: Instant,
+        times: Times,
     ) -> io::Result<Answer> {
         self.jobs_left -= 1;
         self.is_program_asked = false;
+        let mut deadline = Instant::now() + times.time;
         let channel = self.running.channel().ok_or(io::ErrorKind::NotConnected)?;
         send(channel, &serde_json::to_vec(asked)?)?;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             // A timeout of zero would be none.
-            channel.set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
+            let left = Some(left.max(Duration::from_millis(1)));
+            channel.set_read_timeout(left)?;
+            channel.set_write_timeout(left)?;
             let message = receive(channel)?;
             match message.split_first() {
                 Some((b'C', request)) => {
-                    self.is_program_asked |= !request.starts_with(b"['has'");
-                    send(channel, &exchange(candidate, request))?;
+                    let asked_at = Instant::now();
+                    let reply = exchange(candidate, request);
+                    if request.starts_with(b"['has'") {
+                        deadline += asked_at.elapsed();
+                    } else {
+                        self.is_program_asked = true;
+                        deadline = times.deadline;
+                    }
+                    send(channel, &reply)?;
                 }
                 Some((b'R', answer)) => return Ok(serde_json::from_slice(answer)?),
                 _ => return Err(io::Error::new(io::ErrorKind::InvalidData, "an unknown message")),

@@ -24,10 +24,11 @@ impl Language {
     /// Every language, in the order of this type.
     pub const ALL: [Self; 4] = [Self::Python, Self::C, Self::Cpp, Self::Rust];
 
-    /// The language that a block of code says it is in.
+    /// The language that a block of code says it is in, of whatever version.
     pub fn from_label(label: &str) -> Option<Self> {
-        match label.to_ascii_lowercase().as_str() {
-            "python" | "py" | "python3" => Some(Self::Python),
+        let is_version = |c: char| c.is_ascii_digit() || c == '.';
+        match label.to_ascii_lowercase().trim_end_matches(is_version) {
+            "python" | "py" => Some(Self::Python),
             "c" => Some(Self::C),
             "cpp" | "c++" | "cc" | "cxx" => Some(Self::Cpp),
             "rust" | "rs" => Some(Self::Rust),

@@ -21,6 +21,8 @@ const SUM: &str = r#"{"kind":"stdio","cases":[{"input":"1 2\n","output":"3\n"},{
 const SHAPES: &str = r#"{"kind":"asserts","setup":"a = Box(2)\na.width = 3","tests":["assert area(a) == 6","assert a.width == 3 and a.height == 2","assert a.scaled(2).height == 4","assert area(a.scaled(2)) == 24"]}"#;
 const HALVES: &str = r#"{"kind":"humaneval","entry_point":"half","test":"def check(candidate):\n    assert candidate(2) == 1\n    for i in range(3):\n        assert candidate(2 * i) == i\n    assert abs(candidate(3) - 1.5) < 1e-9\n"}"#;
 const VALUES: &str = r#"{"kind":"asserts","tests":["assert same(None) is None","assert same((1, [2.5, {3: {4}}])) == (1, [2.5, {3: {4}}])","assert same(b'\\x00') == b'\\x00' and same(1j) == 1j","assert same(float('inf')) == float('inf') and same(float('nan')) != 0","assert same(10 ** 5000) == 10 ** 5000","assert same('\\u00e9\\U0001f600\\n\\'\\\"\\\\') == '\\u00e9\\U0001f600\\n\\'\\\"\\\\'","assert same(frozenset([1])) == frozenset([1]) and same(range(3)) == range(3)","assert same(True) is True and type(same(1)) is int","assert same(int) is int and same(lambda x: x + 1)(2) == 3"]}"#;
+const CALLS_ITS_OWN: &str = r#"{"kind":"humaneval","entry_point":"f","test":"def check(candidate):\n    def go(x, y):\n        assert candidate(x) == y\n    go(1,2)\n    go(3,4)"}"#;
+const ELSEWHERE: &str = r#"{"kind":"humaneval","entry_point":"f","test":"def assertion(out, exp):\n    assert out == exp\n\ndef check(candidate):\n    for i,o in zip([1,2],[2,3]):\n        assertion(candidate(i), o)"}"#;
 
 pub const CASES: &[Case] = &[
     Case {
@@ -264,6 +266,148 @@ pub const CASES: &[Case] = &[
         tests: r#"{"kind":"humaneval","entry_point":"f","test":"def check(candidate):\n    pass"}"#,
         score: None,
         reason: "asserts nothing",
+        ..NONE
+    },
+    Case {
+        name: "check calls its own function",
+        completion: "def f(x): return 0",
+        tests: CALLS_ITS_OWN,
+        score: Some(0.0),
+        reason: "test 1 of 2 fails",
+        ..NONE
+    },
+    Case {
+        name: "check calls another function",
+        completion: "def f(x): return 0",
+        tests: r#"{"kind":"humaneval","entry_point":"f","test":"def same(a,b):\n    assert a==b\ndef check(candidate):\n    assert candidate(-1)==0\n    same(candidate(1),2)"}"#,
+        score: Some(0.0),
+        reason: "test 2 of 2 fails",
+        ..NONE
+    },
+    Case {
+        name: "check raises by itself",
+        completion: "def f(x): return 0",
+        tests: r#"{"kind":"humaneval","entry_point":"f","test":"def check(candidate):\n    assert candidate(-1) == 0\n    if candidate(1) != 2:\n        raise AssertionError"}"#,
+        score: Some(0.0),
+        reason: "test 2 of 2 fails",
+        ..NONE
+    },
+    Case {
+        name: "check fails after its last test",
+        completion: "def f(x): return []",
+        tests: r#"{"kind":"humaneval","entry_point":"f","test":"def check(candidate):\n    a = candidate\n    assert a(0) == []\n    b = a.missing"}"#,
+        score: Some(0.0),
+        reason: "test 1 of 1 raises AttributeError",
+        ..NONE
+    },
+    Case {
+        name: "check returns early",
+        completion: "def f(x): return x + 1",
+        tests: r#"{"kind":"humaneval","entry_point":"f","test":"def check(candidate):\n    assert candidate(1) == 2\n    if True:\n        return\n    assert False"}"#,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "check leaves asserting to another function",
+        completion: "def f(x): return x + 1",
+        tests: ELSEWHERE,
+        score: Some(1.0),
+        ..NONE
+    },
+    Case {
+        name: "check leaves asserting to another function, which fails",
+        completion: "def f(x): return 2",
+        tests: ELSEWHERE,
+        score: Some(0.0),
+        reason: "test 1 of 1 fails",
+        ..NONE
+    },
+    Case {
+        name: "check only calls",
+        completion: "def f(x): return x + 1",
+        tests: r#"{"kind":"humaneval","entry_point":"f","test":"def unused():\n    assert False\ndef check(candidate):\n    print(candidate(1))"}"#,
+        score: None,
+        reason: "asserts nothing",
+        ..NONE
+    },
+    Case {
+        name: "check's share is of all that can fail",
+        completion: "def f(x): return 2",
+        tests: CALLS_ITS_OWN,
+        settings: r#", "score": "share""#,
+        score: Some(0.5),
+        reason: "test 2 of 2 fails",
+        ..NONE
+    },
+    Case {
+        name: "the setup imports what isn't there",
+        completion: "def f(x): return 2",
+        tests: r#"{"kind":"asserts","setup":"import nowhere_to_be_found as np","tests":["assert f(1)==2"]}"#,
+        score: None,
+        reason: "ModuleNotFoundError",
+        ..NONE
+    },
+    Case {
+        name: "a later test imports what isn't there",
+        completion: "def f(x): return 2",
+        tests: r#"{"kind":"asserts","tests":["assert f(1)==2","import nowhere.to_be_found\nassert f(1)==2"]}"#,
+        score: None,
+        reason: "ModuleNotFoundError",
+        ..NONE
+    },
+    Case {
+        name: "the program imports what isn't there",
+        completion: "def f(x): import nowhere_to_be_found",
+        tests: r#"{"kind":"asserts","tests":["import math\nassert f(1)==2"]}"#,
+        score: Some(0.0),
+        reason: "ModuleNotFoundError",
+        ..NONE
+    },
+    Case {
+        name: "the setup fails",
+        completion: "def f(x): return 2",
+        tests: r#"{"kind":"asserts","setup":"1/0","tests":["assert f(1)==2"]}"#,
+        score: None,
+        reason: "ZeroDivisionError",
+        ..NONE
+    },
+    Case {
+        name: "the setup fails and the program is missing",
+        completion: "def g(x): return 2",
+        tests: r#"{"kind":"asserts","setup":"1/0","tests":["assert f(1)==2"]}"#,
+        score: Some(0.0),
+        reason: "doesn't define `f`",
+        ..NONE
+    },
+    Case {
+        name: "a test can't be compiled",
+        completion: "def f(x): return 2",
+        tests: r#"{"kind":"asserts","tests":["assert f(1)==2\nreturn"]}"#,
+        score: None,
+        reason: "the tests are no Python",
+        ..NONE
+    },
+    Case {
+        name: "a test never calls the program",
+        completion: "def f(x): return 2",
+        tests: r#"{"kind":"asserts","tests":["while True: pass\nassert f(1)==2"]}"#,
+        score: None,
+        reason: "the tests take too long before they call the program",
+        ..NONE
+    },
+    Case {
+        name: "a test goes on without end once it has called the program",
+        completion: "def f(x): return 2",
+        tests: r#"{"kind":"asserts","tests":["while f(1) == 2:\n    while True: pass"]}"#,
+        score: Some(0.0),
+        reason: "the tests take too long",
+        ..NONE
+    },
+    Case {
+        name: "long integers",
+        completion: "def f(x): return x",
+        tests: r#"{"kind":"asserts","tests":["assert f(f(10 ** 100000)) == 10 ** 100000"]}"#,
+        score: Some(1.0),
         ..NONE
     },
     Case {

@@ -5,7 +5,7 @@ use serde_json::json;
 use crate::{ANSWER, Attack, prints_the_answer};
 
 /// Wrong programs for `assert f(3) == ANSWER`.
-const FORGERS: [(&str, &str); 30] = [
+const FORGERS: [(&str, &str); 34] = [
     ("ends early with success", "import sys\nsys.exit(0)"),
     ("ends hard with success", "import os\nos._exit(0)"),
     ("ends hard when called", "import os\ndef f(x): os._exit(0)"),
@@ -90,6 +90,22 @@ const FORGERS: [(&str, &str); 30] = [
     (
         "answers a fraction of endless digits",
         "import sys\nm = sys.modules['__main__']\ndef f(x): m.send('[\"value\", [\"F\", \"1e999999999\"], []]')",
+    ),
+    (
+        "answers a number of endless digits",
+        "import sys\nm = sys.modules['__main__']\ndef f(x): m.send('[\"value\", ' + '9' * (8 << 20) + ', []]')",
+    ),
+    (
+        "answers an object of endless digits",
+        "import sys\nm = sys.modules['__main__']\ndef f(x): m.send('[\"value\", [\"r\", \"' + '9' * (8 << 20) + '\"], []]')",
+    ),
+    (
+        "raises a key of endless digits",
+        "import sys\nm = sys.modules['__main__']\ndef f(x): m.send('[\"error\", [\"l\", \"KeyError\"], \"KeyError\", \"' + '9' * (8 << 20) + '\"]')",
+    ),
+    (
+        "says nonsense when asked for its names",
+        "import sys\nm = sys.modules['__main__']\nanswer = m.answer\nm.answer = lambda r: '[\"error\", [\"l\", \"OSError\"], \"\", \"\"]' if r[0] == 'has' else answer(r)\ndef f(x): return 0",
     ),
     ("never answers", "import time\ndef f(x): time.sleep(1000)"),
     (
@@ -213,7 +229,11 @@ pub fn attacks() -> Vec<Attack> {
         completion: code.replace("NEEDLE", &needle),
         tests: tests.to_string(),
         prompt: "",
-        reasons: &[],
+        // Not that the tests take too long.
+        reasons: match name.contains("endless digits") {
+            true => &["an answer that is none", "raises KeyError"],
+            false => &[],
+        },
     });
     let special = impostors().into_iter().chain(disturbers());
     let special = special.map(|(name, code, tests, prompt)| Attack {

@@ -29,6 +29,8 @@ import math
 import operator
 import os
 import random
+import resource
+import signal
 import sys
 
 CHANNEL = 1
@@ -56,10 +58,15 @@ MESSAGE_BYTES_MAX = 16 << 20
 COST_MAX = 1 << 21
 COSTS = {"q": 16, "k": 8, "o": 8, "r": 8, "d": 4, "s": 4, "z": 4}
 DEPTH_MAX = 300
+# Longest number: reading and writing one takes time by the square of its digits.
+DIGITS_MAX = 160_000
+# The same in hexadecimal, and for the texts of other numbers.
+TEXT_LENS_MAX = {"i": 1 << 17, "f": 64, "c": 64, "D": DIGITS_MAX}
 
 # Whether the candidate has fallen silent: a test that catches everything must not pass for it.
 gone = []
-# Whether it has been asked for more than its names. From then on whatever goes wrong may be its doing.
+# Whether it has been asked for more than its names. Until then whatever goes wrong is the tests' doing, from
+# then on it may be the candidate's.
 asked = []
 
 
@@ -95,6 +102,10 @@ class Gone(Exception):
 
 class BadTests(Exception):
     """The tests can't be run, whatever the candidate is."""
+
+
+class Missing(Exception):
+    """The candidate lacks what the tests call."""
 
 
 # Objects of the candidate's by their number, and functions of the tests' by theirs.
@@ -179,6 +190,8 @@ def unpacked(tree):
         raise Gone("an answer that is none")
     tag, *rest = tree
     try:
+        if tag in TEXT_LENS_MAX and any(len(text) > TEXT_LENS_MAX[tag] for text in rest):
+            raise Gone("a number that is too long")
         if tag == "i":
             return int(rest[0], 16)
         if tag == "f":
@@ -190,7 +203,7 @@ def unpacked(tree):
         if tag == "T":
             return TYPES[rest[0]]
         if tag == "r":
-            return remote(("r", int(rest[0])))
+            return remote(("r", operator.index(rest[0])))
         if tag == "D":
             return decimal.Decimal(rest[0])
         values = [unpacked(part) for part in rest]
@@ -210,8 +223,7 @@ def unpacked(tree):
 def ask(*request):
     """Sends a request to the candidate; the answer's value and the arguments that it changed."""
     to_candidate(request)
-    if request[0] != "has":
-        asked.append(True)
+    asked.append(True)
     while True:
         reply = reply_of()
         if reply[0] == "value":
@@ -233,13 +245,26 @@ def to_candidate(request):
     send(b"C", text)
 
 
-def reply_of():
+def small(digits):
+    """A number that comes as one: where something is. Those of values are texts, and may be long."""
+    if len(digits) > 9:
+        raise ValueError(digits[:9])
+    return int(digits)
+
+
+def refused(text):
+    raise ValueError(text[:9])
+
+
+def reply_of(bytes_max=MESSAGE_BYTES_MAX):
     """What the candidate says next. Nothing in it is trusted."""
     try:
         text = receive()
         if not text:
             raise Gone("it ended")
-        reply = json.loads(text)
+        if len(text) > bytes_max:
+            raise Gone("an answer that is too large")
+        reply = json.loads(text, parse_int=small, parse_float=refused, parse_constant=refused)
     except (ValueError, RecursionError) as error:
         raise Gone("an answer that is none") from error
     if type(reply) is not list or len(reply) < 3:
@@ -265,7 +290,7 @@ def translated(reply, what):
         if isinstance(kind, type) and issubclass(kind, Exception):
             try:
                 # A KeyError's text is the key as code has it.
-                return kind(ast.literal_eval(text) if kind is KeyError else text)
+                return kind(ast.literal_eval(text[:1000]) if kind is KeyError else text)
             except (TypeError, ValueError, SyntaxError, MemoryError, RecursionError):
                 break
     return RuntimeError(f"{named}: {text}")
@@ -289,7 +314,7 @@ class Remote:
         named = ["d", *[part for name, arg in kwargs.items() for part in (name, packed(arg))]]
         value, changed = ask("call", packed(self), sent, named)
         for idx, tree in changed:
-            update(args[int(idx)], unpacked(tree))
+            update(args[int(idx[:9])], unpacked(tree))
         return value
 
     def __getattr__(self, name):
@@ -305,7 +330,7 @@ class Remote:
         return ask("next", packed(self))[0]
 
     def __len__(self):
-        return int(ask("apply", packed(self), "len")[0])
+        return operator.index(ask("apply", packed(self), "len")[0])
 
     def __bool__(self):
         return ask("apply", packed(self), "bool")[0] is True
@@ -438,8 +463,58 @@ def parsed(text):
         raise BadTests(f"the tests are no Python: {error}") from error
 
 
-def has_assert(node):
-    return any(isinstance(part, ast.Assert) for part in ast.walk(node))
+# What only gives something a name, whatever is in it.
+DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda)
+# What can fail.
+ACTIONS = (ast.Assert, ast.Raise, ast.Call, ast.For, ast.While, ast.If)
+# What can end a test without an `assert` or a `raise` that is seen.
+ENDING = {"eval", "exec", "exit", "quit", "sys"}
+
+
+def can_fail(node):
+    """Whether a statement of `check` does more than define or name something."""
+    if isinstance(node, DEFINITIONS):
+        return False
+    return isinstance(node, ACTIONS) or any(can_fail(part) for part in ast.iter_child_nodes(node))
+
+
+def can_judge(tree, check, helpers):
+    """Whether `check`, or what it may call, can find a program wrong: whether any of it asserts or raises, or
+    comes from elsewhere, as `helpers` do."""
+    named, elsewhere = collections.defaultdict(list), ENDING | helpers
+    for node in tree.body:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            elsewhere |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        else:
+            names = {part.id for part in ast.walk(node)
+                     if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+            for name in names | {getattr(node, "name", "")}:
+                named[name].append(node)
+    seen, left = set(), [check]
+    while left:
+        for part in ast.walk(left.pop()):
+            if isinstance(part, (ast.Assert, ast.Raise, ast.Import, ast.ImportFrom)):
+                return True
+            name = part.id if isinstance(part, ast.Name) else None
+            if name in elsewhere or "*" in elsewhere:
+                return True
+            if name and name not in seen:
+                seen.add(name)
+                left.extend(named[name])
+    return False
+
+
+def is_generator(node):
+    """Whether there is a `yield` in a function itself."""
+    parts = [part for part in ast.iter_child_nodes(node) if not isinstance(part, DEFINITIONS)]
+    return any(isinstance(part, (ast.Yield, ast.YieldFrom)) or is_generator(part) for part in parts)
+
+
+def compiled(tree):
+    try:
+        return compile(tree, "tests", "exec")
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise BadTests(f"the tests are no Python: {error}") from error
 
 
 def tests_of(job):
@@ -447,51 +522,85 @@ def tests_of(job):
     if job["kind"] == "asserts":
         trees = [parsed(job["setup"]), *[parsed(test) for test in job["tests"]]]
         space = space_of(job, trees)
-        codes = [compile(tree, "tests", "exec") for tree in trees]
+        codes = [compiled(tree) for tree in trees]
         need([name for name, value in space.items() if isinstance(value, Remote)])
         exec(codes[0], space)
         return [lambda code=code: exec(code, space) for code in codes[1:]]
     tree = parsed(job["test"])
     check = next((node for node in tree.body if getattr(node, "name", None) == "check"), None)
-    if not isinstance(check, ast.FunctionDef) or len(check.args.args) != 1:
+    if not isinstance(check, ast.FunctionDef) or len(check.args.args) != 1 or is_generator(check):
         raise BadTests("the tests have no function check(candidate)")
     space = space_of(job, [tree])
+    count = sum(can_fail(node) for node in check.body)
+    helpers = {name for name, value in space.items() if callable(value) and not isinstance(value, Remote)}
+    if count == 0 or not can_judge(tree, check, helpers - LIBRARY.keys()):
+        raise BadTests("check(candidate) asserts nothing")
+    stop_after_each(check)
+    code = compiled(ast.fix_missing_locations(tree))
     need([job["entry_point"]])
-    # Each statement of `check` that asserts something is a test: made a generator, it stops at each.
+    exec(code, space)
+    return steps_of(space["check"](remote(("n", job["entry_point"]))), count)
+
+
+def stop_after_each(check):
+    """Makes `check` a generator: it stops after each statement that can fail, with the error if it did."""
     body = []
     for node in check.body:
-        if has_assert(node):
-            guarded = ast.Try(
+        if can_fail(node):
+            node = ast.Try(
                 body=[node, ast.Expr(ast.Yield(ast.Constant(None)))],
                 handlers=[ast.ExceptHandler(ast.Name("Exception", ast.Load()), "_error",
                                             [ast.Expr(ast.Yield(ast.Name("_error", ast.Load())))])],
                 orelse=[], finalbody=[])
-            body.append(guarded)
-        else:
-            body.append(node)
-    count = sum(has_assert(node) for node in check.body)
-    check.body = body or [ast.Pass()]
+        body.append(node)
+    check.body = body
     check.returns = None
-    exec(compile(ast.fix_missing_locations(tree), "tests", "exec"), space)
-    if count == 0:
-        raise BadTests("check(candidate) asserts nothing")
-    steps = space["check"](remote(("n", job["entry_point"])))
 
-    def step():
-        error = next(steps, steps)
-        if error is steps:
-            raise Gone("the tests ended early")
+
+def steps_of(stops, count):
+    """The steps of a `check` as tests. The last one goes on to the end, whatever is there."""
+    ended_by = []
+
+    def step(is_last):
+        if ended_by:
+            raise ended_by[0]
+        try:
+            # One that returns early has nothing against the program.
+            error = next(stops, None)
+            if is_last and error is None:
+                error = next(stops, None)
+        except BaseException as end:
+            ended_by.append(end)
+            raise
         if error is not None:
             raise error
 
-    return [step] * count
+    return [functools.partial(step, idx == count - 1) for idx in range(count)]
 
 
 def need(names):
-    found, _ = ask("has", None, *names)
-    missing = [name for name in names if name not in found]
+    """Looks whether the program has them. It can say so, or be to blame for whatever else it says."""
+    request = ["has", None, *names]
+    to_candidate(request)
+    reply = reply_of(bytes_max=1000 + 12 * len(repr(request)))
+    if reply[0] != "value" or type(reply[1]) is not list:
+        raise Gone("an answer that is none")
+    missing = [name for name in names if name not in reply[1][1:]]
     if missing:
-        raise LookupError("the program doesn't define " + ", ".join(f"`{name}`" for name in missing[:3]))
+        raise Missing("the program doesn't define " + ", ".join(f"`{name}`" for name in missing[:3]))
+
+
+def is_not_there(error):
+    """Whether an import of the tests themselves is of a module that there isn't."""
+    if not isinstance(error, ModuleNotFoundError) or type(error.name) is not str:
+        return False
+    trace = error.__traceback__
+    while trace.tb_next:
+        trace = trace.tb_next
+    # What the program raises is raised here, where its answer came.
+    code, name = trace.tb_frame.f_code, error.name
+    return code.co_filename == "tests" and any(
+        part == name or part.startswith(name + ".") for part in code.co_names)
 
 
 def judge(job):
@@ -509,18 +618,28 @@ def judge(job):
                 passed += 1
             except (Gone, BadTests):
                 raise
-            except AssertionError:
-                reason = reason or f"test {idx + 1} of {count} fails"
             except Exception as error:
-                reason = reason or f"test {idx + 1} of {count} raises {told(error)}"
+                if are_to_blame(error):
+                    raise
+                what = "fails" if isinstance(error, AssertionError) else f"raises {told(error)}"
+                reason = reason or f"test {idx + 1} of {count} {what}"
             if reason and not job["count_all"]:
                 break
     except BadTests as error:
         return {"passed": 0, "count": 0, "bad_tests": written(error)}
-    except BaseException as error:
+    except (Gone, Missing) as error:
         # No test passes in which the candidate fell silent, nor any after it.
+        reason = reason or written(error)
+    except BaseException as error:
+        if are_to_blame(error):
+            return {"passed": 0, "count": 0, "bad_tests": f"the tests raise {told(error)}"}
         reason = reason or told(error)
     return {"passed": passed, "count": max(count, 1), "reason": written(reason)}
+
+
+def are_to_blame(error):
+    """Whether it is the tests' own fault: before they have asked the program for anything it always is."""
+    return not asked or is_not_there(error)
 
 
 def told(error):
@@ -536,22 +655,29 @@ def written(text):
     return str(text)[:200].encode("utf-8", "replace").decode()
 
 
+def died(status):
+    is_late = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
+    return "the tests take too long" if is_late else "the tests' process died"
+
+
 def main():
     """Forks for each job, so that none sees another's leavings."""
     while True:
         job = receive()
         pid = os.fork()
         if pid == 0:
-            result = judge(json.loads(job))
+            job = json.loads(job)
+            resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_s"], job["cpu_s"]))
+            result = judge(job)
             send(b"R", json.dumps(result))
             os._exit(0)
         _, status = os.waitpid(pid, 0)
         if status != 0:
-            send(b"R", json.dumps({"passed": 0, "count": 1, "reason": "the tests' process died"}))
+            send(b"R", json.dumps({"passed": 0, "count": 1, "died": True, "reason": died(status)}))
 
 
 if __name__ == "__main__":
-    getattr(sys, "set_int_max_str_digits", len)(0)
+    getattr(sys, "set_int_max_str_digits", len)(DIGITS_MAX)
     CHANNEL = os.dup(1)
     # What the tests print goes where descriptor 2 leads: nowhere.
     os.dup2(2, 1)
