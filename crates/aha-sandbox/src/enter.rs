@@ -175,7 +175,7 @@ fn watch(
         if is_left {
             return killed(Exit::Cancelled);
         }
-        if tree::resident_bytes(pid) > job.limits.memory_bytes {
+        if tree::occupied_bytes(pid) > job.limits.memory_bytes {
             return killed(Exit::Limit(Limit::Memory));
         }
     }

@@ -5,9 +5,9 @@
 //! `io_uring`, `userfaultfd`, `bpf`, `perf`, modules, clocks that can be set, memory that is neither in a
 //! process nor in a file (`memfd_create`, System V), and changes of user.
 //!
-//! Memory of a process is what the keeper sees as resident. Memory that several processes share without a
-//! file isn't: a process can let go of its pages, and they stay. Nor are huge pages. So none can be mapped,
-//! and there is no `/dev/zero` to map such memory from.
+//! The keeper counts what is resident or swapped out in some process. Memory that processes share without
+//! a file needn't be in any: one can let go of its pages, and they stay. Nor are huge pages counted. So
+//! neither can be mapped, and there is no `/dev/zero` to map such memory from.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -292,12 +292,6 @@ pub fn new_session() {
     unsafe { libc::setsid() };
 }
 
-/// The size of a page of memory.
-pub fn page_bytes() -> u64 {
-    // SAFETY: takes a number.
-    unsafe { libc::sysconf(libc::_SC_PAGESIZE) as u64 }
-}
-
 /// The unit of processor time in `/proc`.
 pub fn ticks_per_s() -> u64 {
     // SAFETY: takes a number.

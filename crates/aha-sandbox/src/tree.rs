@@ -4,15 +4,21 @@ use std::fs;
 
 use crate::sys;
 
-/// Memory that a process and its descendants occupy.
-pub fn resident_bytes(pid: libc::pid_t) -> u64 {
+/// Memory that a process and its descendants occupy, swapped out or not: a process may ask for that itself.
+pub fn occupied_bytes(pid: libc::pid_t) -> u64 {
     let mut all = descendants(pid);
     all.push(pid);
-    let pages = all.iter().filter_map(|pid| {
-        let text = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-        text.split(' ').nth(1)?.parse::<u64>().ok()
+    let status = |pid| fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    all.iter().map(|pid| occupied_in(&status(pid))).sum()
+}
+
+/// What the text of `/proc/PID/status` says that the process occupies, in bytes.
+fn occupied_in(status: &str) -> u64 {
+    let sizes = status.lines().filter_map(|line| {
+        let size = line.strip_prefix("VmRSS:").or_else(|| line.strip_prefix("VmSwap:"))?;
+        size.trim().strip_suffix(" kB")?.parse::<u64>().ok()
     });
-    pages.sum::<u64>() * sys::page_bytes()
+    sizes.sum::<u64>() * 1024
 }
 
 /// Children, their children and so on.
@@ -79,6 +85,14 @@ fn state_and_ticks(stat: &str) -> (&str, u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_swapped_out_is_occupied() {
+        let status = "Name:\tVmRSS\nVmPeak:\t    9000 kB\nVmRSS:\t    3000 kB\nRssAnon:\t    2000 kB\n\
+            VmSwap:\t     500 kB\nThreads:\t1\n";
+        assert_eq!(occupied_in(status), 3500 * 1024);
+        assert_eq!(occupied_in("Name:\tended\n"), 0);
+    }
 
     #[test]
     fn a_name_with_a_parenthesis_does_not_mislead() {
