@@ -114,9 +114,11 @@ const GRADE: Function = Function {
     arguments: &["reward", "prompt", "completion", "gold"],
     output: DataType::Float64,
     doc: "The score that a reward gives: `'math'`, or a table of its keys as in a pipeline, \
-          `'{ kind = \"code\", score = \"share\" }'`, with the same defaults: an answer has to be marked as one. `gold` is the reference answer, or the tests as JSON for kinds that \
-          read tests. `prompt` and `gold` may be null. Null where there is no score. Not for kinds that ask \
-          others (`judge`, `http`, `command`, `model`) or count tokens (`length`, `overlong`).",
+          `'{ kind = \"code\", score = \"share\" }'`, with the same defaults: an answer has to be marked as one. \
+          `gold` is the reference answer, or the tests as JSON for kinds that read tests. `prompt` and `gold` may \
+          be null. Null where there is no score. Not for kinds that ask others (`judge`, `http`, `command`, \
+          `model`) or count tokens (`length`, `overlong`). Scores of `code` aren't kept: a program that goes by \
+          chance or the clock may get another one when it is asked again.",
 };
 
 /// Every function that queries have besides DataFusion's own.
@@ -272,14 +274,12 @@ fn grader(
     };
     let spec = Written::parse(reward).map_err(wrong)?.spec;
     let kind = spec.kind();
-    let others = match kind {
-        Kind::Judge | Kind::Http | Kind::Command | Kind::Model => "asks others",
-        Kind::Length | Kind::Overlong => "counts tokens",
-        _ => "",
-    };
-    if !others.is_empty() {
+    // A query starts nothing but programs in the sandbox, and reaches nobody.
+    let asks_others = kind == Kind::Model || (kind.waits() && kind != Kind::Code);
+    if asks_others || kind.needs_tokens() {
+        let does = if asks_others { "asks others" } else { "counts tokens" };
         return Err(DataFusionError::Execution(format!(
-            "grade: `{kind}` {others}, which a query doesn't{HINT}give the reward to a stage of kind `sample`, and \
+            "grade: `{kind}` {does}, which a query doesn't{HINT}give the reward to a stage of kind `sample`, and \
              query its column"
         )));
     }

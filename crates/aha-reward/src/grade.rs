@@ -102,9 +102,9 @@ pub fn grade(
         true => SLOW_LINES_PER_CALL * threads.max(verifier.parallel_count()),
         false => BATCH_LINES_MAX,
     };
+    let reads_tests = verifier.kind().needs_tests();
     loop {
-        let reads_tests = verifier.kind().needs_tests();
-        let (batch, is_last) = read_batch(input, (lines_max, reads_tests), &mut progress)?;
+        let (batch, is_last) = read_batch(input, lines_max, reads_tests, &mut progress)?;
         let verdicts = score_on(threads, verifier, &batch);
         for (asked, verdict) in batch.iter().zip(verdicts) {
             let (id, verdict) = match asked {
@@ -146,7 +146,8 @@ fn write_line(output: &mut dyn Write, graded: &Graded<'_>) -> Result<(), Error> 
 /// Reads the next lines, each as what it asks or why it can't be read; and says whether it was the last.
 fn read_batch(
     input: &mut dyn BufRead,
-    (lines_max, reads_tests): (usize, bool),
+    lines_max: usize,
+    reads_tests: bool,
     progress: &mut Progress,
 ) -> Result<(Vec<Result<Asked, Bad>>, bool), Error> {
     let (mut batch, mut batch_bytes) = (Vec::new(), 0);

@@ -14,16 +14,19 @@ use cost::{Cost, Counter};
 
 /// Longest answer that is read as JSON.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// How often parts of the schema are looked at for an answer, at most: some tenths of a second.
-const LOOKS_MAX: f64 = 300_000.0;
+/// How often parts of the schema are looked at again for the same part of an answer, at most: some tenths of a
+/// second.
+const LOOKS_AGAIN_MAX: f64 = 300_000.0;
+/// What a schema that refers to itself has in it.
+const REFERENCES: [&str; 3] = ["$ref", "$dynamicRef", "$recursiveRef"];
 
 /// 1 if the answer is JSON that the schema allows, else 0; `json_score` if it is other JSON.
 ///
 /// The answer is what the answer tag holds, or all after `</think>` where there is none; if a fenced block is in
 /// it, what that holds, and two of them are wrong. Schemas are of draft 2020-12 unless `$schema` names another.
 /// They may refer to their own parts only: nothing is fetched. Patterns take time linear in the text, so they have
-/// no look-around and no back-references. An answer for which a schema that refers to itself would be looked at more
-/// than 300,000 times scores 0.
+/// no look-around and no back-references. An answer scores 0 if a schema that refers to itself would be looked at
+/// again more than 300,000 times for parts of it that were looked at before.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
 #[serde(default)]
 pub struct Settings {
@@ -58,9 +61,9 @@ impl Resolve for Settings {
             }
         }
         match schema {
-            Ok((schema, schemas, idx)) if problems.is_empty() => {
+            Ok((referring, schemas, idx)) if problems.is_empty() => {
                 let extraction = Extraction { think_tag, answer_tag, ..Extraction::default() };
-                Ok(Box::new(JsonSchema { schema, schemas, idx, json_score, extraction }))
+                Ok(Box::new(JsonSchema { referring, schemas, idx, json_score, extraction }))
             }
             _ => Err(problems),
         }
@@ -68,7 +71,7 @@ impl Resolve for Settings {
 }
 
 impl Settings {
-    fn compiled(&self) -> Result<(Value, Schemas, SchemaIndex), Problem> {
+    fn compiled(&self) -> Result<(Option<Value>, Schemas, SchemaIndex), Problem> {
         let wrong = |got: String| Problem::new("schema", "a JSON schema", got);
         let schema = match &self.schema {
             None => return Err(Problem::missing("schema")),
@@ -81,13 +84,15 @@ impl Settings {
         }
         let (mut compiler, mut schemas) = (Compiler::new(), Schemas::new());
         compiler.use_loader(Box::new(Elsewhere));
-        let told = |error: CompileError| wrong(format!("one with an error: {}", told(&error)));
-        compiler.add_resource(ADDRESS, schema.clone()).map_err(told)?;
-        let idx = compiler.compile(ADDRESS, &mut schemas).map_err(told)?;
+        let refused = |error: CompileError| wrong(format!("one with an error: {}", told(&error)));
+        compiler.add_resource(ADDRESS, schema.clone()).map_err(refused)?;
+        let idx = compiler.compile(ADDRESS, &mut schemas).map_err(refused)?;
         if Counter::new(&schema).cost(&Value::Null) == Cost::Endless {
             return Err(wrong("one that refers to itself on the spot, without end".to_owned()));
         }
-        Ok((schema, schemas, idx))
+        let text = schema.to_string();
+        let referring = REFERENCES.iter().any(|key| text.contains(key)).then_some(schema);
+        Ok((referring, schemas, idx))
     }
 }
 
@@ -118,7 +123,8 @@ impl UrlLoader for Elsewhere {
 
 /// See [`Settings`].
 struct JsonSchema {
-    schema: Value,
+    /// The schema, if it may refer to itself.
+    referring: Option<Value>,
     schemas: Schemas,
     idx: SchemaIndex,
     json_score: f32,
@@ -145,17 +151,17 @@ impl Verifier for JsonSchema {
             Ok(value) => value,
             Err(error) => return Verdict::scored(0.0, format!("no JSON: {error}")),
         };
-        match Counter::new(&self.schema).cost(&value) {
-            Cost::Endless => {
+        match self.referring.as_ref().map(|schema| Counter::new(schema).cost(&value)) {
+            Some(Cost::Endless) => {
                 return Verdict::unscored("the schema refers to itself on the spot, without end");
             }
-            Cost::Looks(looks) if looks > LOOKS_MAX => {
+            Some(Cost::Again(again)) if again > LOOKS_AGAIN_MAX => {
                 return Verdict::scored(
                     0.0,
                     "takes too many looks at a schema that refers to itself",
                 );
             }
-            Cost::Looks(_) => {}
+            Some(Cost::Again(_)) | None => {}
         }
         match self.schemas.validate(&value, self.idx) {
             Ok(()) => Verdict::scored(1.0, "as the schema asks"),
@@ -289,5 +295,16 @@ mod tests {
         let deep = score(60);
         assert_eq!(deep.score, Some(0.0));
         assert!(deep.reason.contains("too many looks"), "{}", deep.reason);
+    }
+
+    #[test]
+    fn a_large_answer_is_no_deep_one() {
+        let list = serde_json::json!({"$ref": "#/$defs/list", "$defs": {"list": {"items": {"type": "integer"}}}});
+        let verifier = verifier(with_schema(list)).ok().unwrap();
+        let score =
+            |completion: &str| verifier.score(&Sample { completion, ..Sample::default() }).score;
+        let large = format!("[{}1]", "1,".repeat(400_000));
+        assert_eq!(score(&large), Some(1.0));
+        assert_eq!(score(&large.replace("1]", "true]")), Some(0.25));
     }
 }

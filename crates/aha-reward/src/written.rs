@@ -17,7 +17,7 @@ pub struct Written {
 
 #[derive(Deserialize)]
 struct File {
-    reward: Spec,
+    reward: toml::Table,
 }
 
 impl Written {
@@ -26,10 +26,9 @@ impl Written {
         if text.trim_start().starts_with('{') {
             let text = format!("reward = {text}");
             let failed = |error: toml::de::Error| error.message().to_owned();
-            let File { reward: spec } = toml::from_str(&text).map_err(failed)?;
-            let table: toml::Table = toml::from_str(&text).map_err(failed)?;
-            let has_extract =
-                table.get("reward").and_then(|reward| reward.get("extract")).is_some();
+            let File { reward } = toml::from_str(&text).map_err(failed)?;
+            let has_extract = reward.contains_key("extract");
+            let spec = Spec::deserialize(reward).map_err(failed)?;
             return Ok(Self { spec, has_extract });
         }
         let kind = Kind::from_name(text.trim()).ok_or_else(|| {

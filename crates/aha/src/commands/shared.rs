@@ -17,10 +17,6 @@ use crate::text;
 pub fn memory_warning(plan: &Plan) -> Option<String> {
     let machine = machine::memory();
     let has_bytes = machine.total_bytes.into_iter().chain(machine.limit_bytes).min()?;
-    over(plan, has_bytes)
-}
-
-fn over(plan: &Plan, has_bytes: u64) -> Option<String> {
     let (stage, memory) = plan.peak()?;
     (memory.total_bytes() > has_bytes).then(|| {
         format!(
