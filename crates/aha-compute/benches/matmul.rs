@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use aha_compute::ops::matmul::{self, Packed};
 use aha_compute::simd::{Isa, LANES};
-use aha_compute::{Device, Tensor};
+use aha_compute::{Device, Dtype, Tensor};
 
 /// Name, rows of activations, inputs, outputs.
 const SHAPES: [(&str, usize, usize, usize); 17] = [
@@ -68,7 +68,7 @@ fn bench(id: &str, device: &Device, pass: &str, [rows, inp, out]: [usize; 3]) {
     let (x, w) = (tensor(&[rows, inp]), tensor(&[out, inp]));
     let mut run: Box<dyn FnMut()> = match pass {
         "forward" => {
-            let (packed, mut y) = (Packed::of_weight(&w), tensor(&[rows, out]));
+            let (packed, mut y) = (Packed::of_weight(&w, Dtype::F32), tensor(&[rows, out]));
             Box::new(move || matmul::forward(&mut y, &x, &packed, None))
         }
         "backward_input" => {

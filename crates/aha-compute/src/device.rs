@@ -99,6 +99,14 @@ impl Device {
         drop(shed);
     }
 
+    /// Lends `len` floats with unspecified contents.
+    pub(crate) fn with_scratch<R>(&self, len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
+        let mut scratch = self.take(len);
+        let result = f(&mut scratch);
+        self.give(scratch);
+        result
+    }
+
     /// Returns every kept buffer to the system, and forgets how much was in use at once.
     pub fn trim(&self) {
         let mut buffers = self.buffers();

@@ -30,4 +30,4 @@ pub use device::Device;
 pub use error::Error;
 pub use params::{Grads, ParamId, Params};
 pub use tape::{Rows, Tape, Var};
-pub use tensor::Tensor;
+pub use tensor::{Dtype, Tensor};

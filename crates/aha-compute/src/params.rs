@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use crate::ops::matmul::Packed;
-use crate::{Device, Tensor};
+use crate::{Device, Dtype, Tensor};
 
 /// The place of a weight in [`Params`], and of its gradient in [`Grads`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -28,6 +28,7 @@ pub struct ParamId(pub(crate) usize);
 #[derive(Debug, Default)]
 pub struct Params {
     params: Vec<Param>,
+    dtype: Dtype,
     /// The embedding table that is also the head, if there is one.
     tied: Option<ParamId>,
 }
@@ -50,6 +51,18 @@ impl Params {
     /// apart (see [`Grads::finish`]).
     pub fn tie(&mut self, id: ParamId) {
         self.tied = Some(id);
+    }
+
+    /// What kernels multiply with, and what activations are stored as. The values, which the optimizer changes,
+    /// are `f32` in any case.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Chooses [`Params::dtype`]; packed copies are dropped.
+    pub fn set_dtype(&mut self, dtype: Dtype) {
+        self.dtype = dtype;
+        self.params.iter_mut().for_each(|param| param.packed = OnceLock::new());
     }
 
     /// Weights in order.
@@ -82,7 +95,7 @@ impl Params {
     /// The weight `(out, in)` packed for products with rows of activations.
     pub fn packed(&self, id: ParamId) -> &Packed {
         let param = &self.params[id.0];
-        param.packed.get_or_init(|| Packed::of_weight(&param.value))
+        param.packed.get_or_init(|| Packed::of_weight(&param.value, self.dtype))
     }
 
     /// A number that changes, but for chance, when any bit of any weight does. It says the same of the packed
@@ -124,7 +137,11 @@ impl Clone for Params {
             value: p.value.clone(),
             packed: OnceLock::new(),
         };
-        Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
+        Params {
+            params: self.params.iter().map(copy).collect(),
+            dtype: self.dtype,
+            tied: self.tied,
+        }
     }
 }
 
@@ -238,8 +255,8 @@ mod tests {
         let id = params.find("a").expect("it was pushed");
         let device = params.value(id).device();
         let x = noise_tensor(device, 3, &[1, 7]);
-        let [kept, fresh] =
-            [params.packed(id), &Packed::of_weight(params.value(id))].map(|packed| {
+        let [kept, fresh] = [params.packed(id), &Packed::of_weight(params.value(id), Dtype::F32)]
+            .map(|packed| {
                 let mut y = Tensor::uninit(device, &[1, 5]);
                 matmul::forward(&mut y, &x, packed, None);
                 y.as_slice().to_vec()

@@ -10,11 +10,13 @@ mod avx512;
 mod portable;
 
 pub use avx2::Avx2;
-pub use avx512::Avx512;
+pub use avx512::{Avx512, Avx512Bf16};
 pub use portable::Portable;
 
 use std::fmt;
 use std::str::FromStr;
+
+use half::bf16;
 
 use crate::Error;
 
@@ -30,6 +32,8 @@ pub enum Isa {
     Avx2,
     /// 512-bit vectors.
     Avx512,
+    /// 512-bit vectors with dot products of bf16 pairs.
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -47,6 +51,9 @@ impl Isa {
                 isas.push(Isa::Avx2);
                 if is_x86_feature_detected!("avx512f") {
                     isas.push(Isa::Avx512);
+                    if is_x86_feature_detected!("avx512bf16") {
+                        isas.push(Isa::Avx512Bf16);
+                    }
                 }
             }
         }
@@ -60,6 +67,7 @@ impl fmt::Display for Isa {
             Isa::Portable => "portable",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Avx512Bf16 => "avx512bf16",
         })
     }
 }
@@ -72,9 +80,12 @@ impl FromStr for Isa {
             "portable" => Isa::Portable,
             "avx2" => Isa::Avx2,
             "avx512" => Isa::Avx512,
+            "avx512bf16" => Isa::Avx512Bf16,
             _ => {
                 return Err(Error::Environment {
-                    what: format!("unknown instruction set `{text}`: portable, avx2 or avx512"),
+                    what: format!(
+                        "unknown instruction set `{text}`: portable, avx2, avx512 or avx512bf16"
+                    ),
                 });
             }
         };
@@ -138,6 +149,57 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn keep_ge(a: Self::V, b: Self::V, v: Self::V) -> Self::V;
     /// The lanes as an array.
     unsafe fn to_array(v: Self::V) -> [f32; LANES];
+    /// Sixteen bf16 numbers, which `f32` holds exactly.
+    unsafe fn load_bf16(from: *const bf16) -> Self::V;
+    /// Sixteen lanes, rounded to bf16 as [`bf16::from_f32`] does: to nearest, ties to even.
+    unsafe fn store_bf16(to: *mut bf16, v: Self::V);
+    /// Each lane as the nearest bf16 number, ties to even.
+    unsafe fn round_bf16(v: Self::V) -> Self::V;
+    /// Words of two bf16 numbers: `first` rounded in the upper half, `second` in the lower one.
+    unsafe fn pair(first: Self::V, second: Self::V) -> Self::V;
+    /// The first numbers of sixteen words of [`Simd::pair`].
+    unsafe fn load_first(words: *const f32) -> Self::V;
+    /// The second numbers of sixteen words of [`Simd::pair`].
+    unsafe fn load_second(words: *const f32) -> Self::V;
+
+    /// `c + a b` for the first numbers of the words, then for the second: two roundings, in this order.
+    /// `a` is one word for all lanes. Where the processor has an instruction for it, denormal operands,
+    /// products and sums count as zero.
+    #[inline(always)]
+    unsafe fn dot_pairs(a: f32, b: *const f32, c: Self::V) -> Self::V {
+        let first = f32::from_bits(a.to_bits() & 0xffff_0000);
+        let second = f32::from_bits(a.to_bits() << 16);
+        unsafe {
+            let c = Self::fma(Self::splat(first), Self::load_first(b), c);
+            Self::fma(Self::splat(second), Self::load_second(b), c)
+        }
+    }
+
+    /// The first `len` bf16 numbers from `from`, zero in the other lanes.
+    #[inline(always)]
+    unsafe fn load_bf16_part(from: *const bf16, len: usize) -> Self::V {
+        if len >= LANES {
+            return unsafe { Self::load_bf16(from) };
+        }
+        let mut part = [bf16::ZERO; LANES];
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, part.as_mut_ptr(), len);
+            Self::load_bf16(part.as_ptr())
+        }
+    }
+
+    /// The first `len` lanes to `to`, rounded as [`Simd::store_bf16`] does.
+    #[inline(always)]
+    unsafe fn store_bf16_part(to: *mut bf16, v: Self::V, len: usize) {
+        if len >= LANES {
+            return unsafe { Self::store_bf16(to, v) };
+        }
+        let mut part = [bf16::ZERO; LANES];
+        unsafe {
+            Self::store_bf16(part.as_mut_ptr(), v);
+            std::ptr::copy_nonoverlapping(part.as_ptr(), to, len);
+        }
+    }
 
     /// The sum of the lanes, by halving: lane `i` takes lane `i + 8`, then `i + 4`, `i + 2`, `i + 1`.
     #[inline(always)]
@@ -224,7 +286,9 @@ macro_rules! simd_fn {
             match isa {
                 // SAFETY: a `Device` is only made with an instruction set that the processor has.
                 #[cfg(target_arch = "x86_64")]
-                $crate::simd::Isa::Avx512 => unsafe { avx512($($arg),*) },
+                $crate::simd::Isa::Avx512 | $crate::simd::Isa::Avx512Bf16 => unsafe {
+                    avx512($($arg),*)
+                },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::simd::Isa::Avx2 => unsafe { avx2($($arg),*) },
@@ -264,6 +328,70 @@ mod tests {
                 y.extend(S::to_array(v));
                 y.push(S::reduce_add(v));
                 y.push(S::reduce_max(v));
+            }
+        }
+    }
+
+    simd_fn! {
+        fn through_bf16<S>(rounded: &mut Vec<bf16>, words: &mut Vec<f32>, a: &[f32; LANES], b: &[f32; LANES]) {
+            let mut to = [bf16::ZERO; LANES];
+            S::store_bf16(to.as_mut_ptr(), S::load(a.as_ptr()));
+            rounded.extend(to);
+            S::store_bf16_part(to.as_mut_ptr(), S::load_bf16_part(to.as_ptr(), 5), 7);
+            rounded.extend(to);
+            let pairs = S::to_array(S::pair(S::load(a.as_ptr()), S::load(b.as_ptr())));
+            let [first, second] = [S::load_first(pairs.as_ptr()), S::load_second(pairs.as_ptr())];
+            let dots = S::dot_pairs(pairs[3], pairs.as_ptr(), S::load(b.as_ptr()));
+            words.extend(S::to_array(S::round_bf16(S::load(a.as_ptr()))));
+            for v in [first, second, S::load_bf16(to.as_ptr()), dots] {
+                words.extend(S::to_array(v));
+            }
+        }
+    }
+
+    /// Bit patterns of every exponent, both signs, halves of the last place, NaN and infinities.
+    fn floats() -> impl Iterator<Item = f32> {
+        let upper = (0..=u16::MAX).step_by(3);
+        upper.flat_map(|upper| {
+            [0, 1, 0x7fff, 0x8000, 0x8001, 0xffff]
+                .map(|lower| f32::from_bits(u32::from(upper) << 16 | lower))
+        })
+    }
+
+    #[test]
+    fn bf16_is_rounded_as_the_crate_does_on_every_instruction_set() {
+        let all: Vec<f32> = floats().collect();
+        for isa in Isa::available() {
+            for (a, b) in all.as_chunks().0.iter().zip(all.as_chunks().0.iter().skip(7)) {
+                let (mut rounded, mut words) = (Vec::new(), Vec::new());
+                through_bf16(isa, &mut rounded, &mut words, a, b);
+                let bits = |v: &[bf16]| v.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                let [want_a, want_b] = [a, b].map(|v| v.map(bf16::from_f32));
+                assert_eq!(bits(&rounded[..LANES]), bits(&want_a), "{isa}: {a:?}");
+                let mut part = want_a;
+                part[5..7].fill(bf16::ZERO);
+                assert_eq!(bits(&rounded[LANES..]), bits(&part), "{isa}");
+                let words: Vec<u32> = words.iter().map(|x| x.to_bits()).collect();
+                let wide = |v: &[bf16]| v.iter().map(|x| x.to_f32().to_bits()).collect::<Vec<_>>();
+                let want = [&want_a, &want_a, &want_b, &part].map(|v| wide(v)).concat();
+                assert_eq!(words[..4 * LANES], want, "{isa}");
+            }
+        }
+    }
+
+    /// Operands and sums near one: an instruction for it may flush denormals, and NaN has many forms.
+    #[test]
+    fn a_dot_of_pairs_adds_the_first_product_first() {
+        for isa in Isa::available() {
+            let a: [f32; LANES] = std::array::from_fn(|i| 1.0 + i as f32 / 7.0);
+            let b: [f32; LANES] = std::array::from_fn(|i| 3.0 - i as f32 / 5.0);
+            let mut words = Vec::new();
+            through_bf16(isa, &mut Vec::new(), &mut words, &a, &b);
+            let [wide_a, wide_b] = [a, b].map(|v| v.map(|x| bf16::from_f32(x).to_f32()));
+            for i in 0..LANES {
+                let first = wide_a[3].mul_add(wide_a[i], b[i]);
+                let want = wide_b[3].mul_add(wide_b[i], first);
+                assert_eq!(words[4 * LANES + i].to_bits(), want.to_bits(), "{isa}, lane {i}");
             }
         }
     }

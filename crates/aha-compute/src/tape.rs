@@ -3,12 +3,16 @@
 //! A [`Var`] owns its value. While the tape records, each op keeps exactly what its backward pass reads;
 //! while it doesn't, values are freed as soon as the model lets go of them, so that the same forward pass
 //! serves the sampler.
+//!
+//! Activations are stored in the weights' [`Dtype`], except for the residual stream and what is added to it, which
+//! are `f32`, as are log-probs and all gradients.
 
 use std::sync::Arc;
 
 use crate::ops::attention::{self, KvCache, PagedSeq};
 use crate::ops::{embedding, lm_head, matmul, rms_norm, rope, swiglu};
-use crate::{Device, Grads, ParamId, Params, Tensor};
+use crate::tensor::Values;
+use crate::{Device, Dtype, Grads, ParamId, Params, Tensor};
 
 /// The value of an op's output, and its place on the tape.
 #[derive(Clone, Debug)]
@@ -131,13 +135,24 @@ impl<'p> Tape<'p> {
         let weights = self.params.value(table);
         let mut y = self.uninit(&[ids.len(), weights.cols()]);
         embedding::forward(&mut y, weights, ids);
+        // The table's rows are rounded as those of the head are, which may be the same.
+        let y = y.into_dtype(self.params.dtype()).into_dtype(Dtype::F32);
         self.record(y, || Op::Embedding { table, ids: ids.into() })
     }
 
     /// `x · wᵀ + bias`: `(T, N)` from `x` `(T, K)` and `w` `(N, K)`.
     pub fn linear(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>) -> Var {
+        self.linear_as(x, w, bias, self.params.dtype())
+    }
+
+    /// As [`Tape::linear`], for what is added to the residual stream or is a result: the sums are not rounded.
+    pub fn linear_f32(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>) -> Var {
+        self.linear_as(x, w, bias, Dtype::F32)
+    }
+
+    fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
         let packed = self.params.packed(w);
-        let mut y = self.uninit(&[x.value.rows(), packed.out_len()]);
+        let mut y = Tensor::uninit_as(&self.device, dtype, &[x.value.rows(), packed.out_len()]);
         matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.value(b)));
         self.record(y, || Op::Linear { x: x.clone(), w, bias })
     }
@@ -145,7 +160,7 @@ impl<'p> Tape<'p> {
     /// RMSNorm over groups of as many columns as `w` has: the whole row, or each head.
     pub fn rms_norm(&mut self, x: &Var, w: ParamId, eps: f32) -> Var {
         let weights = self.params.value(w);
-        let mut y = self.uninit(x.value.shape());
+        let mut y = self.activation(x.value.shape());
         let mut r = self.uninit(&[x.value.len() / weights.len()]);
         rms_norm::forward(&mut y, &mut r, &x.value, weights, eps);
         self.record(y, || Op::RmsNorm { x: x.clone(), w, r })
@@ -153,7 +168,7 @@ impl<'p> Tape<'p> {
 
     /// `x + residual`, and its RMSNorm.
     pub fn add_rms_norm(&mut self, x: &Var, residual: &Var, w: ParamId, eps: f32) -> (Var, Var) {
-        let mut y = self.uninit(x.value.shape());
+        let mut y = self.activation(x.value.shape());
         let mut sum = self.uninit(x.value.shape());
         let mut r = self.uninit(&[x.value.rows()]);
         let weights = self.params.value(w);
@@ -169,7 +184,7 @@ impl<'p> Tape<'p> {
 
     /// Rotates pairs of each head's columns by angles that grow with the row's position.
     pub fn rope(&mut self, x: &Var, positions: &Arc<[u32]>, table: &Arc<rope::Table>) -> Var {
-        let mut y = self.uninit(x.value.shape());
+        let mut y = self.activation(x.value.shape());
         rope::forward(&mut y, &x.value, positions, table);
         let (positions, table) = (Arc::clone(positions), Arc::clone(table));
         self.record(y, || Op::Rope { x: x.slot, positions, table })
@@ -185,13 +200,13 @@ impl<'p> Tape<'p> {
         scale: f32,
     ) -> Var {
         let mut o = self.uninit(q.value.shape());
+        let [q_f32, k_f32, v_f32] = [q, k, v].map(|x| x.value.as_f32());
+        let dtype = self.params.dtype();
         match rows {
             Rows::Packed { starts } => {
                 let mut lse = self.uninit(&[q.value.rows(), dims.heads]);
-                attention::forward(
-                    &mut o, &mut lse, &q.value, &k.value, &v.value, starts, dims, scale,
-                );
-                let o = self.var(o);
+                attention::forward(&mut o, &mut lse, &q_f32, &k_f32, &v_f32, starts, dims, scale);
+                let o = self.var(o.into_dtype(dtype));
                 if self.recording {
                     let op = Op::Attention {
                         q: q.clone(),
@@ -209,26 +224,27 @@ impl<'p> Tape<'p> {
             }
             Rows::Paged { cache, seqs } => {
                 assert!(!self.recording, "attention over a cache can't be recorded");
-                cache.append(layer, &k.value, &v.value, seqs);
-                attention::attend(&mut o, &q.value, cache, layer, seqs, dims, scale);
-                self.var(o)
+                cache.append(layer, &k_f32, &v_f32, seqs);
+                attention::attend(&mut o, &q_f32, cache, layer, seqs, dims, scale);
+                self.var(o.into_dtype(dtype))
             }
         }
     }
 
     /// `silu(gate) * up`.
     pub fn swiglu(&mut self, gate: &Var, up: &Var) -> Var {
-        let mut y = self.uninit(gate.value.shape());
+        let mut y = self.activation(gate.value.shape());
         swiglu::forward(&mut y, &gate.value, &up.value);
         self.record(y, || Op::Swiglu { gate: gate.clone(), up: up.clone() })
     }
 
     /// The given rows of `x`, each at most once.
     pub fn select_rows(&mut self, x: &Var, rows: &Arc<[usize]>) -> Var {
-        let cols = x.value.cols();
-        let mut y = self.uninit(&[rows.len(), cols]);
-        for (to, &from) in y.as_mut_slice().chunks_exact_mut(cols).zip(rows.iter()) {
-            to.copy_from_slice(x.value.row(from));
+        let (cols, dtype) = (x.value.cols(), x.value.dtype());
+        let mut y = Tensor::uninit_as(&self.device, dtype, &[rows.len(), cols]);
+        match x.value.values() {
+            Values::F32(from) => copy_rows(y.as_mut_slice(), from, cols, rows),
+            Values::Bf16(from) => copy_rows(y.as_mut_bf16(), from, cols, rows),
         }
         self.record(y, || Op::SelectRows { x: x.clone(), rows: Arc::clone(rows) })
     }
@@ -314,6 +330,10 @@ impl<'p> Tape<'p> {
         Tensor::uninit(&self.device, shape)
     }
 
+    fn activation(&self, shape: &[usize]) -> Tensor {
+        Tensor::uninit_as(&self.device, self.params.dtype(), shape)
+    }
+
     fn var(&mut self, value: Tensor) -> Var {
         self.slot_count += 1;
         Var { value: Arc::new(value), slot: self.slot_count - 1 }
@@ -326,6 +346,13 @@ impl<'p> Tape<'p> {
             self.nodes.push(Node { op, outputs: vec![var.slot] });
         }
         var
+    }
+}
+
+/// The given rows of `from`, one after the other.
+fn copy_rows<T: Copy>(to: &mut [T], from: &[T], cols: usize, rows: &[usize]) {
+    for (to, &row) in to.chunks_exact_mut(cols).zip(rows) {
+        to.copy_from_slice(&from[row * cols..(row + 1) * cols]);
     }
 }
 
@@ -370,10 +397,11 @@ fn play<'p>(
         }
         Op::Linear { x, w, bias } => {
             let dy = slots.take(outputs[0], &[x.value.rows(), params.value(w).rows()]);
-            matmul::backward_weight(grads.get_mut(w), &dy, &x.value);
             if let Some(bias) = bias {
                 matmul::backward_bias(grads.get_mut(bias), &dy);
             }
+            let dy = dy.into_dtype(params.dtype());
+            matmul::backward_weight(grads.get_mut(w), &dy, &x.value);
             let (mut dx, accumulate) = match slots.grads[x.slot].take() {
                 Some(dx) => (dx, true),
                 None => (slots.uninit_like(&x.value), false),
@@ -404,11 +432,12 @@ fn play<'p>(
         Op::Attention { q, k, v, out, lse, starts, dims, scale } => {
             let dout = slots.take(outputs[0], out.shape());
             let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| slots.uninit_like(&x.value));
+            let [q_f32, k_f32, v_f32] = [&q, &k, &v].map(|x| x.value.as_f32());
             attention::backward(
                 [&mut dq, &mut dk, &mut dv],
                 &dout,
-                [&q.value, &k.value, &v.value],
-                &out,
+                [&*q_f32, &*k_f32, &*v_f32],
+                &out.as_f32(),
                 &lse,
                 &starts,
                 dims,

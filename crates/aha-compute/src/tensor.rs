@@ -1,13 +1,66 @@
-//! Row-major `f32` arrays in a device's memory.
+//! Row-major arrays of `f32` or bf16 in a device's memory.
+//!
+//! Kernels compute in `f32`. [`Values`] and [`Sink`] are how an op reads and writes tensors of either kind: `f32`
+//! in place, bf16 widened from and rounded to a block that stays in a core's cache.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::str::FromStr;
 
-use crate::Device;
+use half::bf16;
 
-/// A row-major array of `f32` that a device owns.
+use crate::simd::{LANES, simd_fn};
+use crate::{Device, Error};
+
+/// What a tensor's elements are stored as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// IEEE 754 single precision.
+    #[default]
+    F32,
+    /// The upper half of an `f32`: its exponents, and 8 bits of precision.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of an element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Dtype::F32 => size_of::<f32>(),
+            Dtype::Bf16 => size_of::<bf16>(),
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Dtype::F32 => "f32",
+            Dtype::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for Dtype {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Dtype, Error> {
+        match text {
+            "f32" => Ok(Dtype::F32),
+            "bf16" => Ok(Dtype::Bf16),
+            _ => Err(Error::Environment { what: format!("unknown dtype `{text}`: f32 or bf16") }),
+        }
+    }
+}
+
+/// A row-major array that a device owns.
 pub struct Tensor {
     device: Device,
     shape: Vec<usize>,
+    dtype: Dtype,
+    /// Two bf16 numbers to a word; the last may have one only.
     data: Vec<f32>,
 }
 
@@ -21,8 +74,14 @@ impl Tensor {
 
     /// Unspecified contents, for ops that write every element.
     pub fn uninit(device: &Device, shape: &[usize]) -> Tensor {
-        let data = device.take(shape.iter().product());
-        Tensor { device: device.clone(), shape: shape.to_vec(), data }
+        Tensor::uninit_as(device, Dtype::F32, shape)
+    }
+
+    /// As [`Tensor::uninit`], with elements of this kind.
+    pub fn uninit_as(device: &Device, dtype: Dtype, shape: &[usize]) -> Tensor {
+        let len: usize = shape.iter().product();
+        let data = device.take((len * dtype.bytes()).div_ceil(size_of::<f32>()));
+        Tensor { device: device.clone(), shape: shape.to_vec(), dtype, data }
     }
 
     /// A copy of `values`, whose length must be the product of `shape`.
@@ -55,44 +114,118 @@ impl Tensor {
 
     /// Elements.
     pub fn len(&self) -> usize {
-        self.data.len()
+        self.shape.iter().product()
     }
 
     /// Whether there are no elements.
     pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
+        self.len() == 0
     }
 
-    /// The elements.
+    /// What the elements are stored as.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// The elements of an `f32` tensor.
+    #[track_caller]
     pub fn as_slice(&self) -> &[f32] {
+        assert_eq!(self.dtype, Dtype::F32, "elements as f32");
         &self.data
     }
 
-    /// The elements, to write.
+    /// The elements of an `f32` tensor, to write.
+    #[track_caller]
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
+        assert_eq!(self.dtype, Dtype::F32, "elements as f32");
         &mut self.data
     }
 
+    /// The elements of a bf16 tensor.
+    #[track_caller]
+    pub fn as_bf16(&self) -> &[bf16] {
+        assert_eq!(self.dtype, Dtype::Bf16, "elements as bf16");
+        // SAFETY: a word holds two, any bits are a bf16, and the buffer has as many words as `len` needs.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), self.len()) }
+    }
+
+    /// The elements of a bf16 tensor, to write.
+    #[track_caller]
+    pub fn as_mut_bf16(&mut self) -> &mut [bf16] {
+        assert_eq!(self.dtype, Dtype::Bf16, "elements as bf16");
+        let len = self.len();
+        // SAFETY: as in `as_bf16`, and the borrow is unique.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), len) }
+    }
+
+    /// The elements, whatever they are stored as.
+    pub fn values(&self) -> Values<'_> {
+        match self.dtype {
+            Dtype::F32 => Values::F32(self.as_slice()),
+            Dtype::Bf16 => Values::Bf16(self.as_bf16()),
+        }
+    }
+
+    /// Where an op writes the elements, from several threads.
+    pub(crate) fn sink(&mut self) -> Sink<'_> {
+        let device = self.device.clone();
+        let to = match self.dtype {
+            Dtype::F32 => SinkOf::F32(Shards::new(self.as_mut_slice())),
+            Dtype::Bf16 => SinkOf::Bf16(Shards::new(self.as_mut_bf16())),
+        };
+        Sink { device, to }
+    }
+
+    /// The same elements as an `f32` tensor: itself, or a copy.
+    pub fn as_f32(&self) -> Cow<'_, Tensor> {
+        match self.dtype {
+            Dtype::F32 => Cow::Borrowed(self),
+            Dtype::Bf16 => Cow::Owned(self.to_dtype(Dtype::F32)),
+        }
+    }
+
+    /// The same elements as a tensor of this kind.
+    pub fn into_dtype(self, dtype: Dtype) -> Tensor {
+        if dtype == self.dtype { self } else { self.to_dtype(dtype) }
+    }
+
+    /// A copy with elements of this kind; bf16 numbers are rounded to nearest, ties to even.
+    pub fn to_dtype(&self, dtype: Dtype) -> Tensor {
+        let mut copy = Tensor::uninit_as(&self.device, dtype, &self.shape);
+        let sink = copy.sink();
+        self.device.run_blocks(self.len(), CONVERSION_BLOCK_LEN, |start, end| {
+            self.values().with(&self.device, start..end, |from| {
+                // SAFETY: blocks are disjoint.
+                unsafe { sink.with(start..end, |to| to.copy_from_slice(from)) }
+            });
+        });
+        drop(sink);
+        copy
+    }
+
     /// Row `i` of [`Tensor::rows`].
+    #[track_caller]
     pub fn row(&self, i: usize) -> &[f32] {
         let cols = self.cols();
-        &self.data[i * cols..(i + 1) * cols]
+        &self.as_slice()[i * cols..(i + 1) * cols]
     }
 
     /// A copy of some rows.
-    pub fn rows_range(&self, rows: std::ops::Range<usize>) -> Tensor {
+    pub fn rows_range(&self, rows: Range<usize>) -> Tensor {
         let cols = self.cols();
-        Tensor::from_slice(
-            &self.device,
-            &[rows.len(), cols],
-            &self.data[rows.start * cols..rows.end * cols],
-        )
+        let mut part = Tensor::uninit_as(&self.device, self.dtype, &[rows.len(), cols]);
+        let at = rows.start * cols..rows.end * cols;
+        match self.values() {
+            Values::F32(all) => part.as_mut_slice().copy_from_slice(&all[at]),
+            Values::Bf16(all) => part.as_mut_bf16().copy_from_slice(&all[at]),
+        }
+        part
     }
 
     /// The same elements under another shape of the same size.
     pub fn reshape(mut self, shape: &[usize]) -> Tensor {
         assert_eq!(
-            self.data.len(),
+            self.len(),
             shape.iter().product::<usize>(),
             "reshape {:?} to {shape:?}",
             self.shape
@@ -101,15 +234,17 @@ impl Tensor {
         self
     }
 
-    /// Sets every element.
+    /// Sets every element of an `f32` tensor.
+    #[track_caller]
     pub fn fill(&mut self, value: f32) {
-        self.data.fill(value);
+        self.as_mut_slice().fill(value);
     }
 
-    /// `self += other`, element by element.
+    /// `self += other`, element by element, for `f32` tensors.
+    #[track_caller]
     pub fn add_assign(&mut self, other: &Tensor) {
-        assert_eq!(self.data.len(), other.data.len(), "add {:?} to {:?}", other.shape, self.shape);
-        for (a, b) in self.data.iter_mut().zip(&other.data) {
+        assert_eq!(self.len(), other.len(), "add {:?} to {:?}", other.shape, self.shape);
+        for (a, b) in self.as_mut_slice().iter_mut().zip(other.as_slice()) {
             *a += b;
         }
     }
@@ -117,7 +252,9 @@ impl Tensor {
 
 impl Clone for Tensor {
     fn clone(&self) -> Tensor {
-        Tensor::from_slice(&self.device, &self.shape, &self.data)
+        let mut copy = Tensor::uninit_as(&self.device, self.dtype, &self.shape);
+        copy.data.copy_from_slice(&self.data);
+        copy
     }
 }
 
@@ -129,26 +266,140 @@ impl Drop for Tensor {
 
 impl fmt::Debug for Tensor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Tensor{:?} on {:?}", self.shape, self.device)
+        write!(f, "Tensor{:?} {} on {:?}", self.shape, self.dtype, self.device)
+    }
+}
+
+/// Elements that one thread converts at a time: both forms stay in a second-level cache.
+const CONVERSION_BLOCK_LEN: usize = 1 << 15;
+
+/// Elements of a tensor of either kind.
+#[derive(Clone, Copy)]
+pub enum Values<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Half the bytes.
+    Bf16(&'a [bf16]),
+}
+
+impl<'a> Values<'a> {
+    /// Elements.
+    pub fn len(self) -> usize {
+        match self {
+            Values::F32(values) => values.len(),
+            Values::Bf16(values) => values.len(),
+        }
+    }
+
+    /// Whether there are no elements.
+    pub fn is_empty(self) -> bool {
+        self.len() == 0
+    }
+
+    /// Some of the elements.
+    #[track_caller]
+    pub(crate) fn slice(self, range: Range<usize>) -> Values<'a> {
+        match self {
+            Values::F32(values) => Values::F32(&values[range]),
+            Values::Bf16(values) => Values::Bf16(&values[range]),
+        }
+    }
+
+    /// Calls `f` with some of the elements as `f32`: in place, or widened to a buffer of the device.
+    pub(crate) fn with<R>(
+        self,
+        device: &Device,
+        range: Range<usize>,
+        f: impl FnOnce(&[f32]) -> R,
+    ) -> R {
+        match self {
+            Values::F32(values) => f(&values[range]),
+            Values::Bf16(values) => {
+                let values = &values[range];
+                device.with_scratch(values.len(), |wide| {
+                    widen(device.isa(), wide, values);
+                    f(wide)
+                })
+            }
+        }
+    }
+}
+
+/// Where ops write elements of either kind, in disjoint parts.
+pub(crate) struct Sink<'a> {
+    device: Device,
+    to: SinkOf<'a>,
+}
+
+enum SinkOf<'a> {
+    F32(Shards<'a, f32>),
+    Bf16(Shards<'a, bf16>),
+}
+
+impl Sink<'_> {
+    /// Calls `f` with `f32` elements to write, which then become the elements of `range`. What is in them before
+    /// is unspecified.
+    ///
+    /// # Safety
+    /// No two live ranges may overlap.
+    pub(crate) unsafe fn with<R>(&self, range: Range<usize>, f: impl FnOnce(&mut [f32]) -> R) -> R {
+        match &self.to {
+            // SAFETY: the caller's promise.
+            SinkOf::F32(shards) => f(unsafe { shards.slice(range.start, range.end) }),
+            SinkOf::Bf16(shards) => self.device.with_scratch(range.len(), |wide| {
+                let result = f(wide);
+                // SAFETY: the caller's promise.
+                let to = unsafe { shards.slice(range.start, range.end) };
+                round(self.device.isa(), to, wide);
+                result
+            }),
+        }
+    }
+}
+
+simd_fn! {
+    /// `to = from`, exactly.
+    pub(crate) fn widen<S>(to: &mut [f32], from: &[bf16]) {
+        assert_eq!(to.len(), from.len());
+        for at in (0..to.len()).step_by(LANES) {
+            let len = (to.len() - at).min(LANES);
+            S::store_part(to.as_mut_ptr().add(at), S::load_bf16_part(from.as_ptr().add(at), len), len);
+        }
+    }
+}
+
+simd_fn! {
+    /// `to = from`, rounded to nearest, ties to even.
+    pub(crate) fn round<S>(to: &mut [bf16], from: &[f32]) {
+        assert_eq!(to.len(), from.len());
+        for at in (0..to.len()).step_by(LANES) {
+            let len = (to.len() - at).min(LANES);
+            S::store_bf16_part(to.as_mut_ptr().add(at), S::load_part(from.as_ptr().add(at), len), len);
+        }
     }
 }
 
 /// Writes to disjoint parts of one buffer from several threads.
 ///
 /// The borrow checker cannot see that blocks of rows are disjoint; this says so in one place.
-pub(crate) struct Shards<'a> {
-    at: *mut f32,
+pub(crate) struct Shards<'a, T = f32> {
+    at: *mut T,
     len: usize,
-    _buffer: std::marker::PhantomData<&'a mut [f32]>,
+    _buffer: PhantomData<&'a mut [T]>,
 }
 // SAFETY: `slice` demands disjointness of its callers.
-unsafe impl Send for Shards<'_> {}
+unsafe impl<T: Send> Send for Shards<'_, T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shards<'_> {}
+unsafe impl<T: Send> Sync for Shards<'_, T> {}
 
-impl<'a> Shards<'a> {
-    pub(crate) fn new(buffer: &'a mut [f32]) -> Shards<'a> {
-        Shards { at: buffer.as_mut_ptr(), len: buffer.len(), _buffer: std::marker::PhantomData }
+impl<'a, T> Shards<'a, T> {
+    pub(crate) fn new(buffer: &'a mut [T]) -> Shards<'a, T> {
+        Shards { at: buffer.as_mut_ptr(), len: buffer.len(), _buffer: PhantomData }
+    }
+
+    /// Elements of the buffer.
+    pub(crate) fn len(&self) -> usize {
+        self.len
     }
 
     /// The elements `start..end`.
@@ -156,14 +407,48 @@ impl<'a> Shards<'a> {
     /// # Safety
     /// No two live slices may overlap.
     #[expect(clippy::mut_from_ref, reason = "disjointness is the caller's promise")]
-    pub(crate) unsafe fn slice(&self, start: usize, end: usize) -> &mut [f32] {
+    pub(crate) unsafe fn slice(&self, start: usize, end: usize) -> &mut [T] {
         assert!(start <= end && end <= self.len, "shard {start}..{end} of {}", self.len);
         // SAFETY: in bounds by the assertion, disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.at.add(start), end - start) }
     }
 
     /// The start of the buffer, for kernels that write columns.
-    pub(crate) fn as_mut_ptr(&self) -> *mut f32 {
+    pub(crate) fn as_mut_ptr(&self) -> *mut T {
         self.at
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::check::{assert_same_bits, devices, noise_f32};
+
+    #[test]
+    fn a_bf16_tensor_holds_rounded_values_of_any_length() {
+        for device in devices() {
+            for len in [0, 1, 15, 37, 70_001] {
+                let values = noise_f32(1, len);
+                let tensor = Tensor::from_slice(&device, &[len], &values).to_dtype(Dtype::Bf16);
+                let want: Vec<f32> = values.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+                assert_eq!((tensor.len(), tensor.dtype()), (len, Dtype::Bf16));
+                assert_same_bits("wide", tensor.to_dtype(Dtype::F32).as_slice(), &want);
+            }
+        }
+    }
+
+    #[test]
+    fn rows_and_copies_keep_their_kind() {
+        let device = Device::cpu(1);
+        let tensor = Tensor::from_slice(&device, &[3, 5], &noise_f32(1, 15)).to_dtype(Dtype::Bf16);
+        let part = tensor.clone().rows_range(1..3);
+        assert_eq!(part.as_bf16(), &tensor.as_bf16()[5..15]);
+        assert_eq!(part.shape(), [2, 5]);
+    }
+
+    #[test]
+    #[should_panic(expected = "elements as f32")]
+    fn bf16_elements_are_not_taken_for_f32() {
+        Tensor::uninit_as(&Device::cpu(1), Dtype::Bf16, &[2]).as_slice();
     }
 }

@@ -320,12 +320,12 @@ impl Model {
         k = tape.rope(&k, positions, &self.rope);
         let scale = (self.config.head_dim as f32).sqrt().recip();
         let mixed = tape.attention([&q, &k, &v], rows, idx, self.attention_dims(), scale);
-        let mixed = project(tape, &mixed, layer.o);
+        let mixed = tape.linear_f32(&mixed, layer.o.weight, layer.o.bias);
         let (residual, x) = tape.add_rms_norm(&mixed, &residual, layer.mlp_norm, eps);
         let gate = tape.linear(&x, layer.gate, None);
         let up = tape.linear(&x, layer.up, None);
         let x = tape.swiglu(&gate, &up);
-        vec![tape.linear(&x, layer.down, None), residual]
+        vec![tape.linear_f32(&x, layer.down, None), residual]
     }
 
     /// The residual sum of a stream, and its norm.

@@ -42,9 +42,9 @@ pub use kernel::{RowStats, row_stats, weights};
 
 use std::ops::Range;
 
-use super::matmul::{self, Packed};
-use crate::tensor::Shards;
-use crate::{Device, Tensor};
+use super::matmul::{self, Out, Packed};
+use crate::tensor::{self, Shards, Values};
+use crate::{Device, Dtype, Tensor};
 
 /// Logits of a chunk, where the vocabulary is small: 4 MiB stay in a last-level cache.
 const CHUNK_LEN: usize = 1 << 20;
@@ -60,7 +60,7 @@ pub fn logits(out: &mut Tensor, hidden: &Tensor, head: &Packed, inv_temperature:
     let rows = check_hidden(hidden, head);
     check_len("out", out.len(), rows, head.out_len());
     let device = hidden.device();
-    logits_of(device, out.as_mut_slice(), hidden.as_slice(), head, inv_temperature);
+    logits_of(device, out.as_mut_slice(), hidden.values(), head, inv_temperature);
 }
 
 /// The log-prob of token `id`, in nats, from its row of logits and their statistics.
@@ -182,11 +182,27 @@ fn backward_in_chunks(
         });
         let dims = matmul::Dims { rows: chunk.len(), out: vocab_size, inp: width };
         let of_chunk = chunk.start * width..chunk.end * width;
-        let x = &hidden.as_slice()[of_chunk.clone()];
+        let x = hidden.values().slice(of_chunk.clone());
         let dx = &mut dhidden.as_mut_slice()[of_chunk];
-        matmul::backward_input_rows(device, dx, logits, w.as_slice(), dims, false);
-        matmul::backward_weight_rows(device, dw.as_mut_slice(), logits, x, dims);
+        let rounded = rounded_like(hidden, logits);
+        let dlogits = rounded.as_ref().map_or(Values::F32(logits), Tensor::values);
+        matmul::backward_input_rows(device, dx, dlogits, w.as_slice(), dims, false);
+        matmul::backward_weight_rows(device, dw.as_mut_slice(), dlogits, x, dims);
     });
+}
+
+/// A copy of the gradients as bf16, where that is what the products multiply.
+fn rounded_like(hidden: &Tensor, dlogits: &[f32]) -> Option<Tensor> {
+    let device = hidden.device();
+    (hidden.dtype() == Dtype::Bf16).then(|| {
+        let mut rounded = Tensor::uninit_as(device, Dtype::Bf16, &[dlogits.len()]);
+        let to = Shards::new(rounded.as_mut_bf16());
+        device.run_blocks(dlogits.len(), THREAD_LEN_MIN, |start, end| {
+            // SAFETY: blocks are disjoint.
+            tensor::round(device.isa(), unsafe { to.slice(start, end) }, &dlogits[start..end]);
+        });
+        rounded
+    })
 }
 
 /// Calls `f` with chunk after chunk of tokens and their logits, which it may overwrite.
@@ -202,16 +218,16 @@ fn for_each_chunk(
     for start in (0..rows).step_by(chunk_rows) {
         let chunk = start..(start + chunk_rows).min(rows);
         let logits = &mut scratch.as_mut_slice()[..chunk.len() * head.out_len()];
-        let x = &hidden.as_slice()[chunk.start * width..chunk.end * width];
+        let x = hidden.values().slice(chunk.start * width..chunk.end * width);
         logits_of(device, logits, x, head, inv_temperature);
         f(chunk, logits);
     }
 }
 
 /// [`logits`] of some rows: the one way from activations to logits, for the sampler and the learner.
-fn logits_of(device: &Device, out: &mut [f32], x: &[f32], head: &Packed, inv_temperature: f32) {
+fn logits_of(device: &Device, out: &mut [f32], x: Values<'_>, head: &Packed, inv_temperature: f32) {
     let rows = out.len() / head.out_len();
-    matmul::forward_rows(device, out, x, rows, head, None);
+    matmul::forward_rows(device, &Out::F32(Shards::new(out)), x, rows, head, None);
     // A product with one has the bits of the other factor.
     if inv_temperature != 1.0 {
         let len = out.len();

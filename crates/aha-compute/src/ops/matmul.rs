@@ -12,43 +12,58 @@
 //! starts at zero or, where it accumulates, at the stored value. Blocking over the contraction stores the
 //! accumulator and loads it again, which changes no bit; so nothing depends on rows, tiles, blocks,
 //! threads or the instruction set, and micro-batches in order give the gradient of one batch.
+//!
+//! # bf16
+//! Where the left operand is bf16, the right one is rounded to it too, and every output is the same chain
+//! over the rounded operands: bit for bit the `f32` product of them. (A processor with an instruction for pairs of
+//! bf16 numbers takes denormals for zero in it.) `y` may be bf16 as well, rounded from the finished sum; gradients
+//! are `f32`.
 
 mod block;
 mod kernel;
 mod pack;
 
 #[cfg(test)]
+mod bf16_tests;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;
 
 use crate::simd::{LANES, simd_fn};
-use crate::tensor::Shards;
-use crate::{Device, Tensor};
+use crate::tensor::{Shards, Values};
+use crate::{Device, Dtype, Tensor};
 
+pub(crate) use block::Out;
 use block::{Left, Product, Right};
-use pack::{Aligned, Tile};
+use pack::{Aligned, Steps, Tile};
 
 /// Elements of `dy` below which [`backward_bias`] stays on the caller's thread.
 const BIAS_ALONE_LEN: usize = 1 << 16;
 
-/// A weight `(N, K)` in the order in which the kernel reads it, for products with rows of activations.
+/// A weight `(N, K)` in the order in which the kernel reads it, for products with rows of activations of the
+/// same dtype.
 ///
 /// Panels of as many outputs as a tile of the device's instruction set is wide, each `K` deep, the last
-/// one filled up with zeros.
+/// one filled up with zeros. In bf16, two steps of `K` are one word.
 pub struct Packed {
     panels: Aligned,
     out_len: usize,
     in_len: usize,
     tile: Tile,
+    dtype: Dtype,
 }
 
 impl Packed {
-    /// Packs `w (N, K)` on all threads.
-    pub fn of_weight(w: &Tensor) -> Packed {
+    /// Packs `w (N, K)`, an `f32` tensor, on all threads; for bf16 its elements are rounded.
+    pub fn of_weight(w: &Tensor, dtype: Dtype) -> Packed {
         let (device, out_len, in_len) = (w.device(), w.rows(), w.cols());
         let tile = Tile::of(device.isa());
-        let panel_len = in_len * tile.cols;
+        let steps = match dtype {
+            Dtype::F32 => Steps::Floats,
+            Dtype::Bf16 => Steps::Words,
+        };
+        let panel_len = steps.rows(in_len) * tile.cols;
         let panel_count = out_len.div_ceil(tile.cols);
         let mut panels = Aligned::uninit(device, panel_count * panel_len);
         let shards = Shards::new(panels.as_mut_slice());
@@ -59,10 +74,15 @@ impl Packed {
                 let from = &w.as_slice()[rows.start * in_len..rows.end * in_len];
                 // SAFETY: each panel belongs to one call.
                 let to = unsafe { shards.slice(panel * panel_len, (panel + 1) * panel_len) };
-                pack::panel_of_rows(to, from, in_len, tile.cols);
+                pack::panel_of_rows(to, from, in_len, tile.cols, steps);
             }
         });
-        Packed { panels, out_len, in_len, tile }
+        Packed { panels, out_len, in_len, tile, dtype }
+    }
+
+    /// What the elements are rounded to, and what activations must be.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     /// Outputs: `N`.
@@ -83,21 +103,14 @@ impl Packed {
 
 impl fmt::Debug for Packed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Packed[{}, {}]", self.out_len, self.in_len)
+        write!(f, "Packed[{}, {}] {}", self.out_len, self.in_len, self.dtype)
     }
 }
 
 /// `y = x·wᵀ + bias` for `x (T, K)` and `y (T, N)`; the bias is added after the sum.
 pub fn forward(y: &mut Tensor, x: &Tensor, w: &Packed, bias: Option<&Tensor>) {
-    let row_count = rows_of("x", x, w.in_len);
-    forward_rows(
-        x.device(),
-        y.as_mut_slice(),
-        x.as_slice(),
-        row_count,
-        w,
-        bias.map(Tensor::as_slice),
-    );
+    let (device, row_count) = (x.device().clone(), rows_of("x", x, w.in_len));
+    forward_rows(&device, &Out::of(y), x.values(), row_count, w, bias.map(Tensor::as_slice));
 }
 
 /// `dx = dy·w`, or `dx += dy·w` if it accumulates, for `dy (T, N)`, `w (N, K)` and `dx (T, K)`.
@@ -106,7 +119,7 @@ pub fn backward_input(dx: &mut Tensor, dy: &Tensor, w: &Tensor, accumulate: bool
     backward_input_rows(
         dy.device(),
         dx.as_mut_slice(),
-        dy.as_slice(),
+        dy.values(),
         w.as_slice(),
         dims,
         accumulate,
@@ -116,7 +129,7 @@ pub fn backward_input(dx: &mut Tensor, dy: &Tensor, w: &Tensor, accumulate: bool
 /// `dw += dyᵀ·x` for `dy (T, N)`, `x (T, K)` and `dw (N, K)`.
 pub fn backward_weight(dw: &mut Tensor, dy: &Tensor, x: &Tensor) {
     let dims = Dims { rows: rows_of("dy", dy, dw.rows()), out: dw.rows(), inp: dw.cols() };
-    backward_weight_rows(dy.device(), dw.as_mut_slice(), dy.as_slice(), x.as_slice(), dims);
+    backward_weight_rows(dy.device(), dw.as_mut_slice(), dy.values(), x.values(), dims);
 }
 
 /// `db += Σ dy` over the rows of `dy (T, N)`.
@@ -139,24 +152,27 @@ pub(crate) struct Dims {
 /// [`forward`] of `row_count` rows.
 pub(crate) fn forward_rows(
     device: &Device,
-    y: &mut [f32],
-    x: &[f32],
+    y: &Out<'_>,
+    x: Values<'_>,
     row_count: usize,
     w: &Packed,
     bias: Option<&[f32]>,
 ) {
     assert_eq!(w.tile, Tile::of(device.isa()), "w is packed for another instruction set");
-    check_len("y", y, row_count * w.out_len);
-    check_len("x", x, row_count * w.in_len);
+    check_len("y", y.len(), row_count * w.out_len);
+    check_len("x", x.len(), row_count * w.in_len);
     if let Some(bias) = bias {
-        check_len("bias", bias, w.out_len);
+        check_len("bias", bias.len(), w.out_len);
     }
     let product = Product {
         rows: row_count,
         cols: w.out_len,
         depth: w.in_len,
         left: Left::Rows(x),
-        right: Right::Panels(w.panels.as_slice()),
+        right: match w.dtype {
+            Dtype::F32 => Right::Panels(w.panels.as_slice()),
+            Dtype::Bf16 => Right::Words(w.panels.as_slice()),
+        },
         accumulate: false,
         bias,
     };
@@ -167,37 +183,37 @@ pub(crate) fn forward_rows(
 pub(crate) fn backward_input_rows(
     device: &Device,
     dx: &mut [f32],
-    dy: &[f32],
+    dy: Values<'_>,
     w: &[f32],
     dims: Dims,
     accumulate: bool,
 ) {
-    check_len("dx", dx, dims.rows * dims.inp);
-    check_len("dy", dy, dims.rows * dims.out);
-    check_len("w", w, dims.out * dims.inp);
+    check_len("dx", dx.len(), dims.rows * dims.inp);
+    check_len("dy", dy.len(), dims.rows * dims.out);
+    check_len("w", w.len(), dims.out * dims.inp);
     let product = Product {
         rows: dims.rows,
         cols: dims.inp,
         depth: dims.out,
         left: Left::Rows(dy),
-        right: Right::Rows(w),
+        right: Right::Rows(Values::F32(w)),
         accumulate,
         bias: None,
     };
-    block::run(device, dx, &product);
+    block::run(device, &Out::F32(Shards::new(dx)), &product);
 }
 
 /// [`backward_weight`] of `dims.rows` rows.
 pub(crate) fn backward_weight_rows(
     device: &Device,
     dw: &mut [f32],
-    dy: &[f32],
-    x: &[f32],
+    dy: Values<'_>,
+    x: Values<'_>,
     dims: Dims,
 ) {
-    check_len("dw", dw, dims.out * dims.inp);
-    check_len("dy", dy, dims.rows * dims.out);
-    check_len("x", x, dims.rows * dims.inp);
+    check_len("dw", dw.len(), dims.out * dims.inp);
+    check_len("dy", dy.len(), dims.rows * dims.out);
+    check_len("x", x.len(), dims.rows * dims.inp);
     let product = Product {
         rows: dims.out,
         cols: dims.inp,
@@ -207,12 +223,12 @@ pub(crate) fn backward_weight_rows(
         accumulate: true,
         bias: None,
     };
-    block::run(device, dw, &product);
+    block::run(device, &Out::F32(Shards::new(dw)), &product);
 }
 
 /// [`backward_bias`] of `row_count` rows.
 pub(crate) fn backward_bias_rows(device: &Device, db: &mut [f32], dy: &[f32], row_count: usize) {
-    check_len("dy", dy, row_count * db.len());
+    check_len("dy", dy.len(), row_count * db.len());
     let width = db.len();
     if row_count == 0 || width == 0 {
         return;
@@ -274,8 +290,8 @@ fn rows_of(name: &str, tensor: &Tensor, width: usize) -> usize {
 }
 
 #[track_caller]
-fn check_len(name: &str, buffer: &[f32], len: usize) {
-    assert_eq!(buffer.len(), len, "length of {name}");
+fn check_len(name: &str, buffer_len: usize, len: usize) {
+    assert_eq!(buffer_len, len, "length of {name}");
 }
 
 /// The definitions, in scalar loops.

@@ -12,7 +12,8 @@
 //!
 //! Each group of `G` columns is normed for itself: the whole row, or one head of a row (Qwen3):
 //! `r = 1 / sqrt(mean(x²) + eps)`, `y = x r w`. With `z = x r` and `m = mean(dy w z)`:
-//! `dx = r (dy w - z m)` and `dw = Σ dy z`.
+//! `dx = r (dy w - z m)` and `dw = Σ dy z`. `x` and `y` may be bf16: what is between is `f32`, and so are
+//! gradients.
 
 use crate::simd::{LANES, Simd, simd_fn};
 use crate::tensor::Shards;
@@ -25,16 +26,18 @@ const BLOCK_LEN: usize = 1 << 13;
 pub fn forward(y: &mut Tensor, r: &mut Tensor, x: &Tensor, w: &Tensor, eps: f32) {
     let group_len = check(w, r, &[("y", y), ("x", x)]);
     let device = x.device();
-    let (ys, rs) = (Shards::new(y.as_mut_slice()), Shards::new(r.as_mut_slice()));
+    let (ys, rs) = (y.sink(), Shards::new(r.as_mut_slice()));
     groups(device, x.len() / group_len, group_len, |start, end| {
         let at = start * group_len..end * group_len;
         // SAFETY: blocks of groups are disjoint.
-        let (y, r) = unsafe { (ys.slice(at.start, at.end), rs.slice(start, end)) };
-        norm(device.isa(), y, r, &x.as_slice()[at], w.as_slice(), eps);
+        x.values().with(device, at.clone(), |x| unsafe {
+            let r = rs.slice(start, end);
+            ys.with(at, |y| norm(device.isa(), y, r, x, w.as_slice(), eps));
+        });
     });
 }
 
-/// `sum = x + residual`, and [`forward`] of it.
+/// `sum = x + residual`, and [`forward`] of it. The residual and the sum are `f32`.
 pub fn forward_add(
     y: &mut Tensor,
     r: &mut Tensor,
@@ -47,15 +50,15 @@ pub fn forward_add(
     let group_len = check(w, r, &[("y", y), ("sum", sum), ("x", x), ("residual", residual)]);
     let device = x.device();
     let sums = Shards::new(sum.as_mut_slice());
-    let (ys, rs) = (Shards::new(y.as_mut_slice()), Shards::new(r.as_mut_slice()));
+    let (ys, rs) = (y.sink(), Shards::new(r.as_mut_slice()));
     groups(device, x.len() / group_len, group_len, |start, end| {
         let at = start * group_len..end * group_len;
         // SAFETY: blocks of groups are disjoint.
-        let (y, r, sum) = unsafe {
-            (ys.slice(at.start, at.end), rs.slice(start, end), sums.slice(at.start, at.end))
-        };
-        add(device.isa(), sum, &x.as_slice()[at.clone()], &residual.as_slice()[at]);
-        norm(device.isa(), y, r, sum, w.as_slice(), eps);
+        x.values().with(device, at.clone(), |x| unsafe {
+            let (r, sum) = (rs.slice(start, end), sums.slice(at.start, at.end));
+            add(device.isa(), sum, x, &residual.as_slice()[at.clone()]);
+            ys.with(at, |y| norm(device.isa(), y, r, sum, w.as_slice(), eps));
+        });
     });
 }
 
@@ -64,7 +67,9 @@ pub fn backward(dx: &mut Tensor, dw: &mut Tensor, dy: &Tensor, x: &Tensor, w: &T
     let group_len = check(w, r, &[("dx", dx), ("dy", dy), ("x", x)]);
     assert_eq!(dw.len(), group_len, "`dw` must be as long as `w`");
     let device = x.device();
-    let (x, dy, r, w) = (x.as_slice(), dy.as_slice(), r.as_slice(), w.as_slice());
+    let (dy, r, w) = (dy.as_slice(), r.as_slice(), w.as_slice());
+    let x = x.as_f32();
+    let x = x.as_slice();
     let dxs = Shards::new(dx.as_mut_slice());
     groups(device, x.len() / group_len, group_len, |start, end| {
         let at = start * group_len..end * group_len;

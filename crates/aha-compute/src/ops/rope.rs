@@ -9,12 +9,12 @@
 //! | `dx`        | (T, H·D) | backward `=`                    |
 //!
 //! With `c`, `s` the cosine and sine of `position · inv_freq_i`, both times the table's scale:
-//! `y_i = x_i c - x_{i+D/2} s` and `y_{i+D/2} = x_{i+D/2} c + x_i s`; backward rotates by `-s`.
+//! `y_i = x_i c - x_{i+D/2} s` and `y_{i+D/2} = x_{i+D/2} c + x_i s`; backward rotates by `-s`. `x` and `y` may be
+//! bf16: what is between is `f32`.
 
 use std::sync::OnceLock;
 
 use crate::simd::{LANES, simd_fn};
-use crate::tensor::Shards;
 use crate::{Device, Tensor};
 
 /// Rows that one call of a kernel takes.
@@ -110,17 +110,20 @@ fn rotate(y: &mut Tensor, x: &Tensor, positions: &[u32], table: &Table, sign: f3
         panic!("position {past} of a table with {positions_max}");
     }
     let device = x.device();
-    let out = Shards::new(y.as_mut_slice());
+    let out = y.sink();
     device.run_blocks(positions.len(), BLOCK_ROWS, |start, end| {
-        // SAFETY: blocks of rows are disjoint.
-        let y = unsafe { out.slice(start * cols, end * cols) };
-        let x = &x.as_slice()[start * cols..end * cols];
-        for ((y, x), &p) in
-            y.chunks_exact_mut(cols).zip(x.chunks_exact(cols)).zip(&positions[start..end])
-        {
-            let (cos, sin) = table.row(p as usize);
-            rotate_row(device.isa(), y, x, cos, sin, sign);
-        }
+        let at = start * cols..end * cols;
+        let rotate_rows = |y: &mut [f32], x: &[f32]| {
+            let rows = y.chunks_exact_mut(cols).zip(x.chunks_exact(cols));
+            for ((y, x), &p) in rows.zip(&positions[start..end]) {
+                let (cos, sin) = table.row(p as usize);
+                rotate_row(device.isa(), y, x, cos, sin, sign);
+            }
+        };
+        x.values().with(device, at.clone(), |x| {
+            // SAFETY: blocks of rows are disjoint.
+            unsafe { out.with(at, |y| rotate_rows(y, x)) };
+        });
     });
 }
 

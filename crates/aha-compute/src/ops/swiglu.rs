@@ -6,7 +6,8 @@
 //! | `y`               | (T, C) | forward `=`   |
 //! | `dgate` `dup`     | (T, C) | backward `=`  |
 //!
-//! `dup = dy silu(gate)` and `dgate = dy up σ(gate) (1 + gate (1 - σ(gate)))`.
+//! `dup = dy silu(gate)` and `dgate = dy up σ(gate) (1 + gate (1 - σ(gate)))`. `gate`, `up` and `y` may be bf16:
+//! what is between is `f32`, and so are gradients.
 
 use crate::Tensor;
 use crate::simd::{LANES, simd_fn};
@@ -20,11 +21,14 @@ pub fn forward(y: &mut Tensor, gate: &Tensor, up: &Tensor) {
     let len = gate.len();
     assert_eq!((y.len(), up.len()), (len, len), "`y` and `up` must be as long as `gate`");
     let device = gate.device();
-    let out = Shards::new(y.as_mut_slice());
+    let out = y.sink();
     device.run_blocks(len, BLOCK_LEN, |start, end| {
-        // SAFETY: blocks are disjoint.
-        let y = unsafe { out.slice(start, end) };
-        gated(device.isa(), y, &gate.as_slice()[start..end], &up.as_slice()[start..end]);
+        gate.values().with(device, start..end, |gate| {
+            up.values().with(device, start..end, |up| {
+                // SAFETY: blocks are disjoint.
+                unsafe { out.with(start..end, |y| gated(device.isa(), y, gate, up)) };
+            });
+        });
     });
 }
 
@@ -38,8 +42,12 @@ pub fn backward(dgate: &mut Tensor, dup: &mut Tensor, dy: &Tensor, gate: &Tensor
     device.run_blocks(len, BLOCK_LEN, |start, end| {
         // SAFETY: blocks are disjoint.
         let (dgate, dup) = unsafe { (dgates.slice(start, end), dups.slice(start, end)) };
-        let [dy, gate, up] = [dy, gate, up].map(|x| &x.as_slice()[start..end]);
-        gated_backward(device.isa(), dgate, dup, dy, gate, up);
+        let dy = &dy.as_slice()[start..end];
+        gate.values().with(device, start..end, |gate| {
+            up.values().with(device, start..end, |up| {
+                gated_backward(device.isa(), dgate, dup, dy, gate, up);
+            });
+        });
     });
 }
 

@@ -5,6 +5,9 @@
 use std::arch::x86_64::*;
 
 #[cfg(target_arch = "x86_64")]
+use half::bf16;
+
+#[cfg(target_arch = "x86_64")]
 use super::{LANES, Simd};
 
 /// AVX2 with fused multiply-add.
@@ -120,6 +123,51 @@ unsafe impl Simd for Avx2 {
         unsafe { Self::store(a.as_mut_ptr(), v) };
         a
     }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self::V {
+        unsafe { (widen(from), widen(from.add(8))) }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut bf16, v: Self::V) {
+        unsafe {
+            let low = _mm256_srli_epi32::<16>(round_bf16(_mm256_castps_si256(v.0)));
+            let high = _mm256_srli_epi32::<16>(round_bf16(_mm256_castps_si256(v.1)));
+            // Packing works within 128 bits: the middle quarters change places.
+            let packed = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(low, high));
+            _mm256_storeu_si256(to.cast(), packed);
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(v: Self::V) -> Self::V {
+        unsafe {
+            let upper = _mm256_set1_epi32(UPPER);
+            let low = round_bf16(_mm256_castps_si256(v.0));
+            let high = round_bf16(_mm256_castps_si256(v.1));
+            (
+                _mm256_castsi256_ps(_mm256_and_si256(low, upper)),
+                _mm256_castsi256_ps(_mm256_and_si256(high, upper)),
+            )
+        }
+    }
+    #[inline(always)]
+    unsafe fn pair(first: Self::V, second: Self::V) -> Self::V {
+        unsafe { both!(pair, first, second) }
+    }
+    #[inline(always)]
+    unsafe fn load_first(words: *const f32) -> Self::V {
+        unsafe {
+            let upper = _mm256_castsi256_ps(_mm256_set1_epi32(UPPER));
+            let (low, high) = Self::load(words);
+            (_mm256_and_ps(low, upper), _mm256_and_ps(high, upper))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_second(words: *const f32) -> Self::V {
+        unsafe {
+            let (low, high) = Self::load(words);
+            (shifted_up(low), shifted_up(high))
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -128,5 +176,51 @@ unsafe fn pow2(a: __m256) -> __m256 {
     unsafe {
         let n = _mm256_add_epi32(_mm256_cvtps_epi32(a), _mm256_set1_epi32(127));
         _mm256_castsi256_ps(_mm256_slli_epi32::<23>(n))
+    }
+}
+
+/// The upper half of a word.
+#[cfg(target_arch = "x86_64")]
+const UPPER: i32 = -0x1_0000;
+
+/// Eight bf16 numbers.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn widen(from: *const bf16) -> __m256 {
+    unsafe {
+        let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
+        _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn shifted_up(words: __m256) -> __m256 {
+    unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(words))) }
+}
+
+/// Words whose upper halves are the bf16 numbers nearest to the floats, ties to even; NaN stays NaN.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn round_bf16(bits: __m256i) -> __m256i {
+    unsafe {
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+        let rounded = _mm256_add_epi32(bits, half);
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x0040_0000));
+        let floats = _mm256_castsi256_ps(bits);
+        let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(floats, floats));
+        _mm256_blendv_epi8(rounded, quiet, is_nan)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn pair(first: __m256, second: __m256) -> __m256 {
+    unsafe {
+        let first = round_bf16(_mm256_castps_si256(first));
+        let second = round_bf16(_mm256_castps_si256(second));
+        let upper = _mm256_and_si256(first, _mm256_set1_epi32(UPPER));
+        _mm256_castsi256_ps(_mm256_or_si256(upper, _mm256_srli_epi32::<16>(second)))
     }
 }

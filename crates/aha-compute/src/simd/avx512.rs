@@ -5,15 +5,24 @@
 use std::arch::x86_64::*;
 
 #[cfg(target_arch = "x86_64")]
+use half::bf16;
+
+#[cfg(target_arch = "x86_64")]
 use super::{LANES, Simd};
 
 /// AVX-512 (foundation).
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512;
 
-// SAFETY: every method needs AVX-512F, which callers guarantee.
+/// AVX-512 with dot products of bf16 pairs (AVX512_BF16).
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512Bf16;
+
+/// The lanes of AVX-512F, and what an extension of it does better.
 #[cfg(target_arch = "x86_64")]
-unsafe impl Simd for Avx512 {
+macro_rules! lanes { ($name:ident { $($better:item)* }) => {
+// SAFETY: every method needs AVX-512F, `Avx512Bf16` also AVX512_BF16, which callers guarantee.
+unsafe impl Simd for $name {
     type V = __m512;
 
     const TILE_ROWS: usize = 12;
@@ -91,6 +100,85 @@ unsafe impl Simd for Avx512 {
         let mut a = [0.0; LANES];
         unsafe { Self::store(a.as_mut_ptr(), v) };
         a
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self::V {
+        unsafe {
+            let words = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut bf16, v: Self::V) {
+        unsafe {
+            let upper = _mm512_srli_epi32::<16>(round_bf16(v));
+            _mm256_storeu_si256(to.cast(), _mm512_cvtepi32_epi16(upper));
+        }
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(v: Self::V) -> Self::V {
+        unsafe {
+            let upper = _mm512_and_si512(round_bf16(v), _mm512_set1_epi32(UPPER));
+            _mm512_castsi512_ps(upper)
+        }
+    }
+    #[inline(always)]
+    unsafe fn pair(first: Self::V, second: Self::V) -> Self::V {
+        unsafe {
+            let upper = _mm512_and_si512(round_bf16(first), _mm512_set1_epi32(UPPER));
+            let lower = _mm512_srli_epi32::<16>(round_bf16(second));
+            _mm512_castsi512_ps(_mm512_or_si512(upper, lower))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_first(words: *const f32) -> Self::V {
+        unsafe {
+            let words = _mm512_castps_si512(Self::load(words));
+            _mm512_castsi512_ps(_mm512_and_si512(words, _mm512_set1_epi32(UPPER)))
+        }
+    }
+    #[inline(always)]
+    unsafe fn load_second(words: *const f32) -> Self::V {
+        unsafe {
+            let words = _mm512_castps_si512(Self::load(words));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
+        }
+    }
+    $($better)*
+}
+} }
+
+#[cfg(target_arch = "x86_64")]
+lanes!(Avx512 {});
+#[cfg(target_arch = "x86_64")]
+lanes!(Avx512Bf16 {
+    /// The instruction multiplies and adds the upper halves of the words first.
+    #[inline(always)]
+    unsafe fn dot_pairs(a: f32, b: *const f32, c: Self::V) -> Self::V {
+        unsafe {
+            let a: __m512bh = std::mem::transmute(_mm512_set1_ps(a));
+            let b: __m512bh = std::mem::transmute(_mm512_loadu_ps(b));
+            _mm512_dpbf16_ps(c, a, b)
+        }
+    }
+});
+
+/// The upper half of a word.
+#[cfg(target_arch = "x86_64")]
+const UPPER: i32 = -0x1_0000;
+
+/// Words whose upper halves are the bf16 numbers nearest to the floats, ties to even; NaN stays NaN.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn round_bf16(v: __m512) -> __m512i {
+    unsafe {
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+        let rounded = _mm512_add_epi32(bits, half);
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x0040_0000));
+        let is_nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        _mm512_mask_mov_epi32(rounded, is_nan, quiet)
     }
 }
 

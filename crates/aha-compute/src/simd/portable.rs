@@ -1,5 +1,7 @@
 //! The lanes in plain Rust: the definition of what every instruction set must yield.
 
+use half::bf16;
+
 use super::{LANES, Simd};
 
 /// Plain Rust lanes.
@@ -87,5 +89,30 @@ unsafe impl Simd for Portable {
     #[inline(always)]
     unsafe fn to_array(v: Self::V) -> [f32; LANES] {
         v
+    }
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self::V {
+        unsafe { from.cast::<[bf16; LANES]>().read_unaligned() }.map(bf16::to_f32)
+    }
+    #[inline(always)]
+    unsafe fn store_bf16(to: *mut bf16, v: Self::V) {
+        unsafe { to.cast::<[bf16; LANES]>().write_unaligned(v.map(bf16::from_f32)) }
+    }
+    #[inline(always)]
+    unsafe fn round_bf16(v: Self::V) -> Self::V {
+        v.map(|x| bf16::from_f32(x).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn pair(first: Self::V, second: Self::V) -> Self::V {
+        let half = |x: f32| u32::from(bf16::from_f32(x).to_bits());
+        zip(first, second, |first, second| f32::from_bits(half(first) << 16 | half(second)))
+    }
+    #[inline(always)]
+    unsafe fn load_first(words: *const f32) -> Self::V {
+        unsafe { Self::load(words) }.map(|word| f32::from_bits(word.to_bits() & 0xffff_0000))
+    }
+    #[inline(always)]
+    unsafe fn load_second(words: *const f32) -> Self::V {
+        unsafe { Self::load(words) }.map(|word| f32::from_bits(word.to_bits() << 16))
     }
 }

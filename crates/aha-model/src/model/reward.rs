@@ -96,7 +96,7 @@ impl Model {
         let ends: Vec<usize> = ends.collect();
         let hidden = self.hidden(tape, Batch::packed(ids, lens.iter().copied()), checkpointing);
         let last = tape.select_rows(&hidden, &ends.into());
-        tape.linear(&last, self.score_head(), None)
+        tape.linear_f32(&last, self.score_head(), None)
     }
 
     /// Scores of whole sequences that run through the model at once. The same sequence has the same bits

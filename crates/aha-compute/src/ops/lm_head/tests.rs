@@ -33,7 +33,7 @@ fn case(device: &Device, [rows, vocab_size, width]: [usize; 3]) -> Case {
     let w = noise_tensor(device, 2, &[vocab_size, width]);
     Case {
         hidden: noise_tensor(device, 1, &[rows, width]),
-        head: Packed::of_weight(&w),
+        head: Packed::of_weight(&w, Dtype::F32),
         w,
         targets: (0..rows as u64)
             .map(|i| (random.uniform(&[i]) * vocab_size as f64) as u32)
@@ -49,7 +49,7 @@ impl Case {
         Case {
             hidden: self.hidden.rows_range(rows.clone()),
             w: self.w.clone(),
-            head: Packed::of_weight(&self.w),
+            head: Packed::of_weight(&self.w, Dtype::F32),
             targets: self.targets[rows.clone()].to_vec(),
             dlogp: self.dlogp[rows.clone()].to_vec(),
             dentropy: self.dentropy[rows].to_vec(),

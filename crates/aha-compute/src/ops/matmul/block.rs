@@ -6,11 +6,14 @@
 
 use std::ops::Range;
 
-use crate::Device;
-use crate::tensor::Shards;
+use half::bf16;
 
-use super::kernel::{self, Block};
-use super::pack::{self, Aligned, Tile, Tiles};
+use crate::simd::Isa;
+use crate::tensor::{self, Dtype, Shards, Values};
+use crate::{Device, Tensor};
+
+use super::kernel::{self, Block, Form};
+use super::pack::{self, Aligned, Steps, Tile, Tiles};
 
 /// Deepest block: a panel of it fills half of a first-level cache of 32 KiB.
 const DEPTH_MAX: usize = 320;
@@ -23,6 +26,8 @@ const COLS_MAX: usize = 1024;
 const ALONE_MAX: usize = 50_000;
 /// Rows of a task, in tiles, up to which its left operand is read in place.
 const IN_PLACE_TILES: usize = 4;
+/// Most rows whose sums are kept in `f32` until they are finished and rounded.
+const ROUNDED_ROWS_MAX: usize = 96;
 
 /// `c (rows, cols) (=|+=) left (rows, depth)·right (depth, cols) + bias (cols)`.
 pub(super) struct Product<'a> {
@@ -37,13 +42,25 @@ pub(super) struct Product<'a> {
     pub(super) bias: Option<&'a [f32]>,
 }
 
-/// The left operand.
+/// The left operand. Its kind is that of the product: with bf16 both operands are rounded to it.
 #[derive(Clone, Copy)]
 pub(super) enum Left<'a> {
     /// `(rows, depth)`.
-    Rows(&'a [f32]),
+    Rows(Values<'a>),
     /// `(depth, rows)`.
-    Columns(&'a [f32]),
+    Columns(Values<'a>),
+}
+
+impl<'a> Left<'a> {
+    fn values(self) -> Values<'a> {
+        match self {
+            Left::Rows(values) | Left::Columns(values) => values,
+        }
+    }
+
+    fn is_bf16(self) -> bool {
+        matches!(self.values(), Values::Bf16(_))
+    }
 }
 
 /// The right operand.
@@ -51,12 +68,45 @@ pub(super) enum Left<'a> {
 pub(super) enum Right<'a> {
     /// Panels `(depth, tile columns)`, the last filled up with zeros.
     Panels(&'a [f32]),
+    /// Panels of words, for bf16 products only.
+    Words(&'a [f32]),
     /// `(depth, cols)`.
-    Rows(&'a [f32]),
+    Rows(Values<'a>),
+}
+
+/// Where outputs go.
+pub(crate) enum Out<'a> {
+    /// As they are.
+    F32(Shards<'a, f32>),
+    /// Rounded when their sums are finished; they can't accumulate.
+    Bf16(Shards<'a, bf16>),
+}
+
+impl<'a> Out<'a> {
+    /// The elements of a tensor.
+    pub(super) fn of(tensor: &'a mut Tensor) -> Out<'a> {
+        match tensor.dtype() {
+            Dtype::F32 => Out::F32(Shards::new(tensor.as_mut_slice())),
+            Dtype::Bf16 => Out::Bf16(Shards::new(tensor.as_mut_bf16())),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Out::F32(out) => out.len(),
+            Out::Bf16(out) => out.len(),
+        }
+    }
 }
 
 /// Computes a product into `c`.
-pub(super) fn run(device: &Device, c: &mut [f32], product: &Product) {
+pub(super) fn run(device: &Device, c: &Out<'_>, product: &Product) {
+    let has_instruction = device.isa() == Isa::Avx512Bf16;
+    run_as(device, c, product, product.left.is_bf16() && has_instruction);
+}
+
+/// [`run`], with both operands in words or not.
+pub(super) fn run_as(device: &Device, c: &Out<'_>, product: &Product, in_words: bool) {
     if product.rows == 0 || product.cols == 0 {
         return;
     }
@@ -64,7 +114,6 @@ pub(super) fn run(device: &Device, c: &mut [f32], product: &Product) {
     let tile = Tile::of(device.isa());
     let grid = Grid::choose(product, tile, device.threads());
     let (row_tasks, col_tasks) = grid.tasks(product);
-    let c = Shards::new(c);
     // Tasks that follow each other share columns, and so the right operand in a shared cache.
     device.run(row_tasks * col_tasks, |i| {
         let (row, col) = (i % row_tasks * grid.rows, i / row_tasks * grid.cols);
@@ -72,22 +121,30 @@ pub(super) fn run(device: &Device, c: &mut [f32], product: &Product) {
             device,
             product,
             tile,
+            in_words,
             rows: row..(row + grid.rows).min(product.rows),
             cols: col..(col + grid.cols).min(product.cols),
         };
-        task.run(&c);
+        task.run(c);
     });
 }
 
 /// The kernel works on raw pointers: this is where the operands' sizes are made sure of.
-fn check(c: &[f32], product: &Product, device: &Device) {
-    let &Product { rows, cols, depth, left, right, bias, .. } = product;
-    let tile = Tile::of(device.isa());
+fn check(c: &Out<'_>, product: &Product, device: &Device) {
+    let &Product { rows, cols, depth, left, right, accumulate, bias } = product;
+    let width = cols.next_multiple_of(Tile::of(device.isa()).cols);
     assert_eq!(c.len(), rows * cols, "outputs");
-    let (Left::Rows(a) | Left::Columns(a)) = left;
-    assert_eq!(a.len(), rows * depth, "left operand");
+    assert!(!accumulate || matches!(c, Out::F32(_)), "rounded outputs can't accumulate");
+    assert_eq!(left.values().len(), rows * depth, "left operand");
     match right {
-        Right::Panels(b) => assert_eq!(b.len(), cols.next_multiple_of(tile.cols) * depth, "panels"),
+        Right::Panels(b) => {
+            assert!(!left.is_bf16(), "panels of floats for a bf16 product");
+            assert_eq!(b.len(), width * depth, "panels");
+        }
+        Right::Words(b) => {
+            assert!(left.is_bf16(), "panels of words for an f32 product");
+            assert_eq!(b.len(), width * Steps::Words.rows(depth), "panels of words");
+        }
         Right::Rows(b) => assert_eq!(b.len(), depth * cols, "right operand"),
     }
     assert!(bias.is_none_or(|bias| bias.len() == cols), "bias");
@@ -140,12 +197,12 @@ impl Grid {
     /// An estimate of the time until all tasks are done.
     fn cycles(self, product: &Product, tile: Tile, threads: usize) -> f64 {
         let left = match product.left {
-            Left::Rows(_) if self.rows <= IN_PLACE_TILES * tile.rows => 0.0,
+            Left::Rows(Values::F32(_)) if self.rows <= IN_PLACE_TILES * tile.rows => 0.0,
             Left::Rows(_) => 1.0,
             Left::Columns(_) => 0.5,
         };
         let right = match product.right {
-            Right::Panels(_) => 0.25,
+            Right::Panels(_) | Right::Words(_) => 0.25,
             Right::Rows(_) => 0.75,
         };
         let (rows, cols) = (self.rows as f64, self.cols as f64);
@@ -161,35 +218,73 @@ struct Task<'a> {
     device: &'a Device,
     product: &'a Product<'a>,
     tile: Tile,
+    /// Whether both operands are packed in words.
+    in_words: bool,
     rows: Range<usize>,
     cols: Range<usize>,
 }
 
+/// Packed operands of a task's block.
+struct Scratch {
+    left: Aligned,
+    right: Aligned,
+    /// A panel of words as floats.
+    floats: Aligned,
+}
+
+/// The first output of some rows and the task's columns, and how far apart rows are.
+#[derive(Clone, Copy)]
+struct Outputs {
+    at: *mut f32,
+    stride: usize,
+}
+
 impl Task<'_> {
-    fn run(&self, c: &Shards) {
-        let Product { depth, .. } = *self.product;
-        let step = self.depth_step();
-        let row_step = even_step(self.rows.len(), ROWS_MAX, self.tile.rows);
-        let mut left = match self.product.left {
-            Left::Rows(_) if self.is_in_place() => Aligned::uninit(self.device, 0),
-            _ => Aligned::uninit(self.device, row_step * step),
-        };
-        let mut right = match self.product.right {
-            Right::Panels(_) => Aligned::uninit(self.device, 0),
-            Right::Rows(_) => {
-                let cols = self.cols.len().next_multiple_of(self.tile.cols);
-                Aligned::uninit(self.device, cols * step)
+    fn run(&self, c: &Out<'_>) {
+        match c {
+            Out::F32(c) => {
+                let stride = self.product.cols;
+                // In bounds: rows and columns are those of the product, whose size `check` made sure of.
+                let at = c.as_mut_ptr().wrapping_add(self.rows.start * stride + self.cols.start);
+                self.walk(self.rows.clone(), ROWS_MAX, Outputs { at, stride });
             }
-        };
+            Out::Bf16(c) => {
+                let step = even_step(self.rows.len(), ROUNDED_ROWS_MAX, self.tile.rows);
+                let stride = self.cols.len();
+                let mut sums = Aligned::uninit(self.device, step * stride);
+                for row in self.rows.clone().step_by(step) {
+                    let rows = row..(row + step).min(self.rows.end);
+                    let at = sums.as_mut_slice().as_mut_ptr();
+                    self.walk(rows.clone(), step, Outputs { at, stride });
+                    for (row, sums) in rows.zip(sums.as_slice().chunks_exact(stride)) {
+                        let at = row * self.product.cols;
+                        // SAFETY: each output belongs to one task.
+                        let to = unsafe { c.slice(at + self.cols.start, at + self.cols.end) };
+                        tensor::round(self.device.isa(), to, sums);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Computes some of the task's rows, at most `rows_max` at a time.
+    fn walk(&self, all: Range<usize>, rows_max: usize, c: Outputs) {
+        let depth = self.product.depth;
+        let (row_step, step) =
+            (even_step(all.len(), rows_max, self.tile.rows), self.depth_step(all.len()));
+        let mut scratch = self.scratch(row_step, step);
         let mut from = 0;
         loop {
             // A contraction of length zero still has one block, which writes zeros.
             let part = from..(from + step).min(depth);
-            let (b, b_stride) = self.right_block(&mut right, part.clone());
-            for row in self.rows.clone().step_by(row_step) {
-                let rows = row..(row + row_step).min(self.rows.end);
-                let (a, a_stride) = self.left_block(&mut left, rows.clone(), part.clone());
-                self.block(c, rows, part.clone(), (a, a_stride), (b, b_stride));
+            let (b, b_stride) = self.right_block(&mut scratch.right, part.clone());
+            for row in all.clone().step_by(row_step) {
+                let rows = row..(row + row_step).min(all.end);
+                let (a, form) = self.left_block(&mut scratch.left, rows.clone(), part.clone());
+                let offset = (row - all.start) * c.stride;
+                let c = Outputs { at: c.at.wrapping_add(offset), ..c };
+                let scratch = scratch.floats.as_mut_slice().as_mut_ptr();
+                self.block(c, rows.len(), part.clone(), (a, form), (b, b_stride), scratch);
             }
             from = part.end;
             if from >= depth {
@@ -198,17 +293,49 @@ impl Task<'_> {
         }
     }
 
-    fn is_in_place(&self) -> bool {
-        self.rows.len() <= IN_PLACE_TILES * self.tile.rows
+    fn scratch(&self, row_step: usize, step: usize) -> Scratch {
+        let left_len = if self.is_in_place() { 0 } else { row_step * self.steps().rows(step) };
+        let floats_len = match self.product.right {
+            Right::Words(_) if !self.in_words => step.next_multiple_of(2) * self.tile.cols,
+            _ => 0,
+        };
+        let right_len = match self.product.right {
+            Right::Panels(_) | Right::Words(_) => 0,
+            Right::Rows(_) => {
+                self.cols.len().next_multiple_of(self.tile.cols) * self.steps().rows(step)
+            }
+        };
+        Scratch {
+            left: Aligned::uninit(self.device, left_len),
+            right: Aligned::uninit(self.device, right_len),
+            floats: Aligned::uninit(self.device, floats_len),
+        }
     }
 
-    /// Depth of the blocks. Where one tile has all rows, nothing is read twice and nothing needs to stay
-    /// in a cache.
-    fn depth_step(&self) -> usize {
-        let is_read_once = self.rows.len() <= self.tile.rows;
+    fn is_in_place(&self) -> bool {
+        matches!(self.product.left, Left::Rows(Values::F32(_)))
+            && self.rows.len() <= IN_PLACE_TILES * self.tile.rows
+    }
+
+    /// How the panels are laid out that are packed here.
+    fn steps(&self) -> Steps {
+        match (self.product.left.is_bf16(), self.in_words) {
+            (false, _) => Steps::Floats,
+            (true, false) => Steps::EvenFloats,
+            (true, true) => Steps::Words,
+        }
+    }
+
+    /// Depth of the blocks for so many rows. Where one tile has all rows, nothing is read twice and nothing
+    /// needs to stay in a cache.
+    fn depth_step(&self, row_count: usize) -> usize {
+        let is_read_once = row_count <= self.tile.rows;
+        let depth = self.product.depth;
         match self.product.right {
-            Right::Panels(_) if is_read_once => self.product.depth.max(1),
-            _ => even_step(self.product.depth, DEPTH_MAX, 1),
+            Right::Panels(_) | Right::Words(_) if is_read_once => depth.max(1),
+            // Words end with a block.
+            _ if self.product.left.is_bf16() => even_step(depth, DEPTH_MAX, 2),
+            _ => even_step(depth, DEPTH_MAX, 1),
         }
     }
 
@@ -221,67 +348,82 @@ impl Task<'_> {
                 let at = self.cols.start / width * panel_len + part.start * width;
                 (panels[at..].as_ptr(), panel_len)
             }
+            Right::Words(panels) => {
+                let panel_len = Steps::Words.rows(depth) * width;
+                let at = self.cols.start / width * panel_len + part.start / 2 * width;
+                (panels[at..].as_ptr(), panel_len)
+            }
             Right::Rows(b) => {
-                let (stride, isa) = (self.product.cols, self.device.isa());
-                let from = &b[(part.start * stride + self.cols.start).min(b.len())..];
-                pack::right_of_rows(
-                    isa,
-                    scratch.as_mut_slice(),
-                    from,
-                    stride,
-                    part.len(),
-                    self.cols.len(),
-                );
-                (scratch.as_slice().as_ptr(), part.len() * width)
+                let (stride, isa, steps) = (self.product.cols, self.device.isa(), self.steps());
+                let from = b.slice((part.start * stride + self.cols.start).min(b.len())..b.len());
+                let to = scratch.as_mut_slice();
+                pack::right_of_rows(isa, to, from, stride, part.len(), self.cols.len(), steps);
+                (scratch.as_slice().as_ptr(), steps.rows(part.len()) * width)
             }
         }
     }
 
-    /// The left operand's rows for a part of the contraction: packed, or in place with their distance.
+    /// The left operand's rows for a part of the contraction, and what they look like.
     fn left_block(
         &self,
         scratch: &mut Aligned,
         rows: Range<usize>,
         part: Range<usize>,
-    ) -> (*const f32, Option<usize>) {
-        let tiles = Tiles::new(rows.len(), self.tile.rows);
-        match self.product.left {
+    ) -> (*const f32, Form) {
+        let (isa, steps) = (self.device.isa(), self.steps());
+        let to = scratch.as_mut_slice();
+        let form = match self.product.left {
             Left::Rows(a) => {
                 let stride = self.product.depth;
-                let from = &a[rows.start * stride + part.start..];
-                if self.is_in_place() {
-                    return (from.as_ptr(), Some(stride));
+                let from = a.slice((rows.start * stride + part.start).min(a.len())..a.len());
+                if let Values::F32(from) = from
+                    && self.is_in_place()
+                {
+                    return (from.as_ptr(), Form::Rows(stride));
                 }
-                pack::left_of_rows(scratch.as_mut_slice(), from, stride, part.len(), tiles);
+                pack::left_of_rows(isa, to, from, stride, part.len(), rows.len(), steps);
+                let stride = steps.rows(part.len());
+                match (steps, self.product.right) {
+                    (Steps::Words, _) => Form::WordRows(stride),
+                    (_, Right::Words(_)) => Form::RowsByWords(stride),
+                    _ => Form::Rows(stride),
+                }
             }
             Left::Columns(a) => {
                 let stride = self.product.rows;
-                let from = &a[(part.start * stride + rows.start).min(a.len())..];
-                pack::left_of_columns(scratch.as_mut_slice(), from, stride, part.len(), tiles);
+                let from = a.slice((part.start * stride + rows.start).min(a.len())..a.len());
+                let tiles = Tiles::new(rows.len(), self.tile.rows);
+                pack::left_of_columns(isa, to, from, stride, part.len(), tiles, steps);
+                if steps == Steps::Words { Form::WordPanels } else { Form::Panels }
             }
-        }
-        (scratch.as_slice().as_ptr(), None)
+        };
+        (to.as_ptr(), form)
     }
 
     fn block(
         &self,
-        c: &Shards,
-        rows: Range<usize>,
+        c: Outputs,
+        rows: usize,
         part: Range<usize>,
-        (a, a_stride): (*const f32, Option<usize>),
+        (a, form): (*const f32, Form),
         (b, b_stride): (*const f32, usize),
+        scratch: *mut f32,
     ) {
-        let Product { cols: c_stride, depth, accumulate, bias, .. } = *self.product;
+        let Product { depth, accumulate, bias, .. } = *self.product;
         let is_last = part.end == depth;
         let block = Block {
-            // In bounds: rows and columns are those of the product, whose size `check` made sure of.
-            c: c.as_mut_ptr().wrapping_add(rows.start * c_stride + self.cols.start),
-            c_stride,
-            rows: rows.len(),
+            c: c.at,
+            c_stride: c.stride,
+            rows,
             cols: self.cols.len(),
-            depth: part.len(),
+            depth: if self.product.left.is_bf16() {
+                part.len().next_multiple_of(2)
+            } else {
+                part.len()
+            },
             a,
-            a_stride,
+            form,
+            scratch,
             b,
             b_stride,
             accumulate: accumulate || part.start > 0,

@@ -1,9 +1,14 @@
 //! The microkernel: a tile of outputs in registers, one fused multiply-add per element and step.
+//!
+//! bf16 operands come in words of two: step `2p` in the upper half, `2p + 1` in the lower. Processors with an
+//! instruction for it multiply words; on others the right operand is taken apart in registers, which costs
+//! little where several rows share it, and the left one is `f32` that holds bf16 numbers. Either way an element
+//! is the same chain as that of an `f32` product of the rounded operands.
 #![expect(clippy::needless_range_loop, reason = "rows and vectors of a tile are indices")]
 
 use crate::simd::{Isa, LANES, Simd};
 
-use super::pack::{Tile, Tiles};
+use super::pack::{self, Tile, Tiles};
 
 /// `c (rows, cols) (=|+=) a (rows, depth)·b (depth, cols)`, all of it in the caches.
 ///
@@ -16,9 +21,10 @@ pub(super) struct Block {
     pub(super) cols: usize,
     pub(super) depth: usize,
     pub(super) a: *const f32,
-    /// `None` where `a` is packed in panels of [`Tiles`]; else its rows are this far apart.
-    pub(super) a_stride: Option<usize>,
-    /// Panels `(depth, tile columns)`, this far apart.
+    pub(super) form: Form,
+    /// As many floats as a panel of the right operand, for [`Form::RowsByWords`].
+    pub(super) scratch: *mut f32,
+    /// Panels `(depth, tile columns)`, or of words `(depth / 2, tile columns)`, this far apart.
     pub(super) b: *const f32,
     pub(super) b_stride: usize,
     /// Whether the sums start at what `c` holds.
@@ -27,8 +33,38 @@ pub(super) struct Block {
     pub(super) bias: Option<*const f32>,
 }
 
+/// What the operands of a block look like. Rows of `a` that aren't in panels are so far apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `a` in rows, both operands floats.
+    Rows(usize),
+    /// `a` in panels of [`Tiles`], both operands floats.
+    Panels,
+    /// `a` in rows of floats, `b` in words; the depth is even.
+    RowsByWords(usize),
+    /// `a` in rows, both operands in words; the depth is even.
+    WordRows(usize),
+    /// `a` in panels `(depth / 2, rows)` of [`Tiles`], both operands in words; the depth is even.
+    WordPanels,
+}
+
+/// [`Form`] as a parameter of the kernels.
+const ROWS: u8 = 0;
+const PANELS: u8 = 1;
+const ROWS_BY_WORDS: u8 = 2;
+const WORD_ROWS: u8 = 3;
+const WORD_PANELS: u8 = 4;
+
+/// Rows from which on a panel of words is turned into floats before they pass over it.
+const EXPANSION_ROWS_MIN: usize = 13;
+
 /// Computes a block.
 pub(super) fn block(isa: Isa, block: &Block) {
+    if let Form::RowsByWords(stride) = block.form
+        && block.rows >= EXPANSION_ROWS_MIN
+    {
+        return block_of_expanded(isa, block, stride);
+    }
     let tile = Tile::of(isa);
     let tiles = Tiles::new(block.rows, tile.rows);
     let mut col = 0;
@@ -45,18 +81,68 @@ pub(super) fn block(isa: Isa, block: &Block) {
                 continue;
             }
             let strip = Strip { block, row, col, count };
-            match isa {
-                // SAFETY: a `Device` is only made with an instruction set that the processor has.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx512 => unsafe { avx512::strip(&strip, len, panels) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Isa::Avx2 => unsafe { avx2::strip(&strip, len, panels) },
-                // SAFETY: the portable lanes need nothing of the processor.
-                _ => unsafe { portable::strip(&strip, len, panels) },
-            }
+            // SAFETY: a `Device` is only made with an instruction set that the processor has.
+            unsafe { run_strip(isa, &strip, len, panels) };
         }
         col += panels * tile.cols;
+    }
+}
+
+/// A block whose right operand is in words, a panel of which is turned into floats at a time.
+fn block_of_expanded(isa: Isa, block: &Block, stride: usize) {
+    let width = Tile::of(isa).cols;
+    for (panel, col) in (0..block.cols).step_by(width).enumerate() {
+        // SAFETY: the panel is one of the block's, and the scratch is as long as its floats.
+        let (words, floats) = unsafe {
+            let words = block.b.add(panel * block.b_stride);
+            (
+                std::slice::from_raw_parts(words, block.depth / 2 * width),
+                std::slice::from_raw_parts_mut(block.scratch, block.depth * width),
+            )
+        };
+        pack::expand(isa, floats, words, width);
+        let part = Block {
+            c: block.c.wrapping_add(col),
+            cols: (block.cols - col).min(width),
+            form: Form::Rows(stride),
+            b: floats.as_ptr(),
+            bias: block.bias.map(|bias| bias.wrapping_add(col)),
+            ..*block
+        };
+        self::block(isa, &part);
+    }
+}
+
+/// Calls the strip function of a module with the form as a constant.
+macro_rules! with_form {
+    ($module:ident, $strip:expr, $rows:expr, $panels:expr) => {
+        match $strip.block.form {
+            Form::Rows(_) => $module::strip::<ROWS>($strip, $rows, $panels),
+            Form::Panels => $module::strip::<PANELS>($strip, $rows, $panels),
+            Form::RowsByWords(_) => $module::strip::<ROWS_BY_WORDS>($strip, $rows, $panels),
+            Form::WordRows(_) => $module::strip::<WORD_ROWS>($strip, $rows, $panels),
+            Form::WordPanels => $module::strip::<WORD_PANELS>($strip, $rows, $panels),
+        }
+    };
+}
+
+unsafe fn run_strip(isa: Isa, strip: &Strip, rows: usize, panels: usize) {
+    unsafe {
+        match (isa, strip.block.form) {
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, Form::WordRows(_)) => {
+                avx512bf16::strip::<WORD_ROWS>(strip, rows, panels);
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512Bf16, Form::WordPanels) => {
+                avx512bf16::strip::<WORD_PANELS>(strip, rows, panels);
+            }
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512 | Isa::Avx512Bf16, _) => with_form!(avx512, strip, rows, panels),
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx2, _) => with_form!(avx2, strip, rows, panels),
+            _ => with_form!(portable, strip, rows, panels),
+        }
     }
 }
 
@@ -78,18 +164,13 @@ macro_rules! kernels {
             use crate::simd::$Simd;
 
             /// Computes a strip of tiles of so many rows and panels.
-            pub(super) unsafe fn strip(strip: &Strip, rows: usize, panels: usize) {
-                let is_packed = strip.block.a_stride.is_none();
+            pub(super) unsafe fn strip<const FORM: u8>(strip: &Strip, rows: usize, panels: usize) {
                 unsafe {
-                    match (rows, panels, is_packed) {
-                        (1, 4, false) => tiles::<1, { 4 * $vectors }, false>(strip),
-                        (2, 3, false) => tiles::<2, { 3 * $vectors }, false>(strip),
-                        (3, 2, false) => tiles::<3, { 2 * $vectors }, false>(strip),
-                        (1, 4, true) => tiles::<1, { 4 * $vectors }, true>(strip),
-                        (2, 3, true) => tiles::<2, { 3 * $vectors }, true>(strip),
-                        (3, 2, true) => tiles::<3, { 2 * $vectors }, true>(strip),
-                        $(($rows, 1, false) => tiles::<$rows, $vectors, false>(strip),
-                        ($rows, 1, true) => tiles::<$rows, $vectors, true>(strip),)*
+                    match (rows, panels) {
+                        (1, 4) => tiles::<1, { 4 * $vectors }, FORM>(strip),
+                        (2, 3) => tiles::<2, { 3 * $vectors }, FORM>(strip),
+                        (3, 2) => tiles::<3, { 2 * $vectors }, FORM>(strip),
+                        $(($rows, 1) => tiles::<$rows, $vectors, FORM>(strip),)*
                         _ => unreachable!("a tile of {rows} rows and {panels} panels"),
                     }
                 }
@@ -97,8 +178,8 @@ macro_rules! kernels {
 
             #[inline(never)]
             $(#[$feature])?
-            unsafe fn tiles<const R: usize, const W: usize, const PACKED: bool>(strip: &Strip) {
-                unsafe { super::tiles::<$Simd, R, W, PACKED>(strip) }
+            unsafe fn tiles<const R: usize, const W: usize, const FORM: u8>(strip: &Strip) {
+                unsafe { super::tiles::<$Simd, R, W, FORM>(strip) }
             }
         }
     };
@@ -112,13 +193,17 @@ kernels!(
     avx512, Avx512, 2, [target_feature(enable = "avx512f,avx2,fma")],
     [1 2 3 4 5 6 7 8 9 10 11 12]
 );
+#[cfg(target_arch = "x86_64")]
+kernels!(
+    avx512bf16, Avx512Bf16, 2, [target_feature(enable = "avx512bf16,avx512f,avx2,fma")],
+    [1 2 3 4 5 6 7 8 9 10 11 12]
+);
 
 /// Tiles of `R` rows and `W` vectors of columns.
 #[inline(always)]
-unsafe fn tiles<S: Simd, const R: usize, const W: usize, const PACKED: bool>(strip: &Strip) {
+unsafe fn tiles<S: Simd, const R: usize, const W: usize, const FORM: u8>(strip: &Strip) {
     let block = strip.block;
     let width = LANES * S::TILE_VECTORS;
-    let a_stride = block.a_stride.unwrap_or(1);
     for i in 0..strip.count {
         unsafe {
             let row = strip.row + i * R;
@@ -131,19 +216,7 @@ unsafe fn tiles<S: Simd, const R: usize, const W: usize, const PACKED: bool>(str
                     load::<S, W>(&mut sums[r], c.add(r * block.c_stride), cols);
                 }
             }
-            if PACKED {
-                let a = block.a.add(row * block.depth);
-                for k in 0..block.depth {
-                    step::<S, R, W>(&mut sums, b.add(k * width), block.b_stride, |r| {
-                        *a.add(k * R + r)
-                    });
-                }
-            } else {
-                let a: [*const f32; R] = std::array::from_fn(|r| block.a.add((row + r) * a_stride));
-                for k in 0..block.depth {
-                    step::<S, R, W>(&mut sums, b.add(k * width), block.b_stride, |r| *a[r].add(k));
-                }
-            }
+            contract::<S, R, W, FORM>(&mut sums, block, row, b);
             if let Some(bias) = block.bias {
                 add_bias::<S, R, W>(&mut sums, bias.add(strip.col), cols);
             }
@@ -154,18 +227,82 @@ unsafe fn tiles<S: Simd, const R: usize, const W: usize, const PACKED: bool>(str
     }
 }
 
-/// One element of each row times `W` vectors of `b`, whose panels are `b_stride` apart.
+/// Goes through the depth of a block for the rows from `row` on and the panels from `b` on.
+#[inline(always)]
+unsafe fn contract<S: Simd, const R: usize, const W: usize, const FORM: u8>(
+    sums: &mut [[S::V; W]; R],
+    block: &Block,
+    row: usize,
+    b: *const f32,
+) {
+    let width = LANES * S::TILE_VECTORS;
+    // Where vector `v` of step `k` is: in which panel, and where in it.
+    let at = |k: usize, v: usize| unsafe {
+        let (panel, vector) = (v / S::TILE_VECTORS, v % S::TILE_VECTORS);
+        b.add(k * width + panel * block.b_stride + vector * LANES)
+    };
+    // Rows of the left operand, where they are not in panels.
+    let stride = match block.form {
+        Form::Rows(stride) | Form::RowsByWords(stride) | Form::WordRows(stride) => stride,
+        Form::Panels | Form::WordPanels => 0,
+    };
+    let a: [*const f32; R] = std::array::from_fn(|r| block.a.wrapping_add((row + r) * stride));
+    unsafe {
+        match FORM {
+            ROWS => {
+                for k in 0..block.depth {
+                    step::<S, R, W>(sums, |v| S::load(at(k, v)), |r| *a[r].add(k));
+                }
+            }
+            ROWS_BY_WORDS => {
+                for p in 0..block.depth / 2 {
+                    step::<S, R, W>(sums, |v| S::load_first(at(p, v)), |r| *a[r].add(2 * p));
+                    step::<S, R, W>(sums, |v| S::load_second(at(p, v)), |r| *a[r].add(2 * p + 1));
+                }
+            }
+            WORD_ROWS => {
+                for p in 0..block.depth / 2 {
+                    dots::<S, R, W>(sums, |v| at(p, v), |r| *a[r].add(p));
+                }
+            }
+            WORD_PANELS => {
+                let a = block.a.add(row * (block.depth / 2));
+                for p in 0..block.depth / 2 {
+                    dots::<S, R, W>(sums, |v| at(p, v), |r| *a.add(p * R + r));
+                }
+            }
+            _ => {
+                let a = block.a.add(row * block.depth);
+                for k in 0..block.depth {
+                    step::<S, R, W>(sums, |v| S::load(at(k, v)), |r| *a.add(k * R + r));
+                }
+            }
+        }
+    }
+}
+
+/// A word of each row times `W` vectors of words.
+#[inline(always)]
+unsafe fn dots<S: Simd, const R: usize, const W: usize>(
+    sums: &mut [[S::V; W]; R],
+    right: impl Fn(usize) -> *const f32,
+    left: impl Fn(usize) -> f32,
+) {
+    for r in 0..R {
+        let left = left(r);
+        for v in 0..W {
+            sums[r][v] = unsafe { S::dot_pairs(left, right(v), sums[r][v]) };
+        }
+    }
+}
+
+/// One element of each row times `W` vectors of the right operand.
 #[inline(always)]
 unsafe fn step<S: Simd, const R: usize, const W: usize>(
     sums: &mut [[S::V; W]; R],
-    b: *const f32,
-    b_stride: usize,
+    right: impl Fn(usize) -> S::V,
     left: impl Fn(usize) -> f32,
 ) {
-    let right = |v: usize| unsafe {
-        let (panel, vector) = (v / S::TILE_VECTORS, v % S::TILE_VECTORS);
-        S::load(b.add(panel * b_stride + vector * LANES))
-    };
     // What there is less of stays in registers for the step.
     unsafe {
         if R <= W {

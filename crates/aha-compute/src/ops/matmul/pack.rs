@@ -1,13 +1,17 @@
 //! Operands in the order in which the microkernel reads them.
 //!
 //! A left operand becomes panels of [`Tiles`] rows, each `(depth, rows)`; a right operand panels of
-//! [`Tile::cols`] columns, each `(depth, cols)`.
+//! [`Tile::cols`] columns, each `(depth, cols)`. Panels of words have two steps of the contraction in one word of
+//! bf16 numbers, the first in its upper half, and zero behind an odd depth.
 
 use std::ops::Range;
+
+use half::bf16;
 
 #[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, LANES, Portable, Simd, simd_fn};
+use crate::tensor::Values;
 use crate::{Device, Tensor};
 
 /// Floats of a cache line.
@@ -27,7 +31,7 @@ impl Tile {
         }
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => of::<Avx512>(),
+            Isa::Avx512 | Isa::Avx512Bf16 => of::<Avx512>(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => of::<Avx2>(),
             _ => of::<Portable>(),
@@ -56,13 +60,6 @@ impl Tiles {
     pub(super) fn groups(self) -> [(usize, usize, usize); 2] {
         let Tiles { count, len, longer_count } = self;
         [(0, len + 1, longer_count), (longer_count * (len + 1), len, count - longer_count)]
-    }
-
-    /// First row and rows of each tile.
-    fn iter(self) -> impl Iterator<Item = (usize, usize)> {
-        self.groups()
-            .into_iter()
-            .flat_map(|(row, len, count)| (0..count).map(move |i| (row + i * len, len)))
     }
 }
 
@@ -94,125 +91,309 @@ impl Aligned {
 macro_rules! with_rows {
     ($rows:expr, $f:ident($($arg:expr),*)) => {
         match $rows {
-            1 => $f::<1>($($arg),*),
-            2 => $f::<2>($($arg),*),
-            3 => $f::<3>($($arg),*),
-            4 => $f::<4>($($arg),*),
-            5 => $f::<5>($($arg),*),
-            6 => $f::<6>($($arg),*),
-            7 => $f::<7>($($arg),*),
-            8 => $f::<8>($($arg),*),
-            9 => $f::<9>($($arg),*),
-            10 => $f::<10>($($arg),*),
-            11 => $f::<11>($($arg),*),
-            12 => $f::<12>($($arg),*),
-            16 => $f::<16>($($arg),*),
-            32 => $f::<32>($($arg),*),
+            1 => $f::<1, _>($($arg),*),
+            2 => $f::<2, _>($($arg),*),
+            3 => $f::<3, _>($($arg),*),
+            4 => $f::<4, _>($($arg),*),
+            5 => $f::<5, _>($($arg),*),
+            6 => $f::<6, _>($($arg),*),
+            7 => $f::<7, _>($($arg),*),
+            8 => $f::<8, _>($($arg),*),
+            9 => $f::<9, _>($($arg),*),
+            10 => $f::<10, _>($($arg),*),
+            11 => $f::<11, _>($($arg),*),
+            12 => $f::<12, _>($($arg),*),
+            16 => $f::<16, _>($($arg),*),
+            32 => $f::<32, _>($($arg),*),
             rows => unreachable!("{rows} rows of a panel"),
         }
     };
 }
 
-/// One panel `(depth, cols)` of the columns that are the rows of `from (…, depth)`; zeros where it has no
-/// more rows.
-pub(super) fn panel_of_rows(to: &mut [f32], from: &[f32], depth: usize, cols: usize) {
+/// How a pack function lays steps of the contraction down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Steps {
+    /// One to a float.
+    Floats,
+    /// One to a float, with a step of zeros behind an odd depth.
+    EvenFloats,
+    /// Two to a word.
+    Words,
+}
+
+impl Steps {
+    /// Rows of a panel for so many steps.
+    pub(super) fn rows(self, depth: usize) -> usize {
+        match self {
+            Steps::Floats => depth,
+            Steps::EvenFloats => depth.next_multiple_of(2),
+            Steps::Words => depth.div_ceil(2),
+        }
+    }
+}
+
+/// A stored number.
+pub(super) trait Element: Copy {
+    /// As it is computed with.
+    fn wide(self) -> f32;
+    /// As bf16 bits.
+    fn half(self) -> u32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn half(self) -> u32 {
+        bf16::from_f32(self).half()
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn wide(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn half(self) -> u32 {
+        u32::from(self.to_bits())
+    }
+}
+
+/// Two steps in one word.
+#[inline(always)]
+fn word<T: Element>(first: T, second: Option<T>) -> f32 {
+    f32::from_bits(first.half() << 16 | second.map_or(0, T::half))
+}
+
+/// One panel of the columns that are the rows of `from (…, depth)`; zeros where it has no more rows.
+pub(super) fn panel_of_rows(to: &mut [f32], from: &[f32], depth: usize, cols: usize, steps: Steps) {
     if from.len() == depth * cols {
-        with_rows!(cols, transpose(to, from, depth));
+        with_rows!(cols, transpose(to, from, depth, steps));
     } else {
         to.fill(0.0);
         for (col, row) in from.chunks_exact(depth).enumerate() {
-            for (k, &x) in row.iter().enumerate() {
-                to[k * cols + col] = x;
+            let column = to.iter_mut().skip(col).step_by(cols);
+            match steps {
+                Steps::Words => column
+                    .zip(row.chunks(2))
+                    .for_each(|(to, two)| *to = word(two[0], two.get(1).copied())),
+                Steps::Floats | Steps::EvenFloats => {
+                    column.zip(row).for_each(|(to, &x)| *to = x);
+                }
             }
         }
     }
 }
 
-/// Panels of the `rows` rows of `from`, which are `stride` apart, from each the first `depth` elements.
-pub(super) fn left_of_rows(
-    to: &mut [f32],
-    from: &[f32],
-    stride: usize,
-    depth: usize,
-    tiles: Tiles,
-) {
-    for (row, len) in tiles.iter() {
-        let to = &mut to[row * depth..(row + len) * depth];
-        with_rows!(len, transpose(to, &from[row * stride..], stride));
+simd_fn! {
+    /// Rows of `depth` elements, `stride` apart, one below the other as rows of `steps`.
+    pub(super) fn left_of_rows<S>(
+        to: &mut [f32],
+        from: Values<'_>,
+        stride: usize,
+        depth: usize,
+        row_count: usize,
+        steps: Steps,
+    ) {
+        let width = steps.rows(depth);
+        for (row, to) in to.chunks_exact_mut(width.max(1)).take(row_count).enumerate() {
+            let part = row * stride..row * stride + depth;
+            match (from, steps) {
+                (Values::F32(from), _) => to[..depth].copy_from_slice(&from[part]),
+                (Values::Bf16(from), Steps::Words) => {
+                    let (pairs, rest) = from[part].as_chunks();
+                    for (to, &[first, second]) in to.iter_mut().zip(pairs) {
+                        *to = word(first, Some(second));
+                    }
+                    if let [last] = rest {
+                        to[depth / 2] = word(*last, None);
+                    }
+                }
+                (Values::Bf16(from), _) => {
+                    let from = &from[part];
+                    for at in (0..depth).step_by(LANES) {
+                        let len = (depth - at).min(LANES);
+                        S::store_part(to.as_mut_ptr().add(at), S::load_bf16_part(from.as_ptr().add(at), len), len);
+                    }
+                    to[depth..].fill(0.0);
+                }
+            }
+        }
     }
 }
 
-/// `to (depth, R)` of `R` rows that are `stride` apart.
-fn transpose<const R: usize>(to: &mut [f32], from: &[f32], stride: usize) {
+/// A panel of `R` rows of `depth` elements.
+fn transpose<const R: usize, T: Element>(to: &mut [f32], from: &[T], depth: usize, steps: Steps) {
     let (to, rest) = to.as_chunks_mut::<R>();
-    assert!(rest.is_empty() && from.len() >= (R - 1) * stride + to.len());
-    for (k, to) in to.iter_mut().enumerate() {
-        for (r, to) in to.iter_mut().enumerate() {
-            // SAFETY: `r < R` and `k < to.len()`, so the assertion bounds it.
-            *to = unsafe { *from.get_unchecked(r * stride + k) };
+    assert!(rest.is_empty() && to.len() == steps.rows(depth) && from.len() == R * depth);
+    // SAFETY: `r < R` and `k < depth`, so the assertion bounds it.
+    let at = |r: usize, k: usize| unsafe { *from.get_unchecked(r * depth + k) };
+    if steps == Steps::Words {
+        for (p, to) in to.iter_mut().enumerate() {
+            let k = 2 * p;
+            *to = std::array::from_fn(|r| word(at(r, k), (k + 1 < depth).then(|| at(r, k + 1))));
         }
-    }
-}
-
-/// Panels of as many rows as `tiles` has, from the columns of `from`: `depth` rows that are `stride`
-/// apart.
-pub(super) fn left_of_columns(
-    to: &mut [f32],
-    from: &[f32],
-    stride: usize,
-    depth: usize,
-    tiles: Tiles,
-) {
-    for (row, len, count) in tiles.groups() {
-        if count > 0 {
-            let columns = row..row + len * count;
-            let to = &mut to[columns.start * depth..columns.end * depth];
-            with_rows!(len, gather(to, from, stride, depth, columns));
-        }
-    }
-}
-
-/// Panels `(depth, R)` of neighbouring columns.
-fn gather<const R: usize>(
-    to: &mut [f32],
-    from: &[f32],
-    stride: usize,
-    depth: usize,
-    columns: Range<usize>,
-) {
-    let (to, _) = to.as_chunks_mut::<R>();
-    for k in 0..depth {
-        let (columns, _) = from[k * stride..][columns.clone()].as_chunks::<R>();
-        for (panel, columns) in columns.iter().enumerate() {
-            to[panel * depth + k] = *columns;
+    } else {
+        for (k, to) in to.iter_mut().enumerate() {
+            *to = std::array::from_fn(|r| at(r, k).wide());
         }
     }
 }
 
 simd_fn! {
-    /// Panels of the first `cols` columns of `from`: `depth` rows that are `stride` apart.
-    pub(super) fn right_of_rows<S>(to: &mut [f32], from: &[f32], stride: usize, depth: usize, cols: usize) {
-        let width = S::TILE_VECTORS * LANES;
-        assert!(to.len() >= cols.div_ceil(width) * width * depth);
-        assert!(depth == 0 || from.len() >= (depth - 1) * stride + cols);
-        for k in 0..depth {
-            let from = from.as_ptr().add(k * stride);
-            let mut to = to.as_mut_ptr().add(k * width);
-            let mut col = 0;
-            while col < cols {
-                for v in 0..S::TILE_VECTORS {
-                    let at = col + v * LANES;
-                    let vector = if at + LANES <= cols {
-                        S::load(from.add(at))
-                    } else if at < cols {
-                        S::load_part(from.add(at), cols - at)
-                    } else {
-                        S::splat(0.0)
-                    };
-                    S::store(to.add(v * LANES), vector);
+    /// Panels of as many rows as `tiles` has, from the columns of `from`: `depth` rows that are `stride` apart.
+    pub(super) fn left_of_columns<S>(
+        to: &mut [f32],
+        from: Values<'_>,
+        stride: usize,
+        depth: usize,
+        tiles: Tiles,
+        steps: Steps,
+    ) {
+        let panel_rows = steps.rows(depth);
+        for (row, len, count) in tiles.groups() {
+            if count > 0 {
+                assert!(len <= S::TILE_ROWS, "tiles of another instruction set");
+                let columns = row..row + len * count;
+                let to = &mut to[columns.start * panel_rows..columns.end * panel_rows];
+                match from {
+                    Values::F32(x) => with_rows!(len, gather(to, x, stride, depth, columns, steps)),
+                    Values::Bf16(x) => with_rows!(len, gather(to, x, stride, depth, columns, steps)),
                 }
-                to = to.add(width * depth);
-                col += width;
+            }
+        }
+    }
+}
+
+/// Panels `(depth, R)` of neighbouring columns.
+///
+/// # Safety
+/// `to` must have room for the panels of all `columns`.
+#[inline(always)]
+unsafe fn gather<const R: usize, T: Element>(
+    to: &mut [f32],
+    from: &[T],
+    stride: usize,
+    depth: usize,
+    columns: Range<usize>,
+    steps: Steps,
+) {
+    let panel_rows = steps.rows(depth);
+    let panels = to.as_mut_ptr().cast::<[f32; R]>();
+    let set = |panel: usize, i: usize, row: [f32; R]| {
+        // SAFETY: the caller's promise; a panel has this many rows.
+        unsafe { panels.add(panel * panel_rows + i).write(row) };
+    };
+    for i in 0..panel_rows {
+        let two = steps == Steps::Words;
+        let k = if two { 2 * i } else { i };
+        if k >= depth {
+            (0..columns.len() / R).for_each(|panel| set(panel, i, [0.0; R]));
+            continue;
+        }
+        let (first, _) = from[k * stride..][columns.clone()].as_chunks::<R>();
+        if !two {
+            for (panel, first) in first.iter().enumerate() {
+                set(panel, i, std::array::from_fn(|r| first[r].wide()));
+            }
+        } else if k + 1 < depth {
+            let (second, _) = from[(k + 1) * stride..][columns.clone()].as_chunks::<R>();
+            for (panel, (first, second)) in first.iter().zip(second).enumerate() {
+                set(panel, i, std::array::from_fn(|r| word(first[r], Some(second[r]))));
+            }
+        } else {
+            for (panel, first) in first.iter().enumerate() {
+                set(panel, i, std::array::from_fn(|r| word(first[r], None)));
+            }
+        }
+    }
+}
+
+/// The right operand in rows: panels of its first `cols` columns, of `depth` rows that are `stride` apart.
+/// With [`Steps::EvenFloats`] and [`Steps::Words`] numbers are rounded to bf16.
+pub(super) fn right_of_rows(
+    isa: Isa,
+    to: &mut [f32],
+    from: Values<'_>,
+    stride: usize,
+    depth: usize,
+    cols: usize,
+    steps: Steps,
+) {
+    match from {
+        Values::F32(from) => right_of_f32(isa, to, from, stride, depth, cols, steps),
+        Values::Bf16(from) => right_of_bf16(isa, to, from, stride, depth, cols, steps),
+    }
+}
+
+/// `right_of_rows` of one kind of elements, which are bf16 numbers already or not.
+macro_rules! right_of {
+    ($name:ident, $element:ty, $load:ident, $load_part:ident, $is_rounded:literal) => {
+        simd_fn! {
+            fn $name<S>(
+                to: &mut [f32],
+                from: &[$element],
+                stride: usize,
+                depth: usize,
+                cols: usize,
+                steps: Steps,
+            ) {
+                let width = S::TILE_VECTORS * LANES;
+                let panel_rows = steps.rows(depth);
+                assert!(to.len() >= cols.div_ceil(width) * width * panel_rows);
+                assert!(depth == 0 || from.len() >= (depth - 1) * stride + cols);
+                let per_row = if steps == Steps::Words { 2 } else { 1 };
+                for i in 0..panel_rows {
+                    let k = per_row * i;
+                    let first = from.as_ptr().wrapping_add(k * stride);
+                    let second = first.wrapping_add(stride);
+                    let has = (k < depth, k + 1 < depth);
+                    for col in (0..cols.next_multiple_of(width)).step_by(LANES) {
+                        let (mut x, mut y) = (S::splat(0.0), S::splat(0.0));
+                        if col + LANES <= cols {
+                            if has.0 {
+                                x = S::$load(first.add(col));
+                            }
+                            if per_row == 2 && has.1 {
+                                y = S::$load(second.add(col));
+                            }
+                        } else if col < cols {
+                            let len = cols - col;
+                            if has.0 {
+                                x = S::$load_part(first.add(col), len);
+                            }
+                            if per_row == 2 && has.1 {
+                                y = S::$load_part(second.add(col), len);
+                            }
+                        }
+                        let x = match steps {
+                            Steps::EvenFloats if !$is_rounded => S::round_bf16(x),
+                            Steps::Floats | Steps::EvenFloats => x,
+                            Steps::Words => S::pair(x, y),
+                        };
+                        let (panel, at) = (col / width, col % width);
+                        S::store(to.as_mut_ptr().add((panel * panel_rows + i) * width + at), x);
+                    }
+                }
+            }
+        }
+    };
+}
+
+right_of!(right_of_f32, f32, load, load_part, false);
+right_of!(right_of_bf16, bf16, load_bf16, load_bf16_part, true);
+
+simd_fn! {
+    /// A panel of words as one of floats, of twice as many rows.
+    pub(super) fn expand<S>(to: &mut [f32], words: &[f32], width: usize) {
+        let rows = words.chunks_exact(width).zip(to.chunks_exact_mut(2 * width));
+        for (words, to) in rows {
+            for at in (0..width).step_by(LANES) {
+                S::store(to.as_mut_ptr().add(at), S::load_first(words.as_ptr().add(at)));
+                S::store(to.as_mut_ptr().add(width + at), S::load_second(words.as_ptr().add(at)));
             }
         }
     }

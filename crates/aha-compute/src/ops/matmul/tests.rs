@@ -5,7 +5,7 @@ use crate::ops::check::{
 use crate::simd::Isa;
 
 /// `(T, N, K)`: every row tail of every tile, odd widths, one to several blocks of each dimension.
-fn shapes() -> Vec<[usize; 3]> {
+pub(super) fn shapes() -> Vec<[usize; 3]> {
     let mut shapes: Vec<[usize; 3]> = (1..=14).map(|t| [t, 33, 19]).collect();
     shapes.extend([
         [1, 131, 70],
@@ -49,7 +49,7 @@ fn forward_is_the_reference_bit_for_bit() {
     for device in devices() {
         for shape in shapes() {
             let Case { dims, x, w, bias, .. } = case(&device, shape);
-            let packed = Packed::of_weight(&w);
+            let packed = Packed::of_weight(&w, Dtype::F32);
             for bias in [None, Some(&bias)] {
                 let mut want = vec![0.0; dims.rows * dims.out];
                 let bias_slice = bias.map(Tensor::as_slice);
@@ -93,13 +93,14 @@ fn backward_is_the_reference_bit_for_bit() {
 fn a_row_has_the_same_bits_alone_and_in_any_company() {
     for device in devices() {
         let Case { dims, x, w, bias, .. } = case(&device, [64, 53, 331]);
-        let packed = Packed::of_weight(&w);
+        let packed = Packed::of_weight(&w, Dtype::F32);
         let mut all = Tensor::uninit(&device, &[dims.rows, dims.out]);
         forward(&mut all, &x, &packed, Some(&bias));
         for (start, end) in [(0, 1), (63, 64), (3, 5), (10, 17), (1, 64), (20, 32), (7, 47)] {
             let rows = &x.as_slice()[start * dims.inp..end * dims.inp];
             let mut y = vec![f32::NAN; (end - start) * dims.out];
-            forward_rows(&device, &mut y, rows, end - start, &packed, Some(bias.as_slice()));
+            let (out, rows) = (Out::F32(Shards::new(&mut y)), Values::F32(rows));
+            forward_rows(&device, &out, rows, end - start, &packed, Some(bias.as_slice()));
             let want = &all.as_slice()[start * dims.out..end * dims.out];
             assert_same_bits(&format!("rows {start}..{end} on {device:?}"), &y, want);
         }
@@ -115,7 +116,7 @@ fn large_products_have_the_bits_of_the_reference() {
         let mut want = vec![0.0; dims.rows * dims.out];
         reference::forward(&mut want, x.as_slice(), w.as_slice(), Some(bias.as_slice()), dims.inp);
         let mut y = Tensor::uninit(&device, &[dims.rows, dims.out]);
-        forward(&mut y, &x, &Packed::of_weight(&w), Some(&bias));
+        forward(&mut y, &x, &Packed::of_weight(&w, Dtype::F32), Some(&bias));
         assert_same_bits("y", y.as_slice(), &want);
 
         let mut want = vec![0.0; dims.rows * dims.inp];
@@ -151,7 +152,8 @@ fn micro_batches_in_order_give_the_bits_of_one_batch() {
         for (start, end) in [(0, 1), (1, 20), (20, 20), (20, 55), (55, 61)] {
             let dy = &dy.as_slice()[start * dims.out..end * dims.out];
             let x = &x.as_slice()[start * dims.inp..end * dims.inp];
-            backward_weight_rows(&device, &mut parts, dy, x, Dims { rows: end - start, ..dims });
+            let dims = Dims { rows: end - start, ..dims };
+            backward_weight_rows(&device, &mut parts, Values::F32(dy), Values::F32(x), dims);
             backward_bias_rows(&device, &mut bias_parts, dy, end - start);
         }
         assert_same_bits("dw", &parts, whole.as_slice());
@@ -189,7 +191,7 @@ fn kernels_are_close_to_the_reference_in_f64() {
         let mut want = vec![0.0; rows * out];
         reference::forward(&mut want, &wide(&x), &wide(&w), None, inp);
         let mut y = Tensor::uninit(&device, &[rows, out]);
-        forward(&mut y, &x, &Packed::of_weight(&w), None);
+        forward(&mut y, &x, &Packed::of_weight(&w, Dtype::F32), None);
         assert_close("y", y.as_slice(), &want, F32);
         let mut want = vec![0.0; rows * inp];
         reference::backward_input(&mut want, &wide(&dy), &wide(&w), inp, false);
@@ -235,7 +237,7 @@ fn an_empty_batch_is_a_no_op() {
     for device in devices() {
         let Case { x, w, bias, dy, .. } = case(&device, [0, 9, 5]);
         let mut y = Tensor::zeros(&device, &[0, 9]);
-        forward(&mut y, &x, &Packed::of_weight(&w), Some(&bias));
+        forward(&mut y, &x, &Packed::of_weight(&w, Dtype::F32), Some(&bias));
         let mut dx = Tensor::zeros(&device, &[0, 5]);
         backward_input(&mut dx, &dy, &w, true);
         let (mut dw, mut db) = (w.clone(), bias.clone());
@@ -249,7 +251,7 @@ fn an_empty_batch_is_a_no_op() {
 #[test]
 fn a_packed_weight_knows_its_sizes() {
     let device = Device::cpu_with(1, Isa::Portable);
-    let packed = Packed::of_weight(&noise_tensor(&device, 1, &[17, 5]));
+    let packed = Packed::of_weight(&noise_tensor(&device, 1, &[17, 5]), Dtype::F32);
     assert_eq!((packed.out_len(), packed.in_len(), packed.bytes()), (17, 5, 2 * 16 * 5 * 4));
 }
 
@@ -260,19 +262,29 @@ fn zeros(shape: &[usize]) -> Tensor {
 #[test]
 #[should_panic(expected = "length of y")]
 fn a_wrong_length_of_y_panics() {
-    forward(&mut zeros(&[2, 4]), &zeros(&[2, 5]), &Packed::of_weight(&zeros(&[3, 5])), None);
+    forward(
+        &mut zeros(&[2, 4]),
+        &zeros(&[2, 5]),
+        &Packed::of_weight(&zeros(&[3, 5]), Dtype::F32),
+        None,
+    );
 }
 
 #[test]
 #[should_panic(expected = "x [2, 4] needs rows of 5")]
 fn a_wrong_length_of_x_panics() {
-    forward(&mut zeros(&[2, 3]), &zeros(&[2, 4]), &Packed::of_weight(&zeros(&[3, 5])), None);
+    forward(
+        &mut zeros(&[2, 3]),
+        &zeros(&[2, 4]),
+        &Packed::of_weight(&zeros(&[3, 5]), Dtype::F32),
+        None,
+    );
 }
 
 #[test]
 #[should_panic(expected = "length of bias")]
 fn a_wrong_length_of_the_bias_panics() {
-    let packed = Packed::of_weight(&zeros(&[3, 5]));
+    let packed = Packed::of_weight(&zeros(&[3, 5]), Dtype::F32);
     forward(&mut zeros(&[2, 3]), &zeros(&[2, 5]), &packed, Some(&zeros(&[4])));
 }
 
