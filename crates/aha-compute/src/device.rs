@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::Dtype;
 use crate::pool::Pool;
 use crate::simd::Isa;
 
@@ -18,9 +19,12 @@ pub const SPARE_BYTES_MAX: usize = 64 << 20;
 /// Buffers shorter than this are left to the allocator.
 const KEPT_LEN_MIN: usize = 1024;
 
-/// A processor with its threads and memory. Cloning it clones the handle.
+/// A processor with its threads and memory, and what models on it compute with. Cloning it clones the handle.
 #[derive(Clone)]
-pub struct Device(Arc<Cpu>);
+pub struct Device {
+    cpu: Arc<Cpu>,
+    dtype: Dtype,
+}
 
 struct Cpu {
     isa: Isa,
@@ -52,23 +56,35 @@ impl Device {
         } else {
             threads
         };
-        Device(Arc::new(Cpu { isa, pool: Pool::new(threads), buffers: Mutex::default() }))
+        let cpu = Cpu { isa, pool: Pool::new(threads), buffers: Mutex::default() };
+        Device { cpu: Arc::new(cpu), dtype: Dtype::F32 }
+    }
+
+    /// The same device, where models multiply with and store activations as `dtype`; `f32` unless this is called.
+    /// Weights, gradients and the optimizer's state are `f32` in any case.
+    pub fn with_dtype(self, dtype: Dtype) -> Device {
+        Device { dtype, ..self }
+    }
+
+    /// What models multiply with and store activations as.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
     }
 
     /// The instruction set that kernels use.
     pub fn isa(&self) -> Isa {
-        self.0.isa
+        self.cpu.isa
     }
 
     /// Threads that share a kernel's work.
     pub fn threads(&self) -> usize {
-        self.0.pool.threads()
+        self.cpu.pool.threads()
     }
 
     /// Calls `f` with every index below `count`, spread over the threads. Indices must write disjoint
     /// outputs.
     pub fn run(&self, count: usize, f: impl Fn(usize) + Sync) {
-        self.0.pool.run(count, &f);
+        self.cpu.pool.run(count, &f);
     }
 
     /// Splits `0..len` in blocks of `block` and calls `f(start, end)` for each, spread over the threads.
@@ -115,7 +131,7 @@ impl Device {
     }
 
     fn buffers(&self) -> MutexGuard<'_, Buffers> {
-        self.0.buffers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.cpu.buffers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -168,7 +184,7 @@ impl Buffers {
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cpu({}, {} threads)", self.isa(), self.threads())
+        write!(f, "cpu({}, {} threads, {})", self.isa(), self.threads(), self.dtype)
     }
 }
 

@@ -28,7 +28,6 @@ pub struct ParamId(pub(crate) usize);
 #[derive(Debug, Default)]
 pub struct Params {
     params: Vec<Param>,
-    dtype: Dtype,
     /// The embedding table that is also the head, if there is one.
     tied: Option<ParamId>,
 }
@@ -53,16 +52,9 @@ impl Params {
         self.tied = Some(id);
     }
 
-    /// What kernels multiply with, and what activations are stored as. The values, which the optimizer changes,
-    /// are `f32` in any case.
+    /// What kernels multiply with and activations are stored as: the choice of the device that holds the weights.
     pub fn dtype(&self) -> Dtype {
-        self.dtype
-    }
-
-    /// Chooses [`Params::dtype`]; packed copies are dropped.
-    pub fn set_dtype(&mut self, dtype: Dtype) {
-        self.dtype = dtype;
-        self.params.iter_mut().for_each(|param| param.packed = OnceLock::new());
+        self.params.first().map_or(Dtype::F32, |param| param.value.device().dtype())
     }
 
     /// Weights in order.
@@ -95,7 +87,7 @@ impl Params {
     /// The weight `(out, in)` packed for products with rows of activations.
     pub fn packed(&self, id: ParamId) -> &Packed {
         let param = &self.params[id.0];
-        param.packed.get_or_init(|| Packed::of_weight(&param.value, self.dtype))
+        param.packed.get_or_init(|| Packed::of_weight(&param.value, param.value.device().dtype()))
     }
 
     /// A number that changes, but for chance, when any bit of any weight does. It says the same of the packed
@@ -137,11 +129,7 @@ impl Clone for Params {
             value: p.value.clone(),
             packed: OnceLock::new(),
         };
-        Params {
-            params: self.params.iter().map(copy).collect(),
-            dtype: self.dtype,
-            tied: self.tied,
-        }
+        Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
     }
 }
 

@@ -5,9 +5,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
+use aha_compute::Device;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
+use crate::pipeline::Run;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -84,6 +86,11 @@ pub fn threads(wanted: u32) -> usize {
         0 => cores,
         count => (count as usize).min(cores * THREADS_PER_CORE_MAX),
     }
+}
+
+/// What computes, by `run.threads` and `run.dtype`.
+pub fn device(run: &Run) -> Device {
+    Device::cpu(threads(run.threads)).with_dtype(run.dtype.into())
 }
 
 /// What a panic said.

@@ -98,7 +98,7 @@ pub(crate) async fn execute(
         let began = settings_of(dir);
         state.identity.difference(began.as_ref(), &identity, &pipeline.settings())
     });
-    let device = Device::cpu(compute::threads(pipeline.run.threads));
+    let device = compute::device(&pipeline.run);
     // A finished run is only shown: whether its parts are there takes no reading.
     let mut depth = Depth::Content;
     let state = match state::decide(found, difference, resume) {

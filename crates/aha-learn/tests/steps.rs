@@ -8,20 +8,25 @@ use std::sync::Arc;
 use aha_compute::ops::adamw::Hyper;
 use aha_compute::random::Philox;
 use aha_compute::simd::Isa;
-use aha_compute::{Device, Grads, Tape, Tensor};
+use aha_compute::{Device, Dtype, Grads, Tape, Tensor};
 use aha_learn::learner::{
     Example, Learner, Pair, PreferenceOutcome, Rollout, StepOutcome, StepSettings, compare, score,
 };
 use aha_learn::objective::{Normaliser, Objective};
 use aha_learn::preference::{self, PairScores};
 use aha_learn::preset::Preset;
-use aha_model::Model;
+use aha_model::{Batch, Model};
 
 fn model(name: &str, device: &Device) -> Arc<Model> {
+    model_as(name, device, Dtype::F32)
+}
+
+fn model_as(name: &str, device: &Device, dtype: Dtype) -> Arc<Model> {
     let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
         .join("../aha-model/tests/fixtures")
         .join(name);
-    Arc::new(Model::load(&dir, device).unwrap())
+    let model = Model::load(&dir, &device.clone().with_dtype(dtype)).unwrap();
+    Arc::new(model)
 }
 
 fn settings(micro_batch_tokens: usize, activation_checkpointing: bool) -> StepSettings {
@@ -95,24 +100,62 @@ fn weights(learner: &Learner) -> Vec<u32> {
 #[test]
 fn micro_batches_checkpointing_threads_and_lanes_change_no_bit() {
     for name in ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"] {
-        let mut first: Option<(Vec<u32>, StepOutcome)> = None;
-        for isa in Isa::available() {
-            for (threads, micro_batch_tokens, checkpointing) in
-                [(1, 1, false), (2, 64, true), (1, 90, true), (2, 100_000, false)]
-            {
-                let device = Device::cpu_with(threads, isa);
-                let model = model(name, &device);
-                let mut learner = Learner::new(Arc::clone(&model));
-                learner.set_reference(Some(model));
-                let outcome = two_steps(&mut learner, &settings(micro_batch_tokens, checkpointing));
-                assert!(outcome.applied);
-                let (want, want_outcome) =
-                    first.get_or_insert_with(|| (weights(&learner), outcome));
-                let what = format!("{name} {isa} {threads} {micro_batch_tokens} {checkpointing}");
-                assert!(*want == weights(&learner), "{what}: other weights");
-                assert_eq!(*want_outcome, outcome, "{what}");
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let mut first: Option<(Vec<u32>, StepOutcome)> = None;
+            for isa in Isa::available() {
+                if isa == Isa::Avx512Bf16 && dtype == Dtype::Bf16 {
+                    // Its instruction may round otherwise than the other sets do.
+                    first = None;
+                }
+                // The portable path is slow where the compiler has no fused multiply-add.
+                let runs = [(1, 1, false), (2, 64, true), (1, 90, true), (2, 100_000, false)];
+                let runs = if isa == Isa::Portable { &runs[1..2] } else { &runs[..] };
+                for &(threads, micro_batch_tokens, checkpointing) in runs {
+                    let device = Device::cpu_with(threads, isa);
+                    let model = model_as(name, &device, dtype);
+                    let mut learner = Learner::new(Arc::clone(&model));
+                    learner.set_reference(Some(model));
+                    let settings = settings(micro_batch_tokens, checkpointing);
+                    let outcome = two_steps(&mut learner, &settings);
+                    assert!(outcome.applied);
+                    let (want, want_outcome) =
+                        first.get_or_insert_with(|| (weights(&learner), outcome));
+                    let what = format!(
+                        "{name} {dtype} {isa} {threads} {micro_batch_tokens} {checkpointing}"
+                    );
+                    assert!(*want == weights(&learner), "{what}: other weights");
+                    assert_eq!(*want_outcome, outcome, "{what}");
+                }
             }
         }
+    }
+}
+
+/// Goal: bf16 computes the same step but for rounding. Method: gradients of a whole minibatch; the distance to
+/// those in `f32` is some roundings of 2^-9 of their norm, and not none.
+#[test]
+fn gradients_in_bf16_are_close_to_those_in_f32() {
+    let device = Device::cpu(2);
+    let sequence = ids(3, 70);
+    for name in ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"] {
+        let [wide, half] = [Dtype::F32, Dtype::Bf16].map(|dtype| {
+            let model = model_as(name, &device, dtype);
+            let mut tape = Tape::recording(&device, model.params());
+            let hidden = model.hidden(&mut tape, Batch::packed(&sequence, [70]), false);
+            let hidden = tape.select_rows(&hidden, &(0..69).collect());
+            let targets = sequence[1..].into();
+            let (logps, _) = tape.log_probs(&hidden, model.head(), &targets, 1.0);
+            let seed = Tensor::from_slice(&device, &[69], &[-1.0 / 69.0; 69]);
+            let mut grads = Grads::zeros(&device, model.params());
+            tape.backward(vec![(logps, seed)], &mut grads);
+            grads.finish();
+            let all: Vec<f32> = grads.iter().flat_map(|g| g.as_slice().to_vec()).collect();
+            all
+        });
+        let norm = |v: &mut dyn Iterator<Item = f32>| v.map(|x| f64::from(x).powi(2)).sum::<f64>();
+        let off = norm(&mut wide.iter().zip(&half).map(|(a, b)| a - b));
+        let share = (off / norm(&mut wide.iter().copied())).sqrt();
+        assert!((1e-4..5e-2).contains(&share), "{name}: off by {share} of the norm");
     }
 }
 

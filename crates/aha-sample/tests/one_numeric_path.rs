@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aha_compute::Device;
 use aha_compute::random::Philox;
 use aha_compute::simd::Isa;
+use aha_compute::{Device, Dtype};
 use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
 use aha_model::{Model, Tokenizer};
 use aha_sample::{Completion, FinishReason, Limits, Request, Sampler, Sampling};
@@ -18,11 +18,11 @@ const NAMES: [&str; 4] = ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_q
 const PROMPT_COUNT: usize = 8;
 const GROUP_SIZE: u32 = 8;
 
-fn model(name: &str, device: &Device) -> Model {
+fn model(name: &str, device: &Device, dtype: Dtype) -> Model {
     let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
         .join("../aha-model/tests/fixtures")
         .join(name);
-    Model::load(&dir, device).unwrap()
+    Model::load(&dir, &device.clone().with_dtype(dtype)).unwrap()
 }
 
 /// Any tokenizer does: the tests draw tokens and look at no text but that of stop strings.
@@ -118,33 +118,44 @@ fn batchings() -> [Limits; 4] {
 
 #[test]
 fn the_learner_finds_the_bits_that_the_sampler_drew() {
-    let requests = requests();
-    let sampling = sampling();
     for name in NAMES {
-        let mut first: Option<Vec<Completion>> = None;
-        for isa in Isa::available() {
-            // The portable path is slow where the compiler has no fused multiply-add: fewer batchings.
-            let batchings = if isa == Isa::Portable { &batchings()[..2] } else { &batchings()[..] };
-            for threads in [1, 2] {
-                let device = Device::cpu_with(threads, isa);
-                let model = model(name, &device);
-                for &limits in batchings {
-                    let what = format!("{name} {isa} {threads} threads {limits:?}");
-                    let completions = sample(&model, &requests, &sampling, limits);
-                    assert_eq!(completions.len(), 64, "{what}");
-                    assert_same(
-                        &what,
-                        first.get_or_insert_with(|| completions.clone()),
-                        &completions,
-                    );
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let mut first: Option<Vec<Completion>> = None;
+            for isa in Isa::available() {
+                if isa == Isa::Avx512Bf16 && dtype == Dtype::Bf16 {
+                    // Its instruction may round otherwise than the other sets do.
+                    first = None;
                 }
-                let completions = first.as_ref().unwrap();
-                for chunk in [1, 5, 64] {
-                    for part in completions.chunks(chunk) {
-                        check_learner(&model, &requests, part, sampling.inv_temperature());
-                    }
+                // The portable path is slow where the compiler has no fused multiply-add.
+                let is_slow = isa == Isa::Portable && dtype == Dtype::Bf16;
+                for threads in if is_slow { 2..=2 } else { 1..=2 } {
+                    let device = Device::cpu_with(threads, isa);
+                    check_batchings(&model(name, &device, dtype), name, &mut first);
                 }
             }
+        }
+    }
+}
+
+/// Samples in different batches, and scores in others; all must yield the bits of `first`.
+fn check_batchings(model: &Model, name: &str, first: &mut Option<Vec<Completion>>) {
+    let (requests, sampling) = (requests(), sampling());
+    let batchings = match (model.device().isa(), model.device().dtype()) {
+        (Isa::Portable, Dtype::F32) => &batchings()[..2],
+        (Isa::Portable, Dtype::Bf16) => &batchings()[..1],
+        _ => &batchings()[..],
+    };
+    for &limits in batchings {
+        let what = format!("{name} {:?} {} {limits:?}", model.device(), model.params().dtype());
+        let completions = sample(model, &requests, &sampling, limits);
+        assert_eq!(completions.len(), 64, "{what}");
+        assert_same(&what, first.get_or_insert_with(|| completions.clone()), &completions);
+    }
+    let completions = first.as_ref().unwrap();
+    let chunks: &[usize] = if batchings.len() == 1 { &[5] } else { &[1, 5, 64] };
+    for &chunk in chunks {
+        for part in completions.chunks(chunk) {
+            check_learner(model, &requests, part, sampling.inv_temperature());
         }
     }
 }
@@ -172,7 +183,7 @@ fn check_learner(model: &Model, requests: &[Request], part: &[Completion], inv_t
 #[test]
 fn a_completion_does_not_depend_on_the_other_requests() {
     let device = Device::cpu(2);
-    let model = model("tiny_qwen3", &device);
+    let model = model("tiny_qwen3", &device, Dtype::F32);
     let (requests, sampling) = (requests(), sampling());
     let together = sample(&model, &requests, &sampling, Limits::default());
     for idx in [0, 3, 7] {
@@ -190,7 +201,7 @@ fn a_completion_does_not_depend_on_the_other_requests() {
 #[test]
 fn a_small_cache_serves_more_sequences_than_it_holds() {
     let device = Device::cpu(1);
-    let model = model("tiny_llama", &device);
+    let model = model("tiny_llama", &device, Dtype::F32);
     let sampling = Sampling { max_tokens: 60, ..Sampling::default() };
     let dims = model.attention_dims();
     let page = aha_compute::ops::attention::KvCache::bytes_per_page(2, dims);
@@ -211,7 +222,7 @@ fn a_small_cache_serves_more_sequences_than_it_holds() {
 #[test]
 fn a_run_that_is_cancelled_ends_before_its_next_forward_pass_and_leaves_nothing_behind() {
     let device = Device::cpu(2);
-    let model = model("tiny_llama", &device);
+    let model = model("tiny_llama", &device, Dtype::F32);
     let whole = sample(&model, &requests(), &sampling(), Limits::default());
     let mut sampler = Sampler::new(&model, tokenizer(), Limits::default());
     let mut run = |cancel: &AtomicBool, raises: bool| {
@@ -235,7 +246,7 @@ fn a_run_that_is_cancelled_ends_before_its_next_forward_pass_and_leaves_nothing_
 #[test]
 fn a_request_that_can_never_fit_is_refused() {
     let device = Device::cpu(1);
-    let model = model("tiny_llama", &device);
+    let model = model("tiny_llama", &device, Dtype::F32);
     let refuse = |request: Request, max_tokens: usize, cache_bytes: usize| {
         let limits = Limits { cache_bytes, ..Limits::default() };
         let sampler = Sampler::new(&model, tokenizer(), limits);
@@ -252,7 +263,7 @@ fn a_request_that_can_never_fit_is_refused() {
 #[test]
 fn stop_texts_end_completions_and_belong_to_them() {
     let device = Device::cpu(2);
-    let model = model("tiny_llama", &device);
+    let model = model("tiny_llama", &device, Dtype::F32);
     let tokenizer = tokenizer();
     let free = sample(&model, &requests(), &sampling(), Limits::default());
     // The text of two neighbouring tokens of a completion, as a stop text.

@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use aha_compute::Device;
 use aha_data::{Session, SessionOptions};
 use aha_model::Tokenizer;
 use aha_reward::NoBackends;
@@ -163,7 +162,7 @@ fn is_data(extension: &std::ffi::OsStr) -> bool {
 
 fn evaluate(resolved: Resolved, path: &Path, run: &Run, watcher: &Watcher) -> Result<EvalRow> {
     let Resolved { model, dataset, settings, problems } = resolved;
-    let loaded = models::load(path, &Device::cpu(compute::threads(run.threads)))?;
+    let loaded = models::load(path, &compute::device(run))?;
     let subject = subject(STAGE, &settings, run, &problems);
     let rewards = std::slice::from_ref(&settings.reward.0);
     let scorer = Scorer::new(rewards, OnNull::Drop, None, &NoBackends)?;

@@ -13,6 +13,16 @@ choice! {
     }
 }
 
+choice! {
+    /// What models compute with.
+    pub enum Dtype {
+        /// Single precision.
+        F32 = "f32",
+        /// Half the bytes: products of numbers with 8 bits of precision, summed in `f32`.
+        Bf16 = "bf16",
+    }
+}
+
 section! {
     /// What holds for every stage of the run.
     pub struct Run {
@@ -24,6 +34,11 @@ section! {
         pub threads: u32 = 0, "at most 256" |n| *n <= 256;
         /// Where tensors live.
         pub device: Device = Device::Cpu;
+        /// What weights and activations are rounded to when they are multiplied, and what activations are kept as
+        /// for the backward pass. Weights that are trained, the optimizer's state, gradients, softmax, norms and
+        /// log-probs are `f32` in any case. `bf16` halves the memory of activations and the bytes that a decoding
+        /// step reads; it is faster where the processor has instructions for it (`aha doctor`).
+        pub dtype: Dtype = Dtype::F32;
         /// Memory that the run may use: `aha check` and `aha run` refuse a pipeline whose predicted
         /// need is larger. Absent: no limit of ours.
         @neutral
@@ -45,3 +60,21 @@ section! {
 }
 
 section_fields!(Run);
+
+impl From<Dtype> for aha_compute::Dtype {
+    fn from(dtype: Dtype) -> aha_compute::Dtype {
+        match dtype {
+            Dtype::F32 => aha_compute::Dtype::F32,
+            Dtype::Bf16 => aha_compute::Dtype::Bf16,
+        }
+    }
+}
+
+impl From<aha_compute::Dtype> for Dtype {
+    fn from(dtype: aha_compute::Dtype) -> Dtype {
+        match dtype {
+            aha_compute::Dtype::F32 => Dtype::F32,
+            aha_compute::Dtype::Bf16 => Dtype::Bf16,
+        }
+    }
+}

@@ -114,7 +114,12 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
             resamples: args.resamples,
             ..EvalStage::default()
         },
-        run: Run { seed: args.seed, threads: args.model.threads, ..Run::default() },
+        run: Run {
+            seed: args.seed,
+            threads: args.model.threads,
+            dtype: args.model.dtype.into(),
+            ..Run::default()
+        },
         places: planning::places(),
     };
     let bar = screen.bar(1);

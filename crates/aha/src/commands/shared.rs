@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use aha_compute::Device;
+use aha_compute::{Device, Dtype};
 use aha_flow::pipeline::{Plan, Template};
 use aha_flow::planning;
 use aha_reward::{NoBackends, Spec, Verifier};
@@ -39,6 +39,9 @@ pub struct ModelArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=256))]
     pub threads: u32,
+    /// What the model computes with: f32, or bf16, which is what `run.dtype` says of it.
+    #[arg(long, value_name = "DTYPE", default_value_t = Dtype::F32)]
+    pub dtype: Dtype,
 }
 
 impl ModelArgs {
@@ -51,7 +54,7 @@ impl ModelArgs {
 
     /// What computes.
     pub fn device(&self) -> Device {
-        Device::cpu(self.threads as usize)
+        Device::cpu(self.threads as usize).with_dtype(self.dtype)
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{Device, Tensor};
 
 use super::kernel::{self, Block, Form};
 use super::pack::{self, Aligned, Steps, Tile, Tiles};
+use super::pairs;
 
 /// Deepest block: a panel of it fills half of a first-level cache of 32 KiB.
 const DEPTH_MAX: usize = 320;
@@ -101,8 +102,11 @@ impl<'a> Out<'a> {
 
 /// Computes a product into `c`.
 pub(super) fn run(device: &Device, c: &Out<'_>, product: &Product) {
-    let has_instruction = device.isa() == Isa::Avx512Bf16;
-    run_as(device, c, product, product.left.is_bf16() && has_instruction);
+    // A contraction over tokens is continued by the next micro-batch, which may begin in the middle of a pair.
+    let in_words = product.left.is_bf16()
+        && device.isa() == Isa::Avx512Bf16
+        && (matches!(product.left, Left::Rows(_)) || pairs::round_twice(device));
+    run_as(device, c, product, in_words);
 }
 
 /// [`run`], with both operands in words or not.
