@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use crate::ops::attention::{self, KvCache, PagedSeq};
+use crate::ops::attention::{self, KvCache, Layout, PagedSeq};
 use crate::ops::{embedding, lm_head, matmul, rms_norm, rope, swiglu};
 use crate::tensor::Values;
 use crate::{Device, Dtype, Grads, ParamId, Params, Tensor};
@@ -30,10 +30,10 @@ impl Var {
 
 /// Which rows belong together in attention, and where their keys and values are.
 pub enum Rows<'a> {
-    /// Whole sequences one after the other, from position 0; `starts` has their first rows and the end.
+    /// All rows of sequences, which may have their first rows in common.
     Packed {
-        /// First row of each sequence, then the number of rows.
-        starts: Arc<[usize]>,
+        /// Which rows make a sequence.
+        layout: Layout,
     },
     /// New tokens of sequences whose earlier keys and values are in a cache. Can't be recorded.
     Paged {
@@ -80,7 +80,7 @@ enum Op<'p> {
         v: Var,
         out: Arc<Tensor>,
         lse: Tensor,
-        starts: Arc<[usize]>,
+        layout: Layout,
         dims: attention::Dims,
         scale: f32,
     },
@@ -203,9 +203,9 @@ impl<'p> Tape<'p> {
         let [q_f32, k_f32, v_f32] = [q, k, v].map(|x| x.value.as_f32());
         let dtype = self.params.dtype();
         match rows {
-            Rows::Packed { starts } => {
+            Rows::Packed { layout } => {
                 let mut lse = self.uninit(&[q.value.rows(), dims.heads]);
-                attention::forward(&mut o, &mut lse, &q_f32, &k_f32, &v_f32, starts, dims, scale);
+                attention::forward(&mut o, &mut lse, &q_f32, &k_f32, &v_f32, layout, dims, scale);
                 let o = self.var(o.into_dtype(dtype));
                 if self.recording {
                     let op = Op::Attention {
@@ -214,7 +214,7 @@ impl<'p> Tape<'p> {
                         v: v.clone(),
                         out: Arc::clone(&o.value),
                         lse,
-                        starts: Arc::clone(starts),
+                        layout: layout.clone(),
                         dims,
                         scale,
                     };
@@ -238,7 +238,7 @@ impl<'p> Tape<'p> {
         self.record(y, || Op::Swiglu { gate: gate.clone(), up: up.clone() })
     }
 
-    /// The given rows of `x`, each at most once.
+    /// The given rows of `x`; gradients of one that is given more than once are added in order.
     pub fn select_rows(&mut self, x: &Var, rows: &Arc<[usize]>) -> Var {
         let (cols, dtype) = (x.value.cols(), x.value.dtype());
         let mut y = Tensor::uninit_as(&self.device, dtype, &[rows.len(), cols]);
@@ -429,7 +429,7 @@ fn play<'p>(
                 slots.add(x, dx);
             }
         }
-        Op::Attention { q, k, v, out, lse, starts, dims, scale } => {
+        Op::Attention { q, k, v, out, lse, layout, dims, scale } => {
             let dout = slots.take(outputs[0], out.shape());
             let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| slots.uninit_like(&x.value));
             let [q_f32, k_f32, v_f32] = [&q, &k, &v].map(|x| x.value.as_f32());
@@ -439,7 +439,7 @@ fn play<'p>(
                 [&*q_f32, &*k_f32, &*v_f32],
                 &out.as_f32(),
                 &lse,
-                &starts,
+                &layout,
                 dims,
                 scale,
             );
@@ -460,7 +460,8 @@ fn play<'p>(
             let mut dx = slots.zeros_like(&x.value);
             let cols = dy.cols();
             for (from, &to) in dy.as_slice().chunks_exact(cols).zip(rows.iter()) {
-                dx.as_mut_slice()[to * cols..(to + 1) * cols].copy_from_slice(from);
+                let sums = &mut dx.as_mut_slice()[to * cols..(to + 1) * cols];
+                sums.iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
             }
             slots.add(x.slot, dx);
         }

@@ -2,6 +2,13 @@
 //!
 //! A minibatch is packed in micro-batches without padding; gradients are summed over tokens in order, so
 //! the weights after a step have the same bits whatever `micro_batch_tokens` and activation checkpointing.
+//!
+//! A group's prompt runs through the model once, forwards and backwards, and its completions attend to it.
+//! A group that doesn't fit into a micro-batch is cut into parts with the prompt in each: its gradients are
+//! then other sums of the same terms. So bits are promised for any `micro_batch_tokens` that hold the largest
+//! group, and equality within rounding for fewer. Log-probs, and with them the loss, have the same bits always.
+
+mod packed;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -10,13 +17,13 @@ use aha_compute::ops::adamw::{AdamW, Hyper};
 use aha_compute::ops::grad_norm;
 use aha_compute::{Grads, Tape, Tensor};
 use aha_model::Model;
-use aha_model::model::Batch;
 
 use crate::Error;
 use crate::objective::{self, Normaliser, Objective, Totals};
 use crate::packing::pack;
 use crate::preference::{self, PairScores};
 use crate::sft;
+use packed::Packed;
 
 /// What one optimizer step does beside its objective.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,7 +32,8 @@ pub struct StepSettings {
     pub hyper: Hyper,
     /// Gradients are scaled down to this global L2 norm; absent: not at all.
     pub grad_norm_max: Option<f64>,
-    /// Most tokens that run through the model at once. Changes memory and speed, never results.
+    /// Most tokens that run through the model at once, unless a completion and its prompt, an example or a
+    /// pair has more. Changes memory and speed; results only where it cuts groups, and then by rounding.
     pub micro_batch_tokens: usize,
     /// Keep only the inputs of each layer, and compute the rest again for the backward pass.
     pub activation_checkpointing: bool,
@@ -135,7 +143,7 @@ impl Learner {
         self.reference.as_ref()
     }
 
-    /// One step of policy optimization on `rollouts`. Log-probs are those of the softmax at `temperature`,
+    /// One step of policy optimization on `rollouts`, of which those of a group follow one another. Log-probs are those of the softmax at `temperature`,
     /// as the sampler drew them.
     pub fn policy_step(
         &mut self,
@@ -148,11 +156,9 @@ impl Learner {
         for rollout in rollouts {
             check_rollout(rollout)?;
         }
-        let lens: Vec<usize> =
-            rollouts.iter().map(|r| r.prompt_ids.len() + r.completion_ids.len()).collect();
         let mut totals = Totals::default();
         self.grads.clear();
-        for range in pack(&lens, settings.micro_batch_tokens) {
+        for range in packed::pack(rollouts, settings.micro_batch_tokens) {
             let packed = Packed::completions(&rollouts[range.clone()]);
             let terms = PolicyTerms { rollouts: &rollouts[range], objective, normaliser };
             self.policy_micro_batch(&packed, terms, temperature, settings, &mut totals)?;
@@ -327,78 +333,13 @@ pub fn score(
     temperature: f32,
     micro_batch_tokens: usize,
 ) -> Vec<Vec<f32>> {
-    let lens: Vec<usize> =
-        rollouts.iter().map(|r| r.prompt_ids.len() + r.completion_ids.len()).collect();
     let mut scores = Vec::with_capacity(rollouts.len());
-    for range in pack(&lens, micro_batch_tokens) {
+    for range in packed::pack(rollouts, micro_batch_tokens) {
         let packed = Packed::completions(&rollouts[range]);
         let logps = packed.score(model, 1.0 / temperature);
         scores.extend(packed.outputs.iter().map(|range| logps[range.clone()].to_vec()));
     }
     scores
-}
-
-/// Sequences one after the other, and which of their tokens' log-probs are wanted.
-struct Packed {
-    ids: Vec<u32>,
-    lens: Vec<usize>,
-    /// Rows whose next token is wanted.
-    rows: Arc<[usize]>,
-    targets: Arc<[u32]>,
-    /// Each sequence's part of the wanted log-probs.
-    outputs: Vec<Range<usize>>,
-}
-
-impl Packed {
-    fn completions(rollouts: &[Rollout<'_>]) -> Packed {
-        Packed::new(rollouts.iter().map(|r| {
-            let ids = [r.prompt_ids, r.completion_ids].concat();
-            let wanted = (r.prompt_ids.len()..ids.len()).collect();
-            (ids, wanted)
-        }))
-    }
-
-    fn examples(examples: &[Example<'_>]) -> Packed {
-        Packed::new(examples.iter().map(|e| {
-            let wanted = (1..e.ids.len()).filter(|&i| e.loss_mask[i]).collect();
-            (e.ids.to_vec(), wanted)
-        }))
-    }
-
-    /// From sequences and the indices of their wanted tokens, none of which is the first.
-    fn new(sequences: impl Iterator<Item = (Vec<u32>, Vec<usize>)>) -> Packed {
-        let (mut ids, mut lens) = (Vec::new(), Vec::new());
-        let (mut rows, mut targets, mut outputs) = (Vec::new(), Vec::new(), Vec::new());
-        for (sequence, wanted) in sequences {
-            let first = targets.len();
-            for i in wanted {
-                rows.push(ids.len() + i - 1);
-                targets.push(sequence[i]);
-            }
-            outputs.push(first..targets.len());
-            lens.push(sequence.len());
-            ids.extend(sequence);
-        }
-        Packed { ids, lens, rows: rows.into(), targets: targets.into(), outputs }
-    }
-
-    fn run<'m>(
-        &self,
-        model: &'m Model,
-        tape: &mut Tape<'m>,
-        inv_temperature: f32,
-        checkpointing: bool,
-    ) -> (aha_compute::Var, aha_compute::Var) {
-        let batch = Batch::packed(&self.ids, self.lens.iter().copied());
-        let hidden = model.hidden(tape, batch, checkpointing);
-        let hidden = tape.select_rows(&hidden, &self.rows);
-        tape.log_probs(&hidden, model.head(), &self.targets, inv_temperature)
-    }
-
-    fn score(&self, model: &Model, inv_temperature: f32) -> Vec<f32> {
-        let mut tape = Tape::inference(model.device(), model.params());
-        self.run(model, &mut tape, inv_temperature, false).0.value().as_slice().to_vec()
-    }
 }
 
 /// What the loss of a micro-batch needs beside log-probs.

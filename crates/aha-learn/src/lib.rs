@@ -7,7 +7,8 @@
 //! - [`sft`]: the supervised loss on the same terms. [`preference`]: that of a reward model on pairs.
 //! - [`packing`]: sequences → micro-batches without padding, groups → minibatches.
 //! - [`schedule`]: the learning rate of a step.
-//! - [`learner`]: one optimizer step over a model: packed forward and backward passes, clipping, AdamW.
+//! - [`learner`]: one optimizer step over a model: packed forward and backward passes in which a group's prompt
+//!   is computed once, clipping, AdamW.
 //!
 //! # Invariants
 //! - A token's gradient depends on its own sequence and on the [`objective::Normaliser`] of the whole

@@ -1,8 +1,9 @@
 //! Sequences → micro-batches, groups → minibatches.
 //!
 //! A minibatch is what one optimizer step sees. A micro-batch is what fits through the model at once:
-//! its size changes memory and speed, never a result, so packing keeps the order of the sequences and
-//! gradients are summed in the same order however they are cut.
+//! its size changes memory and speed, so packing keeps the order of the sequences and gradients are summed in
+//! the same order however they are cut. Completions of one prompt share it where they are not cut apart, which
+//! changes a result by its rounding.
 
 use std::ops::Range;
 
@@ -26,6 +27,24 @@ pub fn pack(lens_tokens: &[usize], micro_batch_tokens: usize) -> Vec<Range<usize
         micro_batches.push(start_idx..lens_tokens.len());
     }
     micro_batches
+}
+
+/// Cuts groups into micro-batches, as [`pack`] does sequences. A group is the tokens of its prompt, which its
+/// completions have in common, and of each completion.
+///
+/// A group that has at most `micro_batch_tokens` tokens stays whole. A larger one is cut into parts, each of
+/// which has the prompt. Ranges are indices into the completions of all groups.
+pub fn pack_groups(groups: &[(usize, Vec<usize>)], micro_batch_tokens: usize) -> Vec<Range<usize>> {
+    let (mut lens_tokens, mut ends) = (Vec::new(), vec![0]);
+    for (prompt_tokens, completions) in groups {
+        for part in pack(completions, micro_batch_tokens.saturating_sub(*prompt_tokens)) {
+            let own_tokens: usize = completions[part.clone()].iter().sum();
+            lens_tokens.push(prompt_tokens + own_tokens);
+            ends.push(ends[ends.len() - 1] + part.len());
+        }
+    }
+    let completions = |parts: Range<usize>| ends[parts.start]..ends[parts.end];
+    pack(&lens_tokens, micro_batch_tokens).into_iter().map(completions).collect()
 }
 
 /// Deals the groups of a rollout batch into minibatches, whole groups, in an order that `random` decides.
@@ -89,6 +108,19 @@ mod tests {
     fn a_sequence_longer_than_the_budget_is_alone() {
         assert_eq!(pack(&[9, 1, 9, 9, 1, 1], 4), [0..1, 1..2, 2..3, 3..4, 4..6]);
         assert_eq!(pack(&[1, 2], 0), [0..1, 1..2]);
+    }
+
+    #[test]
+    fn a_group_is_cut_only_where_it_does_not_fit() {
+        let groups = [(4, vec![3, 2, 1]), (2, vec![5]), (1, vec![2, 2, 2])];
+        assert_eq!(pack_groups(&groups, 100), [0..7; 1]);
+        assert_eq!(pack_groups(&groups, 17), [0..4, 4..7]);
+        assert_eq!(pack_groups(&groups, 10), [0..3, 3..4, 4..7]);
+        // The first group has ten tokens. Each of its parts has its prompt's four.
+        assert_eq!(pack_groups(&groups, 9), [0..2, 2..3, 3..4, 4..7]);
+        assert_eq!(pack_groups(&groups, 7), [0..1, 1..3, 3..4, 4..7]);
+        assert_eq!(pack_groups(&groups, 4), [0..1, 1..2, 2..3, 3..4, 4..5, 5..6, 6..7]);
+        assert!(pack_groups(&[], 4).is_empty());
     }
 
     #[test]

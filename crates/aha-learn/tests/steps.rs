@@ -12,7 +12,7 @@ use aha_compute::{Device, Dtype, Grads, Tape, Tensor};
 use aha_learn::learner::{
     Example, Learner, Pair, PreferenceOutcome, Rollout, StepOutcome, StepSettings, compare, score,
 };
-use aha_learn::objective::{Normaliser, Objective};
+use aha_learn::objective::{Aggregation, Normaliser, Objective, SequenceTerms, loss};
 use aha_learn::preference::{self, PairScores};
 use aha_learn::preset::Preset;
 use aha_model::{Batch, Model};
@@ -60,6 +60,22 @@ fn drawn() -> Vec<Drawn> {
     lens.into_iter().enumerate().map(of).collect()
 }
 
+/// Groups of several completions, one of a single token among them: 38, 101, 16 and 33 tokens at once.
+fn drawn_groups() -> Vec<Drawn> {
+    let groups: [(usize, &[usize]); 4] =
+        [(5, &[9, 1, 26]), (37, &[30, 16, 17, 5]), (16, &[1, 1]), (20, &[14])];
+    let rows = groups.iter().enumerate().flat_map(|(group, &(prompt, completions))| {
+        completions.iter().map(move |&completion| (group as u64, prompt, completion))
+    });
+    let of = |(i, (group, prompt, completion)): (usize, (u64, usize, usize))| Drawn {
+        prompt: ids(200 + group, prompt),
+        completion: ids(50 + i as u64, completion),
+        logps: ids(90 + i as u64, completion).iter().map(|&x| -5.0 - x as f32 / 200.0).collect(),
+        advantage: [1.2, -0.7, 0.4, -1.1, 0.3][i % 5],
+    };
+    rows.enumerate().map(of).collect()
+}
+
 fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
     let of = |d| {
         let Drawn { prompt, completion, logps, advantage }: &Drawn = d;
@@ -80,16 +96,38 @@ fn objective() -> Objective {
 }
 
 fn two_steps(learner: &mut Learner, settings: &StepSettings) -> StepOutcome {
-    let (drawn, objective) = (drawn(), objective());
-    let rollouts = rollouts(&drawn);
-    let lens: Vec<usize> = drawn.iter().map(|d| d.completion.len()).collect();
-    let normaliser = Normaliser::of(&objective, &lens);
+    two_steps_on(learner, &drawn(), &objective(), settings)
+}
+
+fn two_steps_on(
+    learner: &mut Learner,
+    drawn: &[Drawn],
+    objective: &Objective,
+    settings: &StepSettings,
+) -> StepOutcome {
+    let rollouts = rollouts(drawn);
+    let normaliser = Normaliser::of(objective, &completion_lens(drawn));
     let mut outcome = None;
     for _ in 0..2 {
         outcome =
-            Some(learner.policy_step(&rollouts, &objective, normaliser, 0.9, settings).unwrap());
+            Some(learner.policy_step(&rollouts, objective, normaliser, 0.9, settings).unwrap());
     }
     outcome.unwrap()
+}
+
+fn completion_lens(drawn: &[Drawn]) -> Vec<usize> {
+    drawn.iter().map(|d| d.completion.len()).collect()
+}
+
+/// Settings that use every term, with each aggregation.
+fn objectives() -> [Objective; 4] {
+    [
+        Aggregation::SequenceMean,
+        Aggregation::TokenMean,
+        Aggregation::RolloutTokenMean,
+        Aggregation::Constant { length_tokens: 64 },
+    ]
+    .map(|aggregation| Objective { aggregation, ..objective() })
 }
 
 fn weights(learner: &Learner) -> Vec<u32> {
@@ -160,6 +198,150 @@ fn gradients_in_bf16_are_close_to_those_in_f32() {
 }
 
 #[test]
+fn micro_batches_that_hold_the_largest_group_change_no_bit() {
+    for name in ["tiny_llama", "tiny_qwen2", "tiny_qwen3"] {
+        for objective in objectives() {
+            let mut first: Option<(Vec<u32>, StepOutcome)> = None;
+            for (threads, micro_batch_tokens, checkpointing) in
+                [(1, 101, false), (2, 117, true), (1, 140, true), (2, 100_000, false)]
+            {
+                let model = model(name, &Device::cpu(threads));
+                let mut learner = Learner::new(Arc::clone(&model));
+                learner.set_reference(Some(model));
+                let settings = settings(micro_batch_tokens, checkpointing);
+                let outcome = two_steps_on(&mut learner, &drawn_groups(), &objective, &settings);
+                assert!(outcome.applied);
+                let (want, want_outcome) =
+                    first.get_or_insert_with(|| (weights(&learner), outcome));
+                let what = format!("{name} {objective:?} {threads} {micro_batch_tokens}");
+                assert!(*want == weights(&learner), "{what}: other weights");
+                assert_eq!(*want_outcome, outcome, "{what}");
+            }
+        }
+    }
+}
+
+/// The gradient of a step of the learner, and what else came of it: with an `eps` this large AdamW subtracts
+/// a hundred times the gradient.
+fn gradient(
+    model: &Arc<Model>,
+    drawn: &[Drawn],
+    objective: &Objective,
+    micro_batch_tokens: usize,
+) -> (Vec<f64>, StepOutcome) {
+    let mut learner = Learner::new(Arc::clone(model));
+    learner.set_reference(Some(Arc::clone(model)));
+    let mut settings = settings(micro_batch_tokens, true);
+    settings.hyper = Hyper { lr: 1e10, eps: 1e8, weight_decay: 0.0, ..settings.hyper };
+    settings.grad_norm_max = None;
+    let normaliser = Normaliser::of(objective, &completion_lens(drawn));
+    let outcome =
+        learner.policy_step(&rollouts(drawn), objective, normaliser, 0.9, &settings).unwrap();
+    let values = |model: &Model| -> Vec<f64> {
+        let params = model.params();
+        params.ids().flat_map(|id| params.value(id).as_slice().to_vec()).map(f64::from).collect()
+    };
+    let moved = values(learner.model());
+    (values(model).iter().zip(moved).map(|(w, moved)| (w - moved) / 100.0).collect(), outcome)
+}
+
+/// The same gradient from whole sequences, each with its prompt, and the loss.
+fn gradient_of_whole_sequences(
+    model: &Model,
+    drawn: &[Drawn],
+    objective: &Objective,
+) -> (Vec<f64>, f64) {
+    let sequences: Vec<Vec<u32>> =
+        drawn.iter().map(|d| [d.prompt.as_slice(), &d.completion].concat()).collect();
+    let (mut rows, mut targets, mut start) = (Vec::new(), Vec::new(), 0);
+    for (d, sequence) in drawn.iter().zip(&sequences) {
+        rows.extend(start + d.prompt.len() - 1..start + sequence.len() - 1);
+        targets.extend(&d.completion);
+        start += sequence.len();
+    }
+    let mut tape = Tape::recording(model.device(), model.params());
+    let ids = sequences.concat();
+    let batch = Batch::packed(&ids, sequences.iter().map(Vec::len));
+    let hidden = model.hidden(&mut tape, batch, false);
+    let hidden = tape.select_rows(&hidden, &rows.into());
+    let (logps, entropies) = tape.log_probs(&hidden, model.head(), &targets.into(), 1.0 / 0.9);
+    let mut start = 0;
+    let terms: Vec<SequenceTerms<'_>> = drawn
+        .iter()
+        .map(|d| {
+            let range = start..start + d.completion.len();
+            start = range.end;
+            SequenceTerms {
+                logps: &logps.value().as_slice()[range.clone()],
+                old_logps: Some(&d.logps),
+                // The reference is the model itself.
+                ref_logps: Some(&logps.value().as_slice()[range.clone()]),
+                entropies: Some(&entropies.value().as_slice()[range]),
+                advantage: d.advantage,
+                ..SequenceTerms::default()
+            }
+        })
+        .collect();
+    let normaliser = Normaliser::of(objective, &completion_lens(drawn));
+    let out = loss(objective, &terms, &normaliser);
+    let seed = |values: &[f32]| Tensor::from_slice(model.device(), &[values.len()], values);
+    let seeds = vec![
+        (logps.clone(), seed(&out.dlogps)),
+        (entropies.clone(), seed(out.dentropies.as_ref().unwrap())),
+    ];
+    let mut grads = Grads::zeros(model.device(), model.params());
+    tape.backward(seeds, &mut grads);
+    grads.finish();
+    let gradient = grads.iter().flat_map(|t| t.as_slice().to_vec()).map(f64::from).collect();
+    (gradient, out.loss())
+}
+
+#[test]
+fn a_shared_prompt_has_the_gradient_of_whole_sequences() {
+    let drawn = drawn_groups();
+    for name in ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"] {
+        let model = model(name, &Device::cpu(2));
+        for objective in objectives() {
+            let (want, want_loss) = gradient_of_whole_sequences(&model, &drawn, &objective);
+            // With 60 tokens the second group is cut in three, with one every group in single completions.
+            for micro_batch_tokens in [1, 60, 101, 100_000] {
+                let (got, outcome) = gradient(&model, &drawn, &objective, micro_batch_tokens);
+                let what = format!("{name} {micro_batch_tokens} {:?}", objective.aggregation);
+                // Log-probs have the same bits, so the loss has.
+                assert_eq!(outcome.totals.loss, want_loss, "{what}");
+                let square = |x: f64| x * x;
+                let off: f64 = got.iter().zip(&want).map(|(a, b)| square(a - b)).sum();
+                let norm: f64 = want.iter().copied().map(square).sum();
+                let off = (off / norm).sqrt();
+                assert!(off < 2e-6, "{what}: off by {off:e} of its norm");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_shared_prompt_changes_no_bit_of_a_log_prob() {
+    let drawn = drawn_groups();
+    let sequences: Vec<Vec<u32>> =
+        drawn.iter().map(|d| [d.prompt.as_slice(), &d.completion].concat()).collect();
+    for name in ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"] {
+        for isa in Isa::available() {
+            let model = model(name, &Device::cpu_with(2, isa));
+            let whole = model.log_probs(&sequences.iter().map(Vec::as_slice).collect::<Vec<_>>());
+            let whole = whole.unwrap();
+            for micro_batch_tokens in [1, 60, 100_000] {
+                let shared = score(&model, &rollouts(&drawn), 1.0, micro_batch_tokens);
+                for (i, d) in drawn.iter().enumerate() {
+                    let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+                    let want = bits(&whole[i][d.prompt.len() - 1..]);
+                    assert_eq!(bits(&shared[i]), want, "{name} {isa} {micro_batch_tokens} {i}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn sft_steps_do_not_depend_on_micro_batches() {
     let texts: Vec<Vec<u32>> =
         [40, 3, 90, 17].iter().enumerate().map(|(i, &len)| ids(i as u64, len)).collect();
@@ -193,7 +375,7 @@ fn a_step_lowers_the_loss_of_what_it_imitates() {
 #[test]
 fn the_first_ratio_of_an_on_policy_step_is_exactly_one() {
     let model = model("tiny_qwen2", &Device::cpu(2));
-    let mut drawn = drawn();
+    let mut drawn = drawn_groups();
     for (row, logps) in score(&model, &rollouts(&drawn), 0.9, 50).into_iter().enumerate() {
         drawn[row].logps = logps;
     }

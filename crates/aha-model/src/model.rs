@@ -9,7 +9,8 @@ mod reward;
 use std::path::Path;
 use std::sync::Arc;
 
-use aha_compute::ops::{attention, rope};
+use aha_compute::ops::attention::{self, Layout};
+use aha_compute::ops::rope;
 use aha_compute::random::Philox;
 use aha_compute::tape::Rows;
 use aha_compute::{Device, ParamId, Params, Tape, Tensor, Var};
@@ -66,14 +67,13 @@ pub struct Batch<'a> {
 impl Batch<'_> {
     /// Whole sequences, one after the other and without padding.
     pub fn packed<'a>(ids: &'a [u32], lengths: impl IntoIterator<Item = usize>) -> Batch<'a> {
-        let mut starts = vec![0];
-        let mut positions = Vec::with_capacity(ids.len());
-        for length in lengths {
-            positions.extend(0..length as u32);
-            starts.push(positions.len());
-        }
-        assert_eq!(positions.len(), ids.len(), "lengths must add up to the ids");
-        Batch { ids, positions: positions.into(), rows: Rows::Packed { starts: starts.into() } }
+        Batch::laid_out(ids, Layout::sequences(lengths))
+    }
+
+    /// Sequences that may have their first tokens in common, which then are there once.
+    pub fn laid_out<'a>(ids: &'a [u32], layout: Layout) -> Batch<'a> {
+        assert_eq!(layout.row_count(), ids.len(), "lengths must add up to the ids");
+        Batch { ids, positions: layout.positions(), rows: Rows::Packed { layout } }
     }
 }
 
@@ -231,10 +231,10 @@ impl Model {
         let mut stream = vec![tape.embedding(self.embedding, ids)];
         for (idx, layer) in self.layers.iter().enumerate() {
             stream = match &rows {
-                Rows::Packed { starts } if checkpointing => {
-                    let (positions, starts) = (Arc::clone(&positions), Arc::clone(starts));
+                Rows::Packed { layout } if checkpointing => {
+                    let (positions, layout) = (Arc::clone(&positions), layout.clone());
                     tape.checkpoint(&stream, move |tape, stream| {
-                        let mut rows = Rows::Packed { starts: Arc::clone(&starts) };
+                        let mut rows = Rows::Packed { layout: layout.clone() };
                         self.layer(tape, idx, layer, stream, &positions, &mut rows)
                     })
                 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aha_compute::ops::attention::Layout;
 use aha_compute::random::Philox;
 use aha_compute::simd::Isa;
 use aha_compute::{Device, Dtype};
@@ -152,30 +153,47 @@ fn check_batchings(model: &Model, name: &str, first: &mut Option<Vec<Completion>
         assert_same(&what, first.get_or_insert_with(|| completions.clone()), &completions);
     }
     let completions = first.as_ref().unwrap();
-    let chunks: &[usize] = if batchings.len() == 1 { &[5] } else { &[1, 5, 64] };
-    for &chunk in chunks {
+    let all = [(5, true), (1, false), (5, false), (64, false), (64, true)];
+    for &(chunk, shares) in if batchings.len() == 1 { &all[..1] } else { &all[..] } {
         for part in completions.chunks(chunk) {
-            check_learner(model, &requests, part, sampling.inv_temperature());
+            check_learner(model, &requests, part, sampling.inv_temperature(), shares);
         }
     }
 }
 
-/// Scores completions as the learner does, packed one after the other, and compares bits.
-fn check_learner(model: &Model, requests: &[Request], part: &[Completion], inv_temperature: f32) {
-    let (mut ids, mut lens, mut rows, mut targets) =
-        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for completion in part {
-        let prompt = &requests[completion.request_idx].prompt_ids;
-        rows.extend((0..completion.token_ids.len()).map(|i| ids.len() + prompt.len() + i - 1));
-        targets.extend(&completion.token_ids);
-        lens.push(prompt.len() + completion.token_ids.len());
-        ids.extend(prompt.iter().chain(&completion.token_ids));
+/// Scores completions as the learner does, one after the other, whole or with prompts that they share, and
+/// compares bits.
+fn check_learner(
+    model: &Model,
+    requests: &[Request],
+    part: &[Completion],
+    inv_temperature: f32,
+    shares_prompts: bool,
+) {
+    let (mut ids, mut segments, mut rows) = (Vec::new(), Vec::new(), Vec::new());
+    for group in part.chunk_by(|a, b| shares_prompts && a.request_idx == b.request_idx) {
+        let prompt = &requests[group[0].request_idx].prompt_ids;
+        let parent = segments.len();
+        segments.push((prompt.len(), None));
+        ids.extend(prompt.iter().copied());
+        let last_row = ids.len() - 1;
+        for completion in group {
+            rows.push(last_row);
+            rows.extend(ids.len()..ids.len() + completion.token_ids.len() - 1);
+            segments.push((completion.token_ids.len(), Some(parent)));
+            ids.extend(&completion.token_ids);
+        }
     }
+    let layout = match shares_prompts {
+        true => Layout::new(segments),
+        false => Layout::sequences(segments.chunks(2).map(|two| two[0].0 + two[1].0)),
+    };
+    let targets: Arc<[u32]> = part.iter().flat_map(|c| c.token_ids.clone()).collect();
     let mut tape = aha_compute::Tape::recording(model.device(), model.params());
-    let batch = aha_model::model::Batch::packed(&ids, lens);
+    let batch = aha_model::model::Batch::laid_out(&ids, layout);
     let hidden = model.hidden(&mut tape, batch, false);
     let hidden = tape.select_rows(&hidden, &rows.into());
-    let (logps, _) = tape.log_probs(&hidden, model.head(), &targets.into(), inv_temperature);
+    let (logps, _) = tape.log_probs(&hidden, model.head(), &targets, inv_temperature);
     let want: Vec<f32> = part.iter().flat_map(|c| c.logprobs.clone()).collect();
     assert_eq!(bits(logps.value().as_slice()), bits(&want));
 }

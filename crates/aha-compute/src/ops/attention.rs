@@ -1,4 +1,5 @@
-//! Causal attention with grouped queries, over packed sequences and over a paged cache.
+//! Causal attention with grouped queries, over packed sequences and over a paged cache. Packed sequences
+//! may have their first rows in common, which then are there once.
 //!
 //! Query `i` of head `h` reads keys and values `j <= i` of its own sequence, of the head `h / (H / KV)`:
 //!
@@ -21,23 +22,30 @@
 //! # Order of sums
 //! `q_i . k_j` is one chain of fused multiply-adds over `d`; `l_i` is summed in 16 lanes, lane `j mod 16`;
 //! `o_i[d]` is one chain over `j` from 0, divided by `l_i` at its end. None of it depends on which queries
-//! share a call, so packed sequences, prefill in any chunks and decode yield the same bits. Gradients of
-//! keys and values are chains over queries in order, and over the heads of a group within a query.
+//! share a call, nor on which sequences share their first keys, so packed sequences, prefill in any chunks
+//! and decode yield the same bits. Gradients of keys and values are chains over the queries of their own
+//! segment in order, and over the heads of a group within a query; then each segment that goes on from
+//! theirs, in order, adds a sum of its own, which is such a chain from zero.
 //!
 //! # Map
 //! - [`reference`](mod@reference): the formulas above as scalar loops.
 //! - `kernel`: a tile of query rows against pages of keys; what the paths below share.
 //! - `tiles`: which rows make a tile, and who computes it.
+//! - [`Layout`]: which packed rows make a sequence, and their keys and values as pages.
 //! - `packed`: [`forward`]; `backward`: [`backward()`]; `paged`: [`KvCache`], [`attend`].
 
 mod backward;
+#[cfg(test)]
+mod check;
 mod kernel;
+mod layout;
 mod packed;
 mod paged;
 pub mod reference;
 mod tiles;
 
 pub use backward::backward;
+pub use layout::{Layout, Segment};
 pub use packed::forward;
 pub use paged::{KvCache, PagedSeq, attend};
 
@@ -99,12 +107,4 @@ impl Dims {
 /// Asserts that a buffer has as many floats as the rows and columns that it should have.
 fn check_len(name: &str, len: usize, rows: usize, cols: usize) {
     assert_eq!(len, rows * cols, "`{name}` has {len} floats: expected {rows} rows of {cols}");
-}
-
-/// Asserts that `starts` splits `rows` rows into sequences.
-fn check_starts(starts: &[usize], rows: usize) {
-    assert!(
-        starts.first() == Some(&0) && starts.last() == Some(&rows) && starts.is_sorted(),
-        "`seq_starts` must rise from 0 to the {rows} rows: {starts:?}"
-    );
 }

@@ -348,7 +348,8 @@ section! {
         pub minibatches: u32 = 1, "at least 1" |n| *n >= 1;
         /// Passes over a step's completions.
         pub inner_epochs: u32 = 1, "at least 1" |n| *n >= 1;
-        /// Tokens of one forward and backward pass, at most. Memory depends on it, results do not.
+        /// Tokens of one forward and backward pass, at most; a group's prompt counts once. Memory depends on
+        /// it. Results do only where it is less than a group's tokens, and then by rounding.
         @neutral
         pub micro_batch_tokens: u32 = 4096, "at least 1" |n| *n >= 1;
         /// AdamW. R1-Zero's rate is 3e-6, constant.

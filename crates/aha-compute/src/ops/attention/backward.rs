@@ -1,15 +1,21 @@
-//! Gradients of attention over packed sequences.
+//! Gradients of attention over packed segments.
 //!
 //! Probabilities are computed again from `lse`, so memory grows with the rows and not with their square.
-//! One call computes one sequence's head of keys, with all queries that read it in order.
+//! One call computes one segment's head of keys, with all of its queries that read it in order. What that
+//! adds to the keys and values of the segment's ancestors is held until its turn comes, which is the order
+//! of segments; so many segments are computed at once as have [`SHARES_LEN_MAX`] floats of that.
 
 use std::cmp::Reverse;
+use std::ops::Range;
 
 use super::kernel::{self, BackwardRows};
 use super::tiles::{Span, Task, tiles_of, with_scratch};
-use super::{Dims, PAGE_LEN, check_len, check_starts};
+use super::{Dims, Layout, Segment, check_len};
 use crate::Tensor;
 use crate::tensor::Shards;
+
+/// Most floats that wait to be added to gradients of ancestors, unless one segment has more.
+const SHARES_LEN_MAX: usize = 1 << 22;
 
 /// `dq`, `dk` and `dv`, from `do_`, the gradient of `o`, and what [`super::forward`] took and wrote.
 pub fn backward(
@@ -18,13 +24,13 @@ pub fn backward(
     [q, k, v]: [&Tensor; 3],
     o: &Tensor,
     lse: &Tensor,
-    seq_starts: &[usize],
+    layout: &Layout,
     dims: Dims,
     scale: f32,
 ) {
     dims.check();
     let rows = q.rows();
-    check_starts(seq_starts, rows);
+    layout.check(rows);
     for (name, buffer, cols) in [
         ("dq", &*dq, dims.q_cols()),
         ("dk", dk, dims.kv_cols()),
@@ -38,29 +44,32 @@ pub fn backward(
     ] {
         check_len(name, buffer.len(), rows, cols);
     }
-    let inputs = Inputs { do_, q, k, v, o, lse };
+    let k_columns = layout.pages_of_columns(k, dims);
+    let (v_columns, k_rows) = (layout.pages_of_columns(v, dims), layout.pages_of_rows(k, dims));
+    let inputs = Inputs { do_, q, o, lse, k_columns, v_columns, k_rows, layout, dims };
     let outputs = Outputs {
         dq: Shards::new(dq.as_mut_slice()),
         dk: Shards::new(dk.as_mut_slice()),
         dv: Shards::new(dv.as_mut_slice()),
     };
-    // The longest first, so that threads end together.
-    let mut seqs: Vec<Span> =
-        super::packed::spans(seq_starts).filter(|s| s.row_count > 0).collect();
-    seqs.sort_by_key(|seq| Reverse(seq.row_count));
-    q.device().run(seqs.len() * dims.kv_heads, |i| {
-        let (seq, kv_head) = (&seqs[i / dims.kv_heads], i % dims.kv_heads);
-        backward_head(&outputs, &inputs, seq, kv_head, dims, scale);
-    });
+    let mut end = 0;
+    while end < layout.segments().len() {
+        let wave = wave(layout.segments(), end, dims);
+        end = wave.end;
+        run_wave(&outputs, &inputs, wave, scale);
+    }
 }
 
 struct Inputs<'a> {
     do_: &'a Tensor,
     q: &'a Tensor,
-    k: &'a Tensor,
-    v: &'a Tensor,
     o: &'a Tensor,
     lse: &'a Tensor,
+    k_columns: Tensor,
+    v_columns: Tensor,
+    k_rows: Tensor,
+    layout: &'a Layout,
+    dims: Dims,
 }
 
 struct Outputs<'a> {
@@ -69,38 +78,106 @@ struct Outputs<'a> {
     dv: Shards<'a>,
 }
 
-fn backward_head(
-    outputs: &Outputs<'_>,
-    inputs: &Inputs<'_>,
-    seq: &Span,
+/// One segment's head of keys.
+struct Work {
+    segment: usize,
     kv_head: usize,
-    dims: Dims,
-    scale: f32,
-) {
-    let (device, d, cols) = (inputs.q.device(), dims.head_dim, dims.kv_cols());
-    let at = seq.row * cols + kv_head * d;
-    let (k, v) = (&inputs.k.as_slice()[at..], &inputs.v.as_slice()[at..]);
-    let tasks = tiles_of(seq, kv_head, dims, scale);
-    let (keys_len, pages_len) = (seq.row_count * d, seq.row_count.next_multiple_of(PAGE_LEN) * d);
-    let tile_len = tasks.iter().map(tile_scratch_len).max().unwrap_or(0);
-    with_scratch(device, 2 * (keys_len + pages_len) + tile_len, |scratch| {
-        let (k_pages, rest) = scratch.split_at_mut(pages_len);
-        let (v_pages, rest) = rest.split_at_mut(pages_len);
-        let (dk, rest) = rest.split_at_mut(keys_len);
+    tiles: Vec<Task>,
+    /// Where the shares of its ancestors are: keys, then values.
+    shares: Range<usize>,
+}
+
+/// Segments from `first` on that are computed at once.
+fn wave(segments: &[Segment], first: usize, dims: Dims) -> Range<usize> {
+    let (mut end, mut len) = (first, 0);
+    while let Some(segment) = segments.get(end) {
+        len += dims.kv_heads * shares_len(segment, dims);
+        if end > first && len > SHARES_LEN_MAX {
+            break;
+        }
+        end += 1;
+    }
+    first..end
+}
+
+/// Floats that one head of a segment adds to gradients of its ancestors.
+fn shares_len(segment: &Segment, dims: Dims) -> usize {
+    if segment.row_count == 0 { 0 } else { 2 * segment.position * dims.head_dim }
+}
+
+fn run_wave(outputs: &Outputs<'_>, inputs: &Inputs<'_>, wave: Range<usize>, scale: f32) {
+    let (device, layout, dims) = (inputs.q.device(), inputs.layout, inputs.dims);
+    let segments = layout.segments();
+    let (mut works, mut shares_end) = (Vec::new(), 0);
+    for segment in wave.filter(|&segment| segments[segment].row_count > 0) {
+        let Segment { row, row_count, position, .. } = segments[segment];
+        for kv_head in 0..dims.kv_heads {
+            let tiles =
+                tiles_of(&Span { seq: segment, row, row_count, position }, kv_head, dims, scale);
+            let shares = shares_end..shares_end + shares_len(&segments[segment], dims);
+            shares_end = shares.end;
+            works.push(Work { segment, kv_head, tiles, shares });
+        }
+    }
+    let mut shares = Tensor::uninit(device, &[shares_end]);
+    // Those with most to do first, so that threads end together.
+    let mut order: Vec<&Work> = works.iter().collect();
+    order.sort_by_key(|work| {
+        let Segment { row_count, position, .. } = segments[work.segment];
+        Reverse(row_count * (2 * position + row_count))
+    });
+    let to = Shards::new(shares.as_mut_slice());
+    device.run(order.len(), |i| backward_head(outputs, &to, inputs, order[i]));
+    add_shares(outputs, shares.as_slice(), &works, inputs);
+}
+
+/// Adds shares to the gradients of ancestors, in the order of the segments that they come from.
+fn add_shares(outputs: &Outputs<'_>, shares: &[f32], works: &[Work], inputs: &Inputs<'_>) {
+    let Inputs { layout, dims, .. } = *inputs;
+    let (d, cols) = (dims.head_dim, dims.kv_cols());
+    inputs.q.device().run(2 * dims.kv_heads, |i| {
+        let (kv_head, is_value) = (i / 2, i % 2 == 1);
+        let to = if is_value { &outputs.dv } else { &outputs.dk };
+        for work in works.iter().filter(|work| work.kv_head == kv_head) {
+            let shares = &shares[work.shares.clone()];
+            let (of_keys, of_values) = shares.split_at(shares.len() / 2);
+            let shares = if is_value { of_values } else { of_keys };
+            for (position, share) in shares.chunks_exact(d).enumerate() {
+                let at = layout.row_at(work.segment, position) * cols + kv_head * d;
+                // SAFETY: this call alone has this head of this gradient.
+                let sums = unsafe { to.slice(at, at + d) };
+                sums.iter_mut().zip(share).for_each(|(sum, x)| *sum += x);
+            }
+        }
+    });
+}
+
+fn backward_head(outputs: &Outputs<'_>, shares: &Shards<'_>, inputs: &Inputs<'_>, work: &Work) {
+    let dims = inputs.dims;
+    let (d, cols) = (dims.head_dim, dims.kv_cols());
+    let segment = inputs.layout.segments()[work.segment];
+    let (keys_len, shared_len) = (segment.end() * d, segment.position * d);
+    let tile_len = work.tiles.iter().map(tile_scratch_len).max().unwrap_or(0);
+    with_scratch(inputs.q.device(), 2 * keys_len + tile_len, |scratch| {
+        let (dk, rest) = scratch.split_at_mut(keys_len);
         let (dv, rest) = rest.split_at_mut(keys_len);
-        to_pages(k_pages, k, cols, seq.row_count, dims);
-        to_pages(v_pages, v, cols, seq.row_count, dims);
         dk.fill(0.0);
         dv.fill(0.0);
-        for task in &tasks {
-            backward_tile(&outputs.dq, dk, dv, inputs, [k_pages, v_pages, k], task, rest, dims);
+        for task in &work.tiles {
+            backward_tile(&outputs.dq, dk, dv, inputs, task, rest);
         }
-        for (j, (dk, dv)) in dk.chunks_exact(d).zip(dv.chunks_exact(d)).enumerate() {
-            let at = at + j * cols;
-            // SAFETY: this call alone has this sequence and this head.
-            unsafe {
-                outputs.dk.slice(at, at + d).copy_from_slice(dk);
-                outputs.dv.slice(at, at + d).copy_from_slice(dv);
+        // SAFETY: this call alone has these shares.
+        let shares = unsafe { shares.slice(work.shares.start, work.shares.end) };
+        let (of_keys, of_values) = shares.split_at_mut(shared_len);
+        for (gradient, of_ancestors, to) in
+            [(dk, of_keys, &outputs.dk), (dv, of_values, &outputs.dv)]
+        {
+            let (shared, own) = gradient.split_at(shared_len);
+            of_ancestors.copy_from_slice(shared);
+            for (row, own) in (segment.row..).zip(own.chunks_exact(d)) {
+                let at = row * cols + work.kv_head * d;
+                // SAFETY: this call alone has this segment and this head.
+                unsafe { to.slice(at, at + d) }.copy_from_slice(own);
             }
         }
     });
@@ -115,12 +192,10 @@ fn backward_tile(
     dk: &mut [f32],
     dv: &mut [f32],
     inputs: &Inputs<'_>,
-    [k_pages, v_pages, k]: [&[f32]; 3],
     task: &Task,
     scratch: &mut [f32],
-    dims: Dims,
 ) {
-    let tile = task.tile;
+    let (tile, dims) = (task.tile, inputs.dims);
     let (q, rest) = scratch.split_at_mut(tile.rows_len());
     let (o, rest) = rest.split_at_mut(tile.rows_len());
     let (do_, rest) = rest.split_at_mut(tile.rows_len());
@@ -130,29 +205,33 @@ fn backward_tile(
     task.gather(o, inputs.o.as_slice(), dims.head_dim, dims);
     task.gather(do_, inputs.do_.as_slice(), dims.head_dim, dims);
     task.gather(lse, inputs.lse.as_slice(), 1, dims);
-    let rows = BackwardRows { q, o, do_, lse, k_pages, v_pages, k, k_row_stride: dims.kv_cols() };
+    let [k_columns, v_columns, k_rows] = [&inputs.k_columns, &inputs.v_columns, &inputs.k_rows]
+        .map(|pages| &pages.as_slice()[task.kv_head * dims.page_head_len()..]);
+    let rows = BackwardRows {
+        q,
+        o,
+        do_,
+        lse,
+        k_columns,
+        v_columns,
+        k_rows,
+        ids: inputs.layout.page_ids(task.seq),
+        page_stride: dims.page_len(),
+    };
     kernel::backward(inputs.q.device().isa(), dq_rows, dk, dv, &rows, rest, tile);
     task.scatter(dq, dq_rows, dims.head_dim, dims);
 }
 
-/// A head's rows as pages `(D, 16)`. Lanes behind the last row are never used.
-fn to_pages(pages: &mut [f32], rows: &[f32], row_stride: usize, row_count: usize, dims: Dims) {
-    for (i, page) in pages.chunks_exact_mut(dims.page_head_len()).enumerate() {
-        let row = i * PAGE_LEN;
-        let count = (row_count - row).min(PAGE_LEN);
-        kernel::transpose(page, &rows[row * row_stride..], row_stride, count);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::check::{mixed_layout, sequence, take_rows, tree};
     use super::super::{forward, reference};
     use super::*;
     use crate::Device;
     use crate::ops::check::{F32, assert_close, assert_same_bits, devices, noise_f32};
 
     /// Noise on a device: `q`, `k`, `v` and the gradient of `o`.
-    fn inputs(device: &Device, rows: std::ops::Range<usize>, dims: Dims) -> [Tensor; 4] {
+    fn inputs(device: &Device, rows: Range<usize>, dims: Dims) -> [Tensor; 4] {
         let columns = [dims.q_cols(), dims.kv_cols(), dims.kv_cols(), dims.q_cols()];
         std::array::from_fn(|i| {
             let cols = columns[i];
@@ -163,16 +242,16 @@ mod tests {
     }
 
     /// `dq`, `dk` and `dv`.
-    fn run(inputs: &[Tensor; 4], seq_starts: &[usize], dims: Dims, scale: f32) -> [Tensor; 3] {
+    fn run(inputs: &[Tensor; 4], layout: &Layout, dims: Dims, scale: f32) -> [Tensor; 3] {
         let [q, k, v, do_] = inputs;
         let mut o = Tensor::uninit(q.device(), q.shape());
         let mut lse = Tensor::uninit(q.device(), &[q.rows(), dims.heads]);
-        forward(&mut o, &mut lse, q, k, v, seq_starts, dims, scale);
+        forward(&mut o, &mut lse, q, k, v, layout, dims, scale);
         let gradients = || [q, k, v].map(|x| Tensor::uninit(q.device(), x.shape()));
         let ([mut dq, mut dk, mut dv], mut again) = (gradients(), gradients());
         let kv = [q, k, v];
-        backward([&mut dq, &mut dk, &mut dv], do_, kv, &o, &lse, seq_starts, dims, scale);
-        backward(again.each_mut(), do_, kv, &o, &lse, seq_starts, dims, scale);
+        backward([&mut dq, &mut dk, &mut dv], do_, kv, &o, &lse, layout, dims, scale);
+        backward(again.each_mut(), do_, kv, &o, &lse, layout, dims, scale);
         for (once, twice) in [&dq, &dk, &dv].into_iter().zip(&again) {
             assert_same_bits("written, not added to", twice.as_slice(), once.as_slice());
         }
@@ -183,18 +262,19 @@ mod tests {
     fn every_device_matches_the_reference_and_the_others() {
         for (heads, kv_heads, head_dim) in [(4, 2, 16), (3, 1, 32), (7, 1, 16), (1, 1, 64)] {
             let dims = Dims { heads, kv_heads, head_dim };
-            let (starts, t) = ([0, 1, 1, 38, 54], 54);
+            let layout = mixed_layout();
+            let t = layout.row_count();
             let noise = inputs(&Device::cpu(1), 0..t, dims);
             let [q, k, v, do_] =
                 noise.map(|x| x.as_slice().iter().map(|&x| f64::from(x)).collect::<Vec<_>>());
             let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; t * heads]);
-            reference::forward(&mut o, &mut lse, [&q, &k, &v], &starts, dims, 0.5);
+            reference::forward(&mut o, &mut lse, [&q, &k, &v], &layout, dims, 0.5);
             let mut want = [&q, &k, &v].map(|x| vec![0.0; x.len()]);
             let to = want.each_mut().map(|x| x.as_mut_slice());
-            reference::backward(to, &do_, [&q, &k, &v], &o, &lse, &starts, dims, 0.5);
+            reference::backward(to, &do_, [&q, &k, &v], &o, &lse, &layout, dims, 0.5);
             let mut first: Option<[Tensor; 3]> = None;
             for device in devices() {
-                let got = run(&inputs(&device, 0..t, dims), &starts, dims, 0.5);
+                let got = run(&inputs(&device, 0..t, dims), &layout, dims, 0.5);
                 let first = first.get_or_insert_with(|| got.clone());
                 for (i, name) in ["dq", "dk", "dv"].into_iter().enumerate() {
                     assert_close(name, got[i].as_slice(), &want[i], F32);
@@ -208,9 +288,11 @@ mod tests {
     fn gradients_do_not_depend_on_packing() {
         let dims = Dims { heads: 4, kv_heads: 2, head_dim: 16 };
         let device = Device::cpu(2);
-        let packed = run(&inputs(&device, 0..61, dims), &[0, 7, 47, 61], dims, 0.25);
+        let packed =
+            run(&inputs(&device, 0..61, dims), &Layout::sequences([7, 40, 14]), dims, 0.25);
         for rows in [0..7, 7..47, 47..61] {
-            let alone = run(&inputs(&device, rows.clone(), dims), &[0, rows.len()], dims, 0.25);
+            let layout = Layout::sequences([rows.len()]);
+            let alone = run(&inputs(&device, rows.clone(), dims), &layout, dims, 0.25);
             for (alone, packed) in alone.iter().zip(&packed) {
                 let part = packed.rows_range(rows.clone());
                 assert_same_bits("gradient", alone.as_slice(), part.as_slice());
@@ -218,10 +300,53 @@ mod tests {
         }
     }
 
+    /// Goal: a shared row's gradient is the sum over the sequences that it is in, and the others' are those
+    /// of a row of its own. Method: each sequence has its rows to itself, and only the queries of its last
+    /// segment pass a gradient on; its gradients are added in f64.
+    #[test]
+    fn shared_rows_have_the_sums_of_rows_of_their_own() {
+        let dims = Dims { heads: 6, kv_heads: 2, head_dim: 16 };
+        for (layout, device) in [(mixed_layout(), Device::cpu(2)), (tree(37), Device::cpu(1))] {
+            let shared = inputs(&device, 0..layout.row_count(), dims);
+            let mut sums = [0, 1, 2].map(|i| vec![0.0; shared[i].len()]);
+            for (i, segment) in layout.segments().iter().enumerate() {
+                let rows = sequence(&layout, i);
+                let mut own = shared.each_ref().map(|x| take_rows(x, &rows));
+                own[3].as_mut_slice()[..segment.position * dims.q_cols()].fill(0.0);
+                let gradients = run(&own, &Layout::sequences([rows.len()]), dims, 0.5);
+                for (sums, gradient) in sums.iter_mut().zip(gradients) {
+                    let cols = gradient.cols();
+                    for (&row, x) in rows.iter().zip(gradient.as_slice().chunks_exact(cols)) {
+                        let sums = &mut sums[row * cols..(row + 1) * cols];
+                        sums.iter_mut().zip(x).for_each(|(sum, &x)| *sum += f64::from(x));
+                    }
+                }
+            }
+            for (gradient, want) in run(&shared, &layout, dims, 0.5).iter().zip(sums) {
+                assert_close("gradient", gradient.as_slice(), &want, F32);
+            }
+        }
+    }
+
+    #[test]
+    fn waves_hold_few_shares_and_every_segment_once() {
+        let dims = Dims { heads: 8, kv_heads: 8, head_dim: 128 };
+        let completions = std::iter::repeat_n((10, Some(0)), 9);
+        let layout = Layout::new(std::iter::once((1000, None)).chain(completions));
+        let mut waves = Vec::new();
+        while waves.last().is_none_or(|wave: &Range<usize>| wave.end < 10) {
+            waves.push(wave(layout.segments(), waves.last().map_or(0, |w| w.end), dims));
+        }
+        assert_eq!(waves, [0..3, 3..5, 5..7, 7..9, 9..10]);
+        let long = Layout::new([(50_000, None), (1, Some(0)), (1, Some(0))]);
+        assert_eq!(wave(long.segments(), 1, dims), 1..2);
+    }
+
     #[test]
     fn no_rows_are_no_work() {
         let dims = Dims { heads: 2, kv_heads: 1, head_dim: 16 };
-        let gradients = run(&inputs(&Device::cpu(2), 0..0, dims), &[0, 0], dims, 1.0);
+        let gradients =
+            run(&inputs(&Device::cpu(2), 0..0, dims), &Layout::sequences([0]), dims, 1.0);
         assert!(gradients.iter().all(Tensor::is_empty));
     }
 
@@ -233,6 +358,6 @@ mod tests {
         let lse = Tensor::zeros(x.device(), &[3, 1]);
         let (mut dq, mut dk, mut dv) = (x.clone(), x.clone(), x.rows_range(0..2));
         let gradients = [&mut dq, &mut dk, &mut dv];
-        backward(gradients, &x, [&x, &x, &x], &x, &lse, &[0, 3], dims, 1.0);
+        backward(gradients, &x, [&x, &x, &x], &x, &lse, &Layout::sequences([3]), dims, 1.0);
     }
 }

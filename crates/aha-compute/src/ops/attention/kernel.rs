@@ -59,37 +59,22 @@ pub(super) struct Keys<'a> {
     pub k: &'a [f32],
     /// Values from this head in page 0 on; a page's head is 16 rows, `v_row_stride` apart.
     pub v: &'a [f32],
-    pub ids: PageIds<'a>,
+    /// The pages that hold the sequence.
+    pub ids: &'a [u32],
     pub k_page_stride: usize,
     pub v_page_stride: usize,
     pub v_row_stride: usize,
 }
 
-/// Which pages hold a sequence.
-#[derive(Clone, Copy)]
-pub(super) enum PageIds<'a> {
-    /// The pages from 0 on.
-    InOrder,
-    /// These pages.
-    Table(&'a [u32]),
-}
-
 impl Keys<'_> {
-    fn id(&self, page: usize) -> usize {
-        match self.ids {
-            PageIds::InOrder => page,
-            PageIds::Table(ids) => ids[page] as usize,
-        }
-    }
-
     fn k_page(&self, page: usize, head_dim: usize) -> &[f32] {
-        let at = self.id(page) * self.k_page_stride;
+        let at = self.ids[page] as usize * self.k_page_stride;
         &self.k[at..at + head_dim * PAGE_LEN]
     }
 
     /// The first `count` rows of a page of values.
     fn v_rows(&self, page: usize, count: usize, head_dim: usize) -> &[f32] {
-        let at = self.id(page) * self.v_page_stride;
+        let at = self.ids[page] as usize * self.v_page_stride;
         &self.v[at..at + (count - 1) * self.v_row_stride + head_dim]
     }
 }
@@ -143,12 +128,21 @@ pub(super) struct BackwardRows<'a> {
     pub do_: &'a [f32],
     /// `(rows)`.
     pub lse: &'a [f32],
-    /// Keys and values of the sequence as pages `(D, 16)`.
-    pub k_pages: &'a [f32],
-    pub v_pages: &'a [f32],
-    /// Keys as rows, `k_row_stride` apart.
-    pub k: &'a [f32],
-    pub k_row_stride: usize,
+    /// Keys and values from this head in page 0 on; a page's head is `(D, 16)`.
+    pub k_columns: &'a [f32],
+    pub v_columns: &'a [f32],
+    /// Keys likewise; a page's head is `(16, D)`.
+    pub k_rows: &'a [f32],
+    /// The pages that hold the sequence.
+    pub ids: &'a [u32],
+    pub page_stride: usize,
+}
+
+impl BackwardRows<'_> {
+    /// This head's part of a page.
+    fn page<'p>(&self, pages: &'p [f32], page: usize, head_dim: usize) -> &'p [f32] {
+        &pages[self.ids[page] as usize * self.page_stride..][..PAGE_LEN * head_dim]
+    }
 }
 
 simd_fn! {
@@ -166,7 +160,6 @@ simd_fn! {
         let key_count = (tile.page_count() - 1) * PAGE_LEN + tile.last_len(n - 1);
         assert!(dq.len() == n * d && rows.q.len() == n * d && rows.do_.len() == n * d && rows.o.len() == n * d);
         assert!(rows.lse.len() == n && dk.len() >= key_count * d && dv.len() >= key_count * d);
-        assert!(rows.k.len() >= (key_count - 1) * rows.k_row_stride + d);
         let (q_columns, rest) = scratch.split_at_mut(n * d);
         let (do_columns, rest) = rest.split_at_mut(n * d);
         let (p, rest) = rest.split_at_mut(n * stride);
@@ -176,9 +169,9 @@ simd_fn! {
         interleave::<S>(do_columns, rows.do_, d);
         for page in 0..tile.page_count() {
             let at = page * PAGE_LEN;
-            let (k_page, v_page) = (&rows.k_pages[at * d..][..PAGE_LEN * d], &rows.v_pages[at * d..][..PAGE_LEN * d]);
-            page_dots::<S>(&mut p[at..], stride, q_columns, k_page, tile.scale, tile);
-            page_dots::<S>(&mut ds[at..], stride, do_columns, v_page, 1.0, tile);
+            let (k, v) = (rows.page(rows.k_columns, page, d), rows.page(rows.v_columns, page, d));
+            page_dots::<S>(&mut p[at..], stride, q_columns, k, tile.scale, tile);
+            page_dots::<S>(&mut ds[at..], stride, do_columns, v, 1.0, tile);
         }
         for r in 0..n {
             let row = r * stride..(r + 1) * stride;
@@ -190,19 +183,10 @@ simd_fn! {
         for page in 0..tile.page_count() {
             let at = page * PAGE_LEN;
             let count = (key_count - at).min(PAGE_LEN);
-            mix_full::<S>(dq, &ds[at..], stride, &rows.k[at * rows.k_row_stride..], rows.k_row_stride, count, tile);
+            mix_full::<S>(dq, &ds[at..], stride, rows.page(rows.k_rows, page, d), d, count, tile);
             let keys = at * d..(at + count) * d;
             mix_keys::<S>(&mut dk[keys.clone()], &ds[at..], stride, rows.q, tile);
             mix_keys::<S>(&mut dv[keys], &p[at..], stride, rows.do_, tile);
-        }
-    }
-}
-
-/// Turns sixteen rows, or fewer, into lanes of a page `(D, 16)`; other lanes keep what they hold.
-pub(super) fn transpose(page: &mut [f32], rows: &[f32], row_stride: usize, row_count: usize) {
-    for (lane, row) in rows.chunks(row_stride).take(row_count).enumerate() {
-        for (column, &x) in page.chunks_exact_mut(PAGE_LEN).zip(row) {
-            column[lane] = x;
         }
     }
 }

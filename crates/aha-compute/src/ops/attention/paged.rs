@@ -1,6 +1,6 @@
 //! Attention over keys and values in pages: what a sampler runs.
 
-use super::kernel::{Keys, PageIds};
+use super::kernel::Keys;
 use super::tiles::{self, Span};
 use super::{Dims, PAGE_LEN, check_len};
 use crate::tensor::Shards;
@@ -124,7 +124,7 @@ pub fn attend(
         Keys {
             k: &k.as_slice()[head_at..],
             v: &v.as_slice()[head_at..],
-            ids: PageIds::Table(&seqs[task.seq].pages),
+            ids: &seqs[task.seq].pages,
             k_page_stride: dims.page_len(),
             v_page_stride: dims.page_len(),
             v_row_stride: dims.head_dim,
@@ -164,7 +164,7 @@ fn check_seqs(seqs: &[PagedSeq], page_count: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::forward;
+    use super::super::{Layout, forward};
     use super::*;
     use crate::ops::check::{assert_same_bits, devices, noise_tensor};
 
@@ -184,7 +184,7 @@ mod tests {
         let (q, k, v) = (rows(0, DIMS.q_cols()), rows(1, DIMS.kv_cols()), rows(2, DIMS.kv_cols()));
         let mut o = Tensor::uninit(device, q.shape());
         let mut lse = Tensor::uninit(device, &[len, DIMS.heads]);
-        forward(&mut o, &mut lse, &q, &k, &v, &[0, len], DIMS, SCALE);
+        forward(&mut o, &mut lse, &q, &k, &v, &Layout::sequences([len]), DIMS, SCALE);
         Case { q, k, v, o }
     }
 

@@ -1,28 +1,28 @@
 //! The definition of attention as scalar loops over [`Real`].
 
-use super::{Dims, check_starts};
+use super::{Dims, Layout};
 use crate::ops::Real;
 
-/// `o` and `lse` of packed sequences.
+/// `o` and `lse` of packed segments.
 pub fn forward<T: Real>(
     o: &mut [T],
     lse: &mut [T],
     [q, k, v]: [&[T]; 3],
-    seq_starts: &[usize],
+    layout: &Layout,
     dims: Dims,
     scale: T,
 ) {
     let d = dims.head_dim;
-    check_starts(seq_starts, q.len() / dims.q_cols());
-    for pair in pairs(seq_starts, dims) {
-        let scores = scores(pair, q, k, dims, scale);
+    layout.check(q.len() / dims.q_cols());
+    for pair in pairs(layout, dims) {
+        let scores = scores(&pair, q, k, dims, scale);
         let max = scores.iter().fold(scores[0], |m, &s| if s > m { s } else { m });
         let e: Vec<T> = scores.iter().map(|&s| (s - max).exp()).collect();
         let sum = e.iter().fold(T::of(0.0), |sum, &e| sum + e);
         lse[pair.i * dims.heads + pair.head] = max + sum.ln();
         for c in 0..d {
             let mut mixed = T::of(0.0);
-            for (j, &e) in (pair.start..).zip(&e) {
+            for (&j, &e) in pair.keys.iter().zip(&e) {
                 mixed += e * v[pair.kv_at(j, dims) + c];
             }
             o[pair.q_at(dims) + c] = mixed / sum;
@@ -30,14 +30,14 @@ pub fn forward<T: Real>(
     }
 }
 
-/// `dq`, `dk` and `dv` of packed sequences.
+/// `dq`, `dk` and `dv` of packed segments.
 pub fn backward<T: Real>(
     [dq, dk, dv]: [&mut [T]; 3],
     do_: &[T],
     [q, k, v]: [&[T]; 3],
     o: &[T],
     lse: &[T],
-    seq_starts: &[usize],
+    layout: &Layout,
     dims: Dims,
     scale: T,
 ) {
@@ -45,11 +45,11 @@ pub fn backward<T: Real>(
     for gradient in [&mut *dq, &mut *dk, &mut *dv] {
         gradient.fill(T::of(0.0));
     }
-    for pair in pairs(seq_starts, dims) {
+    for pair in pairs(layout, dims) {
         let at = pair.q_at(dims);
         let delta = dot(&do_[at..at + d], &o[at..at + d]);
-        let scores = scores(pair, q, k, dims, scale);
-        for (j, s) in (pair.start..).zip(scores) {
+        let scores = scores(&pair, q, k, dims, scale);
+        for (&j, s) in pair.keys.iter().zip(scores) {
             let to = pair.kv_at(j, dims);
             let p = (s - lse[pair.i * dims.heads + pair.head]).exp();
             let ds = scale * p * (dot(&do_[at..at + d], &v[to..to + d]) - delta);
@@ -63,40 +63,43 @@ pub fn backward<T: Real>(
 }
 
 /// A query and its head.
-#[derive(Clone, Copy)]
 struct Pair {
-    /// First row of the sequence.
-    start: usize,
     /// Row of the query.
     i: usize,
     head: usize,
+    /// Rows of the keys that it sees, by position.
+    keys: Vec<usize>,
 }
 
 impl Pair {
-    fn q_at(self, dims: Dims) -> usize {
+    fn q_at(&self, dims: Dims) -> usize {
         (self.i * dims.heads + self.head) * dims.head_dim
     }
 
-    fn kv_at(self, j: usize, dims: Dims) -> usize {
+    fn kv_at(&self, j: usize, dims: Dims) -> usize {
         (j * dims.kv_heads + self.head / dims.group()) * dims.head_dim
     }
 }
 
-fn pairs(seq_starts: &[usize], dims: Dims) -> impl Iterator<Item = Pair> {
-    seq_starts.windows(2).flat_map(move |w| {
-        let (start, end) = (w[0], w[1]);
-        (start..end).flat_map(move |i| (0..dims.heads).map(move |head| Pair { start, i, head }))
+fn pairs(layout: &Layout, dims: Dims) -> impl Iterator<Item = Pair> {
+    let queries =
+        layout.segments().iter().enumerate().flat_map(|(segment, s)| {
+            (s.position..s.end()).map(move |position| (segment, position))
+        });
+    queries.flat_map(move |(segment, position)| {
+        let keys: Vec<usize> = (0..=position).map(|j| layout.row_at(segment, j)).collect();
+        (0..dims.heads).map(move |head| Pair { i: keys[position], head, keys: keys.clone() })
     })
 }
 
 /// Scaled products of a query with its keys.
-fn scores<T: Real>(pair: Pair, q: &[T], k: &[T], dims: Dims, scale: T) -> Vec<T> {
+fn scores<T: Real>(pair: &Pair, q: &[T], k: &[T], dims: Dims, scale: T) -> Vec<T> {
     let (at, d) = (pair.q_at(dims), dims.head_dim);
-    let score = |j| {
+    let score = |&j: &usize| {
         let to = pair.kv_at(j, dims);
         dot(&q[at..at + d], &k[to..to + d]) * scale
     };
-    (pair.start..=pair.i).map(score).collect()
+    pair.keys.iter().map(score).collect()
 }
 
 fn dot<T: Real>(a: &[T], b: &[T]) -> T {
@@ -108,13 +111,16 @@ mod tests {
     use super::*;
     use crate::ops::check::{assert_grad, noise};
 
-    /// Goal: backward is the derivative of forward. Method: f64 central differences of <do, o> on two
-    /// sequences of odd lengths with shared heads. Both error terms of a difference are near 1e-10.
+    /// Goal: backward is the derivative of forward. Method: f64 central differences of <do, o> on sequences
+    /// of odd lengths, one of which two others go on from, with shared heads. Both error terms of a
+    /// difference are near 1e-10.
     #[test]
     fn backward_is_the_derivative_of_forward() {
         for (heads, kv_heads) in [(4, 2), (3, 1)] {
             let dims = Dims { heads, kv_heads, head_dim: 16 };
-            let (starts, t) = ([0, 5, 12], 12);
+            let layout =
+                Layout::new([(5, None), (3, Some(0)), (2, Some(0)), (1, Some(2)), (2, None)]);
+            let t = layout.row_count();
             let scale = 0.7;
             let q = noise(1, t * dims.q_cols());
             let k = noise(2, t * dims.kv_cols());
@@ -122,7 +128,7 @@ mod tests {
             let do_ = noise(4, q.len());
             let run = |q: &[f64], k: &[f64], v: &[f64]| {
                 let (mut o, mut lse) = (vec![0.0; q.len()], vec![0.0; t * heads]);
-                forward(&mut o, &mut lse, [q, k, v], &starts, dims, scale);
+                forward(&mut o, &mut lse, [q, k, v], &layout, dims, scale);
                 (o, lse)
             };
             let loss = |q: &[f64], k: &[f64], v: &[f64]| dot(&run(q, k, v).0, &do_);
@@ -134,7 +140,7 @@ mod tests {
                 [&q, &k, &v],
                 &o,
                 &lse,
-                &starts,
+                &layout,
                 dims,
                 scale,
             );

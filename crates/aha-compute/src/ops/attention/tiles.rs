@@ -10,9 +10,9 @@ use crate::{Device, Tensor};
 /// Most scores of a tile, in floats: they should stay in the cache of a core.
 const SCORES_LEN_MAX: usize = 1 << 17;
 
-/// Consecutive queries of a sequence.
+/// Consecutive queries of a sequence, or of a segment of one.
 pub(super) struct Span {
-    /// Index of the sequence.
+    /// Index of the sequence or segment.
     pub seq: usize,
     /// Row of the first query.
     pub row: usize,
