@@ -193,7 +193,7 @@ impl Tensor {
     pub fn to_dtype(&self, dtype: Dtype) -> Tensor {
         let mut copy = Tensor::uninit_as(&self.device, dtype, &self.shape);
         let sink = copy.sink();
-        self.device.run_blocks(self.len(), CONVERSION_BLOCK_LEN, |start, end| {
+        self.device.run_blocks(self.len(), ELEMENTWISE_BLOCK_LEN, |start, end| {
             self.values().with(&self.device, start..end, |from| {
                 // SAFETY: blocks are disjoint.
                 unsafe { sink.with(start..end, |to| to.copy_from_slice(from)) }
@@ -237,16 +237,24 @@ impl Tensor {
     /// Sets every element of an `f32` tensor.
     #[track_caller]
     pub fn fill(&mut self, value: f32) {
-        self.as_mut_slice().fill(value);
+        let (device, len) = (self.device.clone(), self.len());
+        let to = Shards::new(self.as_mut_slice());
+        device.run_blocks(len, ELEMENTWISE_BLOCK_LEN, |start, end| {
+            // SAFETY: blocks are disjoint.
+            unsafe { to.slice(start, end) }.fill(value);
+        });
     }
 
     /// `self += other`, element by element, for `f32` tensors.
     #[track_caller]
     pub fn add_assign(&mut self, other: &Tensor) {
         assert_eq!(self.len(), other.len(), "add {:?} to {:?}", other.shape, self.shape);
-        for (a, b) in self.as_mut_slice().iter_mut().zip(other.as_slice()) {
-            *a += b;
-        }
+        let (device, len) = (self.device.clone(), self.len());
+        let (to, from) = (Shards::new(self.as_mut_slice()), other.as_slice());
+        device.run_blocks(len, ELEMENTWISE_BLOCK_LEN, |start, end| {
+            // SAFETY: blocks are disjoint.
+            add(device.isa(), unsafe { to.slice(start, end) }, &from[start..end]);
+        });
     }
 }
 
@@ -270,8 +278,8 @@ impl fmt::Debug for Tensor {
     }
 }
 
-/// Elements that one thread converts at a time: both forms stay in a second-level cache.
-const CONVERSION_BLOCK_LEN: usize = 1 << 15;
+/// Elements that one thread takes at a time: two blocks of them stay in a second-level cache.
+const ELEMENTWISE_BLOCK_LEN: usize = 1 << 15;
 
 /// Elements of a tensor of either kind.
 #[derive(Clone, Copy)]
@@ -353,6 +361,18 @@ impl Sink<'_> {
                 round(self.device.isa(), to, wide);
                 result
             }),
+        }
+    }
+}
+
+simd_fn! {
+    /// `to += from`.
+    fn add<S>(to: &mut [f32], from: &[f32]) {
+        assert_eq!(to.len(), from.len());
+        for at in (0..to.len()).step_by(LANES) {
+            let len = (to.len() - at).min(LANES);
+            let (a, b) = (S::load_part(to.as_ptr().add(at), len), S::load_part(from.as_ptr().add(at), len));
+            S::store_part(to.as_mut_ptr().add(at), S::add(a, b), len);
         }
     }
 }

@@ -54,7 +54,7 @@ pub use problem::{Problem, Problems};
 pub use reader::{Key, Word};
 pub use resolve::Facts;
 pub use rewards::Reward;
-pub use run::{Device, Dtype, Run};
+pub use run::{Device, Run};
 pub use sampling::{Optimizer, Sampling, Schedule, ScheduleKind, Template};
 pub use stages::{
     Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong, OverlongPair,

@@ -1,6 +1,7 @@
 //! `[run]`: what holds for every stage.
 
 use super::reader::{choice, section, section_fields};
+use super::stages::Dtype;
 use super::values::ByteSize;
 
 choice! {
@@ -10,16 +11,6 @@ choice! {
         Cpu = "cpu",
         /// The best device of the machine; in this version always the processor.
         Auto = "auto",
-    }
-}
-
-choice! {
-    /// What models compute with.
-    pub enum Dtype {
-        /// Single precision.
-        F32 = "f32",
-        /// Half the bytes: products of numbers with 8 bits of precision, summed in `f32`.
-        Bf16 = "bf16",
     }
 }
 

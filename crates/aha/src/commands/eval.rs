@@ -13,7 +13,7 @@ use aha_flow::stop::Stop;
 use aha_reward::Written;
 
 use super::run::stop_on_signals;
-use super::shared::{self, ModelArgs, at_least_one, completion_count};
+use super::shared::{self, ModelArgs, Precision, at_least_one, completion_count};
 use crate::report::{failed, misuse};
 use crate::screen::{self, Screen};
 use crate::text;
@@ -32,6 +32,8 @@ Example:
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    precision: Precision,
     /// The problems: a Parquet, JSON lines or CSV file, a folder or a glob, with columns `id`, `prompt`,
     /// `answer`, or those of the benchmark's publisher.
     #[arg(long, value_name = "FILE")]
@@ -117,7 +119,7 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
         run: Run {
             seed: args.seed,
             threads: args.model.threads,
-            dtype: args.model.dtype.into(),
+            dtype: args.precision.dtype.into(),
             ..Run::default()
         },
         places: planning::places(),

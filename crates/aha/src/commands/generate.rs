@@ -9,7 +9,7 @@ use aha_flow::prompts::{self, Prompter};
 use aha_sample::{Completion, Request};
 use serde::Serialize;
 
-use super::shared::{self, ModelArgs, at_least_one, completion_count};
+use super::shared::{self, ModelArgs, Precision, at_least_one, completion_count};
 use crate::screen::{self, Screen};
 use crate::text;
 
@@ -18,6 +18,8 @@ use crate::text;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    precision: Precision,
     /// The prompt.
     #[arg(long, value_name = "TEXT")]
     prompt: String,
@@ -80,7 +82,7 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
         ..Sampling::default()
     };
     shared::check_sampling(&sampling)?;
-    let loaded = models::load(&args.model.path()?, &args.model.device())?;
+    let loaded = models::load(&args.model.path()?, &args.model.device().with_dtype(args.precision.dtype))?;
     if args.template == Template::Raw && loaded.tokenizer.chat_template().is_some() {
         tracing::info!("The model has a chat template, which `--template chat` uses.");
     }

@@ -9,7 +9,7 @@ use anyhow::Context;
 use serde::Serialize;
 use serde_json::Number;
 
-use super::shared::ModelArgs;
+use super::shared::{ModelArgs, Precision};
 use crate::report::{failed, misuse};
 use crate::{screen, text};
 
@@ -24,6 +24,8 @@ token's probability after those before it, at temperature 1.")]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    #[command(flatten)]
+    precision: Precision,
     /// A JSON file with the sequences; by default stdin.
     #[arg(long, value_name = "FILE")]
     ids: Option<PathBuf>,
@@ -42,7 +44,7 @@ struct Answer {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let path = args.model.path()?;
     let text = read(args.ids.as_ref())?;
-    let model = Model::load(&path, &args.model.device())?;
+    let model = Model::load(&path, &args.model.device().with_dtype(args.precision.dtype))?;
     let sequences = sequences(&text, model.config())?;
     let lens: Vec<usize> = sequences.iter().map(Vec::len).collect();
     let mut logprobs = Vec::with_capacity(sequences.len());

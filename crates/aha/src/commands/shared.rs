@@ -39,7 +39,12 @@ pub struct ModelArgs {
     #[arg(long, value_name = "N", default_value_t = 0)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=256))]
     pub threads: u32,
-    /// What the model computes with: f32, or bf16, which is what `run.dtype` says of it.
+}
+
+/// What models compute with.
+#[derive(clap::Args)]
+pub struct Precision {
+    /// What the model computes with, f32 or bf16: as the key `run.dtype` of a pipeline.
     #[arg(long, value_name = "DTYPE", default_value_t = Dtype::F32)]
     pub dtype: Dtype,
 }
@@ -54,7 +59,7 @@ impl ModelArgs {
 
     /// What computes.
     pub fn device(&self) -> Device {
-        Device::cpu(self.threads as usize).with_dtype(self.dtype)
+        Device::cpu(self.threads as usize)
     }
 }
 
