@@ -1,12 +1,13 @@
 //! One optimizer step: sequences in, changed weights out.
 //!
-//! A minibatch is packed in micro-batches without padding; gradients are summed over tokens in order, so
-//! the weights after a step have the same bits whatever `micro_batch_tokens` and activation checkpointing.
+//! A minibatch is packed in micro-batches without padding; gradients are summed over tokens in order. So the
+//! weights after a step have the same bits with and without activation checkpointing, and whatever
+//! `micro_batch_tokens`, but for groups that it cuts.
 //!
 //! A group's prompt runs through the model once, forwards and backwards, and its completions attend to it.
 //! A group that doesn't fit into a micro-batch is cut into parts with the prompt in each: its gradients are
-//! then other sums of the same terms. So bits are promised for any `micro_batch_tokens` that hold the largest
-//! group, and equality within rounding for fewer. Log-probs, and with them the loss, have the same bits always.
+//! then other sums of the same terms. What is promised are bits for any `micro_batch_tokens` that hold the
+//! largest group, and equality within rounding for fewer. Log-probs and the loss have the same bits always.
 
 mod packed;
 
@@ -143,8 +144,8 @@ impl Learner {
         self.reference.as_ref()
     }
 
-    /// One step of policy optimization on `rollouts`, of which those of a group follow one another. Log-probs are those of the softmax at `temperature`,
-    /// as the sampler drew them.
+    /// One step of policy optimization on `rollouts`, of which those of a group follow one another. Log-probs
+    /// are those of the softmax at `temperature`, as the sampler drew them.
     pub fn policy_step(
         &mut self,
         rollouts: &[Rollout<'_>],
