@@ -14,8 +14,9 @@ use crate::tensor::Shards;
 const CHAINS: usize = 6;
 /// Steps of a short run: some ten microseconds' worth of each chain would be too short for the clock.
 const STEPS: usize = 100_000;
-/// Short runs, of which the best counts.
-const TURNS: usize = 8;
+/// Short runs, of which the best counts: many of arithmetic, which neighbours disturb, and few of memory.
+const ARITHMETIC_TURNS: usize = 8;
+const MEMORY_TURNS: usize = 4;
 /// Bytes that are read or copied: far beyond any cache.
 const MEMORY_BYTES: usize = 256 << 20;
 /// Accumulators of a read, enough to hide the latency of additions.
@@ -43,7 +44,7 @@ pub fn bf16_flop_per_second(device: &Device) -> Option<f64> {
 pub fn read_bytes_per_second(device: &Device) -> f64 {
     let memory = vec![1.0f32; MEMORY_BYTES / size_of::<f32>()];
     let part_len = memory.len().div_ceil(device.threads());
-    let seconds = best_seconds(|| {
+    let seconds = best_seconds(MEMORY_TURNS, || {
         device.run_blocks(memory.len(), part_len, |start, end| {
             black_box(sum(&memory[start..end]));
         });
@@ -57,7 +58,7 @@ pub fn copy_bytes_per_second(device: &Device) -> f64 {
     let mut to = vec![2.0f32; from.len()];
     let part_len = from.len().div_ceil(device.threads());
     let shards = Shards::new(&mut to);
-    let seconds = best_seconds(|| {
+    let seconds = best_seconds(MEMORY_TURNS, || {
         device.run_blocks(from.len(), part_len, |start, end| {
             // SAFETY: parts are disjoint.
             unsafe { shards.slice(start, end) }.copy_from_slice(&from[start..end]);
@@ -69,12 +70,14 @@ pub fn copy_bytes_per_second(device: &Device) -> f64 {
 
 /// The best of a few runs of `spin` on every thread, each of which does `flop`.
 fn flop_per_second(device: &Device, flop: f64, spin: impl Fn(Isa) + Sync) -> f64 {
-    let seconds = best_seconds(|| device.run(device.threads(), |_| spin(device.isa())));
+    let seconds = best_seconds(ARITHMETIC_TURNS, || {
+        device.run(device.threads(), |_| spin(device.isa()));
+    });
     device.threads() as f64 * flop / seconds
 }
 
-fn best_seconds(mut turn: impl FnMut()) -> f64 {
-    let times = (0..TURNS).map(|_| {
+fn best_seconds(turns: usize, mut turn: impl FnMut()) -> f64 {
+    let times = (0..turns).map(|_| {
         let begun = Instant::now();
         turn();
         begun.elapsed().as_secs_f64()
