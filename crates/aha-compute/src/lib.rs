@@ -8,6 +8,7 @@
 //! - [`tape`]: records ops in the forward pass and plays them backwards.
 //! - [`params`]: named weights, their gradients and optimizer state.
 //! - [`random`]: counter-based random numbers, addressed and never consumed.
+//! - [`profile`]: where the time of a computation goes, op by op. [`measure`]: what the machine can reach.
 //!
 //! # Invariants
 //! - An output element is summed in an order that depends on its own contraction length alone: not on
@@ -18,9 +19,11 @@
 
 pub mod device;
 pub mod error;
+pub mod measure;
 pub mod ops;
 pub mod params;
 mod pool;
+pub mod profile;
 pub mod random;
 pub mod simd;
 pub mod tape;

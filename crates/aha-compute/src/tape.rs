@@ -10,7 +10,9 @@
 use std::sync::Arc;
 
 use crate::ops::attention::{self, KvCache, Layout, PagedSeq};
+use crate::ops::matmul::Packed;
 use crate::ops::{embedding, lm_head, matmul, rms_norm, rope, swiglu};
+use crate::profile::{self, bytes, moving, multiplying};
 use crate::tensor::Values;
 use crate::{Device, Dtype, Grads, ParamId, Params, Tensor};
 
@@ -134,9 +136,11 @@ impl<'p> Tape<'p> {
     pub fn embedding(&mut self, table: ParamId, ids: &[u32]) -> Var {
         let weights = self.params.value(table);
         let mut y = self.uninit(&[ids.len(), weights.cols()]);
+        let span = moving("embedding.forward", &[&y, &y]);
         embedding::forward(&mut y, weights, ids);
         // The table's rows are rounded as those of the head are, which may be the same.
         let y = y.into_dtype(self.params.dtype()).into_dtype(Dtype::F32);
+        drop(span);
         self.record(y, || Op::Embedding { table, ids: ids.into() })
     }
 
@@ -151,9 +155,15 @@ impl<'p> Tape<'p> {
     }
 
     fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
-        let packed = self.params.packed(w);
+        let packed = self.packed(w);
         let mut y = Tensor::uninit_as(&self.device, dtype, &[x.value.rows(), packed.out_len()]);
+        let span = profile::span("matmul.forward", || {
+            let activations = bytes(&x.value) + bytes(&y);
+            let flop = product(&x.value, self.params.value(w));
+            profile::Work { flop, bytes: activations + packed.bytes() as f64 }
+        });
         matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.value(b)));
+        drop(span);
         self.record(y, || Op::Linear { x: x.clone(), w, bias })
     }
 
@@ -162,7 +172,9 @@ impl<'p> Tape<'p> {
         let weights = self.params.value(w);
         let mut y = self.activation(x.value.shape());
         let mut r = self.uninit(&[x.value.len() / weights.len()]);
+        let span = moving("rms_norm.forward", &[&x.value, weights, &y, &r]);
         rms_norm::forward(&mut y, &mut r, &x.value, weights, eps);
+        drop(span);
         self.record(y, || Op::RmsNorm { x: x.clone(), w, r })
     }
 
@@ -172,7 +184,9 @@ impl<'p> Tape<'p> {
         let mut sum = self.uninit(x.value.shape());
         let mut r = self.uninit(&[x.value.rows()]);
         let weights = self.params.value(w);
+        let span = moving("rms_norm.forward", &[&x.value, &residual.value, weights, &sum, &y, &r]);
         rms_norm::forward_add(&mut y, &mut r, &mut sum, &x.value, &residual.value, weights, eps);
+        drop(span);
         let (sum, y) = (self.var(sum), self.var(y));
         if self.recording {
             let saved = Arc::clone(&sum.value);
@@ -185,7 +199,9 @@ impl<'p> Tape<'p> {
     /// Rotates pairs of each head's columns by angles that grow with the row's position.
     pub fn rope(&mut self, x: &Var, positions: &Arc<[u32]>, table: &Arc<rope::Table>) -> Var {
         let mut y = self.activation(x.value.shape());
+        let span = moving("rope.forward", &[&x.value, &y]);
         rope::forward(&mut y, &x.value, positions, table);
+        drop(span);
         let (positions, table) = (Arc::clone(positions), Arc::clone(table));
         self.record(y, || Op::Rope { x: x.slot, positions, table })
     }
@@ -205,8 +221,14 @@ impl<'p> Tape<'p> {
         match rows {
             Rows::Packed { layout } => {
                 let mut lse = self.uninit(&[q.value.rows(), dims.heads]);
+                let span = multiplying(
+                    "attention.forward",
+                    || 2.0 * scores(layout, dims),
+                    &[&q.value, &k.value, &v.value, &o, &lse],
+                );
                 attention::forward(&mut o, &mut lse, &q_f32, &k_f32, &v_f32, layout, dims, scale);
                 let o = self.var(o.into_dtype(dtype));
+                drop(span);
                 if self.recording {
                     let op = Op::Attention {
                         q: q.clone(),
@@ -224,8 +246,12 @@ impl<'p> Tape<'p> {
             }
             Rows::Paged { cache, seqs } => {
                 assert!(!self.recording, "attention over a cache can't be recorded");
+                let span = moving("cache.append", &[&k.value, &v.value, &k.value, &v.value]);
                 cache.append(layer, &k_f32, &v_f32, seqs);
+                drop(span);
+                let span = profile::span("attention.paged", || paged_work(seqs, dims));
                 attention::attend(&mut o, &q_f32, cache, layer, seqs, dims, scale);
+                drop(span);
                 self.var(o.into_dtype(dtype))
             }
         }
@@ -234,7 +260,9 @@ impl<'p> Tape<'p> {
     /// `silu(gate) * up`.
     pub fn swiglu(&mut self, gate: &Var, up: &Var) -> Var {
         let mut y = self.activation(gate.value.shape());
+        let span = moving("swiglu.forward", &[&gate.value, &up.value, &y]);
         swiglu::forward(&mut y, &gate.value, &up.value);
+        drop(span);
         self.record(y, || Op::Swiglu { gate: gate.clone(), up: up.clone() })
     }
 
@@ -242,10 +270,12 @@ impl<'p> Tape<'p> {
     pub fn select_rows(&mut self, x: &Var, rows: &Arc<[usize]>) -> Var {
         let (cols, dtype) = (x.value.cols(), x.value.dtype());
         let mut y = Tensor::uninit_as(&self.device, dtype, &[rows.len(), cols]);
+        let span = moving("select_rows.forward", &[&y, &y]);
         match x.value.values() {
             Values::F32(from) => copy_rows(y.as_mut_slice(), from, cols, rows),
             Values::Bf16(from) => copy_rows(y.as_mut_bf16(), from, cols, rows),
         }
+        drop(span);
         self.record(y, || Op::SelectRows { x: x.clone(), rows: Arc::clone(rows) })
     }
 
@@ -260,7 +290,10 @@ impl<'p> Tape<'p> {
     ) -> (Var, Var) {
         let mut log_probs = self.uninit(&[targets.len()]);
         let mut entropies = self.uninit(&[targets.len()]);
-        let packed = self.params.packed(head);
+        let packed = self.packed(head);
+        let weight = self.params.value(head);
+        let span =
+            multiplying("lm_head.forward", || product(&x.value, weight), &[&x.value, weight]);
         lm_head::forward(
             &mut log_probs,
             &mut entropies,
@@ -269,6 +302,7 @@ impl<'p> Tape<'p> {
             targets,
             inv_temperature,
         );
+        drop(span);
         let (log_probs, entropies) = (self.var(log_probs), self.var(entropies));
         if self.recording {
             let op =
@@ -326,6 +360,12 @@ impl<'p> Tape<'p> {
         inputs.iter().map(|var| slots.grads[var.slot].take()).collect()
     }
 
+    /// The weight, packed now if it isn't yet: after each change of it, the first use waits for that.
+    fn packed(&self, id: ParamId) -> &'p Packed {
+        let _span = moving("matmul.pack", &[]);
+        self.params.packed(id)
+    }
+
     fn uninit(&self, shape: &[usize]) -> Tensor {
         Tensor::uninit(&self.device, shape)
     }
@@ -365,7 +405,10 @@ struct Slots {
 impl Slots {
     fn add(&mut self, slot: usize, gradient: Tensor) {
         match &mut self.grads[slot] {
-            Some(sum) => sum.add_assign(&gradient),
+            Some(sum) => {
+                let _span = moving("grads.add", &[sum, sum, &gradient]);
+                sum.add_assign(&gradient);
+            }
             empty => *empty = Some(gradient),
         }
     }
@@ -393,45 +436,44 @@ fn play<'p>(
     match op {
         Op::Embedding { table, ids } => {
             let dy = slots.take(outputs[0], &[ids.len(), params.value(table).cols()]);
+            let _span = moving("embedding.backward", &[&dy, &dy, &dy]);
             embedding::backward(grads.lookups_mut(table), &dy, &ids);
         }
-        Op::Linear { x, w, bias } => {
-            let dy = slots.take(outputs[0], &[x.value.rows(), params.value(w).rows()]);
-            if let Some(bias) = bias {
-                matmul::backward_bias(grads.get_mut(bias), &dy);
-            }
-            let dy = dy.into_dtype(params.dtype());
-            matmul::backward_weight(grads.get_mut(w), &dy, &x.value);
-            let (mut dx, accumulate) = match slots.grads[x.slot].take() {
-                Some(dx) => (dx, true),
-                None => (slots.uninit_like(&x.value), false),
-            };
-            matmul::backward_input(&mut dx, &dy, params.value(w), accumulate);
-            slots.grads[x.slot] = Some(dx);
-        }
+        Op::Linear { x, w, bias } => play_linear(&x, w, bias, outputs[0], slots, params, grads),
         Op::RmsNorm { x, w, r } => {
             let dy = slots.take(outputs[0], x.value.shape());
             let mut dx = slots.grads[x.slot].take().unwrap_or_else(|| slots.zeros_like(&x.value));
+            let _span = moving("rms_norm.backward", &[&dx, &dx, &dy, &x.value, &r]);
             rms_norm::backward(&mut dx, grads.get_mut(w), &dy, &x.value, params.value(w), &r);
             slots.grads[x.slot] = Some(dx);
         }
         Op::AddRmsNorm { x, residual, sum, w, r } => {
             let dy = slots.take(outputs[1], sum.shape());
             let mut dsum = slots.take(outputs[0], sum.shape());
+            let span = moving("rms_norm.backward", &[&dsum, &dsum, &dy, &sum, &r]);
             rms_norm::backward(&mut dsum, grads.get_mut(w), &dy, &sum, params.value(w), &r);
+            drop(span);
             slots.add(x, dsum.clone());
             slots.add(residual, dsum);
         }
         Op::Rope { x, positions, table } => {
             if let Some(dy) = slots.grads[outputs[0]].take() {
                 let mut dx = slots.uninit_like(&dy);
+                let span = moving("rope.backward", &[&dx, &dy]);
                 rope::backward(&mut dx, &dy, &positions, &table);
+                drop(span);
                 slots.add(x, dx);
             }
         }
         Op::Attention { q, k, v, out, lse, layout, dims, scale } => {
             let dout = slots.take(outputs[0], out.shape());
             let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| slots.uninit_like(&x.value));
+            // Scores once more, then the gradients of weights, values, queries and keys.
+            let span = multiplying(
+                "attention.backward",
+                || 5.0 * scores(&layout, dims),
+                &[&q.value, &k.value, &v.value, &out, &lse, &dout, &dq, &dk, &dv],
+            );
             let [q_f32, k_f32, v_f32] = [&q, &k, &v].map(|x| x.value.as_f32());
             attention::backward(
                 [&mut dq, &mut dk, &mut dv],
@@ -443,6 +485,7 @@ fn play<'p>(
                 dims,
                 scale,
             );
+            drop(span);
             for (var, gradient) in [(q, dq), (k, dk), (v, dv)] {
                 slots.add(var.slot, gradient);
             }
@@ -451,7 +494,9 @@ fn play<'p>(
             let dy = slots.take(outputs[0], gate.value.shape());
             let (mut dgate, mut dup) =
                 (slots.uninit_like(&gate.value), slots.uninit_like(&up.value));
+            let span = moving("swiglu.backward", &[&dgate, &dup, &dy, &gate.value, &up.value]);
             swiglu::backward(&mut dgate, &mut dup, &dy, &gate.value, &up.value);
+            drop(span);
             slots.add(gate.slot, dgate);
             slots.add(up.slot, dup);
         }
@@ -459,16 +504,25 @@ fn play<'p>(
             let dy = slots.take(outputs[0], &[rows.len(), x.value.cols()]);
             let mut dx = slots.zeros_like(&x.value);
             let cols = dy.cols();
+            let span = moving("select_rows.backward", &[&dy, &dy]);
             for (from, &to) in dy.as_slice().chunks_exact(cols).zip(rows.iter()) {
                 let sums = &mut dx.as_mut_slice()[to * cols..(to + 1) * cols];
                 sums.iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
             }
+            drop(span);
             slots.add(x.slot, dx);
         }
         Op::LogProbs { x, head, targets, inv_temperature } => {
             let dlog_probs = slots.take(outputs[0], &[targets.len()]);
             let dentropies = slots.grads[outputs[1]].take();
             let mut dx = slots.uninit_like(&x.value);
+            let head_value = params.value(head);
+            // Logits once more, then the gradients of rows and weights.
+            let span = multiplying(
+                "lm_head.backward",
+                || 3.0 * product(&x.value, head_value),
+                &[&x.value, &dx, head_value, head_value, head_value],
+            );
             lm_head::backward(
                 &mut dx,
                 grads.get_mut(head),
@@ -476,10 +530,11 @@ fn play<'p>(
                 dentropies.as_ref().map(Tensor::as_slice),
                 &x.value,
                 params.packed(head),
-                params.value(head),
+                head_value,
                 &targets,
                 inv_temperature,
             );
+            drop(span);
             slots.add(x.slot, dx);
         }
         Op::Checkpoint { inputs, segment } => {
@@ -498,6 +553,62 @@ fn play<'p>(
             }
         }
     }
+}
+
+fn play_linear(
+    x: &Var,
+    w: ParamId,
+    bias: Option<ParamId>,
+    output: usize,
+    slots: &mut Slots,
+    params: &Params,
+    grads: &mut Grads,
+) {
+    let weight = params.value(w);
+    let dy = slots.take(output, &[x.value.rows(), weight.rows()]);
+    if let Some(bias) = bias {
+        let _span = moving("matmul.backward_bias", &[&dy]);
+        matmul::backward_bias(grads.get_mut(bias), &dy);
+    }
+    let dy = dy.into_dtype(params.dtype());
+    let flop = || product(&x.value, weight);
+    let span =
+        multiplying("matmul.backward_weight", flop, &[&x.value, &dy, grads.get(w), grads.get(w)]);
+    matmul::backward_weight(grads.get_mut(w), &dy, &x.value);
+    drop(span);
+    let (mut dx, accumulate) = match slots.grads[x.slot].take() {
+        Some(dx) => (dx, true),
+        None => (slots.uninit_like(&x.value), false),
+    };
+    let span = multiplying("matmul.backward_input", flop, &[&dx, &dy, weight]);
+    matmul::backward_input(&mut dx, &dy, weight, accumulate);
+    drop(span);
+    slots.grads[x.slot] = Some(dx);
+}
+
+/// FLOPs of a product of rows with a weight.
+fn product(x: &Tensor, weight: &Tensor) -> f64 {
+    2.0 * x.rows() as f64 * weight.len() as f64
+}
+
+/// FLOPs of the scores of packed sequences: each row with its own key and those before it.
+fn scores(layout: &Layout, dims: attention::Dims) -> f64 {
+    let pairs = |s: &attention::Segment| {
+        (s.row_count * s.position + s.row_count * (s.row_count + 1) / 2) as f64
+    };
+    2.0 * layout.segments().iter().map(pairs).sum::<f64>() * (dims.heads * dims.head_dim) as f64
+}
+
+/// Work of attention over a cache: scores and mixing; and keys and values read once per sequence.
+fn paged_work(seqs: &[PagedSeq], dims: attention::Dims) -> profile::Work {
+    let (mut pairs, mut keys) = (0, 0);
+    for seq in seqs {
+        pairs += seq.row_count * seq.position + seq.row_count * (seq.row_count + 1) / 2;
+        keys += seq.position + seq.row_count;
+    }
+    let flop = 4.0 * (pairs * dims.heads * dims.head_dim) as f64;
+    let key_bytes = 2 * dims.kv_heads * dims.head_dim * size_of::<f32>();
+    profile::Work { flop, bytes: (keys * key_bytes) as f64 }
 }
 
 impl Tape<'_> {

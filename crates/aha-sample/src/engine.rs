@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use aha_compute::ops::attention::{KvCache, PAGE_LEN, PagedSeq};
 use aha_compute::ops::lm_head;
+use aha_compute::profile::{moving, multiplying};
 use aha_compute::random::Philox;
 use aha_compute::tape::Rows;
 use aha_compute::{Tape, Tensor};
@@ -381,6 +382,7 @@ impl Running<'_> {
         let request = &self.requests[self.groups[group_idx].request_idx];
         let mut waiting = Vec::with_capacity(request.samples.len());
         let logits = self.logits(hidden);
+        let _span = moving("draw", &[&logits]);
         let (isa, row) = (self.model.device().isa(), logits.row(0));
         let stats = lm_head::row_stats(isa, row);
         let mut scratch = vec![0.0; logits.cols()];
@@ -403,6 +405,7 @@ impl Running<'_> {
         for start in (0..addresses.len()).step_by(chunk) {
             let end = (start + chunk).min(addresses.len());
             let logits = self.logits(&hidden.rows_range(start..end));
+            let _span = moving("draw", &[&logits]);
             let device = self.model.device();
             let out: Vec<std::sync::OnceLock<Drawn>> =
                 (start..end).map(|_| std::sync::OnceLock::new()).collect();
@@ -422,8 +425,11 @@ impl Running<'_> {
     }
 
     fn logits(&self, hidden: &Tensor) -> Tensor {
-        let packed = self.model.params().packed(self.model.head());
+        let (params, head) = (self.model.params(), self.model.head());
+        let packed = params.packed(head);
         let mut logits = Tensor::uninit(self.model.device(), &[hidden.rows(), packed.out_len()]);
+        let flop = || 2.0 * hidden.rows() as f64 * params.value(head).len() as f64;
+        let _span = multiplying("lm_head.logits", flop, &[hidden, params.value(head), &logits]);
         lm_head::logits(&mut logits, hidden, packed, self.sampling.inv_temperature());
         logits
     }

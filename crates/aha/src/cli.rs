@@ -2,7 +2,7 @@
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{check, doctor, eval, export, generate, grade, logprobs, query, run};
+use crate::commands::{bench, check, doctor, eval, export, generate, grade, logprobs, query, run};
 use crate::logging;
 use crate::screen::Screen;
 
@@ -41,6 +41,8 @@ enum Command {
     Grade(grade::Args),
     /// Write a model as a Hugging Face directory.
     Export(export::Args),
+    /// Measure what this machine reaches: products, training, sampling, a whole GRPO step.
+    Bench(bench::Args),
     /// Say what works on this machine, and what to do about what doesn't.
     Doctor(doctor::Args),
 }
@@ -58,6 +60,7 @@ pub fn run(screen: &Screen) -> anyhow::Result<()> {
         Command::Logprobs(args) => logprobs::run(&args),
         Command::Grade(args) => grade::run(&args, screen),
         Command::Export(args) => export::run(&args, screen),
+        Command::Bench(args) => bench::run(&args, screen),
         Command::Doctor(args) => doctor::run(&args),
     }
 }

@@ -10,7 +10,7 @@
 
 use crate::simd::{LANES, Simd, simd_fn};
 use crate::tensor::Shards;
-use crate::{Grads, ParamId, Params, Tensor};
+use crate::{Grads, ParamId, Params, Tensor, profile};
 
 /// Elements that one call of the kernel takes.
 const BLOCK_LEN: usize = 1 << 14;
@@ -49,6 +49,11 @@ impl AdamW {
 
     /// Changes the weights by one step along gradients times `scale`.
     pub fn step(&mut self, params: &mut Params, grads: &Grads, hyper: &Hyper, scale: f32) {
+        let _span = profile::span("adamw", || profile::Work {
+            flop: 0.0,
+            // Reads weight, gradient and both moments; writes all but the gradient.
+            bytes: (7 * size_of::<f32>() * params.element_count()) as f64,
+        });
         self.step_count += 1;
         let t = self.step_count as f64;
         let corrections = (1.0 - hyper.beta1.powf(t), 1.0 - hyper.beta2.powf(t));

@@ -3,8 +3,8 @@
 //! Squares are summed in `f64`, in blocks of a fixed length whose sums are added in order: the bits do not
 //! depend on threads.
 
-use crate::Tensor;
 use crate::simd::LANES;
+use crate::{Tensor, profile};
 
 /// Elements whose squares one call sums.
 const BLOCK_LEN: usize = 1 << 14;
@@ -13,6 +13,10 @@ const NORM_EPS: f64 = 1e-6;
 
 /// `sqrt(Σ g²)` over all elements of all tensors.
 pub fn global_norm<'a>(grads: impl Iterator<Item = &'a Tensor>) -> f64 {
+    let sum_of_squares = |tensor: &Tensor| {
+        let _span = profile::moving("grad_norm", &[tensor]);
+        sum_of_squares(tensor)
+    };
     grads.map(sum_of_squares).sum::<f64>().sqrt()
 }
 

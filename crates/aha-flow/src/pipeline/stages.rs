@@ -468,7 +468,7 @@ choice! {
 }
 
 choice! {
-    /// The numbers of an exported model's weights.
+    /// What numbers are stored as.
     pub enum Dtype {
         /// 32 bits, exact.
         F32 = "f32",

@@ -82,7 +82,8 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
         ..Sampling::default()
     };
     shared::check_sampling(&sampling)?;
-    let loaded = models::load(&args.model.path()?, &args.model.device().with_dtype(args.precision.dtype))?;
+    let loaded =
+        models::load(&args.model.path()?, &args.model.device().with_dtype(args.precision.dtype))?;
     if args.template == Template::Raw && loaded.tokenizer.chat_template().is_some() {
         tracing::info!("The model has a chat template, which `--template chat` uses.");
     }

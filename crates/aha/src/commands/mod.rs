@@ -1,5 +1,6 @@
 //! One module per subcommand: its flags, then what it does.
 
+pub mod bench;
 pub mod check;
 pub mod doctor;
 pub mod eval;

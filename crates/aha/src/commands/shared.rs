@@ -52,15 +52,20 @@ pub struct Precision {
 impl ModelArgs {
     /// Where the model is.
     pub fn path(&self) -> anyhow::Result<PathBuf> {
-        planning::places()
-            .locate(&self.model)
-            .map_err(|found| misuse(found.message, hint_without_pipeline(&found.hint)))
+        located(&self.model)
     }
 
     /// What computes.
     pub fn device(&self) -> Device {
         Device::cpu(self.threads as usize)
     }
+}
+
+/// Where the model is that is called so: a path, or hf://owner/name.
+pub fn located(model: &str) -> anyhow::Result<PathBuf> {
+    planning::places()
+        .locate(model)
+        .map_err(|found| misuse(found.message, hint_without_pipeline(&found.hint)))
 }
 
 /// The part of a hint that holds without a pipeline file as well.

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use crate::support::aha;
 
-const COMMANDS: [&str; 9] =
-    ["run", "check", "query", "eval", "generate", "logprobs", "grade", "export", "doctor"];
+const COMMANDS: [&str; 10] =
+    ["run", "check", "query", "eval", "generate", "logprobs", "grade", "export", "bench", "doctor"];
 
 #[test]
 fn every_command_has_help() {
@@ -22,8 +22,11 @@ fn every_command_has_help() {
 #[test]
 fn wrong_arguments_are_misuse() {
     let dir = tempfile::tempdir().unwrap();
-    let cases: [&[&str]; 11] = [
+    let cases: [&[&str]; 14] = [
         &[],
+        &["bench", "trian"],
+        &["bench", "train", "--shape", "8"],
+        &["bench", "train", "--model", "nowhere"],
         &["trian"],
         &["run"],
         &["run", "nowhere.toml"],
