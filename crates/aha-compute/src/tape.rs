@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::ops::attention::{self, KvCache, PagedSeq};
+use crate::ops::attention::{self, KvCache, PagedSeqs};
 use crate::ops::{embedding, lm_head, matmul, rms_norm, rope, swiglu};
 use crate::{Device, Grads, ParamId, Params, Tensor};
 
@@ -36,7 +36,7 @@ pub enum Rows<'a> {
         /// The cache; it takes the new keys and values.
         cache: &'a mut KvCache,
         /// The sequences.
-        seqs: &'a [PagedSeq],
+        seqs: &'a mut PagedSeqs,
     },
 }
 

@@ -28,18 +28,21 @@
 //! - [`reference`](mod@reference): the formulas above as scalar loops.
 //! - `kernel`: a tile of query rows against pages of keys; what the paths below share.
 //! - `tiles`: which rows make a tile, and who computes it.
-//! - `packed`: [`forward`]; `backward`: [`backward()`]; `paged`: [`KvCache`], [`attend`].
+//! - `packed`: [`forward`]; `backward`: [`backward()`]; `paged`: [`KvCache`], [`attend`];
+//!   `seqs`: [`PagedSeqs`], and which of them are computed together.
 
 mod backward;
 mod kernel;
 mod packed;
 mod paged;
 pub mod reference;
+mod seqs;
 mod tiles;
 
 pub use backward::backward;
 pub use packed::forward;
-pub use paged::{KvCache, PagedSeq, attend};
+pub use paged::{KvCache, attend};
+pub use seqs::PagedSeqs;
 
 use crate::simd::LANES;
 
