@@ -102,10 +102,8 @@ fn spin(isa: Isa, steps: usize) {
         Isa::Avx2 => unsafe { spin_avx2(steps) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => unsafe { spin_avx512(steps) },
-        #[cfg(not(target_arch = "x86_64"))]
-        Isa::Avx2 | Isa::Avx512 => spin_lanes(steps),
-        Isa::Portable => spin_lanes(steps),
+        Isa::Avx512 | Isa::Avx512Bf16 => unsafe { spin_avx512(steps) },
+        _ => spin_lanes(steps),
     }
 }
 

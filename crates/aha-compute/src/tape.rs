@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use crate::ops::attention::{self, KvCache, Layout, PagedSeq};
+use crate::ops::attention::{self, KvCache, Layout, PagedSeqs};
 use crate::ops::matmul::Packed;
 use crate::ops::{embedding, lm_head, matmul, rms_norm, rope, swiglu};
 use crate::profile::{self, bytes, moving, multiplying};
@@ -42,7 +42,7 @@ pub enum Rows<'a> {
         /// The cache; it takes the new keys and values.
         cache: &'a mut KvCache,
         /// The sequences.
-        seqs: &'a [PagedSeq],
+        seqs: &'a mut PagedSeqs,
     },
 }
 
@@ -249,7 +249,7 @@ impl<'p> Tape<'p> {
                 let span = moving("cache.append", &[&k.value, &v.value, &k.value, &v.value]);
                 cache.append(layer, &k_f32, &v_f32, seqs);
                 drop(span);
-                let span = profile::span("attention.paged", || paged_work(seqs, dims));
+                let span = profile::span("attention.paged", || seqs.work(dims));
                 attention::attend(&mut o, &q_f32, cache, layer, seqs, dims, scale);
                 drop(span);
                 self.var(o.into_dtype(dtype))
@@ -597,18 +597,6 @@ fn scores(layout: &Layout, dims: attention::Dims) -> f64 {
         (s.row_count * s.position + s.row_count * (s.row_count + 1) / 2) as f64
     };
     2.0 * layout.segments().iter().map(pairs).sum::<f64>() * (dims.heads * dims.head_dim) as f64
-}
-
-/// Work of attention over a cache: scores and mixing; and keys and values read once per sequence.
-fn paged_work(seqs: &[PagedSeq], dims: attention::Dims) -> profile::Work {
-    let (mut pairs, mut keys) = (0, 0);
-    for seq in seqs {
-        pairs += seq.row_count * seq.position + seq.row_count * (seq.row_count + 1) / 2;
-        keys += seq.position + seq.row_count;
-    }
-    let flop = 4.0 * (pairs * dims.heads * dims.head_dim) as f64;
-    let key_bytes = 2 * dims.kv_heads * dims.head_dim * size_of::<f32>();
-    profile::Work { flop, bytes: (keys * key_bytes) as f64 }
 }
 
 impl Tape<'_> {

@@ -6,10 +6,10 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use aha_compute::ops::attention::{KvCache, PAGE_LEN, PagedSeq};
+use aha_compute::ops::attention::{KvCache, PAGE_LEN, PagedSeqs};
 use aha_compute::ops::lm_head;
 use aha_compute::profile::{moving, multiplying};
 use aha_compute::random::Philox;
@@ -18,12 +18,14 @@ use aha_compute::{Tape, Tensor};
 use aha_model::model::Batch;
 use aha_model::{Model, Tokenizer};
 
-use crate::draw::{Address, Drawn, draw};
+use crate::draw::{Address, Drawer, Drawn};
 use crate::pages::Pages;
 use crate::{Error, FinishReason, Limits, Sampling};
 
 /// Most logits kept at a time, in floats; a row always is.
 pub const LOGITS_LEN_MAX: usize = 4 << 20;
+/// Tokens of a completion for which memory is set aside when it starts; past them it grows by doubling.
+const TOKENS_SET_ASIDE_MAX: usize = 1024;
 
 /// A prompt and how many completions of it are wanted.
 #[derive(Clone, Debug)]
@@ -87,7 +89,22 @@ impl Sampler {
         for request in requests {
             self.check(model, request, sampling)?;
         }
-        let mut batch = Running {
+        let mut batch = self.running(model, requests, sampling, random);
+        while !batch.stopped && !cancel.load(Ordering::Relaxed) && batch.admit() {
+            batch.step(done);
+        }
+        batch.release_all();
+        Ok(())
+    }
+
+    fn running<'a>(
+        &'a mut self,
+        model: &'a Model,
+        requests: &'a [Request],
+        sampling: &'a Sampling,
+        random: Philox,
+    ) -> Running<'a> {
+        Running {
             model,
             tokenizer: &self.tokenizer,
             limits: self.limits,
@@ -99,13 +116,10 @@ impl Sampler {
             next_request: 0,
             groups: VecDeque::new(),
             live: Vec::new(),
+            plan: Plan::default(),
+            draws: Draws::default(),
             stopped: false,
-        };
-        while !batch.stopped && !cancel.load(Ordering::Relaxed) && batch.admit() {
-            batch.step(done);
         }
-        batch.release_all();
-        Ok(())
     }
 
     /// Fails for a request that this sampler can't serve, whatever else is running.
@@ -198,6 +212,8 @@ struct Running<'a> {
     next_request: usize,
     groups: VecDeque<Group>,
     live: Vec<Sequence>,
+    plan: Plan,
+    draws: Draws,
     stopped: bool,
 }
 
@@ -276,8 +292,9 @@ impl Running<'_> {
         let (sample_idx, first) = group.waiting.pop().expect("a completion is waiting");
         group.live_count += 1;
         let full = prompt_len / PAGE_LEN;
-        let mut pages: Vec<u32> =
-            group.pages[..full].iter().map(|&page| self.pages.share(page)).collect();
+        let max_tokens = self.sampling.max_tokens;
+        let mut pages = Vec::with_capacity(pages_for(prompt_len + max_tokens));
+        pages.extend(group.pages[..full].iter().map(|&page| self.pages.share(page)));
         if let Some(&partial) = group.pages.get(full) {
             let page = self.pages.take();
             self.cache.copy_page(partial, page);
@@ -288,8 +305,8 @@ impl Running<'_> {
             sample_idx,
             pages,
             cached: prompt_len,
-            token_ids: vec![first.id],
-            logprobs: vec![first.logprob],
+            token_ids: started(first.id, max_tokens),
+            logprobs: started(first.logprob, max_tokens),
             is_checked: false,
             tail: Vec::new(),
         });
@@ -302,28 +319,33 @@ impl Running<'_> {
         if self.stopped {
             return;
         }
-        let plan = self.plan();
-        if plan.ids.is_empty() {
-            return;
+        self.make_plan();
+        let mut plan = std::mem::take(&mut self.plan);
+        if !plan.ids.is_empty() {
+            self.forward(&mut plan);
+            self.retire(done);
         }
+        self.plan = plan;
+    }
+
+    fn forward(&mut self, plan: &mut Plan) {
         let mut tape = Tape::inference(self.model.device(), self.model.params());
         let batch = Batch {
             ids: &plan.ids,
-            positions: plan.positions.into(),
-            rows: Rows::Paged { cache: self.cache, seqs: &plan.seqs },
+            positions: Arc::clone(&plan.positions.shared),
+            rows: Rows::Paged { cache: self.cache, seqs: &mut plan.seqs },
         };
         let hidden = self.model.hidden(&mut tape, batch, false);
-        let hidden = tape.select_rows(&hidden, &plan.wanted_rows.into());
+        let hidden = tape.select_rows(&hidden, &plan.wanted_rows.shared);
         let live_count = self.live.len();
         self.draw_decoded(&hidden.value().rows_range(0..live_count));
-        for (i, (group_idx, through)) in plan.prefilled.into_iter().enumerate() {
+        for (i, &(group_idx, through)) in plan.prefilled.iter().enumerate() {
             self.groups[group_idx].prefilled += through;
             let at = live_count + i;
             if self.groups[group_idx].prefilled == self.prompt_len(group_idx) {
                 self.draw_first(group_idx, &hidden.value().rows_range(at..at + 1));
             }
         }
-        self.retire(done);
     }
 
     fn prompt_len(&self, group_idx: usize) -> usize {
@@ -331,8 +353,9 @@ impl Running<'_> {
     }
 
     /// The rows of the next forward pass: live sequences first, then chunks of prompts.
-    fn plan(&mut self) -> Plan {
-        let mut plan = Plan::default();
+    fn make_plan(&mut self) {
+        let plan = &mut self.plan;
+        plan.clear();
         for sequence in &mut self.live {
             if sequence.cached / PAGE_LEN == sequence.pages.len() {
                 sequence.pages.push(self.pages.take());
@@ -355,73 +378,82 @@ impl Running<'_> {
                 budget -= count;
             }
         }
-        plan
+        plan.positions.share();
+        plan.wanted_rows.share();
     }
 
     /// Draws the next token of every live sequence.
     fn draw_decoded(&mut self, hidden: &Tensor) {
-        let addresses: Vec<Address> = self
-            .live
-            .iter()
-            .map(|s| Address {
-                prompt: self.requests[s.request_idx].address,
-                sample: u64::from(s.sample_idx),
-                position: s.token_ids.len() as u64,
-            })
-            .collect();
-        let drawn = self.draw_rows(hidden, &addresses);
-        for (sequence, drawn) in self.live.iter_mut().zip(drawn) {
-            sequence.token_ids.push(drawn.id);
-            sequence.logprobs.push(drawn.logprob);
-            sequence.is_checked = false;
+        let vocab_size = self.model.config().vocab_size;
+        let chunk = (LOGITS_LEN_MAX / vocab_size).max(1);
+        let mut draws = std::mem::take(&mut self.draws);
+        for start in (0..self.live.len()).step_by(chunk) {
+            let end = (start + chunk).min(self.live.len());
+            let logits = if end - start == hidden.rows() {
+                self.logits(hidden)
+            } else {
+                self.logits(&hidden.rows_range(start..end))
+            };
+            self.draw_chunk(&logits, start, &mut draws);
+        }
+        self.draws = draws;
+    }
+
+    /// Draws from a chunk of rows, those of the live sequences from `start` on.
+    fn draw_chunk(&mut self, logits: &Tensor, start: usize, draws: &mut Draws) {
+        let device = self.model.device();
+        let rows = logits.rows();
+        let rows_per_part = rows.div_ceil(DRAW_PARTS_PER_THREAD * device.threads()).max(1);
+        let part_count = rows.div_ceil(rows_per_part);
+        if draws.0.len() < part_count {
+            draws.0.resize_with(part_count, Mutex::default);
+        }
+        let draws = &draws.0[..part_count];
+        let live = &self.live[start..start + rows];
+        device.run(part_count, |part| {
+            let mut draw = draws[part].lock().unwrap_or_else(PoisonError::into_inner);
+            let Draw { drawer, drawn } = &mut *draw;
+            drawn.clear();
+            let first = part * rows_per_part;
+            let part = first..(first + rows_per_part).min(rows);
+            for (sequence, row) in live[part.clone()].iter().zip(part) {
+                let row = drawer.row(device.isa(), logits.row(row), self.sampling);
+                drawn.push(row.draw(self.random, self.next_address(sequence)));
+            }
+        });
+        let mut live = self.live[start..].iter_mut();
+        for draw in draws {
+            let draw = draw.lock().unwrap_or_else(PoisonError::into_inner);
+            for (drawn, sequence) in draw.drawn.iter().zip(&mut live) {
+                sequence.token_ids.push(drawn.id);
+                sequence.logprobs.push(drawn.logprob);
+                sequence.is_checked = false;
+            }
+        }
+    }
+
+    /// The address of a sequence's next token.
+    fn next_address(&self, sequence: &Sequence) -> Address {
+        Address {
+            prompt: self.requests[sequence.request_idx].address,
+            sample: u64::from(sequence.sample_idx),
+            position: sequence.token_ids.len() as u64,
         }
     }
 
     /// Draws the first tokens of all of a group's completions from the prompt's last row.
     fn draw_first(&mut self, group_idx: usize, hidden: &Tensor) {
         let request = &self.requests[self.groups[group_idx].request_idx];
-        let mut waiting = Vec::with_capacity(request.samples.len());
         let logits = self.logits(hidden);
         let _span = moving("draw", &[&logits]);
-        let (isa, row) = (self.model.device().isa(), logits.row(0));
-        let stats = lm_head::row_stats(isa, row);
-        let mut scratch = vec![0.0; logits.cols()];
-        for sample_idx in request.samples.clone() {
+        let mut drawer = Drawer::default();
+        let row = drawer.row(self.model.device().isa(), logits.row(0), self.sampling);
+        let first = |sample_idx: u32| {
             let address =
                 Address { prompt: request.address, sample: u64::from(sample_idx), position: 0 };
-            waiting.push((
-                sample_idx,
-                draw(isa, row, &stats, self.sampling, self.random, address, &mut scratch),
-            ));
-        }
-        waiting.reverse();
-        self.groups[group_idx].waiting = waiting;
-    }
-
-    fn draw_rows(&self, hidden: &Tensor, addresses: &[Address]) -> Vec<Drawn> {
-        let vocab_size = self.model.config().vocab_size;
-        let chunk = (LOGITS_LEN_MAX / vocab_size).max(1);
-        let mut drawn = Vec::with_capacity(addresses.len());
-        for start in (0..addresses.len()).step_by(chunk) {
-            let end = (start + chunk).min(addresses.len());
-            let logits = self.logits(&hidden.rows_range(start..end));
-            let _span = moving("draw", &[&logits]);
-            let device = self.model.device();
-            let out: Vec<std::sync::OnceLock<Drawn>> =
-                (start..end).map(|_| std::sync::OnceLock::new()).collect();
-            device.run_blocks(end - start, 8, |from, to| {
-                let mut scratch = vec![0.0; vocab_size];
-                for i in from..to {
-                    let (isa, row, address) = (device.isa(), logits.row(i), addresses[start + i]);
-                    let stats = lm_head::row_stats(isa, row);
-                    let token =
-                        draw(isa, row, &stats, self.sampling, self.random, address, &mut scratch);
-                    out[i].set(token).expect("each row is drawn once");
-                }
-            });
-            drawn.extend(out.into_iter().map(|d| d.into_inner().expect("every row is drawn")));
-        }
-        drawn
+            (sample_idx, row.draw(self.random, address))
+        };
+        self.groups[group_idx].waiting = request.samples.clone().rev().map(first).collect();
     }
 
     fn logits(&self, hidden: &Tensor) -> Tensor {
@@ -489,30 +521,74 @@ impl Running<'_> {
     }
 }
 
+/// A completion's list with its first entry, and memory for more.
+fn started<T>(first: T, max_tokens: usize) -> Vec<T> {
+    let mut list = Vec::with_capacity(max_tokens.min(TOKENS_SET_ASIDE_MAX));
+    list.push(first);
+    list
+}
+
+/// What a forward pass computes; its memory serves step after step.
 #[derive(Default)]
 struct Plan {
     ids: Vec<u32>,
-    positions: Vec<u32>,
-    seqs: Vec<PagedSeq>,
+    positions: Shared<u32>,
+    seqs: PagedSeqs,
     /// The last row of each sequence or chunk.
-    wanted_rows: Vec<usize>,
+    wanted_rows: Shared<usize>,
     /// Groups, and how many of their prompt's tokens this pass takes.
     prefilled: Vec<(usize, usize)>,
 }
 
 impl Plan {
-    fn push(&mut self, ids: &[u32], position: usize, pages: &[u32]) {
-        let row_start = self.ids.len();
-        self.ids.extend(ids);
-        self.positions.extend((position..position + ids.len()).map(|p| p as u32));
-        self.seqs.push(PagedSeq {
-            row_start,
-            row_count: ids.len(),
-            position,
-            pages: pages.to_vec(),
-        });
-        self.wanted_rows.push(row_start + ids.len() - 1);
+    fn clear(&mut self) {
+        self.ids.clear();
+        self.positions.values.clear();
+        self.seqs.clear();
+        self.wanted_rows.values.clear();
+        self.prefilled.clear();
     }
+
+    fn push(&mut self, ids: &[u32], position: usize, pages: &[u32]) {
+        self.ids.extend(ids);
+        self.positions.values.extend((position..position + ids.len()).map(|p| p as u32));
+        self.seqs.push(ids.len(), position, pages);
+        self.wanted_rows.values.push(self.ids.len() - 1);
+    }
+}
+
+/// A list that ops share: made anew only if its length has changed.
+struct Shared<T> {
+    values: Vec<T>,
+    shared: Arc<[T]>,
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Shared<T> {
+        Shared { values: Vec::new(), shared: Arc::new([]) }
+    }
+}
+
+impl<T: Copy> Shared<T> {
+    fn share(&mut self) {
+        match Arc::get_mut(&mut self.shared) {
+            Some(to) if to.len() == self.values.len() => to.copy_from_slice(&self.values),
+            _ => self.shared = self.values.as_slice().into(),
+        }
+    }
+}
+
+/// Parts of a chunk's rows that a thread draws from, so that both end together.
+const DRAW_PARTS_PER_THREAD: usize = 4;
+
+/// What draws need, for each part of the rows.
+#[derive(Default)]
+struct Draws(Vec<Mutex<Draw>>);
+
+#[derive(Default)]
+struct Draw {
+    drawer: Drawer,
+    drawn: Vec<Drawn>,
 }
 
 /// Whether the newest token ends the sequence.
@@ -547,19 +623,4 @@ fn completes_stop_text(tail: &mut Vec<u8>, bytes: &[u8], stop: &[String]) -> boo
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_stop_text_is_found_across_tokens_and_inside_one() {
-        let stop = ["</answer>".to_owned(), "\n\n".to_owned()];
-        let run = |pieces: &[&str]| {
-            let mut tail = Vec::new();
-            pieces.iter().position(|p| completes_stop_text(&mut tail, p.as_bytes(), &stop))
-        };
-        assert_eq!(run(&["4 </", "ans", "wer", "> and"]), Some(3));
-        assert_eq!(run(&["a\n", "b", "\n", "\nc"]), Some(3));
-        assert_eq!(run(&["x</answer>y"]), Some(0));
-        assert_eq!(run(&["</answer", "<", ">"]), None);
-    }
-}
+mod tests;

@@ -32,7 +32,8 @@
 //! - `kernel`: a tile of query rows against pages of keys; what the paths below share.
 //! - `tiles`: which rows make a tile, and who computes it.
 //! - [`Layout`]: which packed rows make a sequence, and their keys and values as pages.
-//! - `packed`: [`forward`]; `backward`: [`backward()`]; `paged`: [`KvCache`], [`attend`].
+//! - `packed`: [`forward`]; `backward`: [`backward()`]; `paged`: [`KvCache`], [`attend`];
+//!   `seqs`: [`PagedSeqs`], and which of them are computed together.
 
 mod backward;
 #[cfg(test)]
@@ -42,12 +43,14 @@ mod layout;
 mod packed;
 mod paged;
 pub mod reference;
+mod seqs;
 mod tiles;
 
 pub use backward::backward;
 pub use layout::{Layout, Segment};
 pub use packed::forward;
-pub use paged::{KvCache, PagedSeq, attend};
+pub use paged::{KvCache, attend};
+pub use seqs::PagedSeqs;
 
 use crate::simd::LANES;
 

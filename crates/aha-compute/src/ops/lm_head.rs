@@ -38,7 +38,7 @@ pub mod reference;
 #[cfg(test)]
 mod tests;
 
-pub use kernel::{RowStats, row_stats, weights};
+pub use kernel::{BLOCK_LEN, MAXIMA_PART_LEN, RowStats, maxima, row_stats, row_sums, weights};
 
 use std::ops::Range;
 

@@ -5,8 +5,12 @@
 //! the last page has keys that some row must not see. Those may be anything, even NaN: they are never
 //! used.
 
+use std::ops::Range;
+
 use super::PAGE_LEN;
-use crate::simd::{LANES, Simd, simd_fn};
+#[cfg(target_arch = "x86_64")]
+use crate::simd::{Avx2, Avx512};
+use crate::simd::{Isa, LANES, Portable, Simd, simd_fn};
 
 /// Rows that are computed together.
 #[derive(Clone, Copy, Debug)]
@@ -79,6 +83,17 @@ impl Keys<'_> {
     }
 }
 
+/// Rows that fill the registers.
+pub(super) fn register_rows(isa: Isa) -> usize {
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => Avx512::TILE_ROWS,
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => Avx2::TILE_ROWS,
+        _ => Portable::TILE_ROWS,
+    }
+}
+
 simd_fn! {
     /// Attention of the query `rows` `(rows, D)`: `out` `(rows, D)` and `lse` `(rows)`.
     pub(super) fn forward<S>(
@@ -96,27 +111,136 @@ simd_fn! {
         let scores = &mut rest[..n * stride];
 
         interleave::<S>(columns, rows, d);
-        for page in 0..tile.page_count() {
-            page_dots::<S>(&mut scores[page * PAGE_LEN..], stride, columns, keys.k_page(page, d), tile.scale, tile);
-        }
+        score_pages::<S>(scores, stride, columns, keys, 0..tile.page_count(), tile);
         for r in 0..n {
             let (max, sum) = softmax::<S>(&mut scores[r * stride..(r + 1) * stride], tile.last_len(r));
             sums[r] = sum;
             lse[r] = (f64::from(max) + f64::from(sum).ln()) as f32;
         }
         out.fill(0.0);
-        for page in 0..tile.page_count() - 1 {
-            let v = keys.v_rows(page, PAGE_LEN, d);
-            mix_full::<S>(out, &scores[page * PAGE_LEN..], stride, v, keys.v_row_stride, PAGE_LEN, tile);
+        mix_pages::<S>(out, scores, stride, keys, 0, tile);
+        divide_rows::<S>(out, sums, d);
+    }
+}
+
+/// Sequences that are computed together: the queries of one, or a query each of several that have the same pages
+/// in front.
+pub(super) struct Members<'a> {
+    pub count: usize,
+    /// Pages in front that all have; they are full.
+    pub shared_page_count: usize,
+    /// Rows of all members together.
+    pub row_count: usize,
+    /// Most pages that a member reads.
+    pub page_count_max: usize,
+    /// A member's rows, and its keys.
+    pub part: &'a dyn Fn(usize) -> (Tile, Keys<'a>),
+}
+
+impl Members<'_> {
+    /// Floats of scratch that [`forward_members`] needs.
+    pub fn scratch_len(&self, head_dim: usize) -> usize {
+        self.row_count * (head_dim + 1 + self.page_count_max * PAGE_LEN)
+    }
+}
+
+simd_fn! {
+    /// As [`forward`] for the rows of several sequences, member after member, with the same bits: what a row adds
+    /// up comes in the same order, first its keys in the shared pages, which are read once for all members.
+    pub(super) fn forward_members<S>(
+        out: &mut [f32],
+        rows: &[f32],
+        members: &Members<'_>,
+        scratch: &mut [f32],
+    ) {
+        let (first, shared_keys) = (members.part)(0);
+        let (n, d, stride) = (members.row_count, first.head_dim, members.page_count_max * PAGE_LEN);
+        assert!(out.len() == n * d && rows.len() == n * d);
+        let (columns, rest) = scratch.split_at_mut(n * d);
+        let (sums, rest) = rest.split_at_mut(n);
+        let scores = &mut rest[..n * stride];
+        let all = Tile { row_count: n, ..first };
+        let shared = members.shared_page_count;
+
+        if shared > 0 {
+            interleave::<S>(columns, rows, d);
+            score_pages::<S>(scores, stride, columns, &shared_keys, 0..shared, all);
         }
-        let last = tile.page_count() - 1;
-        let v = keys.v_rows(last, tile.last_len(n - 1), d);
-        mix_last::<S>(out, &scores[last * PAGE_LEN..], stride, v, keys.v_row_stride, tile);
-        for (out, &sum) in out.chunks_exact_mut(d).zip(&*sums) {
-            for at in (0..d).step_by(LANES) {
-                let at = out.as_mut_ptr().add(at);
-                S::store(at, S::div(S::load(at), S::splat(sum)));
+        let mut start = 0;
+        for i in 0..members.count {
+            let (tile, keys) = (members.part)(i);
+            let of_tile = start..start + tile.row_count;
+            let scores = &mut scores[of_tile.start * stride..of_tile.end * stride];
+            let columns = &mut columns[..tile.rows_len()];
+            interleave::<S>(columns, &rows[of_tile.start * d..of_tile.end * d], d);
+            score_pages::<S>(scores, stride, columns, &keys, shared..tile.page_count(), tile);
+            for (r, sum) in sums[of_tile.clone()].iter_mut().enumerate() {
+                let row = &mut scores[r * stride..][..tile.scores_len()];
+                *sum = softmax::<S>(row, tile.last_len(r)).1;
             }
+            start = of_tile.end;
+        }
+        assert_eq!(start, n, "rows of the members");
+        out.fill(0.0);
+        for page in 0..shared {
+            let v = shared_keys.v_rows(page, PAGE_LEN, d);
+            let weights = &scores[page * PAGE_LEN..];
+            mix_full::<S>(out, weights, stride, v, shared_keys.v_row_stride, PAGE_LEN, all);
+        }
+        let mut start = 0;
+        for i in 0..members.count {
+            let (tile, keys) = (members.part)(i);
+            let out = &mut out[start * d..(start + tile.row_count) * d];
+            mix_pages::<S>(out, &scores[start * stride..], stride, &keys, shared, tile);
+            start += tile.row_count;
+        }
+        divide_rows::<S>(out, sums, d);
+    }
+}
+
+/// Scores of all rows of a tile for the keys of some pages.
+#[inline(always)]
+unsafe fn score_pages<S: Simd>(
+    scores: &mut [f32],
+    stride: usize,
+    columns: &[f32],
+    keys: &Keys<'_>,
+    pages: Range<usize>,
+    tile: Tile,
+) {
+    for page in pages {
+        let (to, keys) = (&mut scores[page * PAGE_LEN..], keys.k_page(page, tile.head_dim));
+        unsafe { page_dots::<S>(to, stride, columns, keys, tile.scale, tile) };
+    }
+}
+
+/// Adds the values of a tile's pages from `first` on, times their weights, to `out`.
+#[inline(always)]
+unsafe fn mix_pages<S: Simd>(
+    out: &mut [f32],
+    weights: &[f32],
+    stride: usize,
+    keys: &Keys<'_>,
+    first: usize,
+    tile: Tile,
+) {
+    let (last, v_stride) = (tile.page_count() - 1, keys.v_row_stride);
+    for page in first..last {
+        let v = keys.v_rows(page, PAGE_LEN, tile.head_dim);
+        let weights = &weights[page * PAGE_LEN..];
+        unsafe { mix_full::<S>(out, weights, stride, v, v_stride, PAGE_LEN, tile) };
+    }
+    let v = keys.v_rows(last, tile.last_len(tile.row_count - 1), tile.head_dim);
+    unsafe { mix_last::<S>(out, &weights[last * PAGE_LEN..], stride, v, v_stride, tile) };
+}
+
+/// Divides each row by its sum.
+#[inline(always)]
+unsafe fn divide_rows<S: Simd>(out: &mut [f32], sums: &[f32], width: usize) {
+    for (row, &sum) in out.chunks_exact_mut(width).zip(sums) {
+        for part in row.chunks_exact_mut(LANES) {
+            let at = part.as_mut_ptr();
+            unsafe { S::store(at, S::div(S::load(at), S::splat(sum))) };
         }
     }
 }

@@ -1,7 +1,10 @@
 //! Attention over keys and values in pages: what a sampler runs.
 
-use super::kernel::Keys;
-use super::tiles::{self, Span};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::kernel::{self, Keys, Members};
+use super::seqs::{PagedSeqs, Task};
+use super::tiles::with_scratch;
 use super::{Dims, PAGE_LEN, check_len};
 use crate::tensor::Shards;
 use crate::{Device, Tensor};
@@ -21,19 +24,6 @@ pub struct KvCache {
 struct Layer {
     k: Tensor,
     v: Tensor,
-}
-
-/// New tokens of a sequence, and the pages of its past and of themselves.
-#[derive(Clone, Debug)]
-pub struct PagedSeq {
-    /// Its first row in the batch.
-    pub row_start: usize,
-    /// Its rows: one when decoding, more when prefilling.
-    pub row_count: usize,
-    /// Position of its first row.
-    pub position: usize,
-    /// Pages from position 0 on. Those that take new positions belong to this sequence alone.
-    pub pages: Vec<u32>,
 }
 
 impl KvCache {
@@ -66,24 +56,26 @@ impl KvCache {
     }
 
     /// Stores `k` and `v` `(R, KV·D)` of new tokens at their positions.
-    pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor, seqs: &[PagedSeq]) {
+    pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor, seqs: &mut PagedSeqs) {
         let dims = self.dims;
         let (d, cols) = (dims.head_dim, dims.kv_cols());
-        let rows = check_seqs(seqs, self.page_count);
-        check_len("k", k.len(), rows, cols);
-        check_len("v", v.len(), rows, cols);
-        let Layer { k: k_pages, v: v_pages } = &mut self.layers[layer];
         let device = k.device();
+        seqs.plan(device, dims, self.page_count);
+        check_len("k", k.len(), seqs.row_count(), cols);
+        check_len("v", v.len(), seqs.row_count(), cols);
+        let Layer { k: k_pages, v: v_pages } = &mut self.layers[layer];
+        let seqs = &*seqs;
         let (k_pages, v_pages) =
             (Shards::new(k_pages.as_mut_slice()), Shards::new(v_pages.as_mut_slice()));
         // Heads are split, and not sequences: so threads stay apart whatever the page tables say.
         device.run(dims.kv_heads, |kv_head| {
-            for seq in seqs {
+            for seq in seqs.seqs() {
+                let pages = seqs.pages(seq);
                 for i in 0..seq.row_count {
                     let (page, lane) =
                         ((seq.position + i) / PAGE_LEN, (seq.position + i) % PAGE_LEN);
                     let at =
-                        seq.pages[page] as usize * dims.page_len() + kv_head * dims.page_head_len();
+                        pages[page] as usize * dims.page_len() + kv_head * dims.page_head_len();
                     let from = (seq.row_start + i) * cols + kv_head * d;
                     // SAFETY: this call alone has this head of every page.
                     unsafe {
@@ -110,56 +102,99 @@ pub fn attend(
     q: &Tensor,
     cache: &KvCache,
     layer: usize,
-    seqs: &[PagedSeq],
+    seqs: &mut PagedSeqs,
     dims: Dims,
     scale: f32,
 ) {
     assert_eq!(dims, cache.dims, "heads of the call and of the cache");
-    let rows = check_seqs(seqs, cache.page_count);
-    check_len("q", q.len(), rows, dims.q_cols());
-    check_len("o", o.len(), rows, dims.q_cols());
-    let Layer { k, v } = &cache.layers[layer];
-    let keys = |task: &tiles::Task| {
-        let head_at = task.kv_head * dims.page_head_len();
-        Keys {
-            k: &k.as_slice()[head_at..],
-            v: &v.as_slice()[head_at..],
-            ids: &seqs[task.seq].pages,
-            k_page_stride: dims.page_len(),
-            v_page_stride: dims.page_len(),
-            v_row_stride: dims.head_dim,
-        }
-    };
-    let spans = seqs.iter().enumerate().map(|(seq, s)| Span {
-        seq,
-        row: s.row_start,
-        row_count: s.row_count,
-        position: s.position,
+    let device = q.device();
+    seqs.plan(device, dims, cache.page_count);
+    check_len("q", q.len(), seqs.row_count(), dims.q_cols());
+    check_len("o", o.len(), seqs.row_count(), dims.q_cols());
+    let call = Attend { layer: &cache.layers[layer], q, seqs, dims, scale };
+    let tasks = seqs.tasks();
+    let scratch_len = tasks.iter().map(|task| call.scratch_len(task)).max().unwrap_or(0);
+    let o = Shards::new(o.as_mut_slice());
+    let next = AtomicUsize::new(0);
+    // A thread takes task after task, and so needs one piece of memory for all of them.
+    device.run(device.threads().min(tasks.len()), |_| {
+        with_scratch(device, scratch_len.next_power_of_two(), |scratch| {
+            while let Some(task) = tasks.get(next.fetch_add(1, Ordering::Relaxed)) {
+                call.run(task, &o, scratch);
+            }
+        });
     });
-    let tasks = tiles::all_tiles(spans, dims, scale);
-    tiles::forward(o, None, q, keys, &tasks, dims);
 }
 
-/// Asserts that sequences follow one another and have the pages they need; returns their rows.
-fn check_seqs(seqs: &[PagedSeq], page_count: usize) -> usize {
-    let mut rows = 0;
-    for (i, seq) in seqs.iter().enumerate() {
-        assert_eq!(seq.row_start, rows, "sequence {i} must begin where the one before it ends");
-        let end = seq.position + seq.row_count;
-        assert!(
-            end <= seq.pages.len() * PAGE_LEN,
-            "sequence {i} has {} pages: too few for {end} positions",
-            seq.pages.len()
-        );
-        for &page in &seq.pages {
-            assert!(
-                (page as usize) < page_count,
-                "sequence {i} names page {page}: the cache has {page_count}"
-            );
-        }
-        rows += seq.row_count;
+/// A call of [`attend`].
+struct Attend<'a> {
+    layer: &'a Layer,
+    q: &'a Tensor,
+    seqs: &'a PagedSeqs,
+    dims: Dims,
+    scale: f32,
+}
+
+impl Attend<'_> {
+    fn scratch_len(&self, task: &Task) -> usize {
+        let rows_len = self.row_count(task) * self.dims.head_dim;
+        self.with_members(task, |members| 2 * rows_len + members.scratch_len(self.dims.head_dim))
     }
-    rows
+
+    /// Rows of a task: queries times heads of the group.
+    fn row_count(&self, task: &Task) -> usize {
+        task.member_count() * task.query_count * self.dims.group()
+    }
+
+    fn with_members<T>(&self, task: &Task, f: impl FnOnce(&Members<'_>) -> T) -> T {
+        let (dims, head_at) = (self.dims, task.kv_head * self.dims.page_head_len());
+        let member = |i| self.seqs.member(task, i, dims, self.scale);
+        let part = |i| {
+            let member = member(i);
+            let keys = Keys {
+                k: &self.layer.k.as_slice()[head_at..],
+                v: &self.layer.v.as_slice()[head_at..],
+                ids: member.pages,
+                k_page_stride: dims.page_len(),
+                v_page_stride: dims.page_len(),
+                v_row_stride: dims.head_dim,
+            };
+            (member.tile, keys)
+        };
+        let count = task.member_count();
+        let page_counts = (0..count).map(|i| member(i).tile.page_count());
+        f(&Members {
+            count,
+            shared_page_count: task.shared_page_count,
+            row_count: self.row_count(task),
+            page_count_max: page_counts.max().unwrap_or(0),
+            part: &part,
+        })
+    }
+
+    fn run(&self, task: &Task, o: &Shards<'_>, scratch: &mut [f32]) {
+        let (dims, q) = (self.dims, self.q.as_slice());
+        let (d, row_count) = (dims.head_dim, self.row_count(task));
+        let (rows, rest) = scratch.split_at_mut(row_count * d);
+        let (out, rest) = rest.split_at_mut(row_count * d);
+        // The group's heads of a query are neighbours.
+        let chunk = dims.group() * d;
+        let at = |i: usize| {
+            let (member, query) = (i / task.query_count, i % task.query_count);
+            let row = self.seqs.member(task, member, dims, self.scale).row + query;
+            row * dims.q_cols() + task.kv_head * chunk
+        };
+        for (i, rows) in rows.chunks_exact_mut(chunk).enumerate() {
+            rows.copy_from_slice(&q[at(i)..][..chunk]);
+        }
+        self.with_members(task, |members| {
+            kernel::forward_members(self.q.device().isa(), out, rows, members, rest);
+        });
+        for (i, out) in out.chunks_exact(chunk).enumerate() {
+            // SAFETY: a query's head belongs to one task only.
+            unsafe { o.slice(at(i), at(i) + chunk) }.copy_from_slice(out);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -198,11 +233,11 @@ mod tests {
         cache
     }
 
-    fn rows_of(cases: &[&Case], seqs: &[PagedSeq], of: impl Fn(&Case) -> &Tensor) -> Tensor {
+    fn rows_of(cases: &[&Case], seqs: &PagedSeqs, of: impl Fn(&Case) -> &Tensor) -> Tensor {
         let device = of(cases[0]).device();
         let cols = of(cases[0]).cols();
         let mut rows = Vec::new();
-        for (case, seq) in cases.iter().zip(seqs) {
+        for (case, seq) in cases.iter().zip(seqs.seqs()) {
             rows.extend_from_slice(
                 &of(case).as_slice()[seq.position * cols..(seq.position + seq.row_count) * cols],
             );
@@ -212,7 +247,8 @@ mod tests {
 
     /// Appends and attends, and compares with the packed path.
     #[track_caller]
-    fn step(cache: &mut KvCache, cases: &[&Case], seqs: &[PagedSeq]) {
+    fn step(cache: &mut KvCache, cases: &[&Case], seqs: &[Seq]) {
+        let seqs = &mut paged(seqs);
         let (k, v) = (rows_of(cases, seqs, |c| &c.k), rows_of(cases, seqs, |c| &c.v));
         cache.append(1, &k, &v, seqs);
         let q = rows_of(cases, seqs, |c| &c.q);
@@ -221,8 +257,13 @@ mod tests {
         assert_same_bits("o", o.as_slice(), rows_of(cases, seqs, |c| &c.o).as_slice());
     }
 
-    fn seq(row_start: usize, position: usize, row_count: usize, pages: &[u32]) -> PagedSeq {
-        PagedSeq { row_start, row_count, position, pages: pages.to_vec() }
+    /// Position and number of new tokens, and pages.
+    type Seq<'a> = (usize, usize, &'a [u32]);
+
+    fn paged(seqs: &[Seq]) -> PagedSeqs {
+        let mut paged = PagedSeqs::default();
+        seqs.iter().for_each(|&(position, count, pages)| paged.push(count, position, pages));
+        paged
     }
 
     #[test]
@@ -233,7 +274,7 @@ mod tests {
                 let mut cache = cache(&device, 5);
                 let mut position = 0;
                 for count in chunks {
-                    step(&mut cache, &[&a], &[seq(0, position, count, &[4, 0, 3, 1])]);
+                    step(&mut cache, &[&a], &[(position, count, &[4, 0, 3, 1][..])]);
                     position += count;
                 }
             }
@@ -246,15 +287,68 @@ mod tests {
             let (a, b) = (case(&device, 1, 40), case(&device, 2, 37));
             let mut cache = cache(&device, 7);
             let (pages_a, pages_b) = ([6, 1, 4], [0, 5, 2]);
-            step(&mut cache, &[&a], &[seq(0, 0, 5, &pages_a)]);
+            step(&mut cache, &[&a], &[(0, 5, &pages_a[..])]);
             // One decodes alone, then beside the other's prefill, then both decode.
             for position in 5..10 {
-                step(&mut cache, &[&a], &[seq(0, position, 1, &pages_a)]);
+                step(&mut cache, &[&a], &[(position, 1, &pages_a[..])]);
             }
-            step(&mut cache, &[&a, &b], &[seq(0, 10, 1, &pages_a), seq(1, 0, 20, &pages_b)]);
+            step(&mut cache, &[&a, &b], &[(10, 1, &pages_a[..]), (0, 20, &pages_b[..])]);
             for i in 0..17 {
-                let seqs = [seq(0, 11 + i, 1, &pages_a), seq(1, 20 + i, 1, &pages_b)];
+                let seqs = [(11 + i, 1, &pages_a[..]), (20 + i, 1, &pages_b[..])];
                 step(&mut cache, &[&a, &b], &seqs);
+            }
+        }
+    }
+
+    /// The case `of`, but for what comes after its first `shared_len` positions.
+    fn branch(of: &Case, seed: u64, shared_len: usize) -> Case {
+        let (device, len) = (of.q.device(), of.q.rows());
+        let own = case(device, seed, len);
+        let join = |a: &Tensor, b: &Tensor| {
+            let at = shared_len * a.cols();
+            let values = [&a.as_slice()[..at], &b.as_slice()[at..]].concat();
+            Tensor::from_slice(device, a.shape(), &values)
+        };
+        let [q, k, v] =
+            [(&of.q, &own.q), (&of.k, &own.k), (&of.v, &own.v)].map(|(a, b)| join(a, b));
+        let (mut o, mut lse) =
+            (Tensor::uninit(device, q.shape()), Tensor::uninit(device, &[len, DIMS.heads]));
+        forward(&mut o, &mut lse, &q, &k, &v, &Layout::sequences([len]), DIMS, SCALE);
+        Case { q, k, v, o }
+    }
+
+    /// Goal: sequences that are computed together have the bits of each alone. Method: branches of one prompt of
+    /// three pages, another prompt's among them and a prefill beside them, decoded from different positions on.
+    #[test]
+    fn sequences_that_share_pages_have_the_bits_of_the_packed_path() {
+        const BRANCHES: usize = 21;
+        let prompt = [7, 3, 11];
+        for device in devices() {
+            let trunk = case(&device, 1, 80);
+            let branches: Vec<Case> =
+                (0..BRANCHES).map(|i| branch(&trunk, 10 + i as u64, 48)).collect();
+            let other = case(&device, 2, 70);
+            let mut cache = cache(&device, 100);
+            step(&mut cache, &[&trunk], &[(0, 48, &prompt)]);
+            step(&mut cache, &[&other], &[(0, 48, &[20, 21, 22])]);
+            let pages: Vec<Vec<u32>> = (0..BRANCHES as u32)
+                .map(|i| [&prompt[..], &[30 + 2 * i, 31 + 2 * i]].concat())
+                .collect();
+            for round in 0..20 {
+                let mut cases = vec![&other];
+                let mut seqs: Vec<Seq> = vec![(48 + round, 1, &[20, 21, 22, 23, 24])];
+                for (i, (branch, pages)) in branches.iter().zip(&pages).enumerate() {
+                    // Each starts a round after the one before it.
+                    if let Some(at) = round.checked_sub(i % 5) {
+                        cases.push(branch);
+                        seqs.push((48 + at, 1, pages));
+                    }
+                }
+                if round < 4 {
+                    cases.push(&trunk);
+                    seqs.push((12 * round, 12, &[80, 81, 82]));
+                }
+                step(&mut cache, &cases, &seqs);
             }
         }
     }
@@ -264,9 +358,9 @@ mod tests {
         let device = Device::cpu(1);
         let a = case(&device, 1, 30);
         let mut cache = cache(&device, 4);
-        step(&mut cache, &[&a], &[seq(0, 0, 20, &[0, 1])]);
+        step(&mut cache, &[&a], &[(0, 20, &[0, 1][..])]);
         cache.copy_page(1, 3);
-        step(&mut cache, &[&a, &a], &[seq(0, 20, 10, &[0, 1]), seq(10, 20, 10, &[0, 3])]);
+        step(&mut cache, &[&a, &a], &[(20, 10, &[0, 1][..]), (20, 10, &[0, 3][..])]);
     }
 
     #[test]
@@ -275,8 +369,8 @@ mod tests {
         let mut cache = cache(&device, 1);
         let mut o = Tensor::zeros(&device, &[0, DIMS.q_cols()]);
         let (q, kv) = (o.clone(), Tensor::zeros(&device, &[0, DIMS.kv_cols()]));
-        cache.append(0, &kv, &kv, &[]);
-        attend(&mut o, &q, &cache, 0, &[], DIMS, SCALE);
+        cache.append(0, &kv, &kv, &mut paged(&[]));
+        attend(&mut o, &q, &cache, 0, &mut paged(&[]), DIMS, SCALE);
     }
 
     #[test]
@@ -289,7 +383,7 @@ mod tests {
     fn a_missing_page_is_a_bug() {
         let device = Device::cpu(1);
         let kv = Tensor::zeros(&device, &[1, DIMS.kv_cols()]);
-        cache(&device, 1).append(0, &kv, &kv, &[seq(0, 16, 1, &[0])]);
+        cache(&device, 1).append(0, &kv, &kv, &mut paged(&[(16, 1, &[0][..])]));
     }
 
     #[test]
@@ -297,6 +391,6 @@ mod tests {
     fn a_wrong_length_names_the_buffer() {
         let device = Device::cpu(1);
         let (k, v) = ([1, 2].map(|rows| Tensor::zeros(&device, &[rows, DIMS.kv_cols()]))).into();
-        cache(&device, 1).append(0, &k, &v, &[seq(0, 0, 1, &[0])]);
+        cache(&device, 1).append(0, &k, &v, &mut paged(&[(0, 1, &[0][..])]));
     }
 }

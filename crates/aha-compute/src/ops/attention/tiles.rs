@@ -37,9 +37,7 @@ pub(super) fn tiles_of(span: &Span, kv_head: usize, dims: Dims, scale: f32) -> V
     let mut done = 0;
     while done < span.row_count {
         let position = span.position + done;
-        let scores_len = (position / PAGE_LEN + 1) * PAGE_LEN;
-        let queries_max = (SCORES_LEN_MAX / (scores_len * dims.group())).clamp(1, PAGE_LEN);
-        let queries = (PAGE_LEN - position % PAGE_LEN).min(span.row_count - done).min(queries_max);
+        let queries = queries_of_tile(position, span.row_count - done, dims);
         let tile = Tile {
             row_count: queries * dims.group(),
             group: dims.group(),
@@ -51,6 +49,14 @@ pub(super) fn tiles_of(span: &Span, kv_head: usize, dims: Dims, scale: f32) -> V
         done += queries;
     }
     tasks
+}
+
+/// How many of `left` queries from `position` on the next tile takes: those in one page, or as many as have
+/// their scores in a cache.
+pub(super) fn queries_of_tile(position: usize, left: usize, dims: Dims) -> usize {
+    let scores_len = (position / PAGE_LEN + 1) * PAGE_LEN;
+    let queries_max = (SCORES_LEN_MAX / (scores_len * dims.group())).clamp(1, PAGE_LEN);
+    (PAGE_LEN - position % PAGE_LEN).min(left).min(queries_max)
 }
 
 /// Tiles of all heads, those with most keys first so that threads end together.

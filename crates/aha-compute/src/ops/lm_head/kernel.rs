@@ -4,6 +4,10 @@ use crate::simd::{LANES, Simd, simd_fn};
 
 /// Terms that a lane adds up before it adds their sum to that of the row.
 const BLOCK_VECTORS: usize = 32;
+/// Logits of a block, whose weights [`row_sums`] adds up.
+pub const BLOCK_LEN: usize = BLOCK_VECTORS * LANES;
+/// Most logits of a part of [`maxima`].
+pub const MAXIMA_PART_LEN: usize = 16;
 /// A finite bound below which [`Simd::exp`] is exactly zero. A difference to the maximum that is bounded
 /// by it can be multiplied by its weight even where a logit is minus infinity.
 const LOG_MIN: f32 = -100.0;
@@ -22,30 +26,31 @@ pub struct RowStats {
 simd_fn! {
     /// Statistics of a row of logits. The instruction set must be one that the machine has.
     pub fn row_stats<S>(row: &[f32]) -> RowStats {
-        assert!(!row.is_empty(), "`row` has no logits");
-        let mut max = S::splat(f32::NEG_INFINITY);
-        for at in (0..row.len()).step_by(LANES) {
-            max = S::max(load::<S>(row, at), max);
-        }
-        let max = S::reduce_max(max);
-        let (shift, least) = (S::splat(max), S::splat(LOG_MIN));
-        let (mut sum, mut sum_of_d) = (S::splat(0.0), S::splat(0.0));
-        for block in (0..row.len()).step_by(BLOCK_VECTORS * LANES) {
-            let (mut part, mut part_of_d) = (S::splat(0.0), S::splat(0.0));
-            for at in (block..row.len().min(block + BLOCK_VECTORS * LANES)).step_by(LANES) {
-                let d = S::sub(load::<S>(row, at), shift);
-                let e = S::exp(d);
-                part = S::add(part, e);
-                // In this order a NaN passes through `max`.
-                part_of_d = S::fma(e, S::max(least, d), part_of_d);
+        statistics::<S, false>(row, &mut [])
+    }
+}
+
+simd_fn! {
+    /// As [`row_stats`], with the same bits, and the sum of the weights `exp(l - max)` of each [`BLOCK_LEN`]
+    /// logits, in `f64`. The instruction set must be one that the machine has.
+    pub fn row_sums<S>(sums: &mut [f64], row: &[f32]) -> RowStats {
+        let (len, blocks) = (sums.len(), row.len().div_ceil(BLOCK_LEN));
+        assert_eq!(len, blocks, "`sums` has {len} elements: expected {blocks}");
+        statistics::<S, true>(row, sums)
+    }
+}
+
+simd_fn! {
+    /// The greatest logits of disjoint parts of the row, each of at most [`MAXIMA_PART_LEN`] logits and at
+    /// least one. The instruction set must be one that the machine has.
+    pub fn maxima<S>(out: &mut Vec<f32>, row: &[f32]) {
+        for block in row.chunks(MAXIMA_PART_LEN * LANES) {
+            let mut max = S::splat(f32::NEG_INFINITY);
+            for at in (0..block.len()).step_by(LANES) {
+                max = S::max(load::<S>(block, at), max);
             }
-            sum = S::add(sum, part);
-            sum_of_d = S::add(sum_of_d, part_of_d);
+            out.extend_from_slice(&S::to_array(max)[..block.len().min(LANES)]);
         }
-        let (sum, sum_of_d) = (S::reduce_add(sum), S::reduce_add(sum_of_d));
-        // `exp` of NaN is zero; only the products tell.
-        let log_sum = if sum_of_d.is_nan() { f32::NAN } else { sum.ln() };
-        RowStats { max, log_sum, entropy: log_sum - sum_of_d / sum }
     }
 }
 
@@ -84,6 +89,46 @@ simd_fn! {
             let surprise = S::add(S::max(least, log_p), entropy);
             store::<S>(row, at, S::mul(p, S::fma(dentropy, surprise, dlogp)));
         }
+    }
+}
+
+/// Statistics of a row and, if `SUMS`, the sums of its blocks' weights.
+#[inline(always)]
+unsafe fn statistics<S: Simd, const SUMS: bool>(row: &[f32], sums: &mut [f64]) -> RowStats {
+    assert!(!row.is_empty(), "`row` has no logits");
+    unsafe {
+        let mut max = S::splat(f32::NEG_INFINITY);
+        for at in (0..row.len()).step_by(LANES) {
+            max = S::max(load::<S>(row, at), max);
+        }
+        let max = S::reduce_max(max);
+        let (shift, least) = (S::splat(max), S::splat(LOG_MIN));
+        let (mut sum, mut sum_of_d) = (S::splat(0.0), S::splat(0.0));
+        for block in (0..row.len()).step_by(BLOCK_LEN) {
+            let (mut part, mut part_of_d) = (S::splat(0.0), S::splat(0.0));
+            let mut lanes = [0.0; LANES];
+            for at in (block..row.len().min(block + BLOCK_LEN)).step_by(LANES) {
+                let d = S::sub(load::<S>(row, at), shift);
+                let e = S::exp(d);
+                part = S::add(part, e);
+                // In this order a NaN passes through `max`.
+                part_of_d = S::fma(e, S::max(least, d), part_of_d);
+                if SUMS {
+                    for (lane, e) in lanes.iter_mut().zip(S::to_array(e)) {
+                        *lane += f64::from(e);
+                    }
+                }
+            }
+            sum = S::add(sum, part);
+            sum_of_d = S::add(sum_of_d, part_of_d);
+            if SUMS {
+                sums[block / BLOCK_LEN] = lanes.iter().sum();
+            }
+        }
+        let (sum, sum_of_d) = (S::reduce_add(sum), S::reduce_add(sum_of_d));
+        // `exp` of NaN is zero; only the products tell.
+        let log_sum = if sum_of_d.is_nan() { f32::NAN } else { sum.ln() };
+        RowStats { max, log_sum, entropy: log_sum - sum_of_d / sum }
     }
 }
 

@@ -390,3 +390,54 @@ fn a_wrong_length_of_the_logits_panics() {
     let case = case(&device, [3, 5, 4]);
     logits(&mut Tensor::zeros(&device, &[4, 4]), &case.hidden, &case.head, 1.0);
 }
+
+/// Rows of every kind of end: beside the lanes, and beside a block.
+fn rows_of_logits() -> impl Iterator<Item = Vec<f32>> {
+    [1, 15, 16, 17, 255, 257, 511, 512, 513, 1100, 5000].into_iter().map(|len| noise_f32(6, len))
+}
+
+#[test]
+fn sums_of_blocks_leave_the_statistics_as_they_are_and_are_the_same_everywhere() {
+    for row in rows_of_logits() {
+        let mut first: Option<Vec<u64>> = None;
+        for isa in Isa::available() {
+            let mut sums = vec![f64::NAN; row.len().div_ceil(BLOCK_LEN)];
+            let (stats, want) = (row_sums(isa, &mut sums, &row), row_stats(isa, &row));
+            let bits = |s: &RowStats| [s.max, s.log_sum, s.entropy].map(f32::to_bits);
+            assert_eq!(bits(&stats), bits(&want), "{isa}, {}", row.len());
+            let mut terms = vec![0.0; row.len()];
+            weights(isa, &mut terms, &row, &stats);
+            for (i, (sum, block)) in sums.iter().zip(terms.chunks(BLOCK_LEN)).enumerate() {
+                let want: f64 = block.iter().map(|&w| f64::from(w)).sum();
+                assert!((sum - want).abs() <= 1e-12 * want, "{isa}: block {i} of {}", row.len());
+            }
+            let bits: Vec<u64> = sums.iter().map(|sum| sum.to_bits()).collect();
+            assert_eq!(*first.get_or_insert_with(|| bits.clone()), bits, "{isa}, {}", row.len());
+        }
+    }
+}
+
+/// Goal: at least `k` logits are no less than the `k`-th greatest maximum, and there are about as many maxima as
+/// parts. Method: each is found in the row, as often as it is there.
+#[test]
+fn maxima_are_logits_of_disjoint_parts() {
+    for row in rows_of_logits() {
+        for isa in Isa::available() {
+            let mut found = Vec::new();
+            maxima(isa, &mut found, &row);
+            assert!(found.len() >= row.len().div_ceil(MAXIMA_PART_LEN), "{isa}, {}", row.len());
+            let (mut found, mut left) = (found, row.clone());
+            found.sort_by(f32::total_cmp);
+            left.sort_by(f32::total_cmp);
+            assert_eq!(found.last(), left.last(), "{isa}, {}", row.len());
+            let mut left = left.into_iter();
+            assert!(found.iter().all(|max| left.any(|x| x == *max)), "{isa}");
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "`sums` has 1 elements: expected 2")]
+fn a_wrong_number_of_sums_panics() {
+    row_sums(Isa::best(), &mut [0.0], &[0.0; 513]);
+}
