@@ -33,7 +33,7 @@ mod tests;
 use std::fmt;
 
 use crate::simd::{LANES, simd_fn};
-use crate::tensor::{Shards, Values};
+use crate::tensor::{self, Shards, Values};
 use crate::{Device, Dtype, Tensor};
 
 pub(crate) use block::Out;
@@ -71,12 +71,22 @@ impl Packed {
         let shards = Shards::new(panels.as_mut_slice());
         let block = panel_count.div_ceil(4 * device.threads()).max(1);
         device.run_blocks(panel_count, block, |start, end| {
+            let mut rounded = (dtype == Dtype::Bf16)
+                .then(|| Tensor::uninit_as(device, Dtype::Bf16, &[tile.cols, in_len]));
             for panel in start..end {
                 let rows = panel * tile.cols..((panel + 1) * tile.cols).min(out_len);
                 let from = &w.as_slice()[rows.start * in_len..rows.end * in_len];
                 // SAFETY: each panel belongs to one call.
                 let to = unsafe { shards.slice(panel * panel_len, (panel + 1) * panel_len) };
-                pack::panel_of_rows(to, from, in_len, tile.cols, steps);
+                let from = match &mut rounded {
+                    None => Values::F32(from),
+                    Some(rounded) => {
+                        let to = &mut rounded.as_mut_bf16()[..from.len()];
+                        tensor::round(device.isa(), to, from);
+                        Values::Bf16(to)
+                    }
+                };
+                pack::panel_of_rows(to, from, in_len, tile.cols);
             }
         });
         Packed { panels, out_len, in_len, tile, dtype }

@@ -168,23 +168,12 @@ fn word<T: Element>(first: T, second: Option<T>) -> f32 {
     f32::from_bits(first.half() << 16 | second.map_or(0, T::half))
 }
 
-/// One panel of the columns that are the rows of `from (…, depth)`; zeros where it has no more rows.
-pub(super) fn panel_of_rows(to: &mut [f32], from: &[f32], depth: usize, cols: usize, steps: Steps) {
-    if from.len() == depth * cols {
-        with_rows!(cols, transpose(to, from, depth, steps));
-    } else {
-        to.fill(0.0);
-        for (col, row) in from.chunks_exact(depth).enumerate() {
-            let column = to.iter_mut().skip(col).step_by(cols);
-            match steps {
-                Steps::Words => column
-                    .zip(row.chunks(2))
-                    .for_each(|(to, two)| *to = word(two[0], two.get(1).copied())),
-                Steps::Floats | Steps::EvenFloats => {
-                    column.zip(row).for_each(|(to, &x)| *to = x);
-                }
-            }
-        }
+/// One panel of the columns that are the rows of `from (…, depth)`, bf16 numbers as words; zeros where it has no
+/// more rows.
+pub(super) fn panel_of_rows(to: &mut [f32], from: Values<'_>, depth: usize, cols: usize) {
+    match from {
+        Values::F32(from) => with_rows!(cols, transpose(to, from, depth, Steps::Floats)),
+        Values::Bf16(from) => with_rows!(cols, transpose(to, from, depth, Steps::Words)),
     }
 }
 
@@ -225,21 +214,42 @@ simd_fn! {
     }
 }
 
-/// A panel of `R` rows of `depth` elements.
+/// A panel of `R` rows of `depth` elements, the last of which may be missing.
 fn transpose<const R: usize, T: Element>(to: &mut [f32], from: &[T], depth: usize, steps: Steps) {
     let (to, rest) = to.as_chunks_mut::<R>();
-    assert!(rest.is_empty() && to.len() == steps.rows(depth) && from.len() == R * depth);
-    // SAFETY: `r < R` and `k < depth`, so the assertion bounds it.
+    assert!(rest.is_empty() && to.len() == steps.rows(depth) && from.len() <= R * depth);
+    if from.len() < R * depth {
+        for (r, row) in from.chunks_exact(depth).enumerate() {
+            set_column(to, r, row, steps);
+        }
+        let row_count = from.len() / depth;
+        to.iter_mut().for_each(|to| to[row_count..].fill(0.0));
+        return;
+    }
+    // SAFETY: `r < R` and `k < depth`, so there are as many.
     let at = |r: usize, k: usize| unsafe { *from.get_unchecked(r * depth + k) };
     if steps == Steps::Words {
-        for (p, to) in to.iter_mut().enumerate() {
-            let k = 2 * p;
-            *to = std::array::from_fn(|r| word(at(r, k), (k + 1 < depth).then(|| at(r, k + 1))));
+        for (p, to) in to[..depth / 2].iter_mut().enumerate() {
+            *to = std::array::from_fn(|r| word(at(r, 2 * p), Some(at(r, 2 * p + 1))));
+        }
+        if depth % 2 == 1 {
+            to[depth / 2] = std::array::from_fn(|r| word(at(r, depth - 1), None));
         }
     } else {
         for (k, to) in to.iter_mut().enumerate() {
             *to = std::array::from_fn(|r| at(r, k).wide());
         }
+    }
+}
+
+/// One row of elements as column `r` of a panel.
+fn set_column<const R: usize, T: Element>(to: &mut [[f32; R]], r: usize, row: &[T], steps: Steps) {
+    if steps == Steps::Words {
+        for (to, two) in to.iter_mut().zip(row.chunks(2)) {
+            to[r] = word(two[0], two.get(1).copied());
+        }
+    } else {
+        to.iter_mut().zip(row).for_each(|(to, x)| to[r] = x.wide());
     }
 }
 
