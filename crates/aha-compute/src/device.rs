@@ -24,6 +24,7 @@ const KEPT_LEN_MIN: usize = 1024;
 pub struct Device {
     cpu: Arc<Cpu>,
     dtype: Dtype,
+    kv_dtype: Dtype,
 }
 
 struct Cpu {
@@ -57,13 +58,28 @@ impl Device {
             threads
         };
         let cpu = Cpu { isa, pool: Pool::new(threads), buffers: Mutex::default() };
-        Device { cpu: Arc::new(cpu), dtype: Dtype::F32 }
+        Device { cpu: Arc::new(cpu), dtype: Dtype::F32, kv_dtype: Dtype::F32 }
     }
 
     /// The same device, where models multiply with and store activations as `dtype`; `f32` unless this is called.
     /// Weights, gradients and the optimizer's state are `f32` in any case.
     pub fn with_dtype(self, dtype: Dtype) -> Device {
         Device { dtype, ..self }
+    }
+
+    /// The same device, where keys and values are rounded to `dtype` as soon as they are computed: when sampling,
+    /// where caches then hold them so, and when learning, so that both compute the same. bf16 activations are bf16
+    /// in caches in any case.
+    pub fn with_kv_dtype(self, dtype: Dtype) -> Device {
+        Device { kv_dtype: dtype, ..self }
+    }
+
+    /// What keys and values are stored as.
+    pub fn kv_dtype(&self) -> Dtype {
+        match self.dtype {
+            Dtype::F32 => self.kv_dtype,
+            Dtype::Bf16 => Dtype::Bf16,
+        }
     }
 
     /// What models multiply with and store activations as.

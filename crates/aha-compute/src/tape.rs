@@ -154,7 +154,8 @@ impl<'p> Tape<'p> {
         self.linear_as(x, w, bias, Dtype::F32)
     }
 
-    fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
+    /// As [`Tape::linear`], with a result of this kind.
+    pub fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
         let packed = self.packed(w);
         let mut y = Tensor::uninit_as(&self.device, dtype, &[x.value.rows(), packed.out_len()]);
         let span = profile::span("matmul.forward", || {
@@ -198,7 +199,18 @@ impl<'p> Tape<'p> {
 
     /// Rotates pairs of each head's columns by angles that grow with the row's position.
     pub fn rope(&mut self, x: &Var, positions: &Arc<[u32]>, table: &Arc<rope::Table>) -> Var {
-        let mut y = self.activation(x.value.shape());
+        self.rope_as(x, positions, table, self.params.dtype())
+    }
+
+    /// As [`Tape::rope`], with a result of this kind.
+    pub fn rope_as(
+        &mut self,
+        x: &Var,
+        positions: &Arc<[u32]>,
+        table: &Arc<rope::Table>,
+        dtype: Dtype,
+    ) -> Var {
+        let mut y = Tensor::uninit_as(&self.device, dtype, x.value.shape());
         let span = moving("rope.forward", &[&x.value, &y]);
         rope::forward(&mut y, &x.value, positions, table);
         drop(span);
@@ -216,8 +228,7 @@ impl<'p> Tape<'p> {
         scale: f32,
     ) -> Var {
         let mut o = self.uninit(q.value.shape());
-        let [q_f32, k_f32, v_f32] = [q, k, v].map(|x| x.value.as_f32());
-        let dtype = self.params.dtype();
+        let (q_f32, dtype) = (q.value.as_f32(), self.params.dtype());
         match rows {
             Rows::Packed { layout } => {
                 let mut lse = self.uninit(&[q.value.rows(), dims.heads]);
@@ -226,6 +237,7 @@ impl<'p> Tape<'p> {
                     || 2.0 * scores(layout, dims),
                     &[&q.value, &k.value, &v.value, &o, &lse],
                 );
+                let [k_f32, v_f32] = [k, v].map(|x| x.value.as_f32());
                 attention::forward(&mut o, &mut lse, &q_f32, &k_f32, &v_f32, layout, dims, scale);
                 let o = self.var(o.into_dtype(dtype));
                 drop(span);
@@ -247,7 +259,7 @@ impl<'p> Tape<'p> {
             Rows::Paged { cache, seqs } => {
                 assert!(!self.recording, "attention over a cache can't be recorded");
                 let span = moving("cache.append", &[&k.value, &v.value, &k.value, &v.value]);
-                cache.append(layer, &k_f32, &v_f32, seqs);
+                cache.append(layer, &k.value, &v.value, seqs);
                 drop(span);
                 let span = profile::span("attention.paged", || seqs.work(dims));
                 attention::attend(&mut o, &q_f32, cache, layer, seqs, dims, scale);

@@ -88,9 +88,11 @@ pub fn threads(wanted: u32) -> usize {
     }
 }
 
-/// What computes, by `run.threads` and `run.dtype`.
+/// What computes, by `run.threads`, `run.dtype` and `run.kv_dtype`.
 pub fn device(run: &Run) -> Device {
-    Device::cpu(threads(run.threads)).with_dtype(run.dtype.into())
+    Device::cpu(threads(run.threads))
+        .with_dtype(run.dtype.into())
+        .with_kv_dtype(run.kv_dtype.into())
 }
 
 /// What a panic said.

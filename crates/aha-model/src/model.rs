@@ -310,14 +310,15 @@ impl Model {
         let project =
             |tape: &mut Tape<'m>, x: &Var, p: Projection| tape.linear(x, p.weight, p.bias);
         let (mut q, mut k) = (project(tape, &x, layer.q), project(tape, &x, layer.k));
-        let v = project(tape, &x, layer.v);
+        let kv_dtype = self.device.kv_dtype();
+        let v = tape.linear_as(&x, layer.v.weight, layer.v.bias, kv_dtype);
         let eps = self.config.rms_norm_eps;
         if let (Some(q_norm), Some(k_norm)) = (layer.q_norm, layer.k_norm) {
             q = tape.rms_norm(&q, q_norm, eps);
             k = tape.rms_norm(&k, k_norm, eps);
         }
         q = tape.rope(&q, positions, &self.rope);
-        k = tape.rope(&k, positions, &self.rope);
+        k = tape.rope_as(&k, positions, &self.rope, kv_dtype);
         let scale = (self.config.head_dim as f32).sqrt().recip();
         let mixed = tape.attention([&q, &k, &v], rows, idx, self.attention_dims(), scale);
         let mixed = tape.linear_f32(&mixed, layer.o.weight, layer.o.bias);

@@ -68,7 +68,9 @@ impl Sampler {
     pub fn new(model: &Model, tokenizer: Arc<Tokenizer>, limits: Limits) -> Sampler {
         let dims = model.attention_dims();
         let layer_count = model.config().layer_count;
-        let page_count = (limits.cache_bytes / KvCache::bytes_per_page(layer_count, dims)).max(1);
+        let page_count = (limits.cache_bytes
+            / KvCache::bytes_per_page(model.device().kv_dtype(), layer_count, dims))
+        .max(1);
         let cache = KvCache::new(model.device(), layer_count, page_count, dims);
         Sampler { tokenizer, limits, cache, pages: Pages::new(page_count) }
     }

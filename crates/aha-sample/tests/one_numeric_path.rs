@@ -19,11 +19,15 @@ const NAMES: [&str; 4] = ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_q
 const PROMPT_COUNT: usize = 8;
 const GROUP_SIZE: u32 = 8;
 
-fn model(name: &str, device: &Device, dtype: Dtype) -> Model {
+/// What models compute with, and what they keep keys and values as.
+const DTYPES: [(Dtype, Dtype); 3] =
+    [(Dtype::F32, Dtype::F32), (Dtype::F32, Dtype::Bf16), (Dtype::Bf16, Dtype::Bf16)];
+
+fn model(name: &str, device: &Device, (dtype, kv_dtype): (Dtype, Dtype)) -> Model {
     let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
         .join("../aha-model/tests/fixtures")
         .join(name);
-    Model::load(&dir, &device.clone().with_dtype(dtype)).unwrap()
+    Model::load(&dir, &device.clone().with_dtype(dtype).with_kv_dtype(kv_dtype)).unwrap()
 }
 
 /// Any tokenizer does: the tests draw tokens and look at no text but that of stop strings.
@@ -120,18 +124,18 @@ fn batchings() -> [Limits; 4] {
 #[test]
 fn the_learner_finds_the_bits_that_the_sampler_drew() {
     for name in NAMES {
-        for dtype in [Dtype::F32, Dtype::Bf16] {
+        for dtypes in DTYPES {
             let mut first: Option<Vec<Completion>> = None;
             for isa in Isa::available() {
-                if isa == Isa::Avx512Bf16 && dtype == Dtype::Bf16 {
+                if isa == Isa::Avx512Bf16 && dtypes.0 == Dtype::Bf16 {
                     // Its instruction may round otherwise than the other sets do.
                     first = None;
                 }
                 // The portable path is slow where the compiler has no fused multiply-add.
-                let is_slow = isa == Isa::Portable && dtype == Dtype::Bf16;
+                let is_slow = isa == Isa::Portable && dtypes != DTYPES[0];
                 for threads in if is_slow { 2..=2 } else { 1..=2 } {
                     let device = Device::cpu_with(threads, isa);
-                    check_batchings(&model(name, &device, dtype), name, &mut first);
+                    check_batchings(&model(name, &device, dtypes), name, &mut first);
                 }
             }
         }
@@ -141,13 +145,14 @@ fn the_learner_finds_the_bits_that_the_sampler_drew() {
 /// Samples in different batches, and scores in others; all must yield the bits of `first`.
 fn check_batchings(model: &Model, name: &str, first: &mut Option<Vec<Completion>>) {
     let (requests, sampling) = (requests(), sampling());
-    let batchings = match (model.device().isa(), model.device().dtype()) {
+    let batchings = match (model.device().isa(), model.device().kv_dtype()) {
         (Isa::Portable, Dtype::F32) => &batchings()[..2],
         (Isa::Portable, Dtype::Bf16) => &batchings()[..1],
         _ => &batchings()[..],
     };
     for &limits in batchings {
-        let what = format!("{name} {:?} {} {limits:?}", model.device(), model.params().dtype());
+        let kv_dtype = model.device().kv_dtype();
+        let what = format!("{name} {:?} {kv_dtype} {limits:?}", model.device());
         let completions = sample(model, &requests, &sampling, limits);
         assert_eq!(completions.len(), 64, "{what}");
         assert_same(&what, first.get_or_insert_with(|| completions.clone()), &completions);
@@ -201,7 +206,7 @@ fn check_learner(
 #[test]
 fn a_completion_does_not_depend_on_the_other_requests() {
     let device = Device::cpu(2);
-    let model = model("tiny_qwen3", &device, Dtype::F32);
+    let model = model("tiny_qwen3", &device, DTYPES[0]);
     let (requests, sampling) = (requests(), sampling());
     let together = sample(&model, &requests, &sampling, Limits::default());
     for idx in [0, 3, 7] {
@@ -219,10 +224,10 @@ fn a_completion_does_not_depend_on_the_other_requests() {
 #[test]
 fn a_small_cache_serves_more_sequences_than_it_holds() {
     let device = Device::cpu(1);
-    let model = model("tiny_llama", &device, Dtype::F32);
+    let model = model("tiny_llama", &device, DTYPES[0]);
     let sampling = Sampling { max_tokens: 60, ..Sampling::default() };
     let dims = model.attention_dims();
-    let page = aha_compute::ops::attention::KvCache::bytes_per_page(2, dims);
+    let page = aha_compute::ops::attention::KvCache::bytes_per_page(Dtype::F32, 2, dims);
     // The longest request needs 7 pages and one to copy a partly filled one: from no room to spare on.
     for pages in [8, 9, 11, 14, 20, 33] {
         let limits =
@@ -240,7 +245,7 @@ fn a_small_cache_serves_more_sequences_than_it_holds() {
 #[test]
 fn a_run_that_is_cancelled_ends_before_its_next_forward_pass_and_leaves_nothing_behind() {
     let device = Device::cpu(2);
-    let model = model("tiny_llama", &device, Dtype::F32);
+    let model = model("tiny_llama", &device, DTYPES[0]);
     let whole = sample(&model, &requests(), &sampling(), Limits::default());
     let mut sampler = Sampler::new(&model, tokenizer(), Limits::default());
     let mut run = |cancel: &AtomicBool, raises: bool| {
@@ -264,7 +269,7 @@ fn a_run_that_is_cancelled_ends_before_its_next_forward_pass_and_leaves_nothing_
 #[test]
 fn a_request_that_can_never_fit_is_refused() {
     let device = Device::cpu(1);
-    let model = model("tiny_llama", &device, Dtype::F32);
+    let model = model("tiny_llama", &device, DTYPES[0]);
     let refuse = |request: Request, max_tokens: usize, cache_bytes: usize| {
         let limits = Limits { cache_bytes, ..Limits::default() };
         let sampler = Sampler::new(&model, tokenizer(), limits);
@@ -281,7 +286,7 @@ fn a_request_that_can_never_fit_is_refused() {
 #[test]
 fn stop_texts_end_completions_and_belong_to_them() {
     let device = Device::cpu(2);
-    let model = model("tiny_llama", &device, Dtype::F32);
+    let model = model("tiny_llama", &device, DTYPES[0]);
     let tokenizer = tokenizer();
     let free = sample(&model, &requests(), &sampling(), Limits::default());
     // The text of two neighbouring tokens of a completion, as a stop text.

@@ -30,6 +30,10 @@ section! {
         /// log-probs are `f32` in any case. `bf16` halves the memory of activations and the bytes that a decoding
         /// step reads; it is faster where the processor has instructions for it (`aha doctor`).
         pub dtype: Dtype = Dtype::F32;
+        /// What keys and values are kept as. With `bf16` they are rounded as soon as they are computed, when sampling
+        /// and when learning, so that both compute the same; a cache then holds twice as many. What `dtype = "bf16"`
+        /// computes is bf16 in any case.
+        pub kv_dtype: Dtype = Dtype::F32;
         /// Memory that the run may use: `aha check` and `aha run` refuse a pipeline whose predicted
         /// need is larger. Absent: no limit of ours.
         @neutral

@@ -8,9 +8,10 @@
 use std::ops::Range;
 
 use super::PAGE_LEN;
-#[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, LANES, Portable, Simd, simd_fn};
+#[cfg(target_arch = "x86_64")]
+use crate::tensor::Values;
 
 /// Rows that are computed together.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +48,7 @@ impl Tile {
 
     /// Floats of scratch that [`forward`] needs.
     pub fn forward_scratch_len(self) -> usize {
-        self.rows_len() + self.row_count * (1 + self.scores_len())
+        self.rows_len() + self.row_count * (1 + self.scores_len()) + PAGE_LEN * self.head_dim
     }
 
     /// Floats of scratch that [`backward`] needs.
@@ -60,26 +61,51 @@ impl Tile {
 #[derive(Clone, Copy)]
 pub(super) struct Keys<'a> {
     /// Keys from this head in page 0 on; a page's head is `(D, 16)`.
-    pub k: &'a [f32],
-    /// Values from this head in page 0 on; a page's head is 16 rows, `v_row_stride` apart.
-    pub v: &'a [f32],
+    pub k: Values<'a>,
+    /// Values from this head in page 0 on; a page's head is `(16, D)`.
+    pub v: Values<'a>,
     /// The pages that hold the sequence.
     pub ids: &'a [u32],
-    pub k_page_stride: usize,
-    pub v_page_stride: usize,
-    pub v_row_stride: usize,
+    pub page_stride: usize,
 }
 
 impl Keys<'_> {
-    fn k_page(&self, page: usize, head_dim: usize) -> &[f32] {
-        let at = self.ids[page] as usize * self.k_page_stride;
-        &self.k[at..at + head_dim * PAGE_LEN]
+    /// The keys of a page; `wide` takes those that aren't `f32`.
+    #[inline(always)]
+    unsafe fn k_page<'s, S: Simd>(&'s self, page: usize, wide: &'s mut [f32]) -> &'s [f32] {
+        unsafe { self.page::<S>(self.k, page, wide.len(), wide) }
     }
 
-    /// The first `count` rows of a page of values.
-    fn v_rows(&self, page: usize, count: usize, head_dim: usize) -> &[f32] {
-        let at = self.ids[page] as usize * self.v_page_stride;
-        &self.v[at..at + (count - 1) * self.v_row_stride + head_dim]
+    /// The first `count` rows of a page of values; `wide` takes those that aren't `f32`.
+    #[inline(always)]
+    unsafe fn v_rows<'s, S: Simd>(
+        &'s self,
+        page: usize,
+        count: usize,
+        wide: &'s mut [f32],
+    ) -> &'s [f32] {
+        unsafe { self.page::<S>(self.v, page, wide.len() / PAGE_LEN * count, wide) }
+    }
+
+    #[inline(always)]
+    unsafe fn page<'s, S: Simd>(
+        &'s self,
+        of: Values<'s>,
+        page: usize,
+        len: usize,
+        wide: &'s mut [f32],
+    ) -> &'s [f32] {
+        let at = self.ids[page] as usize * self.page_stride;
+        match of {
+            Values::F32(all) => &all[at..at + len],
+            Values::Bf16(all) => {
+                let (from, to) = (&all[at..at + len], &mut wide[..len]);
+                for (from, to) in from.chunks_exact(LANES).zip(to.chunks_exact_mut(LANES)) {
+                    unsafe { S::store(to.as_mut_ptr(), S::load_bf16(from.as_ptr())) };
+                }
+                to
+            }
+        }
     }
 }
 
@@ -87,7 +113,7 @@ impl Keys<'_> {
 pub(super) fn register_rows(isa: Isa) -> usize {
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => Avx512::TILE_ROWS,
+        Isa::Avx512 | Isa::Avx512Bf16 => Avx512::TILE_ROWS,
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => Avx2::TILE_ROWS,
         _ => Portable::TILE_ROWS,
@@ -108,17 +134,18 @@ simd_fn! {
         assert!(out.len() == n * d && rows.len() == n * d && lse.len() == n);
         let (columns, rest) = scratch.split_at_mut(n * d);
         let (sums, rest) = rest.split_at_mut(n);
+        let (wide, rest) = rest.split_at_mut(PAGE_LEN * d);
         let scores = &mut rest[..n * stride];
 
         interleave::<S>(columns, rows, d);
-        score_pages::<S>(scores, stride, columns, keys, 0..tile.page_count(), tile);
+        score_pages::<S>(scores, stride, columns, keys, 0..tile.page_count(), wide, tile);
         for r in 0..n {
             let (max, sum) = softmax::<S>(&mut scores[r * stride..(r + 1) * stride], tile.last_len(r));
             sums[r] = sum;
             lse[r] = (f64::from(max) + f64::from(sum).ln()) as f32;
         }
         out.fill(0.0);
-        mix_pages::<S>(out, scores, stride, keys, 0, tile);
+        mix_pages::<S>(out, scores, stride, keys, 0, wide, tile);
         divide_rows::<S>(out, sums, d);
     }
 }
@@ -140,7 +167,7 @@ pub(super) struct Members<'a> {
 impl Members<'_> {
     /// Floats of scratch that [`forward_members`] needs.
     pub fn scratch_len(&self, head_dim: usize) -> usize {
-        self.row_count * (head_dim + 1 + self.page_count_max * PAGE_LEN)
+        self.row_count * (head_dim + 1 + self.page_count_max * PAGE_LEN) + PAGE_LEN * head_dim
     }
 }
 
@@ -158,13 +185,14 @@ simd_fn! {
         assert!(out.len() == n * d && rows.len() == n * d);
         let (columns, rest) = scratch.split_at_mut(n * d);
         let (sums, rest) = rest.split_at_mut(n);
+        let (wide, rest) = rest.split_at_mut(PAGE_LEN * d);
         let scores = &mut rest[..n * stride];
         let all = Tile { row_count: n, ..first };
         let shared = members.shared_page_count;
 
         if shared > 0 {
             interleave::<S>(columns, rows, d);
-            score_pages::<S>(scores, stride, columns, &shared_keys, 0..shared, all);
+            score_pages::<S>(scores, stride, columns, &shared_keys, 0..shared, wide, all);
         }
         let mut start = 0;
         for i in 0..members.count {
@@ -173,7 +201,7 @@ simd_fn! {
             let scores = &mut scores[of_tile.start * stride..of_tile.end * stride];
             let columns = &mut columns[..tile.rows_len()];
             interleave::<S>(columns, &rows[of_tile.start * d..of_tile.end * d], d);
-            score_pages::<S>(scores, stride, columns, &keys, shared..tile.page_count(), tile);
+            score_pages::<S>(scores, stride, columns, &keys, shared..tile.page_count(), wide, tile);
             for (r, sum) in sums[of_tile.clone()].iter_mut().enumerate() {
                 let row = &mut scores[r * stride..][..tile.scores_len()];
                 *sum = softmax::<S>(row, tile.last_len(r)).1;
@@ -183,15 +211,14 @@ simd_fn! {
         assert_eq!(start, n, "rows of the members");
         out.fill(0.0);
         for page in 0..shared {
-            let v = shared_keys.v_rows(page, PAGE_LEN, d);
-            let weights = &scores[page * PAGE_LEN..];
-            mix_full::<S>(out, weights, stride, v, shared_keys.v_row_stride, PAGE_LEN, all);
+            let v = shared_keys.v_rows::<S>(page, PAGE_LEN, wide);
+            mix_full::<S>(out, &scores[page * PAGE_LEN..], stride, v, d, PAGE_LEN, all);
         }
         let mut start = 0;
         for i in 0..members.count {
             let (tile, keys) = (members.part)(i);
             let out = &mut out[start * d..(start + tile.row_count) * d];
-            mix_pages::<S>(out, &scores[start * stride..], stride, &keys, shared, tile);
+            mix_pages::<S>(out, &scores[start * stride..], stride, &keys, shared, wide, tile);
             start += tile.row_count;
         }
         divide_rows::<S>(out, sums, d);
@@ -206,11 +233,15 @@ unsafe fn score_pages<S: Simd>(
     columns: &[f32],
     keys: &Keys<'_>,
     pages: Range<usize>,
+    wide: &mut [f32],
     tile: Tile,
 ) {
     for page in pages {
-        let (to, keys) = (&mut scores[page * PAGE_LEN..], keys.k_page(page, tile.head_dim));
-        unsafe { page_dots::<S>(to, stride, columns, keys, tile.scale, tile) };
+        let to = &mut scores[page * PAGE_LEN..];
+        unsafe {
+            let keys = keys.k_page::<S>(page, wide);
+            page_dots::<S>(to, stride, columns, keys, tile.scale, tile);
+        }
     }
 }
 
@@ -222,16 +253,18 @@ unsafe fn mix_pages<S: Simd>(
     stride: usize,
     keys: &Keys<'_>,
     first: usize,
+    wide: &mut [f32],
     tile: Tile,
 ) {
-    let (last, v_stride) = (tile.page_count() - 1, keys.v_row_stride);
-    for page in first..last {
-        let v = keys.v_rows(page, PAGE_LEN, tile.head_dim);
-        let weights = &weights[page * PAGE_LEN..];
-        unsafe { mix_full::<S>(out, weights, stride, v, v_stride, PAGE_LEN, tile) };
+    let (last, d) = (tile.page_count() - 1, tile.head_dim);
+    unsafe {
+        for page in first..last {
+            let v = keys.v_rows::<S>(page, PAGE_LEN, wide);
+            mix_full::<S>(out, &weights[page * PAGE_LEN..], stride, v, d, PAGE_LEN, tile);
+        }
+        let v = keys.v_rows::<S>(last, tile.last_len(tile.row_count - 1), wide);
+        mix_last::<S>(out, &weights[last * PAGE_LEN..], stride, v, d, tile);
     }
-    let v = keys.v_rows(last, tile.last_len(tile.row_count - 1), tile.head_dim);
-    unsafe { mix_last::<S>(out, &weights[last * PAGE_LEN..], stride, v, v_stride, tile) };
 }
 
 /// Divides each row by its sum.

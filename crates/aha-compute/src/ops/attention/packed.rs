@@ -4,6 +4,7 @@ use super::kernel::Keys;
 use super::tiles::{self, Span};
 use super::{Dims, Layout, check_len};
 use crate::Tensor;
+use crate::tensor::Values;
 
 /// Attention within each sequence of `layout`: `o` `(T, H·D)`, and `lse` `(T, H)` for the backward pass.
 pub fn forward(
@@ -32,12 +33,10 @@ pub fn forward(
     let keys = |task: &tiles::Task| {
         let head_at = task.kv_head * dims.page_head_len();
         Keys {
-            k: &k_pages.as_slice()[head_at..],
-            v: &v_pages.as_slice()[head_at..],
+            k: Values::F32(&k_pages.as_slice()[head_at..]),
+            v: Values::F32(&v_pages.as_slice()[head_at..]),
             ids: layout.page_ids(task.seq),
-            k_page_stride: dims.page_len(),
-            v_page_stride: dims.page_len(),
-            v_row_stride: dims.head_dim,
+            page_stride: dims.page_len(),
         }
     };
     let spans = layout.segments().iter().enumerate().map(|(seq, s)| Span {

@@ -6,10 +6,11 @@ use super::kernel::{self, Keys, Members};
 use super::seqs::{PagedSeqs, Task};
 use super::tiles::with_scratch;
 use super::{Dims, PAGE_LEN, check_len};
-use crate::tensor::Shards;
-use crate::{Device, Tensor};
+use crate::tensor::{Shards, Values};
+use crate::{Device, Dtype, Tensor};
 
-/// Keys and values of all layers, in pages of 16 positions.
+/// Keys and values of all layers, in pages of 16 positions, stored as the device's
+/// [`kv_dtype`](Device::kv_dtype).
 ///
 /// Which page holds what is the caller's business. A page begins with whatever was there.
 #[derive(Debug)]
@@ -30,14 +31,15 @@ impl KvCache {
     /// A cache of `page_count` pages. Memory is claimed from the system as pages are first written.
     pub fn new(device: &Device, layer_count: usize, page_count: usize, dims: Dims) -> KvCache {
         dims.check();
-        let pages = || Tensor::uninit(device, &[page_count, dims.page_len()]);
+        let shape = [page_count, dims.page_len()];
+        let pages = || Tensor::uninit_as(device, device.kv_dtype(), &shape);
         let layers = (0..layer_count).map(|_| Layer { k: pages(), v: pages() }).collect();
         KvCache { dims, page_count, layers }
     }
 
     /// Bytes of one page in all layers.
-    pub fn bytes_per_page(layer_count: usize, dims: Dims) -> usize {
-        layer_count * 2 * dims.page_len() * size_of::<f32>()
+    pub fn bytes_per_page(dtype: Dtype, layer_count: usize, dims: Dims) -> usize {
+        layer_count * 2 * dims.page_len() * dtype.bytes()
     }
 
     /// Pages.
@@ -49,50 +51,63 @@ impl KvCache {
     pub fn copy_page(&mut self, from: u32, to: u32) {
         let len = self.dims.page_len();
         let (from, to) = (from as usize * len, to as usize * len);
-        for layer in &mut self.layers {
-            layer.k.as_mut_slice().copy_within(from..from + len, to);
-            layer.v.as_mut_slice().copy_within(from..from + len, to);
+        for pages in self.layers.iter_mut().flat_map(|layer| [&mut layer.k, &mut layer.v]) {
+            match pages.dtype() {
+                Dtype::F32 => pages.as_mut_slice().copy_within(from..from + len, to),
+                Dtype::Bf16 => pages.as_mut_bf16().copy_within(from..from + len, to),
+            }
         }
     }
 
-    /// Stores `k` and `v` `(R, KV·D)` of new tokens at their positions.
+    /// Stores `k` and `v` `(R, KV·D)` of new tokens, of the cache's dtype, at their positions.
     pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor, seqs: &mut PagedSeqs) {
-        let dims = self.dims;
-        let (d, cols) = (dims.head_dim, dims.kv_cols());
         let device = k.device();
-        seqs.plan(device, dims, self.page_count);
-        check_len("k", k.len(), seqs.row_count(), cols);
-        check_len("v", v.len(), seqs.row_count(), cols);
-        let Layer { k: k_pages, v: v_pages } = &mut self.layers[layer];
-        let seqs = &*seqs;
-        let (k_pages, v_pages) =
-            (Shards::new(k_pages.as_mut_slice()), Shards::new(v_pages.as_mut_slice()));
-        // Heads are split, and not sequences: so threads stay apart whatever the page tables say.
-        device.run(dims.kv_heads, |kv_head| {
-            for seq in seqs.seqs() {
-                let pages = seqs.pages(seq);
-                for i in 0..seq.row_count {
-                    let (page, lane) =
-                        ((seq.position + i) / PAGE_LEN, (seq.position + i) % PAGE_LEN);
-                    let at =
-                        pages[page] as usize * dims.page_len() + kv_head * dims.page_head_len();
-                    let from = (seq.row_start + i) * cols + kv_head * d;
-                    // SAFETY: this call alone has this head of every page.
-                    unsafe {
-                        let k_page = k_pages.slice(at, at + dims.page_head_len());
-                        for (column, &x) in
-                            k_page.chunks_exact_mut(PAGE_LEN).zip(&k.as_slice()[from..])
-                        {
-                            column[lane] = x;
-                        }
-                        v_pages
-                            .slice(at + lane * d, at + (lane + 1) * d)
-                            .copy_from_slice(&v.as_slice()[from..from + d]);
+        seqs.plan(device, self.dims, self.page_count);
+        check_len("k", k.len(), seqs.row_count(), self.dims.kv_cols());
+        check_len("v", v.len(), seqs.row_count(), self.dims.kv_cols());
+        let (pages, dims) = (&mut self.layers[layer], self.dims);
+        match (k.values(), v.values()) {
+            (Values::F32(k), Values::F32(v)) => {
+                let to = [pages.k.as_mut_slice(), pages.v.as_mut_slice()].map(Shards::new);
+                append_rows(device, to, [k, v], seqs, dims);
+            }
+            (Values::Bf16(k), Values::Bf16(v)) => {
+                let to = [pages.k.as_mut_bf16(), pages.v.as_mut_bf16()].map(Shards::new);
+                append_rows(device, to, [k, v], seqs, dims);
+            }
+            _ => panic!("keys and values are of one kind"),
+        }
+    }
+}
+
+fn append_rows<T: Copy + Send + Sync>(
+    device: &Device,
+    [k_pages, v_pages]: [Shards<'_, T>; 2],
+    [k, v]: [&[T]; 2],
+    seqs: &PagedSeqs,
+    dims: Dims,
+) {
+    let (d, cols) = (dims.head_dim, dims.kv_cols());
+    // Heads are split, and not sequences: so threads stay apart whatever the page tables say.
+    device.run(dims.kv_heads, |kv_head| {
+        for seq in seqs.seqs() {
+            let pages = seqs.pages(seq);
+            for i in 0..seq.row_count {
+                let (page, lane) = ((seq.position + i) / PAGE_LEN, (seq.position + i) % PAGE_LEN);
+                let at = pages[page] as usize * dims.page_len() + kv_head * dims.page_head_len();
+                let from = (seq.row_start + i) * cols + kv_head * d;
+                // SAFETY: this call alone has this head of every page.
+                unsafe {
+                    let k_page = k_pages.slice(at, at + dims.page_head_len());
+                    for (column, &x) in k_page.chunks_exact_mut(PAGE_LEN).zip(&k[from..]) {
+                        column[lane] = x;
                     }
+                    let to = v_pages.slice(at + lane * d, at + (lane + 1) * d);
+                    to.copy_from_slice(&v[from..from + d]);
                 }
             }
-        });
-    }
+        }
+    });
 }
 
 /// Attention of new tokens, whose keys and values the cache has already, over all positions up to each:
@@ -126,6 +141,11 @@ pub fn attend(
     });
 }
 
+/// Pages from an element of the first one on.
+fn of_pages(pages: &Tensor, start: usize) -> Values<'_> {
+    pages.values().slice(start..pages.len())
+}
+
 /// A call of [`attend`].
 struct Attend<'a> {
     layer: &'a Layer,
@@ -148,16 +168,15 @@ impl Attend<'_> {
 
     fn with_members<T>(&self, task: &Task, f: impl FnOnce(&Members<'_>) -> T) -> T {
         let (dims, head_at) = (self.dims, task.kv_head * self.dims.page_head_len());
+        let from_head = |pages| of_pages(pages, head_at);
         let member = |i| self.seqs.member(task, i, dims, self.scale);
         let part = |i| {
             let member = member(i);
             let keys = Keys {
-                k: &self.layer.k.as_slice()[head_at..],
-                v: &self.layer.v.as_slice()[head_at..],
+                k: from_head(&self.layer.k),
+                v: from_head(&self.layer.v),
                 ids: member.pages,
-                k_page_stride: dims.page_len(),
-                v_page_stride: dims.page_len(),
-                v_row_stride: dims.head_dim,
+                page_stride: dims.page_len(),
             };
             (member.tile, keys)
         };
@@ -375,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_page_holds_keys_and_values_of_sixteen_positions_and_all_layers() {
-        assert_eq!(KvCache::bytes_per_page(3, DIMS), 3 * 2 * 16 * 2 * 16 * 4);
+        assert_eq!(KvCache::bytes_per_page(Dtype::F32, 3, DIMS), 3 * 2 * 16 * 2 * 16 * 4);
     }
 
     #[test]

@@ -56,8 +56,9 @@ impl Drawing {
         let page_count = sampled.sequences() * pages
             + sampled.prompts * sampled.prompt_tokens.div_ceil(PAGE_LEN)
             + 1;
+        let layer_count = model.config().layer_count;
         let page_bytes =
-            KvCache::bytes_per_page(model.config().layer_count, model.attention_dims());
+            KvCache::bytes_per_page(model.device().kv_dtype(), layer_count, model.attention_dims());
         let limits = Limits {
             sequences_max: sampled.sequences(),
             cache_bytes: page_count * page_bytes,
