@@ -12,7 +12,7 @@ use aha_compute::{Device, Grads, Tape, Tensor};
 use aha_learn::learner::{
     Example, Learner, Pair, PreferenceOutcome, Rollout, StepOutcome, StepSettings, compare, score,
 };
-use aha_learn::objective::{Normaliser, Objective};
+use aha_learn::objective::{Aggregation, EntropyMean, Normaliser, Objective, RatioLevel};
 use aha_learn::preference::{self, PairScores};
 use aha_learn::preset::Preset;
 use aha_model::Model;
@@ -75,14 +75,23 @@ fn objective() -> Objective {
 }
 
 fn two_steps(learner: &mut Learner, settings: &StepSettings) -> StepOutcome {
-    let (drawn, objective) = (drawn(), objective());
+    two_steps_of(learner, &objective(), settings)
+}
+
+fn two_steps_of(
+    learner: &mut Learner,
+    objective: &Objective,
+    settings: &StepSettings,
+) -> StepOutcome {
+    let drawn = drawn();
     let rollouts = rollouts(&drawn);
     let lens: Vec<usize> = drawn.iter().map(|d| d.completion.len()).collect();
-    let normaliser = Normaliser::of(&objective, &lens);
+    let minibatch_tokens: usize = lens.iter().sum();
+    let normaliser = Normaliser::of(objective, &lens).with_rollout(3 * minibatch_tokens, 2);
     let mut outcome = None;
     for _ in 0..2 {
         outcome =
-            Some(learner.policy_step(&rollouts, &objective, normaliser, 0.9, settings).unwrap());
+            Some(learner.policy_step(&rollouts, objective, normaliser, 0.9, settings).unwrap());
     }
     outcome.unwrap()
 }
@@ -114,6 +123,48 @@ fn micro_batches_checkpointing_threads_and_lanes_change_no_bit() {
             }
         }
     }
+}
+
+/// Goal: no aggregation divides by what a micro-batch happens to hold. Method: each, with each mean of the entropy
+/// and each kind of ratio, cut in three ways; loss, gradient norm and weights have the same bits.
+#[test]
+fn no_aggregation_depends_on_micro_batches() {
+    let aggregations = [
+        Aggregation::SequenceMean,
+        Aggregation::TokenMean,
+        Aggregation::RolloutTokenMean,
+        Aggregation::Constant { length_tokens: 64 },
+    ];
+    let mut losses = Vec::new();
+    for aggregation in aggregations {
+        for (entropy_mean, ratio) in [
+            (EntropyMean::Tokens, RatioLevel::Token),
+            (EntropyMean::AsLoss, RatioLevel::Token),
+            (EntropyMean::Tokens, RatioLevel::Sequence),
+        ] {
+            let objective = Objective { aggregation, entropy_mean, ratio, ..objective() };
+            let run = |micro_batch_tokens| {
+                let model = model("tiny_llama", &Device::cpu(2));
+                let mut learner = Learner::new(Arc::clone(&model));
+                learner.set_reference(Some(model));
+                let settings = settings(micro_batch_tokens, false);
+                let outcome = two_steps_of(&mut learner, &objective, &settings);
+                (weights(&learner), outcome)
+            };
+            let (want, outcome) = run(100_000);
+            losses.push(outcome.totals.loss);
+            for tokens in [1, 60] {
+                let (found, of_parts) = run(tokens);
+                let what = format!("{aggregation:?} {entropy_mean:?} {ratio:?} {tokens}");
+                assert_eq!(of_parts, outcome, "{what}");
+                assert!(found == want, "{what}: other weights");
+            }
+        }
+    }
+    // Otherwise the settings would not have reached the loss.
+    losses.sort_by(f64::total_cmp);
+    losses.dedup();
+    assert_eq!(losses.len(), 12, "{losses:?}");
 }
 
 #[test]

@@ -42,6 +42,8 @@ use serde::Serialize;
 
 use super::catalogue::ModelFacts;
 use super::models::{Architecture, RandomModel};
+use super::resolve::Facts;
+use super::rewards::Reward;
 use super::run::Run;
 use super::stages::{Pipeline, Stage, StageKind};
 use crate::reward_model::SCORING_TOKENS_MAX;
@@ -168,6 +170,19 @@ pub(crate) fn facts_of_reward_model(model: &ModelFacts) -> ModelFacts {
     }
 }
 
+/// The memory of a stage of a pipeline, with what is known of its models.
+pub(crate) fn memory_of(pipeline: &Pipeline, stage: &Stage, facts: &Facts) -> Breakdown {
+    let models = stage.kind.models().iter().filter_map(|name| facts.models.get(name));
+    let mut asked: Vec<&str> = Vec::new();
+    for (name, _) in stage.kind.rewards().iter().filter_map(Reward::reward_model) {
+        if !asked.contains(&name) {
+            asked.push(name);
+        }
+    }
+    let asked: Vec<_> = asked.into_iter().filter_map(|name| facts.models.get(name)).collect();
+    predict(pipeline, stage, models.max_by_key(|model| model.param_count), &asked)
+}
+
 /// The memory of a stage at its peak, by the formulas of [the module](self). `model` is the one it
 /// starts from; of several models evaluated in turn, the largest.
 /// `reward_models` are those that its rewards ask.
@@ -204,32 +219,32 @@ pub fn predict(
         StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
         StageKind::Sft(sft) => {
             let sequence = u64::from(sft.max_tokens.min(model.max_position_embeddings));
-            let tokens = u64::from(sft.micro_batch_tokens).max(sequence);
+            let tokens = u64::from(sft.micro_batch_tokens.tokens()).max(sequence);
             let batch = u64::from(sft.batch_size).saturating_mul(sequence);
             at.add_training_state();
-            at.add_training(tokens.min(batch), sft.activation_checkpointing);
+            at.add_training(tokens.min(batch), sft.activation_checkpointing.is_on());
             vec![at]
         }
         StageKind::RewardModel(stage) => {
             let sequence = u64::from(stage.max_tokens.min(model.max_position_embeddings));
-            let tokens = u64::from(stage.micro_batch_tokens).max(2 * sequence);
+            let tokens = u64::from(stage.micro_batch_tokens.tokens()).max(2 * sequence);
             let batch = u64::from(stage.batch_size).saturating_mul(2 * sequence);
             at.add_training_state();
-            at.add_training(tokens.min(batch), stage.activation_checkpointing);
+            at.add_training(tokens.min(batch), stage.activation_checkpointing.is_on());
             vec![at]
         }
         StageKind::Rl(rl) => {
             let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
             let batch = (rows / u64::from(rl.minibatches.max(1)))
                 .saturating_mul(u64::from(model.max_position_embeddings));
-            let tokens = u64::from(rl.micro_batch_tokens).min(batch);
+            let tokens = u64::from(rl.micro_batch_tokens.tokens()).min(batch);
             at.add_training_state();
             at.found
                 .add("reference", if rl.objective.kl_coef > 0.0 { 2 * at.weights() } else { 0 });
             at.add_sampler(rows, rl.sampling.max_tokens);
             let mut sampling = at.clone();
             sampling.add_sampling();
-            at.add_training(tokens, rl.activation_checkpointing);
+            at.add_training(tokens, rl.activation_checkpointing.is_on());
             vec![sampling, at]
         }
         StageKind::Sample(sample) => vec![at.completions(sample.n, sample.sampling.max_tokens)],
