@@ -30,6 +30,7 @@ pub mod evaluate;
 pub mod generate;
 pub mod identity;
 pub mod lend;
+pub mod machine;
 pub mod metrics;
 pub mod models;
 pub mod parts;

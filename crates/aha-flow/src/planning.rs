@@ -19,9 +19,10 @@ use datafusion::sql::sqlparser::ast;
 use tokio::runtime::Handle;
 
 use crate::error::Error;
+use crate::machine;
 use crate::pipeline::{
-    self, Catalogue, Column, ModelFacts, ModelProbe, Places, Plan, ProbeProblem, SqlProblem,
-    StageOutput, TableFacts, Text,
+    self, Catalogue, Column, ModelFacts, ModelProbe, Pipeline, Places, Plan, ProbeProblem, Room,
+    SqlProblem, StageOutput, TableFacts, Text,
 };
 use crate::reward_model::Card;
 use crate::run::Failure;
@@ -36,8 +37,14 @@ pub fn places() -> Places {
     Places { base_dir, hf_cache: hub.filter(|dir| dir.is_dir()) }
 }
 
-/// Reads a pipeline and checks all of it. Nothing is run and nothing is written.
-pub async fn check(path: &Path, sets: &[String], places: &Places) -> Result<Plan, Failure> {
+/// Reads a pipeline and checks all of it. Nothing is run and nothing is written. What the pipeline of a run that
+/// goes on, `earlier`, has chosen is kept.
+pub async fn check(
+    path: &Path,
+    sets: &[String],
+    places: &Places,
+    earlier: Option<Pipeline>,
+) -> Result<Plan, Failure> {
     let text = fs_err::read_to_string(path).map_err(|error| {
         let hint = "give the path of a pipeline file, such as pipelines/quickstart.toml";
         Error::input_with(format!("can't read the pipeline: {error}"), hint)
@@ -48,7 +55,8 @@ pub async fn check(path: &Path, sets: &[String], places: &Places) -> Result<Plan
     let checked = tokio::task::spawn_blocking(move || {
         let mut tables = Tables::new(&places, runtime)?;
         let text = Text { path: &shown, text: &text, sets: &sets };
-        pipeline::check(text, &mut tables, &ModelFiles, &places).map_err(Failure::Problems)
+        let room = Room { free_bytes: machine::memory().free_bytes(), earlier: earlier.as_ref() };
+        pipeline::check(text, &mut tables, &ModelFiles, &places, room).map_err(Failure::Problems)
     });
     checked.await.map_err(|error| Error::bug(format!("checking the pipeline panicked: {error}")))?
 }
@@ -321,7 +329,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_pipeline_that_is_not_there_is_named() {
-        let error = check(Path::new("nowhere.toml"), &[], &places()).await.err().unwrap();
+        let error = check(Path::new("nowhere.toml"), &[], &places(), None).await.err().unwrap();
         assert!(error.to_string().contains("nowhere.toml"), "{error}");
     }
 }

@@ -12,9 +12,7 @@ use crate::identity::Identity;
 use crate::lend::{self, Lender};
 use crate::models::{Loaded, Models};
 use crate::parts::Depth;
-use crate::pipeline::{
-    self, Pipeline, Places, Plan, Problems, RlStage, Settings, Stage, StageKind, Text,
-};
+use crate::pipeline::{self, Pipeline, Places, Plan, Problems, RlStage, Stage, StageKind, Text};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Prompter};
 use crate::rl::fault::Faults;
@@ -66,8 +64,9 @@ pub fn default_dir(pipeline: &Path) -> PathBuf {
 /// Checks the pipeline, then runs its stages. `opened` hears of the run directory before anything is run.
 pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Result<RunDir, Failure> {
     let places = planning::places();
-    let plan = planning::check(&options.pipeline, &options.sets, &places).await?;
     let dir = RunDir::new(options.dir.clone().unwrap_or_else(|| default_dir(&options.pipeline)));
+    let plan =
+        planning::check(&options.pipeline, &options.sets, &places, pipeline_of(&dir)).await?;
     let (pipeline, resume) = (Arc::new(plan.pipeline.clone()), options.resume);
     let how = How { watcher: options.watcher, stop: options.stop, faults: options.faults };
     execute(pipeline, &dir, places, (resume, how), || opened(&dir, &plan)).await?;
@@ -95,7 +94,7 @@ pub(crate) async fn execute(
     let found = RunState::read(dir)?;
     let identity = Identity::of(&pipeline, &places, found.as_ref().map(|state| &state.identity))?;
     let difference = found.as_ref().and_then(|state| {
-        let began = settings_of(dir);
+        let began = pipeline_of(dir).map(|pipeline| pipeline.settings());
         state.identity.difference(began.as_ref(), &identity, &pipeline.settings())
     });
     let device = compute::device(&pipeline.run);
@@ -153,11 +152,10 @@ fn check_variables(pipeline: &Pipeline, state: &RunState) -> Result<()> {
     Ok(())
 }
 
-/// The settings of the run that is in the directory, as far as its pipeline can still be read.
-fn settings_of(dir: &RunDir) -> Option<Settings> {
+/// The pipeline of the run that is in the directory, as far as it can still be read.
+fn pipeline_of(dir: &RunDir) -> Option<Pipeline> {
     let text = fs_err::read_to_string(dir.pipeline()).ok()?;
-    let pipeline = pipeline::parse(Text { path: "pipeline.toml", text: &text, sets: &[] }).ok()?;
-    Some(pipeline.settings())
+    pipeline::parse(Text { path: "pipeline.toml", text: &text, sets: &[] }).ok()
 }
 
 /// A session with the pipeline's input tables.

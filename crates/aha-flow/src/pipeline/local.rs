@@ -262,13 +262,14 @@ fn check_base(reward: &Reward, before: &[Reward], path: &str, reader: &mut Reade
 
 fn check_sft(sft: &SftStage, path: &str, reader: &mut Reader<'_>) {
     let key = format!("{path}.micro_batch_tokens");
-    if sft.micro_batch_tokens < sft.max_tokens
+    if let Some(tokens) = sft.micro_batch_tokens.given()
+        && tokens < sft.max_tokens
         && reader.is_good(&key)
         && reader.is_good(&format!("{path}.max_tokens"))
     {
         let message = format!(
             "a sequence of `max_tokens` = {} tokens does not fit into a micro-batch of {}",
-            sft.max_tokens, sft.micro_batch_tokens
+            sft.max_tokens, tokens
         );
         let hint =
             format!("raise `micro_batch_tokens` to {} or lower `max_tokens`", sft.max_tokens);
@@ -279,13 +280,14 @@ fn check_sft(sft: &SftStage, path: &str, reader: &mut Reader<'_>) {
 fn check_reward_model(stage: &RewardModelStage, path: &str, reader: &mut Reader<'_>) {
     let key = format!("{path}.micro_batch_tokens");
     let pair_tokens = stage.max_tokens.saturating_mul(2);
-    if stage.micro_batch_tokens < pair_tokens
+    if let Some(tokens) = stage.micro_batch_tokens.given()
+        && tokens < pair_tokens
         && reader.is_good(&key)
         && reader.is_good(&format!("{path}.max_tokens"))
     {
         let message = format!(
             "a pair of sequences of `max_tokens` = {} tokens does not fit into a micro-batch of {}",
-            stage.max_tokens, stage.micro_batch_tokens
+            stage.max_tokens, tokens
         );
         let hint = format!("raise `micro_batch_tokens` to {pair_tokens} or lower `max_tokens`");
         reader.report_at(&key, message, Some(hint));
@@ -323,12 +325,13 @@ fn check_rl(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
         reader.report_at(&format!("{path}.minibatches"), message, Some(hint.into()));
     }
     if good(reader, &["sampling", "micro_batch_tokens"])
-        && rl.micro_batch_tokens <= rl.sampling.max_tokens
+        && let Some(tokens) = rl.micro_batch_tokens.given()
+        && tokens <= rl.sampling.max_tokens
     {
         let message = format!(
             "a completion of `sampling.max_tokens` = {} tokens and its prompt do not fit into a \
              micro-batch of {}",
-            rl.sampling.max_tokens, rl.micro_batch_tokens
+            rl.sampling.max_tokens, tokens
         );
         let hint = "raise `micro_batch_tokens` or lower `sampling.max_tokens`".to_owned();
         reader.report_at(&format!("{path}.micro_batch_tokens"), message, Some(hint));

@@ -2,7 +2,8 @@
 //!
 //! With P parameters, L layers, width H, MLP width I, N heads, query width Q = N * head_dim, key width
 //! K = kv_heads * head_dim, vocabulary V, T tokens in a micro-batch, S sequences decoded at once, and
-//! R = S + the prompt tokens prefilled beside them, all in f32 (4 bytes):
+//! R = S + the prompt tokens prefilled beside them; weights, sums and gradients in f32 (4 bytes), and A bytes
+//! (4, or 2 with `run.dtype = "bf16"`) of what is multiplied:
 //!
 //! | part | bytes | where |
 //! | --- | --- | --- |
@@ -10,22 +11,22 @@
 //! | queries | `run.query_memory` | while a stage's query runs: sorts, joins and groups, which then spill |
 //! | weights | 4 P | every stage with a model |
 //! | file | 4 P | while weights are read: the mapped file |
-//! | packed weights | 4 P | each matrix once more, in the order the kernels read it |
+//! | packed weights | A P | each matrix once more, in the order the kernels read it |
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
-//! | reference | 8 P | `rl` with KL: weights and packed weights of the reference model |
-//! | reward models | 8 P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | rewards of kind `model` |
+//! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model |
+//! | reward models | (4 + A) P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | rewards of kind `model` |
 //! | kv cache | `run.kv_cache`, or less if S sequences can't fill it | sampling |
-//! | activations | 4 T (L (4 H + 2 Q + 2 K + 3 I + N) + 4 H) | training |
-//! | the same with checkpointing | 4 T (2 L H + 4 H + 2 Q + 2 K + 3 I + N + 4 H) | training |
+//! | activations | T (L B + 16 H), where B = A (2 H + 2 Q + 2 K + 3 I) + 4 (2 H + N) | training |
+//! | the same with checkpointing | T (8 L H + B + 16 H) | training |
 //! | the same without a backward pass | 4 R (6 H + 2 Q + 2 K + 3 I) | sampling |
-//! | backward | 4 T (3 H + 2 I) | training: gradients of activations on their way |
-//! | logits | 4 V * rows of a chunk | training and sampling; and a row per thread that draws |
+//! | backward | 4 T (3 H + 2 I), and 2 T I with bf16 | training: gradients of activations on their way |
+//! | logits | 4 V * rows of a chunk, and half of it more where their gradients are rounded | training and sampling; and a row per thread that draws |
 //! | scratch | threads * (2 MiB + 16 T head_dim) | panels of matrix products, pages of keys |
 //! | spare buffers | 64 MiB | freed ones of other sizes: [`aha_compute::device::SPARE_BYTES_MAX`] |
 //! | rollouts | rows * tokens * 48 | `rl`, `sample`, `eval`: ids, log-probs, text of a step or chunk, copied twice |
 //!
-//! What one block keeps for its backward pass: both sums of the residual stream and their norms (4 H),
+//! What one block keeps for its backward pass, B: both sums of the residual stream and their norms (4 H),
 //! queries and the attention's output (2 Q), keys and values (2 K), the softmax's sums (N), and the MLP's
 //! gate, up and product (3 I); with normed queries and keys those before the norm as well (Q + K).
 //!
@@ -42,6 +43,8 @@ use serde::Serialize;
 
 use super::catalogue::ModelFacts;
 use super::models::{Architecture, RandomModel};
+use super::resolve::Facts;
+use super::rewards::Reward;
 use super::run::Run;
 use super::stages::{Pipeline, Stage, StageKind};
 use crate::reward_model::SCORING_TOKENS_MAX;
@@ -168,6 +171,19 @@ pub(crate) fn facts_of_reward_model(model: &ModelFacts) -> ModelFacts {
     }
 }
 
+/// The memory of a stage of a pipeline, with what is known of its models.
+pub(crate) fn memory_of(pipeline: &Pipeline, stage: &Stage, facts: &Facts) -> Breakdown {
+    let models = stage.kind.models().iter().filter_map(|name| facts.models.get(name));
+    let mut asked: Vec<&str> = Vec::new();
+    for (name, _) in stage.kind.rewards().iter().filter_map(Reward::reward_model) {
+        if !asked.contains(&name) {
+            asked.push(name);
+        }
+    }
+    let asked: Vec<_> = asked.into_iter().filter_map(|name| facts.models.get(name)).collect();
+    predict(pipeline, stage, models.max_by_key(|model| model.param_count), &asked)
+}
+
 /// The memory of a stage at its peak, by the formulas of [the module](self). `model` is the one it
 /// starts from; of several models evaluated in turn, the largest.
 /// `reward_models` are those that its rewards ask.
@@ -204,32 +220,35 @@ pub fn predict(
         StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
         StageKind::Sft(sft) => {
             let sequence = u64::from(sft.max_tokens.min(model.max_position_embeddings));
-            let tokens = u64::from(sft.micro_batch_tokens).max(sequence);
+            let tokens = u64::from(sft.micro_batch_tokens.tokens()).max(sequence);
             let batch = u64::from(sft.batch_size).saturating_mul(sequence);
             at.add_training_state();
-            at.add_training(tokens.min(batch), sft.activation_checkpointing);
+            at.add_training(tokens.min(batch), sft.activation_checkpointing.is_on());
             vec![at]
         }
         StageKind::RewardModel(stage) => {
             let sequence = u64::from(stage.max_tokens.min(model.max_position_embeddings));
-            let tokens = u64::from(stage.micro_batch_tokens).max(2 * sequence);
+            let tokens = u64::from(stage.micro_batch_tokens.tokens()).max(2 * sequence);
             let batch = u64::from(stage.batch_size).saturating_mul(2 * sequence);
             at.add_training_state();
-            at.add_training(tokens.min(batch), stage.activation_checkpointing);
+            at.add_training(tokens.min(batch), stage.activation_checkpointing.is_on());
             vec![at]
         }
         StageKind::Rl(rl) => {
             let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
             let batch = (rows / u64::from(rl.minibatches.max(1)))
                 .saturating_mul(u64::from(model.max_position_embeddings));
-            let tokens = u64::from(rl.micro_batch_tokens).min(batch);
+            let tokens = u64::from(rl.micro_batch_tokens.tokens()).min(batch);
             at.add_training_state();
-            at.found
-                .add("reference", if rl.objective.kl_coef > 0.0 { 2 * at.weights() } else { 0 });
+            let mut reference = at.clone();
+            reference.found = Breakdown::default();
+            reference.add_packed();
+            let bytes = at.weights().saturating_add(reference.found.total_bytes());
+            at.found.add("reference", if rl.objective.kl_coef > 0.0 { bytes } else { 0 });
             at.add_sampler(rows, rl.sampling.max_tokens);
             let mut sampling = at.clone();
             sampling.add_sampling();
-            at.add_training(tokens, rl.activation_checkpointing);
+            at.add_training(tokens, rl.activation_checkpointing.is_on());
             vec![sampling, at]
         }
         StageKind::Sample(sample) => vec![at.completions(sample.n, sample.sampling.max_tokens)],
@@ -242,7 +261,7 @@ pub fn predict(
 /// Bytes of a cache of keys and values: `run.kv_cache`, or what `run.sequences_max` whole sequences can fill
 /// if that is less.
 pub fn kv_cache_bytes(run: &Run, layers: usize, dims: Dims, positions: usize) -> u64 {
-    let page_bytes = KvCache::bytes_per_page(layers, dims) as u64;
+    let page_bytes = KvCache::bytes_per_page(kv_dtype(run), layers, dims) as u64;
     // A sequence may write into its own copy of the prompt's last page, and one more may be on its way in.
     let pages =
         (u64::from(run.sequences_max) + 1).saturating_mul(positions.div_ceil(PAGE_LEN) as u64 + 1);
@@ -250,10 +269,19 @@ pub fn kv_cache_bytes(run: &Run, layers: usize, dims: Dims, positions: usize) ->
 }
 
 /// Bytes of the smallest cache in which a sequence of so many positions finds room.
-pub fn sequence_bytes(model: &ModelFacts, positions: u32) -> u64 {
-    let page_bytes = KvCache::bytes_per_page(model.layers as usize, dims_of(model)) as u64;
+pub fn sequence_bytes(run: &Run, model: &ModelFacts, positions: u32) -> u64 {
+    let (layers, dims) = (model.layers as usize, dims_of(model));
+    let page_bytes = KvCache::bytes_per_page(kv_dtype(run), layers, dims) as u64;
     let pages = (positions as usize).div_ceil(PAGE_LEN) as u64 + 1;
     pages.saturating_mul(page_bytes)
+}
+
+/// What a cache keeps keys and values as, which the device decides by the same two keys.
+fn kv_dtype(run: &Run) -> aha_compute::Dtype {
+    match run.dtype.into() {
+        aha_compute::Dtype::F32 => run.kv_dtype.into(),
+        half => half,
+    }
 }
 
 fn dims_of(model: &ModelFacts) -> Dims {
@@ -279,6 +307,18 @@ impl Phase<'_> {
 
     fn hidden(&self) -> u64 {
         u64::from(self.model.hidden_size)
+    }
+
+    /// Bytes of a number that is multiplied: A.
+    fn multiplied_bytes(&self) -> u64 {
+        aha_compute::Dtype::from(self.run.dtype).bytes() as u64
+    }
+
+    /// Bytes of what a block keeps of a token for its backward pass: B.
+    fn block_bytes(&self) -> u64 {
+        let (hidden, sums) = (2 * self.hidden(), u64::from(self.model.heads));
+        let multiplied = hidden + self.inner_len() - sums;
+        self.multiplied_bytes() * multiplied + F32 * (hidden + sums)
     }
 
     fn vocab(&self) -> u64 {
@@ -307,7 +347,8 @@ impl Phase<'_> {
     fn add_packed(&mut self) {
         let embedding =
             if self.model.has_tied_embeddings { 0 } else { self.vocab() * self.hidden() };
-        self.found.add("packed weights", self.weights().saturating_sub(F32 * embedding));
+        let multiplied = self.model.param_count.saturating_sub(embedding);
+        self.found.add("packed weights", self.multiplied_bytes().saturating_mul(multiplied));
     }
 
     fn add_training_state(&mut self) {
@@ -319,15 +360,22 @@ impl Phase<'_> {
 
     fn add_training(&mut self, tokens: u64, is_checkpointed: bool) {
         let (layers, hidden) = (u64::from(self.model.layers), self.hidden());
-        let block = 4 * hidden + self.inner_len();
-        let kept = if is_checkpointed { 2 * layers * hidden + block } else { layers * block };
-        let backward = 3 * hidden + 2 * u64::from(self.model.intermediate_size);
-        let of_tokens = |floats: u64| F32.saturating_mul(tokens).saturating_mul(floats);
+        let block = self.block_bytes();
+        let kept = match is_checkpointed {
+            true => (2 * F32 * layers * hidden).saturating_add(block),
+            false => layers.saturating_mul(block),
+        };
+        let inner = u64::from(self.model.intermediate_size);
+        // Gradients are rounded to what they are multiplied as.
+        let is_rounded = self.multiplied_bytes() != F32;
+        let rounded = |numbers: u64| if is_rounded { 2 * numbers } else { 0 };
+        let backward = F32 * (3 * hidden + 2 * inner) + rounded(inner);
+        let of_tokens = |bytes: u64| tokens.saturating_mul(bytes);
         let rows = tokens.min(lm_head::chunk_rows(self.model.vocab_size as usize) as u64);
-        self.found.add("activations", of_tokens(kept + 4 * hidden));
+        self.found.add("activations", of_tokens(kept + 4 * F32 * hidden));
         self.found.add("backward", of_tokens(backward));
-        let logits = if self.model.is_reward_model { 0 } else { F32 * self.vocab() * rows };
-        self.found.add("logits", logits);
+        let of_row = F32 * self.vocab() + rounded(self.vocab());
+        self.found.add("logits", if self.model.is_reward_model { 0 } else { of_row * rows });
         self.add_scratch(tokens);
     }
 

@@ -9,13 +9,14 @@
 //!   from the tree to structs and back.
 //! - `layout`: the file's sections. `local`: names and arithmetic. `references`: who reads whom.
 //!   `resolve`: tables, queries and models, asked through [`Catalogue`] and [`ModelProbe`].
-//! - [`memory`]: the prediction and its formulas. [`Plan`]: what `aha check` prints.
+//! - [`memory`]: the prediction and its formulas. `auto`: what is chosen by them. [`Plan`]: what `aha check` prints.
 //!
 //! # Invariants
 //! - A [`Pipeline`] only comes out of a file without problems; what runs never looks at the file.
 //! - [`Pipeline::to_toml`] writes every default, and reads back as an equal value.
 //! - A wrong value is reported once: nothing that builds on it is reported as well.
 
+mod auto;
 mod benchmark;
 mod catalogue;
 
@@ -39,6 +40,7 @@ mod values;
 mod watchdogs;
 mod write;
 
+pub use auto::{Auto, MICRO_BATCH_TOKENS_MAX, Room};
 pub use benchmark::Benchmark;
 pub use catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, ProbeProblem, SqlProblem, StageOutput, TableFacts,
@@ -89,19 +91,25 @@ pub fn parse(text: Text<'_>) -> Result<Pipeline, Problems> {
     }
 }
 
-/// Reads a pipeline, checks it against tables and models, and predicts its memory.
+/// Reads a pipeline, checks it against tables and models, predicts its memory, and chooses by that what the
+/// pipeline leaves open.
 pub fn check(
     text: Text<'_>,
     catalogue: &mut dyn Catalogue,
     probe: &dyn ModelProbe,
     places: &Places,
+    room: Room<'_>,
 ) -> Result<Plan, Problems> {
     let sources = Sources { path: text.path, text: text.text, sets: text.sets };
-    let (pipeline, mut reader) = read(&sources)?;
+    let (mut pipeline, mut reader) = read(&sources)?;
     let mut world = resolve::World { catalogue, probe, places };
     let facts = resolve::resolve(&pipeline, &mut world, &mut reader);
+    let too_large = auto::choose(&mut pipeline, &facts, room);
     let plan = Plan::new(pipeline, facts);
-    check_memory(&plan, &mut reader);
+    match plan.pipeline.run.memory {
+        Some(limit) => check_memory(&plan, limit, &too_large, &mut reader),
+        None => check_choices(&plan, room, &too_large, &mut reader),
+    }
     match Problems::new(reader.problems) {
         Some(problems) => Err(problems),
         None => Ok(plan),
@@ -116,8 +124,8 @@ fn read<'a>(sources: &'a Sources<'a>) -> Result<(Pipeline, Reader<'a>), Problems
     Ok((pipeline, reader))
 }
 
-fn check_memory(plan: &Plan, reader: &mut Reader<'_>) {
-    let Some(limit) = plan.pipeline.run.memory else { return };
+/// `too_large` names the stages whose choices are the smallest there are.
+fn check_memory(plan: &Plan, limit: ByteSize, too_large: &[String], reader: &mut Reader<'_>) {
     if let Some((stage, memory)) = plan.peak()
         && memory.total_bytes() > limit.0
         && reader.is_good("run.memory")
@@ -128,8 +136,33 @@ fn check_memory(plan: &Plan, reader: &mut Reader<'_>) {
             memory::shown(limit.0),
             memory.describe()
         );
-        let hint = "lower `micro_batch_tokens`, `run.kv_cache` or `run.query_memory`, set \
-                    `activation_checkpointing`, or allow more memory";
+        let hint = if too_large.contains(&stage.name) {
+            SMALLEST_HINT
+        } else {
+            "lower `micro_batch_tokens`, `run.kv_cache` or `run.query_memory`, set \
+             `activation_checkpointing`, or allow more memory"
+        };
         reader.report_at("run.memory", message, Some(hint.into()));
     }
 }
+
+/// Where the choice is ours, a run that the machine has no room for is refused too.
+fn check_choices(plan: &Plan, room: Room<'_>, too_large: &[String], reader: &mut Reader<'_>) {
+    let Some(free_bytes) = room.free_bytes else { return };
+    for (stage, memory) in plan.pipeline.stages.iter().zip(&plan.memory) {
+        if too_large.contains(&stage.name) {
+            let message = format!(
+                "stage `{}` will want more than the {} that this machine has free: {}",
+                stage.name,
+                memory::shown(free_bytes),
+                memory.describe()
+            );
+            let hint = format!("{SMALLEST_HINT} by `run.memory`");
+            reader.report_at(&format!("stage.{}", stage.name), message, Some(hint));
+        }
+    }
+}
+
+/// The remedy where micro-batches are the smallest there are.
+const SMALLEST_HINT: &str = "lower `max_tokens`, `run.kv_cache` or `run.query_memory`, take a smaller \
+                             model, or allow more memory";

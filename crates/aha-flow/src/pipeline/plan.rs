@@ -8,7 +8,8 @@ use aha_reward::Settings;
 use aha_reward::code::Isolation;
 use serde_json::{Value as Json, json};
 
-use super::memory::{Breakdown, predict, shown};
+use super::auto::Knobs;
+use super::memory::{Breakdown, memory_of, shown};
 use super::models::{ModelSource, TokenizerSource};
 use super::resolve::Facts;
 use super::rewards::Reward;
@@ -28,22 +29,8 @@ pub struct Plan {
 
 impl Plan {
     pub(crate) fn new(pipeline: Pipeline, facts: Facts) -> Self {
-        let memory = pipeline
-            .stages
-            .iter()
-            .map(|stage| {
-                let models = stage.kind.models().iter().filter_map(|name| facts.models.get(name));
-                let mut asked: Vec<&str> = Vec::new();
-                for (name, _) in stage.kind.rewards().iter().filter_map(Reward::reward_model) {
-                    if !asked.contains(&name) {
-                        asked.push(name);
-                    }
-                }
-                let asked: Vec<_> =
-                    asked.into_iter().filter_map(|name| facts.models.get(name)).collect();
-                predict(&pipeline, stage, models.max_by_key(|model| model.param_count), &asked)
-            })
-            .collect();
+        let memory =
+            pipeline.stages.iter().map(|stage| memory_of(&pipeline, stage, &facts)).collect();
         Self { pipeline, facts, memory }
     }
 
@@ -77,7 +64,7 @@ impl Plan {
             if !stage.description.is_empty() {
                 let _ = writeln!(text, "     {}", stage.description);
             }
-            for line in details(stage, &self.facts) {
+            for line in details(stage, &self.facts).into_iter().chain(passes(&stage.kind)) {
                 let _ = writeln!(text, "     {line}");
             }
             for name in stage.kind.rewards().iter().filter_map(Reward::unset_variable) {
@@ -185,6 +172,9 @@ impl Plan {
                 "unset_variables":
                     stage.kind.rewards().iter().filter_map(Reward::unset_variable).collect::<Vec<_>>(),
                 "formula": formula,
+                "micro_batch_tokens": Knobs::of(&stage.kind).map(|knobs| knobs.tokens.tokens()),
+                "activation_checkpointing":
+                    Knobs::of(&stage.kind).map(|knobs| knobs.checkpointing.is_on()),
                 "memory_bytes": memory.total_bytes(),
                 "memory": memory.parts,
             })
@@ -316,6 +306,14 @@ fn details_of_rl(rl: &RlStage) -> Vec<String> {
     }
     lines.push(format!("optimizer {}", optimizer(&rl.optimizer, rl.grad_clip)));
     lines
+}
+
+/// How a training stage cuts its work, which no result depends on.
+fn passes(kind: &StageKind) -> Option<String> {
+    let knobs = Knobs::of(kind)?;
+    let tokens = grouped(u64::from(knobs.tokens.tokens()));
+    let again = if knobs.checkpointing.is_on() { ", activations computed again" } else { "" };
+    Some(format!("passes    of at most {tokens} tokens{again}"))
 }
 
 fn rewards(rewards: &[Reward]) -> String {

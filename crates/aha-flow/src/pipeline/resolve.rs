@@ -628,7 +628,7 @@ fn check_against_model(
             reader.report_at(&template_path, message, Some(hint));
         }
         // A prompt has a token at the least.
-        let needed = super::memory::sequence_bytes(model, len.saturating_add(1));
+        let needed = super::memory::sequence_bytes(&pipeline.run, model, len.saturating_add(1));
         if is_sampling && needed > pipeline.run.kv_cache.0 && reader.is_good("run.kv_cache") {
             let message = format!(
                 "`run.kv_cache` is {}, less than one sequence of `{len_path}` = {len} tokens needs",

@@ -3,6 +3,7 @@
 use aha_learn::objective::Objective;
 use aha_learn::preset::Preset;
 
+use super::auto::Auto;
 use super::benchmark::Benchmark;
 use super::catalogue::StageOutput;
 use super::models::ModelSource;
@@ -188,9 +189,10 @@ section! {
         pub max_steps: Option<u64> = None, "at least 1" |n| n.is_none_or(|n| n >= 1);
         /// Sequences of one optimizer step.
         pub batch_size: u32 = 32, "at least 1" |n| *n >= 1;
-        /// Tokens of one forward and backward pass, at most. Memory depends on it, results do not.
+        /// Tokens of one forward and backward pass, at most. Memory depends on it, results do not. "auto": as
+        /// many as fit into `run.memory` or, without it, into what the machine has free, up to 4096.
         @neutral
-        pub micro_batch_tokens: u32 = 4096, "at least 1" |n| *n >= 1;
+        pub micro_batch_tokens: Auto<u32> = Auto::Auto, "at least 1" |n| n.given() != Some(0);
         /// Tokens of a sequence, prompt and end token included, at most; never more than the model has
         /// positions for.
         pub max_tokens: u32 = 1024, "at least 2" |n| *n >= 2;
@@ -212,9 +214,9 @@ section! {
         @neutral
         pub checkpoint_every: u64 = 100, "at least 1" |n| *n >= 1;
         /// Keeps one activation per layer and computes the rest again in the backward pass: about a
-        /// third more work, a fraction of the memory.
+        /// third more work, a fraction of the memory. "auto": only if no micro-batch fits otherwise.
         @neutral
-        pub activation_checkpointing: bool = false;
+        pub activation_checkpointing: Auto<bool> = Auto::Auto;
         /// What is watched, and what happens then.
         @neutral
         pub watchdogs: SftWatchdogs = SftWatchdogs::default();
@@ -259,9 +261,10 @@ section! {
         /// Pairs of one optimizer step.
         pub batch_size: u32 = 32, "at least 1" |n| *n >= 1;
         /// Tokens of one forward and backward pass, at most; a pair stays whole. Memory depends on it, results
-        /// do not.
+        /// do not. "auto": as many as fit into `run.memory` or, without it, into what the machine has free, up
+        /// to 4096.
         @neutral
-        pub micro_batch_tokens: u32 = 4096, "at least 1" |n| *n >= 1;
+        pub micro_batch_tokens: Auto<u32> = Auto::Auto, "at least 1" |n| n.given() != Some(0);
         /// Tokens of a prompt and one of its completions, end token included, at most; never more than the
         /// model has positions for.
         pub max_tokens: u32 = 1024, "at least 2" |n| *n >= 2;
@@ -282,9 +285,10 @@ section! {
         /// Optimizer steps between checkpoints.
         @neutral
         pub checkpoint_every: u64 = 100, "at least 1" |n| *n >= 1;
-        /// Keeps one activation per layer and computes the rest again in the backward pass.
+        /// Keeps one activation per layer and computes the rest again in the backward pass. "auto": only if
+        /// no micro-batch fits otherwise.
         @neutral
-        pub activation_checkpointing: bool = false;
+        pub activation_checkpointing: Auto<bool> = Auto::Auto;
         /// What is watched, and what happens then.
         @neutral
         pub watchdogs: NanWatchdog = NanWatchdog::default();
@@ -349,9 +353,10 @@ section! {
         /// Passes over a step's completions.
         pub inner_epochs: u32 = 1, "at least 1" |n| *n >= 1;
         /// Tokens of one forward and backward pass, at most; a group's prompt counts once. Memory depends on
-        /// it. Results do only where it is less than a group's tokens, and then by rounding.
+        /// it; results do only where it is less than a group's tokens, and then by rounding. "auto": as many as
+        /// fit into `run.memory` or, without it, into what the machine has free, up to 4096.
         @neutral
-        pub micro_batch_tokens: u32 = 4096, "at least 1" |n| *n >= 1;
+        pub micro_batch_tokens: Auto<u32> = Auto::Auto, "at least 1" |n| n.given() != Some(0);
         /// AdamW. R1-Zero's rate is 3e-6, constant.
         pub optimizer: Optimizer = Optimizer::default();
         /// Largest global norm of the gradient; a larger one is scaled down to it; 0 is off.
@@ -361,9 +366,10 @@ section! {
         /// Steps between checkpoints.
         @neutral
         pub checkpoint_every: u64 = 20, "at least 1" |n| *n >= 1;
-        /// Keeps one activation per layer and computes the rest again in the backward pass.
+        /// Keeps one activation per layer and computes the rest again in the backward pass. "auto": only if
+        /// no micro-batch fits otherwise.
         @neutral
-        pub activation_checkpointing: bool = false;
+        pub activation_checkpointing: Auto<bool> = Auto::Auto;
         /// What is watched, and what happens then.
         @neutral
         pub watchdogs: Watchdogs = Watchdogs::default();

@@ -184,8 +184,8 @@ impl Minibatches<'_> {
             &settings.optimizer,
             self.lr,
             settings.grad_clip,
-            settings.micro_batch_tokens,
-            settings.activation_checkpointing,
+            settings.micro_batch_tokens.tokens(),
+            settings.activation_checkpointing.is_on(),
         );
         let temperature = 1.0 / self.shared.sampling.inv_temperature();
         let outcome = self.learner.policy_step(

@@ -152,7 +152,7 @@ struct Preference {
 impl Preference {
     fn compare(&self, model: &Model, pairs: &[Pair]) -> Result<Totals> {
         let pairs: Vec<learner::Pair<'_>> = pairs.iter().map(Pair::tokens).collect();
-        let micro_batch_tokens = self.settings.micro_batch_tokens as usize;
+        let micro_batch_tokens = self.settings.micro_batch_tokens.tokens() as usize;
         Ok(compare(model, &pairs, self.settings.centering, micro_batch_tokens)?)
     }
 
@@ -176,8 +176,8 @@ impl Task for Preference {
             &self.settings.optimizer,
             lr,
             self.settings.grad_clip,
-            self.settings.micro_batch_tokens,
-            self.settings.activation_checkpointing,
+            self.settings.micro_batch_tokens.tokens(),
+            self.settings.activation_checkpointing.is_on(),
         );
         let batch = self.plan.batch(step);
         let batch: Vec<learner::Pair<'_>> =

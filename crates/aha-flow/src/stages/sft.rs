@@ -106,8 +106,8 @@ impl Task for Imitation {
             &self.settings.optimizer,
             lr,
             self.settings.grad_clip,
-            self.settings.micro_batch_tokens,
-            self.settings.activation_checkpointing,
+            self.settings.micro_batch_tokens.tokens(),
+            self.settings.activation_checkpointing.is_on(),
         );
         let batch = self.plan.batch(step);
         let batch: Vec<learner::Example<'_>> = batch

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use aha_flow::pipeline::{
-    ModelFacts, ModelProbe, Places, Plan, ProbeProblem, Problems, Text, check,
+    ModelFacts, ModelProbe, Places, Plan, ProbeProblem, Problems, Room, Text, check,
 };
 use aha_flow::planning::Tables;
 use aha_rollout::part::PartWriter;
@@ -16,6 +16,14 @@ const PROBLEMS_COUNT: i64 = 1200;
 /// Checks a text against a directory with `datasets/problems.parquet` and `models/`.
 pub fn check_text(path: &str, text: &str, sets: &[String]) -> Result<Plan, Problems> {
     check_in(tempfile::tempdir().unwrap().path(), path, text, sets)
+}
+
+/// As [`check_text`], with what choices are made by.
+pub fn check_room(text: &str, sets: &[String], room: Room<'_>) -> Result<Plan, Problems> {
+    let dir = tempfile::tempdir().unwrap();
+    write_models(dir.path());
+    write_problems(&dir.path().join("datasets"));
+    check_with(dir.path(), ("pipeline.toml", text, sets), room)
 }
 
 /// The plan or the problems as they are shown, with paths from the directory on.
@@ -34,12 +42,20 @@ fn check_in(dir: &Path, path: &str, text: &str, sets: &[String]) -> Result<Plan,
     check_from(dir, path, text, sets)
 }
 
-/// Checks a text whose paths start from `dir`.
+/// Checks a text whose paths start from `dir`, on a machine whose memory is not known.
 pub fn check_from(dir: &Path, path: &str, text: &str, sets: &[String]) -> Result<Plan, Problems> {
+    check_with(dir, (path, text, sets), Room::default())
+}
+
+fn check_with(
+    dir: &Path,
+    (path, text, sets): (&str, &str, &[String]),
+    room: Room<'_>,
+) -> Result<Plan, Problems> {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let places = Places { base_dir: dir.to_owned(), hf_cache: None };
     let mut tables = Tables::new(&places, runtime.handle().clone()).unwrap();
-    check(Text { path, text, sets }, &mut tables, &FakeModels, &places)
+    check(Text { path, text, sets }, &mut tables, &FakeModels, &places, room)
 }
 
 fn write_problems(dir: &Path) {

@@ -38,7 +38,7 @@ impl Actors {
     pub async fn new(world: &World, sets: &[&str]) -> Actors {
         let places = Places { base_dir: "/".into(), hf_cache: None };
         let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
-        let plan = planning::check(&world.pipeline(), &sets, &places).await.unwrap();
+        let plan = planning::check(&world.pipeline(), &sets, &places, None).await.unwrap();
         let session = Session::new(&SessionOptions::default()).unwrap();
         for (name, address) in &plan.pipeline.tables {
             let source = TableSource::new(address, &places.base_dir).unwrap();

@@ -28,7 +28,7 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     require_pipeline(&args.pipeline)?;
     let places = planning::places();
-    let checked = planning::check(&args.pipeline, &args.sets, &places);
+    let checked = planning::check(&args.pipeline, &args.sets, &places, None);
     match shared::runtime()?.block_on(checked) {
         Ok(plan) => {
             match args.json {

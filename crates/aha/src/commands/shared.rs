@@ -9,13 +9,12 @@ use aha_reward::{NoBackends, Spec, Verifier};
 use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
-use super::doctor::machine;
 use crate::report::{misuse, misused};
 use crate::text;
 
 /// A warning where a stage will want more memory than this machine has, or than its control group allows.
 pub fn memory_warning(plan: &Plan) -> Option<String> {
-    let machine = machine::memory();
+    let machine = aha_flow::machine::memory();
     let has_bytes = machine.total_bytes.into_iter().chain(machine.limit_bytes).min()?;
     let (stage, memory) = plan.peak()?;
     (memory.total_bytes() > has_bytes).then(|| {

@@ -18,7 +18,8 @@ use super::RewardModel;
 use crate::error::{Error, Result};
 use crate::models::{self, Loaded, config_of};
 use crate::pipeline::{
-    NanWatchdog, Optimizer, OverlongPair, RandomModel, RewardModelStage, Run, Sql, Template, Watch,
+    Auto, NanWatchdog, Optimizer, OverlongPair, RandomModel, RewardModelStage, Run, Sql, Template,
+    Watch,
 };
 use crate::progress::{Event, Watcher};
 use crate::reward_model::{self, Card};
@@ -252,8 +253,8 @@ async fn a_stage_that_was_interrupted_ends_with_the_same_files() {
     // As a kill would leave it: what came after the checkpoint of step 2 is made again.
     let newest = world.dir("broken").checkpoints("prefers").join("step-000003");
     fs_err::remove_dir_all(newest).unwrap();
-    world.settings.micro_batch_tokens = 30;
-    world.settings.activation_checkpointing = true;
+    world.settings.micro_batch_tokens = Auto::Given(30);
+    world.settings.activation_checkpointing = Auto::Given(true);
     let outcome = world.finish("broken").await;
     assert_eq!(outcome.metrics().len(), 4);
     assert!(world.files("broken") == world.files("whole"));

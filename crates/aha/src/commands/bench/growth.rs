@@ -7,7 +7,7 @@ use super::job::{Batch, Sampled, Work};
 use super::limits::{Limits, forward_flop, train_flop};
 use super::row::Row;
 use super::subject::{Shape, Subject};
-use super::{Bench, Kind, Sequences, machine};
+use super::{Bench, Kind, Sequences};
 use crate::text;
 
 /// Tokens of one sequence.
@@ -108,7 +108,7 @@ fn refused(bench: &Bench<'_>, config: &Config, work: &Work, limits: &Limits) -> 
     if seconds > f64::from(bench.args.seconds_max) {
         return Some(format!("left out: takes {seconds:.0} s even at the peak"));
     }
-    let has = machine::memory();
+    let has = aha_flow::machine::memory();
     let has_bytes = has.available_bytes.into_iter().chain(has.limit_bytes).min()?;
     (needs.bytes > has_bytes as f64).then(|| {
         let [needs, has] = [needs.bytes as u64, has_bytes].map(text::size);

@@ -276,7 +276,7 @@ impl Bench<'_> {
         json!({
             "processor": machine::processor_model(), "features": machine::features(),
             "instruction_set": self.device.isa().to_string(), "threads": self.device.threads(),
-            "dtype": self.device.dtype().to_string(), "memory_bytes": machine::memory().total_bytes,
+            "dtype": self.device.dtype().to_string(), "memory_bytes": aha_flow::machine::memory().total_bytes,
         })
     }
 

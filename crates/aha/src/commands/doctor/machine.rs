@@ -1,36 +1,7 @@
-//! What the operating system says about the machine.
+//! What the operating system says about the machine, besides its memory.
 
 use std::ffi::CStr;
 use std::path::Path;
-
-/// Memory in bytes; none where the system doesn't say.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Memory {
-    /// All of it.
-    pub total_bytes: Option<u64>,
-    /// What can be had without swapping.
-    pub available_bytes: Option<u64>,
-    /// What the control group allows, if it sets a limit.
-    pub limit_bytes: Option<u64>,
-}
-
-/// Memory of the machine and of this process's control group.
-pub fn memory() -> Memory {
-    let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
-    let limit = fs_err::read_to_string("/sys/fs/cgroup/memory.max").ok();
-    Memory {
-        total_bytes: meminfo(&text, "MemTotal"),
-        available_bytes: meminfo(&text, "MemAvailable"),
-        limit_bytes: limit.and_then(|limit| limit.trim().parse().ok()),
-    }
-}
-
-/// A line of `/proc/meminfo`, such as `MemTotal:  4046848 kB`.
-fn meminfo(text: &str, key: &str) -> Option<u64> {
-    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
-}
 
 /// The processor's name.
 pub fn processor_model() -> Option<String> {
@@ -88,15 +59,6 @@ pub fn is_writable(dir: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn meminfo_is_in_kib() {
-        let text = "MemTotal:        4046848 kB\nMemAvailable:    1000 kB\nHugePages_Total:  0\n";
-        assert_eq!(meminfo(text, "MemTotal"), Some(4_046_848 * 1024));
-        assert_eq!(meminfo(text, "MemAvailable"), Some(1_024_000));
-        assert_eq!(meminfo(text, "Mem"), None);
-        assert_eq!(meminfo(text, "HugePages_Total"), None);
-    }
 
     #[test]
     fn a_library_that_is_not_there_is_not_loadable() {

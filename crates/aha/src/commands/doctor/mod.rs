@@ -102,7 +102,8 @@ fn processor() -> Check {
 }
 
 fn memory() -> Check {
-    let machine::Memory { total_bytes, available_bytes, limit_bytes } = machine::memory();
+    let aha_flow::machine::Memory { total_bytes, available_bytes, limit_bytes } =
+        aha_flow::machine::memory();
     let shown = |bytes: Option<u64>| bytes.map_or("unknown".to_owned(), text::size);
     let limit =
         limit_bytes.map(|bytes| format!(", limited to {} by the control group", text::size(bytes)));

@@ -1,0 +1,67 @@
+//! The memory that the operating system says there is.
+
+/// Of the memory that can be had, the part that is left to others: an eighth.
+const RESERVE_DIVISOR: u64 = 8;
+
+/// Memory in bytes; none where the system doesn't say.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it.
+    pub total_bytes: Option<u64>,
+    /// What can be had without swapping.
+    pub available_bytes: Option<u64>,
+    /// What the control group allows, if it sets a limit.
+    pub limit_bytes: Option<u64>,
+}
+
+impl Memory {
+    /// What a run may plan with, if it is told nothing: what is available and allowed, less a reserve.
+    pub fn free_bytes(&self) -> Option<u64> {
+        let least = self.available_bytes.into_iter().chain(self.limit_bytes).min();
+        least.map(|bytes| bytes - bytes / RESERVE_DIVISOR)
+    }
+}
+
+/// Memory of the machine and of this process's control group.
+pub fn memory() -> Memory {
+    let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
+    let limit = fs_err::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    Memory {
+        total_bytes: meminfo(&text, "MemTotal"),
+        available_bytes: meminfo(&text, "MemAvailable"),
+        limit_bytes: limit.and_then(|limit| limit.trim().parse().ok()),
+    }
+}
+
+/// A line of `/proc/meminfo`, such as `MemTotal:  4046848 kB`.
+fn meminfo(text: &str, key: &str) -> Option<u64> {
+    let line = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_is_in_kib() {
+        let text = "MemTotal:        4046848 kB\nMemAvailable:    1000 kB\nHugePages_Total:  0\n";
+        assert_eq!(meminfo(text, "MemTotal"), Some(4_046_848 * 1024));
+        assert_eq!(meminfo(text, "MemAvailable"), Some(1_024_000));
+        assert_eq!(meminfo(text, "Mem"), None);
+        assert_eq!(meminfo(text, "HugePages_Total"), None);
+    }
+
+    #[test]
+    fn a_run_plans_with_what_is_available_and_allowed() {
+        let memory = |available_bytes, limit_bytes| Memory {
+            total_bytes: Some(9000),
+            available_bytes,
+            limit_bytes,
+        };
+        assert_eq!(memory(Some(8000), None).free_bytes(), Some(7000));
+        assert_eq!(memory(Some(8000), Some(800)).free_bytes(), Some(700));
+        assert_eq!(memory(None, None).free_bytes(), None);
+    }
+}
