@@ -25,7 +25,7 @@ SMOLLM2 = "hidden_size = 576, intermediate_size = 1536, layers = 30, heads = 9, 
 SFT = 'kind = "sft"\ndata = "SELECT text FROM texts"\nmax_tokens = 512\noverlong = "truncate"\n'
 PAIRS = 'kind = "reward-model"\ndata = "SELECT prompt, chosen, rejected FROM pairs"\nmax_tokens = 512\n'
 RL = (
-    'kind = "rl"\nprompts = "SELECT id, prompt, answer FROM problems"\nprompts_per_step = 4\ngroup_size = 8\n'
+    'kind = "rl"\nsampling = { max_tokens = 192 }\nprompts = "SELECT id, prompt, answer FROM problems"\nprompts_per_step = 4\ngroup_size = 8\n'
     'rewards = [{ kind = "repetition", ngram_len_words = 1 }]\n'
     'watchdogs = { truncated = "off", no_signal = "off", unparsed = "off" }\n'
 )
@@ -34,18 +34,21 @@ SAMPLE = (
     'rewards = [{ kind = "repetition" }]\n'
 )
 
+CHECKPOINTING = "activation_checkpointing = true"
+NO_KL = "objective = { kl = 0, entropy = 0.001 }"
+
 # Name, model, size of the cache, and the stage.
 CONFIGURATIONS = [
     ("sft", SMALL, "8MiB", SFT + "batch_size = 8\nmicro_batch_tokens = 4096"),
     ("sft-small-batches", SMALL, "8MiB", SFT + "batch_size = 8\nmicro_batch_tokens = 512"),
-    ("sft-checkpointing", SMALL, "8MiB", SFT + "batch_size = 8\nmicro_batch_tokens = 4096\nactivation_checkpointing = true"),
+    ("sft-checkpointing", SMALL, "8MiB", SFT + "batch_size = 8\nmicro_batch_tokens = 4096\n" + CHECKPOINTING),
     ("reward-model", SMALL, "8MiB", PAIRS + "batch_size = 4\nmicro_batch_tokens = 2048"),
-    ("rl", SMALL, "32MiB", RL + "sampling = { max_tokens = 192 }\nmicro_batch_tokens = 2048\nobjective = { kl = 0, entropy = 0.001 }"),
-    ("rl-kl", SMALL, "32MiB", RL + "sampling = { max_tokens = 192 }\nmicro_batch_tokens = 1024\nobjective = { kl = 0.01 }"),
-    ("rl-large-cache", SMALL, "512MiB", RL + "sampling = { max_tokens = 192 }\nmicro_batch_tokens = 512\nobjective = { kl = 0, entropy = 0.001 }"),
-    ("sample", SMALL, "64MiB", SAMPLE),
+    ("rl", SMALL, "32MiB", RL + "micro_batch_tokens = 2048\n" + NO_KL),
+    ("rl-kl", SMALL, "32MiB", RL + "micro_batch_tokens = 1024\nobjective = { kl = 0.01 }"),
+    ("rl-large-cache", SMALL, "512MiB", RL + "micro_batch_tokens = 512\n" + NO_KL),
+    ("sample", SMALL, "128MiB", SAMPLE),
     ("smollm2-sft", SMOLLM2, "8MiB", SFT + "batch_size = 2\nmicro_batch_tokens = 1024"),
-    ("smollm2-reward-model", SMOLLM2, "8MiB", PAIRS + "batch_size = 1\nmicro_batch_tokens = 1024\nactivation_checkpointing = true"),
+    ("smollm2-reward-model", SMOLLM2, "8MiB", PAIRS + "batch_size = 1\nmicro_batch_tokens = 1024\n" + CHECKPOINTING),
 ]
 
 
@@ -83,10 +86,11 @@ def pipeline(model, cache, stage):
     """A pipeline of one stage, which takes two steps."""
     steps = {"sft": "max_steps = 2\n", "reward-model": "max_steps = 2\n", "rl": "steps = 2\n"}
     kind = stage.split('"')[1]
+    positions = 1024 if "max_tokens = 512" in stage else 256
     tokenizer = "tokenizer = { train = \"SELECT prompt || '0123456789 ' AS text FROM problems\", vocab_size = 24, alphabet = \"seen\" }"
     return (
         f'[run]\nseed = {SEED}\nthreads = 2\nkv_cache = "{cache}"\nquery_memory = "32MiB"\n\n'
-        f'[models]\nblank = {{ init = "random", {model}, max_position_embeddings = 1024, {tokenizer} }}\n\n'
+        f'[models]\nblank = {{ init = "random", {model}, max_position_embeddings = {positions}, {tokenizer} }}\n\n'
         '[tables]\ntexts = "texts.jsonl"\npairs = "pairs.jsonl"\nproblems = "problems.jsonl"\n\n'
         f'[[stage]]\nname = "a"\nmodel = "blank"\n{stage}\n{steps.get(kind, "")}'
     )

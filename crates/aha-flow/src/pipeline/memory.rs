@@ -7,7 +7,7 @@
 //!
 //! | part | bytes | where |
 //! | --- | --- | --- |
-//! | program | 96 MiB | code, tokenizer, tables being read and written |
+//! | program | 40 MiB | code, tokenizer, tables being read and written |
 //! | queries | `run.query_memory` | while a stage's query runs: sorts, joins and groups, which then spill |
 //! | weights | 4 P | every stage with a model |
 //! | file | 4 P | while weights are read: the mapped file |
@@ -16,14 +16,14 @@
 //! | optimizer | 8 P | training: AdamW's two moments |
 //! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model |
 //! | reward models | (4 + A) P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | rewards of kind `model` |
-//! | kv cache | `run.kv_cache`, or less if S sequences can't fill it | sampling |
+//! | kv cache | `run.kv_cache`, or less if S sequences, or all rows of a step, can't fill it | sampling |
 //! | activations | T (L B + 16 H), where B = A (2 H + 2 Q + 2 K + 3 I) + 4 (2 H + N) | training |
 //! | the same with checkpointing | T (8 L H + B + 16 H) | training |
 //! | the same without a backward pass | 4 R (6 H + 2 Q + 2 K + 3 I) | sampling |
 //! | backward | 4 T (3 H + 2 I), and 2 T I with bf16 | training: gradients of activations on their way |
 //! | logits | 4 V * rows of a chunk, and half of it more where their gradients are rounded | training and sampling; and a row per thread that draws |
 //! | scratch | threads * (2 MiB + 16 T head_dim) | panels of matrix products, pages of keys |
-//! | spare buffers | 64 MiB | freed ones of other sizes: [`aha_compute::device::SPARE_BYTES_MAX`] |
+//! | spare buffers | half of activations, backward and logits, at most 32 MiB; `rl` 64 MiB | freed ones of other sizes |
 //! | rollouts | rows * tokens * 48 | `rl`, `sample`, `eval`: ids, log-probs, text of a step or chunk, copied twice |
 //!
 //! What one block keeps for its backward pass, B: both sums of the residual stream and their norms (4 H),
@@ -51,7 +51,7 @@ use crate::reward_model::SCORING_TOKENS_MAX;
 use crate::stages::completions::CHUNK_PROMPTS;
 
 /// Code, tokenizer, tables being read and written.
-const PROGRAM_BYTES: u64 = 96 << 20;
+const PROGRAM_BYTES: u64 = 40 << 20;
 /// What a thread's matrix products pack at a time, at most.
 const THREAD_SCRATCH_BYTES: u64 = 2 << 20;
 /// Of a token that was sampled: id, log-prob and text, three times.
@@ -209,7 +209,8 @@ pub fn predict(
         }
         _ => model,
     };
-    let mut at = Phase { run: &pipeline.run, model, found: program };
+    let mut at = Phase::new(&pipeline.run, model);
+    at.found = program;
     at.found.add("weights", at.weights());
     at.add_reward_models(reward_models);
     let mut query = at.clone();
@@ -239,6 +240,8 @@ pub fn predict(
             let batch = (rows / u64::from(rl.minibatches.max(1)))
                 .saturating_mul(u64::from(model.max_position_embeddings));
             let tokens = u64::from(rl.micro_batch_tokens.tokens()).min(batch);
+            // Sampling and training leave buffers of each other's sizes.
+            at.spare_bytes_max = SPARE_BYTES_MAX as u64;
             at.add_training_state();
             let mut reference = at.clone();
             reference.found = Breakdown::default();
@@ -261,10 +264,14 @@ pub fn predict(
 /// Bytes of a cache of keys and values: `run.kv_cache`, or what `run.sequences_max` whole sequences can fill
 /// if that is less.
 pub fn kv_cache_bytes(run: &Run, layers: usize, dims: Dims, positions: usize) -> u64 {
+    filled_bytes(run, u64::from(run.sequences_max), layers, dims, positions)
+}
+
+/// Bytes of the cache that so many whole sequences can fill.
+fn filled_bytes(run: &Run, sequences: u64, layers: usize, dims: Dims, positions: usize) -> u64 {
     let page_bytes = KvCache::bytes_per_page(kv_dtype(run), layers, dims) as u64;
     // A sequence may write into its own copy of the prompt's last page, and one more may be on its way in.
-    let pages =
-        (u64::from(run.sequences_max) + 1).saturating_mul(positions.div_ceil(PAGE_LEN) as u64 + 1);
+    let pages = (sequences + 1).saturating_mul(positions.div_ceil(PAGE_LEN) as u64 + 1);
     run.kv_cache.0.min(pages.saturating_mul(page_bytes))
 }
 
@@ -298,9 +305,17 @@ struct Phase<'a> {
     run: &'a Run,
     model: &'a ModelFacts,
     found: Breakdown,
+    /// Most that freed buffers of other sizes come to. The device would keep twice as much, but batches of one
+    /// kind differ little.
+    spare_bytes_max: u64,
 }
 
-impl Phase<'_> {
+impl<'a> Phase<'a> {
+    fn new(run: &'a Run, model: &'a ModelFacts) -> Phase<'a> {
+        let spare_bytes_max = SPARE_BYTES_MAX as u64 / 2;
+        Phase { run, model, found: Breakdown::default(), spare_bytes_max }
+    }
+
     fn weights(&self) -> u64 {
         F32.saturating_mul(self.model.param_count)
     }
@@ -382,7 +397,7 @@ impl Phase<'_> {
     /// Weights of reward models, packed ones, and what a batch of texts takes on its way through the largest.
     fn add_reward_models(&mut self, models: &[&ModelFacts]) {
         let run = self.run;
-        let phase = |model| Phase { run, model, found: Breakdown::default() };
+        let phase = |model| Phase::new(run, model);
         let weights = models.iter().map(|model| {
             let mut phase = phase(model);
             phase.add_packed();
@@ -409,7 +424,9 @@ impl Phase<'_> {
         let model = self.model;
         let dims = dims_of(model);
         let (layers, positions) = (model.layers as usize, model.max_position_embeddings as usize);
-        self.found.add("kv cache", kv_cache_bytes(self.run, layers, dims, positions));
+        // The system gives the cache's memory as it is written to.
+        let sequences = u64::from(self.run.sequences_max).min(rows);
+        self.found.add("kv cache", filled_bytes(self.run, sequences, layers, dims, positions));
         let tokens = rows.saturating_mul(u64::from(max_tokens));
         self.found.add("rollouts", tokens.saturating_mul(ROLLOUT_TOKEN_BYTES));
     }
@@ -428,7 +445,10 @@ impl Phase<'_> {
         let keys = 4 * F32 * u64::from(self.model.head_dim);
         let of_thread = THREAD_SCRATCH_BYTES.saturating_add(tokens.saturating_mul(keys));
         self.found.add("scratch", self.threads().saturating_mul(of_thread));
-        self.found.add("spare buffers", SPARE_BYTES_MAX as u64);
+        let comes_and_goes =
+            |part: &&Part| ["activations", "backward", "logits"].contains(&part.name);
+        let lent: u64 = self.found.parts.iter().filter(comes_and_goes).map(|part| part.bytes).sum();
+        self.found.add("spare buffers", (lent / 2).min(self.spare_bytes_max));
     }
 }
 
@@ -529,6 +549,9 @@ mod tests {
         // 101 sequences of 33 pages of 16 positions.
         let short = ModelFacts { max_position_embeddings: 512, ..model };
         assert_eq!(part("kv cache", SAMPLE, &short), 101 * 33 * 16 * 2 * 4 * 30 * 192);
+        // A step of 8 completions.
+        let few = format!("{RL}\nprompts_per_step = 2\ngroup_size = 4");
+        assert_eq!(part("kv cache", &few, &short), 9 * 33 * 16 * 2 * 4 * 30 * 192);
     }
 
     #[test]

@@ -35,6 +35,7 @@ prompts_per_step = 4
 group_size = 4
 checkpoint_every = 1
 micro_batch_tokens = 256
+activation_checkpointing = false
 sampling = { max_tokens = 8 }
 objective = { kl = 0.01, entropy = 0.001 }
 reference = { refresh_every = 0 }
