@@ -356,7 +356,7 @@ mod tests {
                     0 => 8.0 * x,
                     1 => 0.01 * x,
                     2 => (2.0 * x).round(),
-                    3 if random.bits(&[len, i]) % 3 == 0 => f64::NEG_INFINITY,
+                    3 if random.bits(&[len, i]).is_multiple_of(3) => f64::NEG_INFINITY,
                     _ => 40.0 * x,
                 }
             })

@@ -1,7 +1,5 @@
 //! The engine step by step, and the ends of completions.
 
-#![expect(clippy::unwrap_used, reason = "a fixture of another shape fails the test")]
-
 use std::path::Path;
 
 use aha_compute::Device;
