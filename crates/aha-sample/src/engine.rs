@@ -403,6 +403,7 @@ impl Running<'_> {
 
     /// Draws from a chunk of rows, those of the live sequences from `start` on.
     fn draw_chunk(&mut self, logits: &Tensor, start: usize, draws: &mut Draws) {
+        let _span = moving("draw", &[logits]);
         let device = self.model.device();
         let rows = logits.rows();
         let rows_per_part = rows.div_ceil(DRAW_PARTS_PER_THREAD * device.threads()).max(1);

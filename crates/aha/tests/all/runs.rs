@@ -27,7 +27,27 @@ fn check_prints_the_plan() {
     let formula = json["stages"][1]["formula"].as_str().unwrap();
     assert!(!formula.is_empty());
     assert!(!temp.path().join("runs").exists(), "a check writes nothing");
-    let large = aha(temp.path(), &["check", "tiny.toml", "--set", "run.query_memory=999TiB"]);
+}
+
+/// Where micro-batches are ours to choose, a run that finds no room is refused; where they are given, the machine
+/// that checks need not be the one that runs.
+#[test]
+fn a_pipeline_that_the_machine_has_no_room_for_is_refused_or_warned_of() {
+    let temp = write_pipeline(3);
+    let mut args = vec!["check", "tiny.toml", "--set", "run.query_memory=999TiB"];
+    let refused = aha(temp.path(), &args);
+    assert_eq!(refused.code, Some(2), "{refused:?}");
+    assert!(refused.stderr.contains("that this machine has free"), "{refused:?}");
+    assert!(refused.stderr.contains("hint: lower `max_tokens`, `run.kv_cache`"), "{refused:?}");
+    for given in [
+        "stage.cold.micro_batch_tokens=64",
+        "stage.cold.activation_checkpointing=false",
+        "stage.zero.micro_batch_tokens=64",
+        "stage.zero.activation_checkpointing=false",
+    ] {
+        args.extend(["--set", given]);
+    }
+    let large = aha(temp.path(), &args);
     assert_eq!(large.code, Some(0), "{large:?}");
     assert!(large.stderr.starts_with("warning: stage `"), "{large:?}");
     assert!(large.stderr.contains("999.0 TiB of memory, and this machine has"), "{large:?}");
