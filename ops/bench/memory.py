@@ -25,7 +25,8 @@ SMOLLM2 = "hidden_size = 576, intermediate_size = 1536, layers = 30, heads = 9, 
 SFT = 'kind = "sft"\ndata = "SELECT text FROM texts"\nmax_tokens = 512\noverlong = "truncate"\n'
 PAIRS = 'kind = "reward-model"\ndata = "SELECT prompt, chosen, rejected FROM pairs"\nmax_tokens = 512\n'
 RL = (
-    'kind = "rl"\nsampling = { max_tokens = 192 }\nprompts = "SELECT id, prompt, answer FROM problems"\nprompts_per_step = 4\ngroup_size = 8\n'
+    'kind = "rl"\nsampling = { max_tokens = 192 }\nprompts = "SELECT id, prompt, answer FROM problems"\n'
+    'prompts_per_step = 4\ngroup_size = 8\n'
     'rewards = [{ kind = "repetition", ngram_len_words = 1 }]\n'
     'watchdogs = { truncated = "off", no_signal = "off", unparsed = "off" }\n'
 )
@@ -63,8 +64,10 @@ def arguments():
     target = pathlib.Path(os.environ.get("CARGO_TARGET_DIR") or pathlib.Path(__file__).parents[2] / "target")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [name for name, *_ in CONFIGURATIONS]
-    parser.add_argument("--only", action="append", choices=names, help="a run to measure; can be repeated; default: all")
-    parser.add_argument("--bound", type=float, default=0.10, help="largest error of a prediction (default: %(default)s)")
+    parser.add_argument("--only", action="append", choices=names,
+        help="a run to measure; can be repeated; default: all")
+    parser.add_argument("--bound", type=float, default=0.10,
+        help="largest error of a prediction (default: %(default)s)")
     parser.add_argument("--aha", default=target / "release" / "aha", help="the program (default: %(default)s)")
     return parser.parse_args()
 
@@ -87,7 +90,8 @@ def pipeline(model, cache, stage):
     steps = {"sft": "max_steps = 2\n", "reward-model": "max_steps = 2\n", "rl": "steps = 2\n"}
     kind = stage.split('"')[1]
     positions = 1024 if "max_tokens = 512" in stage else 256
-    tokenizer = "tokenizer = { train = \"SELECT prompt || '0123456789 ' AS text FROM problems\", vocab_size = 24, alphabet = \"seen\" }"
+    tokenizer = "tokenizer = { train = \"SELECT prompt || '0123456789 ' AS text FROM problems\""
+    tokenizer += ", vocab_size = 24, alphabet = \"seen\" }"
     return (
         f'[run]\nseed = {SEED}\nthreads = 2\nkv_cache = "{cache}"\nquery_memory = "32MiB"\n\n'
         f'[models]\nblank = {{ init = "random", {model}, max_position_embeddings = {positions}, {tokenizer} }}\n\n'

@@ -512,18 +512,7 @@ fn play<'p>(
             slots.add(gate.slot, dgate);
             slots.add(up.slot, dup);
         }
-        Op::SelectRows { x, rows } => {
-            let dy = slots.take(outputs[0], &[rows.len(), x.value.cols()]);
-            let mut dx = slots.zeros_like(&x.value);
-            let cols = dy.cols();
-            let span = moving("select_rows.backward", &[&dy, &dy]);
-            for (from, &to) in dy.as_slice().chunks_exact(cols).zip(rows.iter()) {
-                let sums = &mut dx.as_mut_slice()[to * cols..(to + 1) * cols];
-                sums.iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
-            }
-            drop(span);
-            slots.add(x.slot, dx);
-        }
+        Op::SelectRows { x, rows } => play_select_rows(&x, &rows, outputs[0], slots),
         Op::LogProbs { x, head, targets, inv_temperature } => {
             let dlog_probs = slots.take(outputs[0], &[targets.len()]);
             let dentropies = slots.grads[outputs[1]].take();
@@ -596,6 +585,19 @@ fn play_linear(
     matmul::backward_input(&mut dx, &dy, weight, accumulate);
     drop(span);
     slots.grads[x.slot] = Some(dx);
+}
+
+fn play_select_rows(x: &Var, rows: &[usize], output: usize, slots: &mut Slots) {
+    let dy = slots.take(output, &[rows.len(), x.value.cols()]);
+    let mut dx = slots.zeros_like(&x.value);
+    let cols = dy.cols();
+    let span = moving("select_rows.backward", &[&dy, &dy]);
+    for (from, &to) in dy.as_slice().chunks_exact(cols).zip(rows.iter()) {
+        let sums = &mut dx.as_mut_slice()[to * cols..(to + 1) * cols];
+        sums.iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
+    }
+    drop(span);
+    slots.add(x.slot, dx);
 }
 
 /// FLOPs of a product of rows with a weight.

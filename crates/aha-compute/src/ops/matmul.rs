@@ -17,7 +17,8 @@
 //! Where the left operand is bf16, the right one is rounded to it too, and every output is the same chain
 //! over the rounded operands: bit for bit the `f32` product of them. (A processor with an instruction for pairs of
 //! bf16 numbers takes denormals for zero in it, and might round a pair once; then the law holds to the last places,
-//! and still nothing depends on rows, blocks or threads.) `y` may be bf16 as well, rounded from the finished sum; gradients
+//! and still nothing depends on rows, blocks or threads.) `y` may be bf16 as well, rounded from the finished
+//! sum; gradients
 //! are `f32`.
 
 mod block;

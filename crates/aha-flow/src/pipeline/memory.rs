@@ -20,8 +20,8 @@
 //! | activations | T (L B + 16 H), where B = A (2 H + 2 Q + 2 K + 3 I) + 4 (2 H + N) | training |
 //! | the same with checkpointing | T (8 L H + B + 16 H) | training |
 //! | the same without a backward pass | 4 R (6 H + 2 Q + 2 K + 3 I) | sampling |
-//! | backward | 4 T (3 H + 2 I), and 2 T I with bf16 | training: gradients of activations on their way |
-//! | logits | 4 V * rows of a chunk, and half of it more where their gradients are rounded | training and sampling; and a row per thread that draws |
+//! | backward | 4 T (3 H + 2 I), and 2 T I with bf16 | training: gradients on their way |
+//! | logits | 4 V * rows of a chunk, half more in bf16 | training; sampling, and a row per draw |
 //! | scratch | threads * (2 MiB + 16 T head_dim) | panels of matrix products, pages of keys |
 //! | spare buffers | half of activations, backward and logits, at most 32 MiB; `rl` 64 MiB | freed ones of other sizes |
 //! | rollouts | rows * tokens * 48 | `rl`, `sample`, `eval`: ids, log-probs, text of a step or chunk, copied twice |
@@ -243,11 +243,7 @@ pub fn predict(
             // Sampling and training leave buffers of each other's sizes.
             at.spare_bytes_max = SPARE_BYTES_MAX as u64;
             at.add_training_state();
-            let mut reference = at.clone();
-            reference.found = Breakdown::default();
-            reference.add_packed();
-            let bytes = at.weights().saturating_add(reference.found.total_bytes());
-            at.found.add("reference", if rl.objective.kl_coef > 0.0 { bytes } else { 0 });
+            at.add_reference(rl.objective.kl_coef > 0.0);
             at.add_sampler(rows, rl.sampling.max_tokens);
             let mut sampling = at.clone();
             sampling.add_sampling();
@@ -364,6 +360,13 @@ impl<'a> Phase<'a> {
             if self.model.has_tied_embeddings { 0 } else { self.vocab() * self.hidden() };
         let multiplied = self.model.param_count.saturating_sub(embedding);
         self.found.add("packed weights", self.multiplied_bytes().saturating_mul(multiplied));
+    }
+
+    fn add_reference(&mut self, is_needed: bool) {
+        let mut reference = Phase::new(self.run, self.model);
+        reference.add_packed();
+        let bytes = self.weights().saturating_add(reference.found.total_bytes());
+        self.found.add("reference", if is_needed { bytes } else { 0 });
     }
 
     fn add_training_state(&mut self) {
