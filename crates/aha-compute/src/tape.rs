@@ -502,16 +502,7 @@ fn play<'p>(
                 slots.add(var.slot, gradient);
             }
         }
-        Op::Swiglu { gate, up } => {
-            let dy = slots.take(outputs[0], gate.value.shape());
-            let (mut dgate, mut dup) =
-                (slots.uninit_like(&gate.value), slots.uninit_like(&up.value));
-            let span = moving("swiglu.backward", &[&dgate, &dup, &dy, &gate.value, &up.value]);
-            swiglu::backward(&mut dgate, &mut dup, &dy, &gate.value, &up.value);
-            drop(span);
-            slots.add(gate.slot, dgate);
-            slots.add(up.slot, dup);
-        }
+        Op::Swiglu { gate, up } => play_swiglu(&gate, &up, outputs[0], slots),
         Op::SelectRows { x, rows } => play_select_rows(&x, &rows, outputs[0], slots),
         Op::LogProbs { x, head, targets, inv_temperature } => {
             let dlog_probs = slots.take(outputs[0], &[targets.len()]);
@@ -585,6 +576,16 @@ fn play_linear(
     matmul::backward_input(&mut dx, &dy, weight, accumulate);
     drop(span);
     slots.grads[x.slot] = Some(dx);
+}
+
+fn play_swiglu(gate: &Var, up: &Var, output: usize, slots: &mut Slots) {
+    let dy = slots.take(output, gate.value.shape());
+    let (mut dgate, mut dup) = (slots.uninit_like(&gate.value), slots.uninit_like(&up.value));
+    let span = moving("swiglu.backward", &[&dgate, &dup, &dy, &gate.value, &up.value]);
+    swiglu::backward(&mut dgate, &mut dup, &dy, &gate.value, &up.value);
+    drop(span);
+    slots.add(gate.slot, dgate);
+    slots.add(up.slot, dup);
 }
 
 fn play_select_rows(x: &Var, rows: &[usize], output: usize, slots: &mut Slots) {
