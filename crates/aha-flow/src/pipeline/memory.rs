@@ -23,7 +23,7 @@
 //! | backward | 4 T (3 H + 2 I), and 2 T I with bf16 | training: gradients on their way |
 //! | logits | 4 V * rows of a chunk, half more in bf16 | training; sampling, and a row per draw |
 //! | scratch | threads * (2 MiB + 16 T head_dim) | panels of matrix products, pages of keys |
-//! | spare buffers | half of activations, backward and logits, at most 32 MiB; `rl` 64 MiB | freed ones of other sizes |
+//! | spare buffers | half of activations, backward and logits, at most 32 MiB; `rl` 64 MiB | freed ones, other sizes |
 //! | rollouts | rows * tokens * 48 | `rl`, `sample`, `eval`: ids, log-probs, text of a step or chunk, copied twice |
 //!
 //! What one block keeps for its backward pass, B: both sums of the residual stream and their norms (4 H),
