@@ -1,6 +1,6 @@
 //! Row-major arrays of `f32` or bf16 in a device's memory.
 //!
-//! Kernels compute in `f32`. [`Values`] and [`Sink`] are how an op reads and writes tensors of either kind: `f32`
+//! Kernels compute in `f32`. [`Values`] and `Sink` are how an op reads and writes tensors of either kind: `f32`
 //! in place, bf16 widened from and rounded to a block that stays in a core's cache.
 
 use std::borrow::Cow;
