@@ -186,7 +186,7 @@ fn kept(knobs: Knobs, stage: &Stage, earlier: &Pipeline) -> Option<Knobs> {
 }
 
 /// Tokens of the longest sequence, or pair, that a micro-batch must have room for.
-fn longest(kind: &StageKind, model: &ModelFacts) -> u32 {
+pub(crate) fn longest(kind: &StageKind, model: &ModelFacts) -> u32 {
     match kind {
         StageKind::Sft(stage) => stage.max_tokens,
         StageKind::RewardModel(stage) => stage.max_tokens.saturating_mul(2),

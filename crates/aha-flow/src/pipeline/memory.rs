@@ -41,12 +41,13 @@ use aha_sample::Limits;
 use aha_sample::engine::LOGITS_LEN_MAX;
 use serde::Serialize;
 
+use super::auto::longest;
 use super::catalogue::ModelFacts;
 use super::models::{Architecture, RandomModel};
 use super::resolve::Facts;
 use super::rewards::Reward;
 use super::run::Run;
-use super::stages::{Pipeline, Stage, StageKind};
+use super::stages::{Pipeline, RlStage, Stage, StageKind};
 use crate::reward_model::SCORING_TOKENS_MAX;
 use crate::stages::completions::CHUNK_PROMPTS;
 
@@ -237,9 +238,7 @@ pub fn predict(
         }
         StageKind::Rl(rl) => {
             let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
-            let batch = (rows / u64::from(rl.minibatches.max(1)))
-                .saturating_mul(u64::from(model.max_position_embeddings));
-            let tokens = u64::from(rl.micro_batch_tokens.tokens()).min(batch);
+            let tokens = rl_tokens(rl, longest(&stage.kind, model), model);
             // Sampling and training leave buffers of each other's sizes.
             at.spare_bytes_max = SPARE_BYTES_MAX as u64;
             at.add_training_state();
@@ -255,6 +254,18 @@ pub fn predict(
     };
     let phases = [query, reading].into_iter().chain(working).map(|phase| phase.found);
     phases.max_by_key(Breakdown::total_bytes).unwrap_or_default()
+}
+
+/// Most tokens of a micro-batch of a stage `rl`: a group's prompt counts once, and no sequence is cut, the longest
+/// of which is `longest`.
+fn rl_tokens(rl: &RlStage, longest: u32, model: &ModelFacts) -> u64 {
+    let positions = u64::from(model.max_position_embeddings);
+    let completion = u64::from(rl.sampling.max_tokens).min(positions);
+    let completions = u64::from(rl.group_size).saturating_mul(completion);
+    let group = (positions - completion).saturating_add(completions);
+    let groups = rl.prompts_per_step.div_ceil(rl.minibatches.max(1));
+    let batch = u64::from(groups).saturating_mul(group);
+    u64::from(rl.micro_batch_tokens.tokens().max(longest)).min(batch)
 }
 
 /// Bytes of a cache of keys and values: `run.kv_cache`, or what `run.sequences_max` whole sequences can fill
@@ -555,6 +566,19 @@ mod tests {
         // A step of 8 completions.
         let few = format!("{RL}\nprompts_per_step = 2\ngroup_size = 4");
         assert_eq!(part("kv cache", &few, &short), 9 * 33 * 16 * 2 * 4 * 30 * 192);
+    }
+
+    #[test]
+    fn a_group_has_one_prompt_and_no_sequence_is_cut() {
+        let [model, _] = models();
+        let short = ModelFacts { max_position_embeddings: 512, ..model };
+        let of_tokens = |tokens: u64| 4 * tokens * (3 * 576 + 2 * 1536);
+        let stage = |more: &str| format!("{RL}\nprompts_per_step = 2\ngroup_size = 4\n{more}");
+        let backward = |more: &str| part("backward", &stage(more), &short);
+        assert_eq!(backward("micro_batch_tokens = 4096"), of_tokens(2 * (256 + 4 * 256)));
+        assert_eq!(backward("micro_batch_tokens = 1000"), of_tokens(1000));
+        assert_eq!(backward("micro_batch_tokens = 64"), of_tokens(512));
+        assert_eq!(backward("minibatches = 2"), of_tokens(256 + 4 * 256));
     }
 
     #[test]
