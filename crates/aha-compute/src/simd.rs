@@ -190,6 +190,18 @@ pub unsafe trait Simd: Copy + 'static {
         }
     }
 
+    /// Asks for the cache line of `at`, which may be any address, to be brought into the second-level cache.
+    #[inline(always)]
+    unsafe fn prefetch(at: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
+    }
+
     /// The first `len` bf16 numbers from `from`, zero in the other lanes.
     #[inline(always)]
     unsafe fn load_bf16_part(from: *const bf16, len: usize) -> Self::V {

@@ -12,7 +12,7 @@ use crate::simd::Isa;
 use crate::tensor::{self, Dtype, Shards, Values};
 use crate::{Device, Tensor};
 
-use super::kernel::{self, Block, Form};
+use super::kernel::{self, Block, Form, Region};
 use super::pack::{self, Aligned, Steps, Tile, Tiles};
 use super::pairs;
 
@@ -432,6 +432,7 @@ impl Task<'_> {
             b_stride,
             accumulate: accumulate || part.start > 0,
             bias: bias.filter(|_| is_last).map(|bias| bias[self.cols.start..].as_ptr()),
+            ahead: Region::NONE,
         };
         kernel::block(self.device.isa(), &block);
     }

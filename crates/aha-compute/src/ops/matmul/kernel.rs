@@ -31,6 +31,63 @@ pub(super) struct Block {
     pub(super) accumulate: bool,
     /// Added to the finished sums, one per column.
     pub(super) bias: Option<*const f32>,
+    /// What is read next, behind the block's last panel.
+    pub(super) ahead: Region,
+}
+
+/// Memory that is asked for while something else is worked on. Weights of a decode step come from main memory, and
+/// waiting for a panel takes about as long as the rows take to pass over it.
+#[derive(Clone, Copy)]
+pub(super) struct Region {
+    pub(super) at: *const f32,
+    pub(super) len: usize,
+}
+
+impl Region {
+    pub(super) const NONE: Region = Region { at: std::ptr::null(), len: 0 };
+
+    /// One of so many parts.
+    fn part(self, idx: usize, count: usize) -> Region {
+        let len = self.len / count;
+        Region { at: self.at.wrapping_add(idx * len), len }
+    }
+}
+
+/// A region that is asked for evenly over so many steps.
+#[derive(Clone, Copy)]
+struct Ahead {
+    at: *const f32,
+    /// Floats per step, times 256.
+    pace: usize,
+}
+
+impl Ahead {
+    #[inline(always)]
+    fn new(region: Region, steps: usize) -> Ahead {
+        Ahead { at: region.at, pace: (region.len << 8) / steps.max(1) }
+    }
+
+    #[inline(always)]
+    unsafe fn ask<S: Simd>(self, step: usize) {
+        let at = self.at.wrapping_add((step * self.pace) >> 8);
+        unsafe {
+            S::prefetch(at);
+            if self.pace > LANES << 8 {
+                S::prefetch(at.wrapping_add(LANES));
+            }
+        }
+    }
+}
+
+impl Block {
+    /// Floats of a panel of the right operand.
+    fn panel_len(&self, tile: Tile) -> usize {
+        let rows = match self.form {
+            Form::Rows(_) | Form::Panels => self.depth,
+            Form::RowsByWords(_) | Form::WordRows(_) | Form::WordPanels => self.depth / 2,
+        };
+        rows * tile.cols
+    }
 }
 
 /// What the operands of a block look like. Rows of `a` that aren't in panels are so far apart.
@@ -67,6 +124,7 @@ pub(super) fn block(isa: Isa, block: &Block) {
     }
     let tile = Tile::of(isa);
     let tiles = Tiles::new(block.rows, tile.rows);
+    let tile_count = block.rows.div_ceil(tile.rows).max(1);
     let mut col = 0;
     while col < block.cols {
         let panels = match block.rows {
@@ -76,11 +134,23 @@ pub(super) fn block(isa: Isa, block: &Block) {
             _ => 1,
         };
         let panels = if (block.cols - col) / tile.cols >= panels { panels } else { 1 };
+        let next = col / tile.cols + panels;
+        let ahead = match panels {
+            // Several panels are read at once where memory is all that counts, and the processor sees that coming.
+            2.. => Region::NONE,
+            _ if next * tile.cols >= block.cols => block.ahead,
+            _ => Region {
+                at: block.b.wrapping_add(next * block.b_stride),
+                len: block.panel_len(tile),
+            },
+        };
+        let mut done = 0;
         for (row, len, count) in tiles.groups() {
             if count == 0 {
                 continue;
             }
-            let strip = Strip { block, row, col, count };
+            let strip = Strip { block, row, col, count, ahead, done, tile_count };
+            done += count;
             // SAFETY: a `Device` is only made with an instruction set that the processor has.
             unsafe { run_strip(isa, &strip, len, panels) };
         }
@@ -107,6 +177,11 @@ fn block_of_expanded(isa: Isa, block: &Block, stride: usize) {
             form: Form::Rows(stride),
             b: floats.as_ptr(),
             bias: block.bias.map(|bias| bias.wrapping_add(col)),
+            ahead: if col + width < block.cols {
+                Region { at: words.as_ptr().wrapping_add(block.b_stride), len: words.len() }
+            } else {
+                Region::NONE
+            },
             ..*block
         };
         self::block(isa, &part);
@@ -153,6 +228,11 @@ struct Strip<'a> {
     row: usize,
     col: usize,
     count: usize,
+    /// What all tiles of the panel together ask for, each a part.
+    ahead: Region,
+    /// Tiles before the strip, and all of them.
+    done: usize,
+    tile_count: usize,
 }
 
 /// A module with the kernels of an instruction set. Each number of rows has a function of its own, since
@@ -216,7 +296,8 @@ unsafe fn tiles<S: Simd, const R: usize, const W: usize, const FORM: u8>(strip: 
                     load::<S, W>(&mut sums[r], c.add(r * block.c_stride), cols);
                 }
             }
-            contract::<S, R, W, FORM>(&mut sums, block, row, b);
+            let ahead = strip.ahead.part(strip.done + i, strip.tile_count);
+            contract::<S, R, W, FORM>(&mut sums, block, row, b, ahead);
             if let Some(bias) = block.bias {
                 add_bias::<S, R, W>(&mut sums, bias.add(strip.col), cols);
             }
@@ -234,7 +315,10 @@ unsafe fn contract<S: Simd, const R: usize, const W: usize, const FORM: u8>(
     block: &Block,
     row: usize,
     b: *const f32,
+    ahead: Region,
 ) {
+    let steps = if matches!(FORM, ROWS | PANELS) { block.depth } else { block.depth / 2 };
+    let ahead = Ahead::new(ahead, steps);
     let width = LANES * S::TILE_VECTORS;
     // Where vector `v` of step `k` is: in which panel, and where in it.
     let at = |k: usize, v: usize| unsafe {
@@ -250,30 +334,35 @@ unsafe fn contract<S: Simd, const R: usize, const W: usize, const FORM: u8>(
     unsafe {
         match FORM {
             ROWS => {
-                for k in 0..block.depth {
+                for k in 0..steps {
+                    ahead.ask::<S>(k);
                     step::<S, R, W>(sums, |v| S::load(at(k, v)), |r| *a[r].add(k));
                 }
             }
             ROWS_BY_WORDS => {
-                for p in 0..block.depth / 2 {
+                for p in 0..steps {
+                    ahead.ask::<S>(p);
                     step::<S, R, W>(sums, |v| S::load_first(at(p, v)), |r| *a[r].add(2 * p));
                     step::<S, R, W>(sums, |v| S::load_second(at(p, v)), |r| *a[r].add(2 * p + 1));
                 }
             }
             WORD_ROWS => {
-                for p in 0..block.depth / 2 {
+                for p in 0..steps {
+                    ahead.ask::<S>(p);
                     dots::<S, R, W>(sums, |v| at(p, v), |r| *a[r].add(p));
                 }
             }
             WORD_PANELS => {
                 let a = block.a.add(row * (block.depth / 2));
-                for p in 0..block.depth / 2 {
+                for p in 0..steps {
+                    ahead.ask::<S>(p);
                     dots::<S, R, W>(sums, |v| at(p, v), |r| *a.add(p * R + r));
                 }
             }
             _ => {
                 let a = block.a.add(row * block.depth);
-                for k in 0..block.depth {
+                for k in 0..steps {
+                    ahead.ask::<S>(k);
                     step::<S, R, W>(sums, |v| S::load(at(k, v)), |r| *a.add(k * R + r));
                 }
             }
