@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aha_compute::ops::attention::Layout;
+use aha_compute::ops::matmul::reference;
 use aha_compute::random::Philox;
 use aha_compute::simd::Isa;
 use aha_compute::{Device, Dtype, WeightForm};
@@ -224,17 +225,38 @@ fn int8_weights_give_the_same_bits_in_any_batch_and_log_probs_near_the_learner_s
             }
             let model = model(name, &Device::cpu(2), dtypes);
             let completions = first.unwrap();
-            let gaps = gaps(&model, &completions, sampling.inv_temperature());
-            let mean = gaps.iter().sum::<f32>() / gaps.len() as f32;
-            let max = gaps.iter().fold(0.0, |max: f32, gap| max.max(*gap));
-            // Measured: means from 0.004 to 0.01, none above 0.1.
-            assert!(0.0 < mean && mean < 0.02 && max < 0.2, "{name}: mean {mean}, max {max}");
+            let (mean, max) = gaps(&model, &completions, sampling.inv_temperature());
+            // Measured: means from 0.029 to 0.040 nats, none above 0.31.
+            assert!(0.0 < mean && mean < 0.06 && max < 0.5, "{name}: mean {mean}, max {max}");
+            if dtypes == DTYPES[0] && !model.config().tie_word_embeddings {
+                let (mean, max) = gaps(&rounded(&model), &completions, sampling.inv_temperature());
+                // The same sums but for the scale, which here is in each term. Measured: none above 1e-5.
+                assert!(max < 1e-4, "{name}: not of the rounded weights: mean {mean}, max {max}");
+            }
         }
     }
 }
 
-/// How far the log-probs of completions are from the learner's, token by token.
-fn gaps(model: &Model, completions: &[Completion], inv_temperature: f32) -> Vec<f32> {
+/// The model whose weights are those that int8 stands for.
+fn rounded(model: &Model) -> Model {
+    let mut model = model.clone();
+    let params = model.params_mut();
+    for id in params.ids() {
+        if params.value(id).shape().len() < 2 || params.name(id).contains("embed_tokens") {
+            continue;
+        }
+        let cols = params.value(id).cols();
+        let (quanta, scales) = reference::quantize(params.value(id).as_slice(), cols);
+        let rows = params.value_mut(id).as_mut_slice().chunks_exact_mut(cols);
+        for ((row, quanta), scale) in rows.zip(quanta.chunks_exact(cols)).zip(scales) {
+            row.iter_mut().zip(quanta).for_each(|(w, q)| *w = scale * q);
+        }
+    }
+    model
+}
+
+/// How far the log-probs of completions' tokens are from the learner's: on average, and at most.
+fn gaps(model: &Model, completions: &[Completion], inv_temperature: f32) -> (f32, f32) {
     let requests = requests();
     let gaps_of = |completion: &Completion| {
         let prompt = &requests[completion.request_idx].prompt_ids;
@@ -249,7 +271,9 @@ fn gaps(model: &Model, completions: &[Completion], inv_temperature: f32) -> Vec<
         let pairs = logps.value().as_slice().iter().zip(&completion.logprobs);
         pairs.map(|(learner, sampler)| (learner - sampler).abs()).collect::<Vec<_>>()
     };
-    completions.iter().flat_map(gaps_of).collect()
+    let gaps: Vec<f32> = completions.iter().flat_map(gaps_of).collect();
+    let max = gaps.iter().fold(0.0, |max: f32, gap| max.max(*gap));
+    (gaps.iter().sum::<f32>() / gaps.len() as f32, max)
 }
 
 #[test]

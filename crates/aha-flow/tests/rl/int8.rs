@@ -59,7 +59,8 @@ async fn it_is_off_unless_asked_for_and_then_measured() {
     let same = ["stage.zero.sampling.weights='same'", "stage.zero.objective.importance_cap=1"];
     world.finish("same", &same).await;
     assert_same_run(&world.dir("plain"), &world.dir("same"));
-    let is_of_int8 = |name: &&String| name.starts_with("importance_") || *name == "sampler_gap_mean";
+    let is_of_int8 =
+        |name: &&String| name.starts_with("importance_") || *name == "sampler_gap_mean";
     for (_, metrics) in plain.steps("zero") {
         assert_eq!(metrics.keys().filter(is_of_int8).count(), 0);
     }
@@ -82,8 +83,7 @@ async fn train_on(world: &World, run: &str, sets: &[&str]) -> (u64, BTreeMap<Str
     let mut engine = Engine::new(Arc::clone(&base.model));
     engine.set_reference(Some(base.model));
     let groups = groups(&world.dir(run), shared.scorer.names(), |x| x);
-    let trained =
-        train::train(&mut engine, &shared, 1, &groups, 0, &Default::default()).unwrap();
+    let trained = train::train(&mut engine, &shared, 1, &groups, 0, &Default::default()).unwrap();
     (trained.checksum, trained.metrics)
 }
 
