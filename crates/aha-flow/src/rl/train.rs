@@ -165,7 +165,7 @@ impl Old {
         let rows: Vec<usize> =
             (0..outcomes.len()).filter(|&r| outcomes[r] == Outcome::Trained).collect();
         let rollouts: Vec<Rollout<'_>> =
-            rows.iter().map(|&r| rollout(view, r, OldLogps::Behaviour)).collect();
+            rows.iter().map(|&r| rollout_of(view, r, OldLogps::Behaviour)).collect();
         let tokens = settings.micro_batch_tokens.tokens() as usize;
         let found = learner::score(learner.model(), &rollouts, temperature(shared), tokens);
         let mut scores = vec![Vec::new(); outcomes.len()];
@@ -182,7 +182,7 @@ impl Old {
     }
 }
 
-fn rollout<'a>(view: &'a RolloutsView<'a>, row: usize, old: OldLogps<'a>) -> Rollout<'a> {
+fn rollout_of<'a>(view: &'a RolloutsView<'a>, row: usize, old: OldLogps<'a>) -> Rollout<'a> {
     Rollout {
         prompt_ids: view.prompt_token_ids(row),
         completion_ids: view.completion_token_ids(row),
@@ -235,7 +235,7 @@ impl Minibatches<'_> {
             return Ok(());
         }
         let rollouts: Vec<Rollout<'_>> =
-            trained.iter().map(|&r| rollout(view, r, self.old.at(r))).collect();
+            trained.iter().map(|&r| rollout_of(view, r, self.old.at(r))).collect();
         let step = step_settings(
             &settings.optimizer,
             self.lr,
