@@ -487,6 +487,7 @@ fn a_sampler_that_computes_otherwise_is_corrected_up_to_the_cap() {
     }
     let [on, off] = [OldLogps::Current, OldLogps::Behaviour].map(|old| step(&drawn, &|_| old, 2.0));
     assert_eq!((&on.0, on.1.loss), (&off.0, off.1.loss));
+    assert!(on.0 != corrected && on.1.loss != totals.loss, "weights of one are others");
     assert_eq!(on.1.importance().unwrap().mean, 1.0);
 }
 

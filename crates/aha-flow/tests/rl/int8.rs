@@ -15,6 +15,8 @@ use crate::actors::{Actors, groups};
 use crate::world::{World, assert_same_run, assert_same_tables, metrics, rows};
 
 const INT8: &str = "stage.zero.sampling.weights='int8'";
+/// A reward that some completions of a group get and others don't.
+const SPREAD: &str = "stage.zero.rewards=[{ kind = \"regex\", pattern = \"^[0-4]\" }]";
 /// Several optimizer steps of a step of the stage, so that the learner scores before the first.
 const SEVERAL: [&str; 2] = ["stage.zero.minibatches=2", "stage.zero.inner_epochs=2"];
 
@@ -77,8 +79,16 @@ async fn it_is_off_unless_asked_for_and_then_measured() {
 }
 
 /// Trains one step on what the run called `run` drew in its first; the checksum of the weights, and the metrics.
+/// Moments are small beside `eps`, so that weights move by gradients and not by their signs. The clip is tight: only a
+/// ratio that starts at one is inside.
 async fn train_on(world: &World, run: &str, sets: &[&str]) -> (u64, BTreeMap<String, f64>) {
-    let actors = Actors::new(world, sets).await;
+    let settings = [
+        "stage.zero.optimizer.eps=1",
+        "stage.zero.optimizer.lr=1",
+        "stage.zero.objective.clip=1e-4",
+        SPREAD,
+    ];
+    let actors = Actors::new(world, &[&settings, sets].concat()).await;
     let (shared, base) = actors.shared(nobody(), Faults::default()).await;
     let mut engine = Engine::new(Arc::clone(&base.model));
     engine.set_reference(Some(base.model));
@@ -90,7 +100,9 @@ async fn train_on(world: &World, run: &str, sets: &[&str]) -> (u64, BTreeMap<Str
 #[tokio::test(flavor = "multi_thread")]
 async fn a_learner_that_ignores_the_sampler_s_rounding_learns_otherwise() {
     let world = World::new();
-    world.finish("int8", &[INT8, "stage.zero.steps=1"]).await;
+    let run = world.finish("int8", &[INT8, SPREAD, "stage.zero.steps=1"]).await;
+    let spread = run.steps("zero")[0].1["reward"];
+    assert!((0.1..0.9).contains(&spread), "nothing to learn from: {spread}");
     for more in [&[][..], &SEVERAL[..]] {
         let corrected = train_on(&world, "int8", &[&[INT8], more].concat()).await;
         assert_eq!(train_on(&world, "int8", &[&[INT8], more].concat()).await, corrected);
