@@ -31,6 +31,6 @@ pub mod tensor;
 
 pub use device::Device;
 pub use error::Error;
-pub use params::{Grads, ParamId, Params};
+pub use params::{Grads, ParamId, Params, WeightForm};
 pub use tape::{Rows, Tape, Var};
 pub use tensor::{Dtype, Tensor};

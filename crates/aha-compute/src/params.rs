@@ -1,9 +1,11 @@
 //! Named weights, and gradients of the same shapes.
 
+use std::fmt;
+use std::str::FromStr;
 use std::sync::OnceLock;
 
 use crate::ops::matmul::Packed;
-use crate::{Device, Dtype, Tensor};
+use crate::{Device, Dtype, Error, Tensor};
 
 /// The place of a weight in [`Params`], and of its gradient in [`Grads`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -12,7 +14,8 @@ pub struct ParamId(pub(crate) usize);
 /// Named weights in a fixed order.
 ///
 /// A weight that multiplies activations is packed for the matmul kernel when it is first used and again
-/// after each change, so sampler and learner share one packed copy per policy version.
+/// after each change, so sampler and learner share one packed copy per policy version. A sampler that multiplies
+/// with int8 has a second one.
 ///
 /// A packed copy is never stale: [`Params::value_mut`] is the only way to change a weight, it drops the
 /// copy before it lends the value, and no copy can be made, or still be in use, while the value is lent.
@@ -37,12 +40,46 @@ struct Param {
     name: String,
     value: Tensor,
     packed: OnceLock<Packed>,
+    int8: OnceLock<Packed>,
+}
+
+/// What the kernels that only compute, and don't learn, multiply with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum WeightForm {
+    /// What learning multiplies with: the weights, rounded to the device's [`Dtype`].
+    #[default]
+    Same,
+    /// int8 quanta with a scale for each output. Less to read, and other results than learning has.
+    Int8,
+}
+
+impl fmt::Display for WeightForm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            WeightForm::Same => "same",
+            WeightForm::Int8 => "int8",
+        })
+    }
+}
+
+impl FromStr for WeightForm {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<WeightForm, Error> {
+        match text {
+            "same" => Ok(WeightForm::Same),
+            "int8" => Ok(WeightForm::Int8),
+            _ => {
+                Err(Error::Environment { what: format!("unknown weights `{text}`: same or int8") })
+            }
+        }
+    }
 }
 
 impl Params {
     /// Appends a weight.
     pub fn push(&mut self, name: impl Into<String>, value: Tensor) -> ParamId {
-        self.params.push(Param { name: name.into(), value, packed: OnceLock::new() });
+        self.params.push(Param::new(name.into(), value));
         ParamId(self.params.len() - 1)
     }
 
@@ -77,10 +114,10 @@ impl Params {
         &self.params[id.0].value
     }
 
-    /// The weight's value, to change; its packed copy is dropped.
+    /// The weight's value, to change; its packed copies are dropped.
     pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
         let param = &mut self.params[id.0];
-        param.packed = OnceLock::new();
+        (param.packed, param.int8) = (OnceLock::new(), OnceLock::new());
         &mut param.value
     }
 
@@ -88,6 +125,18 @@ impl Params {
     pub fn packed(&self, id: ParamId) -> &Packed {
         let param = &self.params[id.0];
         param.packed.get_or_init(|| Packed::of_weight(&param.value, param.value.device().dtype()))
+    }
+
+    /// As [`Params::packed`], in this form. Each form that is asked for has a copy of its own, kept until the weight
+    /// changes.
+    pub fn packed_as(&self, id: ParamId, form: WeightForm) -> &Packed {
+        match form {
+            WeightForm::Same => self.packed(id),
+            WeightForm::Int8 => {
+                let param = &self.params[id.0];
+                param.int8.get_or_init(|| Packed::as_int8(&param.value))
+            }
+        }
     }
 
     /// A number that changes, but for chance, when any bit of any weight does. It says the same of the packed
@@ -121,14 +170,16 @@ impl Params {
     }
 }
 
+impl Param {
+    fn new(name: String, value: Tensor) -> Param {
+        Param { name, value, packed: OnceLock::new(), int8: OnceLock::new() }
+    }
+}
+
 impl Clone for Params {
     /// Copies the values; the copy packs its weights anew.
     fn clone(&self) -> Params {
-        let copy = |p: &Param| Param {
-            name: p.name.clone(),
-            value: p.value.clone(),
-            packed: OnceLock::new(),
-        };
+        let copy = |p: &Param| Param::new(p.name.clone(), p.value.clone());
         Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
     }
 }
@@ -237,20 +288,23 @@ mod tests {
         assert!(!params.is_finite());
     }
 
-    /// The product of a row with the packed weight `a`, which must be that with a fresh packing of its value.
+    /// The products of a row with the packed copies of the weight `a`, which must be those with fresh packings of
+    /// its value.
     #[track_caller]
     fn product(params: &Params) -> Vec<f32> {
         let id = params.find("a").expect("it was pushed");
-        let device = params.value(id).device();
+        let (device, value) = (params.value(id).device(), params.value(id));
         let x = noise_tensor(device, 3, &[1, 7]);
-        let [kept, fresh] = [params.packed(id), &Packed::of_weight(params.value(id), Dtype::F32)]
-            .map(|packed| {
-                let mut y = Tensor::uninit(device, &[1, 5]);
-                matmul::forward(&mut y, &x, packed, None);
-                y.as_slice().to_vec()
-            });
-        assert_same_bits("product", &kept, &fresh);
-        kept
+        let with = |packed: &Packed| {
+            let mut y = Tensor::uninit(device, &[1, 5]);
+            matmul::forward(&mut y, &x, packed, None);
+            y.as_slice().to_vec()
+        };
+        let kept = with(params.packed(id));
+        assert_same_bits("product", &kept, &with(&Packed::of_weight(value, Dtype::F32)));
+        let kept_int8 = with(params.packed_as(id, WeightForm::Int8));
+        assert_same_bits("product of int8", &kept_int8, &with(&Packed::as_int8(value)));
+        [kept, kept_int8].concat()
     }
 
     #[test]
@@ -261,7 +315,7 @@ mod tests {
         let copy = params.clone();
         let before = product(&params);
         params.value_mut(id).fill(0.0);
-        assert_eq!(product(&params), [0.0; 5]);
+        assert_eq!(product(&params), [0.0; 10]);
         assert_eq!(product(&copy), before);
     }
 

@@ -176,6 +176,8 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn load_first(words: *const f32) -> Self::V;
     /// The second numbers of sixteen words of [`Simd::pair`].
     unsafe fn load_second(words: *const f32) -> Self::V;
+    /// Sixteen bytes, which `f32` holds exactly.
+    unsafe fn load_i8(from: *const i8) -> Self::V;
 
     /// `c + a b` for the first numbers of the words, then for the second: two roundings, in this order.
     /// `a` is one word for all lanes. Where the processor has an instruction for it, denormal operands,

@@ -14,7 +14,7 @@ use crate::ops::matmul::Packed;
 use crate::ops::{embedding, lm_head, matmul, rms_norm, rope, swiglu};
 use crate::profile::{self, bytes, moving, multiplying};
 use crate::tensor::Values;
-use crate::{Device, Dtype, Grads, ParamId, Params, Tensor};
+use crate::{Device, Dtype, Grads, ParamId, Params, Tensor, WeightForm};
 
 /// The value of an op's output, and its place on the tape.
 #[derive(Clone, Debug)]
@@ -116,6 +116,7 @@ struct Node<'p> {
 pub struct Tape<'p> {
     device: Device,
     params: &'p Params,
+    weights: WeightForm,
     recording: bool,
     nodes: Vec<Node<'p>>,
     slot_count: usize,
@@ -124,12 +125,25 @@ pub struct Tape<'p> {
 impl<'p> Tape<'p> {
     /// A tape that records, for training.
     pub fn recording(device: &Device, params: &'p Params) -> Tape<'p> {
-        Tape { device: device.clone(), params, recording: true, nodes: Vec::new(), slot_count: 0 }
+        Tape {
+            device: device.clone(),
+            params,
+            weights: WeightForm::Same,
+            recording: true,
+            nodes: Vec::new(),
+            slot_count: 0,
+        }
     }
 
     /// A tape that only computes, for sampling and scoring.
     pub fn inference(device: &Device, params: &'p Params) -> Tape<'p> {
         Tape { recording: false, ..Tape::recording(device, params) }
+    }
+
+    /// A tape that only computes, and multiplies with weights of this form. The embedding table is looked up as it
+    /// is.
+    pub fn inference_with(device: &Device, params: &'p Params, weights: WeightForm) -> Tape<'p> {
+        Tape { weights, ..Tape::inference(device, params) }
     }
 
     /// Rows of the embedding table: `(T, C)` for `T` ids.
@@ -375,7 +389,7 @@ impl<'p> Tape<'p> {
     /// The weight, packed now if it isn't yet: after each change of it, the first use waits for that.
     fn packed(&self, id: ParamId) -> &'p Packed {
         let _span = moving("matmul.pack", &[]);
-        self.params.packed(id)
+        self.params.packed_as(id, self.weights)
     }
 
     fn uninit(&self, shape: &[usize]) -> Tensor {

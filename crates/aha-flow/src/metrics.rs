@@ -14,7 +14,7 @@ use crate::progress::{Event, Watcher};
 use crate::rundir::RunDir;
 
 /// What each metric of a training stage says. `reward_NAME` has a row for each part of the reward.
-pub const REFERENCE: [(&str, &str); 26] = [
+pub const REFERENCE: [(&str, &str); 30] = [
     (
         "accuracy",
         "`rl`: share of completions to which the first reward that compares with answers gives 1. \
@@ -31,6 +31,13 @@ pub const REFERENCE: [(&str, &str); 26] = [
     ("held_out_accuracy", "`reward-model`: `accuracy` on the held-out pairs, after the step."),
     ("held_out_loss", "`reward-model`: `loss` on the held-out pairs, after the step."),
     ("held_out_margin", "`reward-model`: `margin` on the held-out pairs, after the step."),
+    (
+        "importance_cut_share",
+        "`rl` with `sampling.weights = \"int8\"`: share of trained tokens whose importance weight is cut off at \
+         `objective.importance_cap`.",
+    ),
+    ("importance_max", "Likewise: the largest importance weight of a trained token."),
+    ("importance_mean", "Likewise: mean importance weight over trained tokens."),
     ("kl", "`rl`: mean KL estimate between policy and reference over trained tokens."),
     ("learning_seconds", "`rl`: wall-clock time that the learner worked on the step."),
     ("loss", "The loss, mean over the step's optimizer steps."),
@@ -42,6 +49,11 @@ pub const REFERENCE: [(&str, &str); 26] = [
     ("ratio_mean", "`rl`: mean importance ratio over trained tokens."),
     ("reward", "`rl`: mean reward of the completions that have one."),
     ("reward_NAME", "`rl`: mean score of the part `NAME` of the reward."),
+    (
+        "sampler_gap_mean",
+        "`rl` with `sampling.weights = \"int8\"`: mean distance in nats between the learner's and the sampler's \
+         log-prob of a trained token, under the weights that sampled it.",
+    ),
     ("sampling_seconds", "`rl`: wall-clock time from the step's prompts to its last completion."),
     ("score_mean", "`reward-model`: mean score of the step's completions."),
     ("score_std", "`reward-model`: standard deviation of the scores of the step's completions."),

@@ -358,5 +358,6 @@ pub fn sampling(
         max_tokens: file.max_tokens as usize,
         stop: file.stop.clone(),
         stop_token_ids,
+        weights: file.weights.into(),
     }
 }

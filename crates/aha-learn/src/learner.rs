@@ -47,12 +47,26 @@ pub struct Rollout<'a> {
     pub prompt_ids: &'a [u32],
     /// The completion's tokens, exactly as they were sampled.
     pub completion_ids: &'a [u32],
-    /// Log-probs of the completion's tokens under the weights that sampled them.
+    /// Log-probs of the completion's tokens under the weights that sampled them, as the sampler computed them.
     pub behaviour_logps: &'a [f32],
+    /// The same, as the learner computes them.
+    pub old: OldLogps<'a>,
     /// The completion's advantage.
     pub advantage: f32,
     /// Which tokens count; all where absent.
     pub mask: Option<&'a [bool]>,
+}
+
+/// Log-probs of a completion's tokens under the weights that sampled them, as the learner computes them.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum OldLogps<'a> {
+    /// The behaviour log-probs are these, bit for bit: sampler and learner run the same kernels.
+    #[default]
+    Behaviour,
+    /// The sampler computes otherwise, and the weights haven't changed since: the forward pass gives them.
+    Current,
+    /// The sampler computes otherwise; [`score`] gave these before the weights changed.
+    Scored(&'a [f32]),
 }
 
 /// A text to imitate.
@@ -363,14 +377,22 @@ impl PolicyTerms<'_> {
             .rollouts
             .iter()
             .zip(&packed.outputs)
-            .map(|(rollout, range)| objective::SequenceTerms {
-                logps: &logps[range.clone()],
-                old_logps: Some(rollout.behaviour_logps),
-                ref_logps: reference.map(|r| &r[range.clone()]),
-                entropies: Some(&entropies[range.clone()]),
-                advantage: rollout.advantage,
-                mask: rollout.mask,
-                weights: None,
+            .map(|(rollout, range)| {
+                let behaviour = rollout.behaviour_logps;
+                let (old_logps, behaviour_logps) = match rollout.old {
+                    OldLogps::Behaviour => (Some(behaviour), None),
+                    OldLogps::Current => (None, Some(behaviour)),
+                    OldLogps::Scored(old) => (Some(old), Some(behaviour)),
+                };
+                objective::SequenceTerms {
+                    logps: &logps[range.clone()],
+                    old_logps,
+                    behaviour_logps,
+                    ref_logps: reference.map(|r| &r[range.clone()]),
+                    entropies: Some(&entropies[range.clone()]),
+                    advantage: rollout.advantage,
+                    mask: rollout.mask,
+                }
             })
             .collect();
         objective::loss(self.objective, &terms, &self.normaliser)
@@ -391,6 +413,11 @@ fn check_rollout(rollout: &Rollout<'_>) -> Result<(), Error> {
             format!("one per token, {len}"),
             rollout.behaviour_logps.len(),
         );
+    }
+    if let OldLogps::Scored(old) = rollout.old
+        && old.len() != len
+    {
+        return input("old log-probs of a rollout", format!("one per token, {len}"), old.len());
     }
     match rollout.mask {
         Some(mask) if mask.len() != len => {

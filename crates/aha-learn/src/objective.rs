@@ -18,7 +18,7 @@ mod reference;
 
 pub use file::{Kind, ObjectiveFile, Switch};
 pub use formula::formula;
-pub use loss::{LossOut, SequenceTerms, Totals, loss};
+pub use loss::{Importance, LossOut, SequenceTerms, Totals, loss};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,10 +30,11 @@ use crate::advantage::AdvantageRule;
 /// L  = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)      rho = exp(logp - old), see `ratio`
 /// KL = e^d - d - 1                                                d = ref - logp, see `kl_estimator`
 /// loss = aggregate(w L + kl_coef KL) - entropy_coef mean(entropy)
+/// w    = min(exp(old - behaviour), importance_cap)                a constant in the gradient
 /// ```
 ///
-/// `w` is the weight of the sequence's [`SequenceTerms::weights`], 1 where absent; it multiplies the policy
-/// term only. In a file and in its serialised form the keys are those of [`ObjectiveFile`].
+/// `w` is 1 where [`SequenceTerms::behaviour_logps`] are absent: where `old`, computed by the learner, is what the
+/// sampler computed too. It multiplies the policy term only. In a file and in its serialised form the keys are those of [`ObjectiveFile`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "ObjectiveFile", try_from = "ObjectiveFile")]
 pub struct Objective {
@@ -50,6 +51,10 @@ pub struct Objective {
     pub ratio: RatioLevel,
     /// The log-ratio is clamped to ± this before the exponential (verl: 20); outside, its gradient is 0.
     pub log_ratio_clamp: Option<f64>,
+    /// Upper bound of the importance weight of a token that was sampled by other kernels than the learner's:
+    /// truncated importance sampling (Ionides 2008; for the gap between sampler and trainer Yao et al. 2025). verl:
+    /// `tis_imp_ratio_cap`, 2; TRL: `vllm_importance_sampling_cap`, 3 and by sequences.
+    pub importance_cap: f64,
     /// Factor of the KL term; 0 needs no reference model.
     pub kl_coef: f64,
     /// Which estimator of the KL divergence from the reference.

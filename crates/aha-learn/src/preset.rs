@@ -118,6 +118,7 @@ const DEEPSEEK_R1: Objective = Objective {
     delta: None,
     ratio: RatioLevel::Token,
     log_ratio_clamp: None,
+    importance_cap: 2.0,
     kl_coef: 0.001,
     kl_estimator: KlEstimator::K3,
     kl_times_ratio: false,

@@ -10,7 +10,8 @@ use aha_compute::random::Philox;
 use aha_compute::simd::Isa;
 use aha_compute::{Device, Dtype, Grads, Tape, Tensor};
 use aha_learn::learner::{
-    Example, Learner, Pair, PreferenceOutcome, Rollout, StepOutcome, StepSettings, compare, score,
+    Example, Learner, OldLogps, Pair, PreferenceOutcome, Rollout, StepOutcome, StepSettings,
+    compare, score,
 };
 use aha_learn::objective::{Aggregation, Normaliser, Objective, SequenceTerms, loss};
 use aha_learn::preference::{self, PairScores};
@@ -83,6 +84,7 @@ fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
             prompt_ids: prompt,
             completion_ids: completion,
             behaviour_logps: logps,
+            old: OldLogps::Behaviour,
             advantage: *advantage,
             mask: None,
         }
@@ -434,12 +436,59 @@ fn rollouts_that_cannot_be_learned_from_are_refused() {
         prompt_ids: &[5],
         completion_ids: &[6, 7],
         behaviour_logps: &[-1.0, -1.0],
+        old: OldLogps::Behaviour,
         advantage: 1.0,
         mask: None,
     };
     assert!(refuse(Rollout { prompt_ids: &[], ..rollout }).contains("prompt"));
     assert!(refuse(Rollout { behaviour_logps: &[-1.0], ..rollout }).contains("log-probs"));
     assert!(refuse(Rollout { mask: Some(&[true]), ..rollout }).contains("mask"));
+    let scored = Rollout { old: OldLogps::Scored(&[-1.0]), ..rollout };
+    assert!(refuse(scored).contains("old log-probs"));
+}
+
+/// Goal: completions of a sampler that computes otherwise are weighted by how far it is off. Method: one step each
+/// with the correction, without it, with another cap, and from a sampler that isn't off.
+#[test]
+fn a_sampler_that_computes_otherwise_is_corrected_up_to_the_cap() {
+    let model = model("tiny_llama", &Device::cpu(2));
+    let mut drawn = drawn();
+    let step = |drawn: &[Drawn], olds: &dyn Fn(usize) -> OldLogps<'static>, importance_cap| {
+        let objective = Objective { importance_cap, kl_coef: 0.0, ..objective() };
+        let mut rollouts = rollouts(drawn);
+        rollouts.iter_mut().enumerate().for_each(|(i, rollout)| rollout.old = olds(i));
+        let mut learner = Learner::new(Arc::clone(&model));
+        let normaliser = Normaliser::of(&objective, &completion_lens(drawn));
+        let settings = settings(64, false);
+        let outcome = learner.policy_step(&rollouts, &objective, normaliser, 0.9, &settings);
+        (weights(&learner), outcome.unwrap().totals)
+    };
+    let scores: &'static [Vec<f32>] = score(&model, &rollouts(&drawn), 0.9, 64).leak();
+    for (drawn, scores) in drawn.iter_mut().zip(scores) {
+        // The sampler's are off by up to 1.2 either way.
+        let off = |(i, score): (usize, &f32)| score + 1.2 * (i as f32 * 1.7).sin();
+        drawn.logps = scores.iter().enumerate().map(off).collect();
+    }
+    let current = |_| OldLogps::Current;
+    let (corrected, totals) = step(&drawn, &current, 2.0);
+    let importance = totals.importance().unwrap();
+    assert!(importance.max == 2.0 && importance.cut_share > 0.1 && importance.mean > 1.0);
+    assert!((0.5..1.0).contains(&importance.sampler_gap_mean), "{importance:?}");
+    assert_eq!((totals.ratio_max, totals.ratio_mean()), (1.0, 1.0));
+    assert_eq!(step(&drawn, &|i| OldLogps::Scored(&scores[i]), 2.0), (corrected.clone(), totals));
+    let (uncorrected, without) = step(&drawn, &|_| OldLogps::Behaviour, 2.0);
+    assert_eq!(without.importance(), None);
+    assert!(corrected != uncorrected && totals.loss != without.loss);
+    let (higher, more) = step(&drawn, &current, 1e9);
+    assert!(higher != corrected && more.loss != totals.loss);
+    assert!(more.importance().unwrap().max > 3.0);
+    for (drawn, scores) in drawn.iter_mut().zip(scores) {
+        drawn.logps.clone_from(scores);
+    }
+    let [on, off] = [OldLogps::Current, OldLogps::Behaviour].map(|old| step(&drawn, &|_| old, 2.0));
+    assert_eq!((&on.0, on.1.loss), (&off.0, off.1.loss));
+    assert!(on.0 != corrected && on.1.loss != totals.loss, "weights of one are others");
+    assert_eq!(on.1.importance().unwrap().mean, 1.0);
 }
 
 /// Pairs of odd lengths; the last two share their prompt and a margin.

@@ -331,7 +331,8 @@ impl Running<'_> {
     }
 
     fn forward(&mut self, plan: &mut Plan) {
-        let mut tape = Tape::inference(self.model.device(), self.model.params());
+        let (device, params) = (self.model.device(), self.model.params());
+        let mut tape = Tape::inference_with(device, params, self.sampling.weights);
         let batch = Batch {
             ids: &plan.ids,
             positions: Arc::clone(&plan.positions.shared),
@@ -461,7 +462,7 @@ impl Running<'_> {
 
     fn logits(&self, hidden: &Tensor) -> Tensor {
         let (params, head) = (self.model.params(), self.model.head());
-        let packed = params.packed(head);
+        let packed = params.packed_as(head, self.sampling.weights);
         let mut logits = Tensor::uninit(self.model.device(), &[hidden.rows(), packed.out_len()]);
         let flop = || 2.0 * hidden.rows() as f64 * params.value(head).len() as f64;
         let _span = multiplying("lm_head.logits", flop, &[hidden, params.value(head), &logits]);

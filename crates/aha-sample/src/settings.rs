@@ -1,11 +1,12 @@
 //! What to draw, and within which limits.
 
+use aha_compute::WeightForm;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
 
 /// How completions are drawn.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
     /// Softmax temperature, at least 0. 1.0 draws from the policy itself; 0 takes the likeliest token.
     pub temperature: f32,
@@ -19,6 +20,9 @@ pub struct Sampling {
     pub stop: Vec<String>,
     /// A completion ends with one of these tokens, which belongs to it.
     pub stop_token_ids: Vec<u32>,
+    /// What weights are multiplied as. Log-probs are then those of that product: with another form than
+    /// [`WeightForm::Same`] they are not what the learner computes.
+    pub weights: WeightForm,
 }
 
 impl Default for Sampling {
@@ -30,6 +34,7 @@ impl Default for Sampling {
             max_tokens: 256,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
+            weights: WeightForm::Same,
         }
     }
 }

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use aha_compute::ops::attention::Layout;
+use aha_compute::ops::matmul::reference;
 use aha_compute::random::Philox;
 use aha_compute::simd::Isa;
-use aha_compute::{Device, Dtype};
+use aha_compute::{Device, Dtype, WeightForm};
 use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
 use aha_model::{Model, Tokenizer};
 use aha_sample::{Completion, FinishReason, Limits, Request, Sampler, Sampling};
@@ -201,6 +202,78 @@ fn check_learner(
     let (logps, _) = tape.log_probs(&hidden, model.head(), &targets, inv_temperature);
     let want: Vec<f32> = part.iter().flat_map(|c| c.logprobs.clone()).collect();
     assert_eq!(bits(logps.value().as_slice()), bits(&want));
+}
+
+/// The learner's log-probs are others, but those of the sampler depend on nothing that they shouldn't.
+#[test]
+fn int8_weights_give_the_same_bits_in_any_batch_and_log_probs_near_the_learner_s() {
+    let sampling = Sampling { weights: WeightForm::Int8, ..sampling() };
+    for name in NAMES {
+        for dtypes in [DTYPES[0], DTYPES[2]] {
+            let mut first: Option<Vec<Completion>> = None;
+            for isa in Isa::available() {
+                let device = Device::cpu_with(1 + usize::from(isa > Isa::Avx2), isa);
+                let model = model(name, &device, dtypes);
+                let batchings = batchings();
+                let is_slow = isa == Isa::Portable;
+                for &limits in if is_slow { &batchings[..1] } else { &batchings[..] } {
+                    let what = format!("{name} {:?} {limits:?}", model.device());
+                    let completions = sample(&model, &requests(), &sampling, limits);
+                    let first = first.get_or_insert_with(|| completions.clone());
+                    assert_same(&what, first, &completions);
+                }
+            }
+            let model = model(name, &Device::cpu(2), dtypes);
+            let completions = first.unwrap();
+            let (mean, max) = gaps(&model, &completions, sampling.inv_temperature());
+            // Measured: means from 0.029 to 0.040 nats, none above 0.31.
+            assert!(0.0 < mean && mean < 0.06 && max < 0.5, "{name}: mean {mean}, max {max}");
+            if dtypes == DTYPES[0] && !model.config().tie_word_embeddings {
+                let (mean, max) = gaps(&rounded(&model), &completions, sampling.inv_temperature());
+                // The same sums but for the scale, which here is in each term. Measured: none above 1e-5.
+                assert!(max < 1e-4, "{name}: not of the rounded weights: mean {mean}, max {max}");
+            }
+        }
+    }
+}
+
+/// The model whose weights are those that int8 stands for.
+fn rounded(model: &Model) -> Model {
+    let mut model = model.clone();
+    let params = model.params_mut();
+    for id in params.ids() {
+        if params.value(id).shape().len() < 2 || params.name(id).contains("embed_tokens") {
+            continue;
+        }
+        let cols = params.value(id).cols();
+        let (quanta, scales) = reference::quantize(params.value(id).as_slice(), cols);
+        let rows = params.value_mut(id).as_mut_slice().chunks_exact_mut(cols);
+        for ((row, quanta), scale) in rows.zip(quanta.chunks_exact(cols)).zip(scales) {
+            row.iter_mut().zip(quanta).for_each(|(w, q)| *w = scale * q);
+        }
+    }
+    model
+}
+
+/// How far the log-probs of completions' tokens are from the learner's: on average, and at most.
+fn gaps(model: &Model, completions: &[Completion], inv_temperature: f32) -> (f32, f32) {
+    let requests = requests();
+    let gaps_of = |completion: &Completion| {
+        let prompt = &requests[completion.request_idx].prompt_ids;
+        let ids = [prompt, completion.token_ids.as_slice()].concat();
+        let mut tape = aha_compute::Tape::inference(model.device(), model.params());
+        let batch = aha_model::model::Batch::packed(&ids, [ids.len()]);
+        let hidden = model.hidden(&mut tape, batch, false);
+        let rows: Vec<usize> = (prompt.len() - 1..ids.len() - 1).collect();
+        let hidden = tape.select_rows(&hidden, &rows.into());
+        let targets = completion.token_ids.clone().into();
+        let (logps, _) = tape.log_probs(&hidden, model.head(), &targets, inv_temperature);
+        let pairs = logps.value().as_slice().iter().zip(&completion.logprobs);
+        pairs.map(|(learner, sampler)| (learner - sampler).abs()).collect::<Vec<_>>()
+    };
+    let gaps: Vec<f32> = completions.iter().flat_map(gaps_of).collect();
+    let max = gaps.iter().fold(0.0, |max: f32, gap| max.max(*gap));
+    (gaps.iter().sum::<f32>() / gaps.len() as f32, max)
 }
 
 #[test]

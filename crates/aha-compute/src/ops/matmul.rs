@@ -20,6 +20,12 @@
 //! and still nothing depends on rows, blocks or threads.) `y` may be bf16 as well, rounded from the finished
 //! sum; gradients
 //! are `f32`.
+//!
+//! # Bytes
+//! A weight can be packed as int8, for sampling: each row `n` has the scale `s_n = max_k |w_nk| / 127` and quanta
+//! `q_nk = round(w_nk / s_n)`, ties to even, so that `|s_n q_nk - w_nk|` is at most `s_n / 2`. An output is
+//! `s_n Σ_k x_k q_nk + b_n`: the chain of the `f32` product of `x`, rounded to bf16 or not, and the quanta, in order of
+//! `k`, and then the product with the scale. It has the same bits on every instruction set.
 
 mod block;
 mod kernel;
@@ -28,6 +34,8 @@ mod pairs;
 
 #[cfg(test)]
 mod bf16_tests;
+#[cfg(test)]
+mod int8_tests;
 #[cfg(test)]
 mod tests;
 
@@ -45,16 +53,23 @@ use pack::{Aligned, Steps, Tile};
 const BIAS_ALONE_LEN: usize = 1 << 16;
 
 /// A weight `(N, K)` in the order in which the kernel reads it, for products with rows of activations of the
-/// same dtype.
+/// same dtype, or of either if it is int8.
 ///
 /// Panels of as many outputs as a tile of the device's instruction set is wide, each `K` deep, the last
-/// one filled up with zeros. In bf16, two steps of `K` are one word.
+/// one filled up with zeros. In bf16, two steps of `K` are one word; in int8, a step is a byte.
 pub struct Packed {
     panels: Aligned,
     out_len: usize,
     in_len: usize,
     tile: Tile,
-    dtype: Dtype,
+    form: Form,
+}
+
+/// What the panels hold.
+enum Form {
+    Dtype(Dtype),
+    /// Quanta, and the scale of each output.
+    Int8(Vec<f32>),
 }
 
 impl Packed {
@@ -90,12 +105,34 @@ impl Packed {
                 pack::panel_of_rows(to, from, in_len, tile.cols);
             }
         });
-        Packed { panels, out_len, in_len, tile, dtype }
+        Packed { panels, out_len, in_len, tile, form: Form::Dtype(dtype) }
     }
 
-    /// What the elements are rounded to, and what activations must be.
-    pub fn dtype(&self) -> Dtype {
-        self.dtype
+    /// Packs `w (N, K)`, an `f32` tensor, on all threads, as int8 with a scale for each row.
+    pub fn as_int8(w: &Tensor) -> Packed {
+        let (device, out_len, in_len) = (w.device(), w.rows(), w.cols());
+        let tile = Tile::of(device.isa());
+        let panel_len = Steps::Bytes.rows(in_len) * tile.cols;
+        let panel_count = out_len.div_ceil(tile.cols);
+        let mut panels = Aligned::uninit(device, panel_count * panel_len);
+        let mut scales = vec![0.0; out_len];
+        let (to, scales_to) = (Shards::new(panels.as_mut_slice()), Shards::new(&mut scales));
+        let block = panel_count.div_ceil(4 * device.threads()).max(1);
+        device.run_blocks(panel_count, block, |start, end| {
+            let mut rounded = Tensor::uninit(device, &[tile.cols, in_len]);
+            for panel in start..end {
+                let rows = panel * tile.cols..((panel + 1) * tile.cols).min(out_len);
+                let from = &w.as_slice()[rows.start * in_len..rows.end * in_len];
+                // SAFETY: each panel, and the scales of its rows, belong to one call.
+                let (to, scales) = unsafe {
+                    let to = to.slice(panel * panel_len, (panel + 1) * panel_len);
+                    (to, scales_to.slice(rows.start, rows.end))
+                };
+                let (isa, rounded) = (device.isa(), rounded.as_mut_slice());
+                pack::quantized_panel(isa, to, scales, from, rounded, in_len, tile.cols);
+            }
+        });
+        Packed { panels, out_len, in_len, tile, form: Form::Int8(scales) }
     }
 
     /// Outputs: `N`.
@@ -108,15 +145,32 @@ impl Packed {
         self.in_len
     }
 
-    /// Memory that the panels take.
+    /// Memory that the panels, and the scales of int8, take.
     pub fn bytes(&self) -> usize {
-        size_of_val(self.panels.as_slice())
+        let scales = match &self.form {
+            Form::Dtype(_) => 0,
+            Form::Int8(scales) => size_of_val(scales.as_slice()),
+        };
+        size_of_val(self.panels.as_slice()) + scales
+    }
+
+    fn right(&self) -> Right<'_> {
+        let panels = self.panels.as_slice();
+        match &self.form {
+            Form::Dtype(Dtype::F32) => Right::Panels(panels),
+            Form::Dtype(Dtype::Bf16) => Right::Words(panels),
+            Form::Int8(scales) => Right::Bytes { panels, scales },
+        }
     }
 }
 
 impl fmt::Debug for Packed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Packed[{}, {}] {}", self.out_len, self.in_len, self.dtype)
+        write!(f, "Packed[{}, {}] ", self.out_len, self.in_len)?;
+        match &self.form {
+            Form::Dtype(dtype) => write!(f, "{dtype}"),
+            Form::Int8(_) => f.write_str("int8"),
+        }
     }
 }
 
@@ -182,10 +236,7 @@ pub(crate) fn forward_rows(
         cols: w.out_len,
         depth: w.in_len,
         left: Left::Rows(x),
-        right: match w.dtype {
-            Dtype::F32 => Right::Panels(w.panels.as_slice()),
-            Dtype::Bf16 => Right::Words(w.panels.as_slice()),
-        },
+        right: w.right(),
         accumulate: false,
         bias,
     };
@@ -318,6 +369,37 @@ pub mod reference {
             for (n, (y, w)) in y.iter_mut().zip(w.chunks_exact(in_len)).enumerate() {
                 let sum = x.iter().zip(w).fold(R::of(0.0), |sum, (&x, &w)| x.mul_add(w, sum));
                 *y = bias.map_or(sum, |bias| sum + bias[n]);
+            }
+        }
+    }
+
+    /// The quanta `(N, K)` and the scales `(N)` of an int8 weight.
+    pub fn quantize(w: &[f32], in_len: usize) -> (Vec<f32>, Vec<f32>) {
+        let scale = |row: &[f32]| row.iter().fold(0.0, |max: f32, w| max.max(w.abs())) / 127.0;
+        let scales: Vec<f32> = w.chunks_exact(in_len).map(scale).collect();
+        let rows = w.chunks_exact(in_len).zip(&scales);
+        let quanta = rows.flat_map(|(row, scale)| {
+            row.iter().map(move |w| match scale {
+                0.0 => 0.0,
+                scale => (w / scale).round_ties_even().clamp(-127.0, 127.0),
+            })
+        });
+        (quanta.collect(), scales)
+    }
+
+    /// `y (T, N) = scales (N) · (x (T, K)·quanta (N, K)ᵀ) + bias (N)`.
+    pub fn forward_int8(
+        y: &mut [f32],
+        x: &[f32],
+        (quanta, scales): (&[f32], &[f32]),
+        bias: Option<&[f32]>,
+        in_len: usize,
+    ) {
+        forward(y, x, quanta, None, in_len);
+        for y in y.chunks_exact_mut(scales.len()) {
+            for (n, (y, scale)) in y.iter_mut().zip(scales).enumerate() {
+                let scaled = *y * scale;
+                *y = bias.map_or(scaled, |bias| scaled + bias[n]);
             }
         }
     }

@@ -168,6 +168,10 @@ unsafe impl Simd for Avx2 {
             (shifted_up(low), shifted_up(high))
         }
     }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::V {
+        unsafe { (widen_i8(from), widen_i8(from.add(8))) }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -191,6 +195,13 @@ unsafe fn widen(from: *const bf16) -> __m256 {
         let words = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()));
         _mm256_castsi256_ps(_mm256_slli_epi32::<16>(words))
     }
+}
+
+/// Eight bytes.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn widen_i8(from: *const i8) -> __m256 {
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) }
 }
 
 #[cfg(target_arch = "x86_64")]

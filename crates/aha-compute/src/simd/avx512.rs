@@ -144,6 +144,10 @@ unsafe impl Simd for $name {
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(words))
         }
     }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::V {
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) }
+    }
     $($better)*
 }
 } }

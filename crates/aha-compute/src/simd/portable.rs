@@ -115,4 +115,8 @@ unsafe impl Simd for Portable {
     unsafe fn load_second(words: *const f32) -> Self::V {
         unsafe { Self::load(words) }.map(|word| f32::from_bits(word.to_bits() << 16))
     }
+    #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self::V {
+        unsafe { from.cast::<[i8; LANES]>().read_unaligned() }.map(f32::from)
+    }
 }

@@ -12,6 +12,7 @@
 //! | weights | 4 P | every stage with a model |
 //! | file | 4 P | while weights are read: the mapped file |
 //! | packed weights | A P | each matrix once more, in the order the kernels read it |
+//! | int8 weights | a byte of each, and 4 per output | sampling with `weights = "int8"`, which packs no others |
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
 //! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model |
@@ -47,6 +48,7 @@ use super::models::{Architecture, RandomModel};
 use super::resolve::Facts;
 use super::rewards::Reward;
 use super::run::Run;
+use super::sampling::{Sampling, SamplingWeights};
 use super::stages::{Pipeline, RlStage, Stage, StageKind};
 use crate::reward_model::SCORING_TOKENS_MAX;
 use crate::stages::completions::CHUNK_PROMPTS;
@@ -243,14 +245,20 @@ pub fn predict(
             at.spare_bytes_max = SPARE_BYTES_MAX as u64;
             at.add_training_state();
             at.add_reference(rl.objective.kl_coef > 0.0);
+            if rl.sampling.weights == SamplingWeights::Int8 {
+                at.add_int8();
+            }
             at.add_sampler(rows, rl.sampling.max_tokens);
             let mut sampling = at.clone();
             sampling.add_sampling();
             at.add_training(tokens, rl.activation_checkpointing.is_on());
             vec![sampling, at]
         }
-        StageKind::Sample(sample) => vec![at.completions(sample.n, sample.sampling.max_tokens)],
-        StageKind::Eval(eval) => vec![at.completions(eval.k, eval.max_tokens)],
+        StageKind::Sample(sample) => {
+            let Sampling { max_tokens, weights, .. } = sample.sampling;
+            vec![at.completions(sample.n, max_tokens, weights)]
+        }
+        StageKind::Eval(eval) => vec![at.completions(eval.k, eval.max_tokens, eval.weights)],
     };
     let phases = [query, reading].into_iter().chain(working).map(|phase| phase.found);
     phases.max_by_key(Breakdown::total_bytes).unwrap_or_default()
@@ -373,6 +381,23 @@ impl<'a> Phase<'a> {
         self.found.add("packed weights", self.multiplied_bytes().saturating_mul(multiplied));
     }
 
+    /// What a sampler multiplies with, beside the learner's packed weights or in their place.
+    fn add_int8(&mut self) {
+        let [hidden, inner, layers, heads, kv_heads, head_dim] = [
+            self.model.hidden_size,
+            self.model.intermediate_size,
+            self.model.layers,
+            self.model.heads,
+            self.model.kv_heads,
+            self.model.head_dim,
+        ]
+        .map(u64::from);
+        let outputs = layers * ((heads + 2 * kv_heads) * head_dim + 2 * hidden + 2 * inner);
+        let embedding = if self.model.has_tied_embeddings { 0 } else { self.vocab() * hidden };
+        let multiplied = self.model.param_count.saturating_sub(embedding);
+        self.found.add("int8 weights", multiplied + F32 * (outputs + self.vocab()));
+    }
+
     fn add_reference(&mut self, is_needed: bool) {
         let mut reference = Phase::new(self.run, self.model);
         reference.add_packed();
@@ -426,8 +451,11 @@ impl<'a> Phase<'a> {
     }
 
     /// Completions of a chunk of prompts.
-    fn completions(mut self, samples: u32, max_tokens: u32) -> Self {
-        self.add_packed();
+    fn completions(mut self, samples: u32, max_tokens: u32, weights: SamplingWeights) -> Self {
+        match weights {
+            SamplingWeights::Same => self.add_packed(),
+            SamplingWeights::Int8 => self.add_int8(),
+        }
         self.add_sampler(CHUNK_PROMPTS as u64 * u64::from(samples), max_tokens);
         self.add_sampling();
         self
@@ -579,6 +607,21 @@ mod tests {
         assert_eq!(backward("micro_batch_tokens = 1000"), of_tokens(1000));
         assert_eq!(backward("micro_batch_tokens = 64"), of_tokens(512));
         assert_eq!(backward("minibatches = 2"), of_tokens(256 + 4 * 256));
+    }
+
+    #[test]
+    fn int8_weights_are_beside_the_learner_s_and_in_place_of_others() {
+        let [model, _] = models();
+        // Outputs of a layer: queries, keys, values, the attention's, gate, up and down.
+        let outputs = 30 * (576 + 2 * 192 + 576 + 2 * 1536 + 576) + 49_152;
+        let bytes = 134_515_008 + 4 * outputs;
+        let int8 = |kind: &str| format!("{kind}\nsampling = {{ weights = \"int8\" }}");
+        assert_eq!(part("int8 weights", &int8(RL), &model), bytes);
+        assert_eq!(part("packed weights", &int8(RL), &model), 4 * 134_515_008);
+        let eval = "kind = 'eval'\ndata = 'SELECT 1'\nweights = 'int8'";
+        assert_eq!(part("int8 weights", eval, &model), bytes);
+        assert_eq!(part("packed weights", eval, &model), 0);
+        assert_eq!(part("int8 weights", RL, &model), 0);
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub use reader::{Key, Word};
 pub use resolve::Facts;
 pub use rewards::Reward;
 pub use run::{Device, Run};
-pub use sampling::{Optimizer, Sampling, Schedule, ScheduleKind, Template};
+pub use sampling::{Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template};
 pub use stages::{
     Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong, OverlongPair,
     Pipeline, QueryStage, Reference, RewardModelStage, RlStage, SampleStage, SftStage, Stage,

@@ -13,7 +13,7 @@ use super::memory::{Breakdown, memory_of, shown};
 use super::models::{ModelSource, TokenizerSource};
 use super::resolve::Facts;
 use super::rewards::Reward;
-use super::sampling::{Optimizer, ScheduleKind, Template};
+use super::sampling::{Optimizer, SamplingWeights, ScheduleKind, Template};
 use super::stages::{LossOn, Pipeline, RewardModelStage, RlStage, SftStage, Stage, StageKind};
 
 /// A pipeline with what was found out about it.
@@ -209,8 +209,11 @@ fn details(stage: &Stage, facts: &Facts) -> Vec<String> {
             format!("prompts   {}", one_line(&sample.prompts.0)),
             format!("template  {}", template(&sample.template)),
             format!(
-                "{} completions a prompt, temperature {:?}, at most {} tokens",
-                sample.n, sample.sampling.temperature, sample.sampling.max_tokens
+                "{} completions a prompt, temperature {:?}, at most {} tokens{}",
+                sample.n,
+                sample.sampling.temperature,
+                sample.sampling.max_tokens,
+                rounded(sample.sampling.weights)
             ),
             format!("rewards   {}", rewards(&sample.rewards)),
         ],
@@ -219,8 +222,12 @@ fn details(stage: &Stage, facts: &Facts) -> Vec<String> {
             format!("data      {}", one_line(&eval.data.0)),
             format!("template  {}", template(&eval.template)),
             format!(
-                "{} completions a problem, temperature {:?}, top_p {:?}, at most {} tokens",
-                eval.k, eval.temperature, eval.top_p, eval.max_tokens
+                "{} completions a problem, temperature {:?}, top_p {:?}, at most {} tokens{}",
+                eval.k,
+                eval.temperature,
+                eval.top_p,
+                eval.max_tokens,
+                rounded(eval.weights)
             ),
             match eval.benchmark {
                 Some(benchmark) => {
@@ -233,6 +240,14 @@ fn details(stage: &Stage, facts: &Facts) -> Vec<String> {
             let out = export.out.clone().unwrap_or_else(|| format!("models/{}", stage.name));
             vec![format!("out       {out} ({})", export.dtype.word())]
         }
+    }
+}
+
+/// What is drawn from, where that isn't the model itself.
+fn rounded(weights: SamplingWeights) -> &'static str {
+    match weights {
+        SamplingWeights::Same => "",
+        SamplingWeights::Int8 => ", from weights rounded to int8",
     }
 }
 
@@ -295,8 +310,18 @@ fn details_of_rl(rl: &RlStage) -> Vec<String> {
             rl.sampling.temperature, rl.sampling.top_p, rl.sampling.top_k, rl.sampling.max_tokens
         ),
         format!("rewards   {}", rewards(&rl.rewards)),
-        "objective".to_owned(),
     ];
+    if rl.sampling.weights == SamplingWeights::Int8 {
+        let cap = rl.objective.importance_cap;
+        lines.push(
+            "warning   P1 does not hold: the sampler multiplies with int8 weights, the learner with its own, and"
+                .to_owned(),
+        );
+        lines.push(format!(
+            "          their log-probs differ; each token's term is weighted by w_t, at most {cap:?}"
+        ));
+    }
+    lines.push("objective".to_owned());
     lines.extend(formula(&rl.objective).lines().map(|line| format!("    {line}")));
     if rl.objective.kl_coef > 0.0 {
         lines.push(match rl.reference.refresh_every {

@@ -1,8 +1,39 @@
 //! Settings that several kinds of stage share: drawing tokens, the optimizer, the prompt template.
 
+use aha_compute::WeightForm;
+
 use super::reader::{Field, Reader, Word, choice, section, section_fields};
 use super::source::{Node, Value};
 use super::write::Out;
+
+choice! {
+    /// What weights are multiplied as while tokens are drawn.
+    pub enum SamplingWeights {
+        /// As the learner multiplies them.
+        Same = "same",
+        /// As int8 with a scale for each output: a quarter of the bytes of `f32` to read, and other log-probs than
+        /// the learner's.
+        Int8 = "int8",
+    }
+}
+
+impl From<SamplingWeights> for WeightForm {
+    fn from(weights: SamplingWeights) -> WeightForm {
+        match weights {
+            SamplingWeights::Same => WeightForm::Same,
+            SamplingWeights::Int8 => WeightForm::Int8,
+        }
+    }
+}
+
+impl From<WeightForm> for SamplingWeights {
+    fn from(weights: WeightForm) -> SamplingWeights {
+        match weights {
+            WeightForm::Same => SamplingWeights::Same,
+            WeightForm::Int8 => SamplingWeights::Int8,
+        }
+    }
+}
 
 section! {
     /// How tokens are drawn.
@@ -20,6 +51,10 @@ section! {
         pub stop: Vec<String> = Vec::new(), "without empty texts" |s| !s.iter().any(String::is_empty);
         /// Token ids that end a completion, besides the model's own end token.
         pub stop_token_ids: Vec<u32> = Vec::new();
+        /// What weights are multiplied as while tokens are drawn. With `int8` a decoding step reads less. In a stage
+        /// `rl` sampler and learner then don't compute the same log-probs: the learner computes its own, and weights
+        /// each token by how far they are apart, up to `objective.importance_cap`.
+        pub weights: SamplingWeights = SamplingWeights::Same;
     }
 }
 

@@ -10,7 +10,7 @@ use super::models::ModelSource;
 use super::reader::{choice, section, section_fields};
 use super::rewards::Reward;
 use super::run::Run;
-use super::sampling::{Optimizer, Sampling, Schedule, ScheduleKind, Template};
+use super::sampling::{Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template};
 use super::values::{Names, Sql};
 use super::watchdogs::{NanWatchdog, SftWatchdogs, Watchdogs};
 
@@ -453,6 +453,8 @@ section! {
         pub max_tokens: u32 = 256, "at least 1" |n| *n >= 1;
         /// Texts that end a completion, besides the model's own end token.
         pub stop: Vec<String> = Vec::new(), "without empty texts" |s| !s.iter().any(String::is_empty);
+        /// What weights are multiplied as: what is evaluated is then the rounded model.
+        pub weights: SamplingWeights = SamplingWeights::Same;
         /// The verifier, one of `rewards`; a score of 1 counts as right. Left out where there is a
         /// benchmark: that of the benchmark.
         pub reward: Reward = Reward::default();

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use aha_compute::WeightForm;
 use aha_compute::ops::adamw::Hyper;
-use aha_learn::learner::{Learner, Rollout, StepSettings};
+use aha_learn::learner::{self, Learner, OldLogps, Rollout, StepSettings};
 use aha_learn::objective::{Normaliser, Totals};
 use aha_learn::packing::minibatches;
 use aha_learn::schedule::{Schedule, Shape};
@@ -51,8 +52,10 @@ pub fn train(
     let settings = &shared.settings;
     let mut outcomes = first_outcomes(&view, groups, shared);
     let starts = starts(&groups.lens);
+    let old = Old::of(learner, shared, &view, &outcomes);
     let mut run = Minibatches {
         learner,
+        old,
         shared,
         view: &view,
         totals: Totals::default(),
@@ -135,9 +138,70 @@ fn scored_tokens(view: &RolloutsView<'_>, rows: impl Iterator<Item = usize>) -> 
     rows.filter(|&r| view.advantage(r).is_some()).map(|r| view.completion_token_ids(r).len()).sum()
 }
 
+/// Where the learner's own log-probs of a step's completions come from: see [`OldLogps`].
+enum Old {
+    Behaviour,
+    Current,
+    /// By row; empty where a row isn't trained on.
+    Scored(Vec<Vec<f32>>),
+}
+
+impl Old {
+    /// To be called before the weights change. A sampler that computes as the learner does needs no second forward
+    /// pass, nor does a step that changes the weights once.
+    fn of(
+        learner: &Learner,
+        shared: &Shared,
+        view: &RolloutsView<'_>,
+        outcomes: &[Outcome],
+    ) -> Old {
+        let settings = &shared.settings;
+        if shared.sampling.weights == WeightForm::Same {
+            return Old::Behaviour;
+        }
+        if settings.minibatches == 1 && settings.inner_epochs == 1 {
+            return Old::Current;
+        }
+        let rows: Vec<usize> =
+            (0..outcomes.len()).filter(|&r| outcomes[r] == Outcome::Trained).collect();
+        let rollouts: Vec<Rollout<'_>> =
+            rows.iter().map(|&r| rollout_of(view, r, OldLogps::Behaviour)).collect();
+        let tokens = settings.micro_batch_tokens.tokens() as usize;
+        let found = learner::score(learner.model(), &rollouts, temperature(shared), tokens);
+        let mut scores = vec![Vec::new(); outcomes.len()];
+        rows.into_iter().zip(found).for_each(|(row, found)| scores[row] = found);
+        Old::Scored(scores)
+    }
+
+    fn at(&self, row: usize) -> OldLogps<'_> {
+        match self {
+            Old::Behaviour => OldLogps::Behaviour,
+            Old::Current => OldLogps::Current,
+            Old::Scored(scores) => OldLogps::Scored(&scores[row]),
+        }
+    }
+}
+
+fn rollout_of<'a>(view: &'a RolloutsView<'a>, row: usize, old: OldLogps<'a>) -> Rollout<'a> {
+    Rollout {
+        prompt_ids: view.prompt_token_ids(row),
+        completion_ids: view.completion_token_ids(row),
+        behaviour_logps: view.completion_logprobs(row),
+        old,
+        advantage: view.advantage(row).unwrap_or(0.0) as f32,
+        mask: None,
+    }
+}
+
+/// The temperature of the log-probs.
+fn temperature(shared: &Shared) -> f32 {
+    1.0 / shared.sampling.inv_temperature()
+}
+
 /// Optimizer steps of one step of the stage.
 struct Minibatches<'a> {
     learner: &'a mut Learner,
+    old: Old,
     shared: &'a Shared,
     view: &'a RolloutsView<'a>,
     totals: Totals,
@@ -170,16 +234,8 @@ impl Minibatches<'_> {
         if trained.is_empty() {
             return Ok(());
         }
-        let rollouts: Vec<Rollout<'_>> = trained
-            .iter()
-            .map(|&r| Rollout {
-                prompt_ids: view.prompt_token_ids(r),
-                completion_ids: view.completion_token_ids(r),
-                behaviour_logps: view.completion_logprobs(r),
-                advantage: view.advantage(r).unwrap_or(0.0) as f32,
-                mask: None,
-            })
-            .collect();
+        let rollouts: Vec<Rollout<'_>> =
+            trained.iter().map(|&r| rollout_of(view, r, self.old.at(r))).collect();
         let step = step_settings(
             &settings.optimizer,
             self.lr,
@@ -187,12 +243,11 @@ impl Minibatches<'_> {
             settings.micro_batch_tokens.tokens(),
             settings.activation_checkpointing.is_on(),
         );
-        let temperature = 1.0 / self.shared.sampling.inv_temperature();
         let outcome = self.learner.policy_step(
             &rollouts,
             &settings.objective,
             normaliser,
-            temperature,
+            temperature(self.shared),
             &step,
         )?;
         self.totals.add(&outcome.totals);
@@ -228,6 +283,12 @@ impl Minibatches<'_> {
             if let Some(mean) = mean {
                 set(name, mean);
             }
+        }
+        if let Some(importance) = totals.importance() {
+            set("importance_mean", importance.mean);
+            set("importance_max", importance.max);
+            set("importance_cut_share", importance.cut_share);
+            set("sampler_gap_mean", importance.sampler_gap_mean);
         }
     }
 }

@@ -179,6 +179,7 @@ pub fn draws(
         top_k: settings.top_k,
         max_tokens: settings.max_tokens,
         stop: settings.stop.clone(),
+        weights: settings.weights,
         ..Sampling::default()
     };
     let prompter = Prompter::new(&model.tokenizer, &settings.template)?;

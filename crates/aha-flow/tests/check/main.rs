@@ -52,6 +52,7 @@ golden! {
     bad_sql_is_refused: "bad_sql",
     a_group_of_one_is_refused: "group_size_1",
     a_missing_model_is_refused: "missing_model",
+    what_int8_weights_break_is_said: "good_int8",
     a_negative_temperature_is_refused: "negative_temperature",
     a_tokenizer_that_does_not_fit_is_refused: "tokenizer_mismatch",
     a_vocabulary_without_room_is_refused: "vocab_too_small",

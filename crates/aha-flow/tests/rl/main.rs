@@ -6,7 +6,8 @@
 //! - [`bits`]: what a run's bits depend on, and what they don't. [`stopping`]: stopped and resumed.
 //! - [`faults`]: actors that fail, and prompts. [`watching`]: watchdogs and metrics. [`reading`]: tables
 //!   while they grow. [`waiting`]: rewards that wait for others. [`edges`]: what actors hold while they stand
-//!   still. [`memory`]: how many models a stage holds. [`schedule`]: the learning rate.
+//!   still. [`memory`]: how many models a stage holds. [`schedule`]: the learning rate. [`int8`]: sampling from rounded
+//!   weights.
 //!
 //! Kills from outside are the business of the program's tests.
 
@@ -16,6 +17,7 @@ mod actors;
 mod bits;
 mod edges;
 mod faults;
+mod int8;
 mod memory;
 mod reading;
 mod schedule;

@@ -43,6 +43,11 @@ pub struct ObjectiveFile {
     /// Clamp of the log-ratio before the exponential. Above 0, or `false`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_ratio_clamp: Option<Switch>,
+    /// Upper bound of the weight that a token's policy term has where the sampler computes otherwise than the learner,
+    /// as with `sampling.weights = "int8"`: `min(exp(old - behaviour), importance_cap)` (verl's `tis_imp_ratio_cap`,
+    /// TRL's `vllm_importance_sampling_cap`). At least 1; 2 in every preset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub importance_cap: Option<f64>,
     /// Factor of the KL term. At least 0; 0 needs no reference model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,
@@ -167,6 +172,7 @@ impl ObjectiveFile {
             delta: self.delta.map_or(base.delta, Switch::bound),
             ratio: self.ratio.unwrap_or(base.ratio),
             log_ratio_clamp: self.log_ratio_clamp.map_or(base.log_ratio_clamp, Switch::bound),
+            importance_cap: self.importance_cap.unwrap_or(base.importance_cap),
             kl_coef: self.kl.unwrap_or(base.kl_coef),
             kl_estimator: self.kl_estimator.unwrap_or(base.kl_estimator),
             kl_times_ratio: self.kl_times_ratio.unwrap_or(base.kl_times_ratio),
@@ -247,6 +253,10 @@ fn check_ranges(objective: &Objective, problems: &mut Problems) {
     at_least_0("entropy", objective.entropy_coef);
     at_least_0("advantage_eps", objective.advantage.eps);
     at_least_0("advantage_no_signal_std_max", objective.advantage.no_signal_std_max);
+    let cap = objective.importance_cap;
+    let is_cap = 1.0 <= cap && cap.is_finite();
+    let must = "a finite number of at least 1";
+    problems.require(is_cap, "importance_cap", must, format!("{cap:?}"));
     let mut above = |key, bound: Option<f64>, floor: f64| {
         let ok = bound.is_none_or(|bound| floor < bound && bound.is_finite());
         let got = format!("{:?}", bound.unwrap_or_default());
@@ -312,6 +322,7 @@ impl From<Objective> for ObjectiveFile {
             delta: Some(objective.delta.into()),
             ratio: Some(objective.ratio),
             log_ratio_clamp: Some(objective.log_ratio_clamp.into()),
+            importance_cap: Some(objective.importance_cap),
             kl: Some(objective.kl_coef),
             kl_estimator: Some(objective.kl_estimator),
             kl_times_ratio: Some(objective.kl_times_ratio),
@@ -402,6 +413,7 @@ mod tests {
     fn every_problem_is_reported_at_once() {
         let problems = read(json!({
             "preset": "trl", "clip_low": -1.0, "dual_clip": 0.5, "delta": true, "kl": -0.1,
+            "importance_cap": 0.9,
             "aggregation": "constant", "aggregation_length_tokens": 0, "advantage_eps": -1.0,
         }))
         .unwrap_err();
@@ -414,6 +426,7 @@ mod tests {
                 "`clip_low` must be a finite number of at least 0, found -1.0",
                 "`kl` must be a finite number of at least 0, found -0.1",
                 "`advantage_eps` must be a finite number of at least 0, found -1.0",
+                "`importance_cap` must be a finite number of at least 1, found 0.9",
                 "`dual_clip` must be a finite number above 1.0, or false, found 0.5",
                 "`aggregation_length_tokens` must be at least 1 token where aggregation is \
                  \"constant\", found 0",

@@ -144,7 +144,10 @@ fn loss_lines(objective: &Objective) -> Vec<String> {
         lines.push(format!("         - {:?} {mean} entropy_t", objective.entropy_coef));
     }
     lines.push(format!("         {legend}"));
-    lines.push("         w_t: truncated importance weight, 1 while max_staleness = 0".to_owned());
+    lines.push(format!(
+        "         w_t = min(exp(old_t - behaviour_t), {:?}): 1 unless the sampler's weights are int8",
+        objective.importance_cap
+    ));
     lines
 }
 
@@ -173,7 +176,7 @@ KL_t   = exp(d_t) - d_t - 1
          d_t = ref_t - logp_t
 loss   = 1/B sum_i 1/|o_i| sum_t (w_t L_t + 0.001 KL_t)
          B: completions of the minibatch, empty ones too
-         w_t: truncated importance weight, 1 while max_staleness = 0",
+         w_t = min(exp(old_t - behaviour_t), 2.0): 1 unless the sampler's weights are int8",
         );
     }
 
@@ -190,7 +193,7 @@ L_t    = -min(rho_t A_i, clip(rho_t, 1 - 0.2, 1 + 0.2) A_i)
          where A_i < 0: L_t = min(L_t, -3.0 A_i)
 loss   = 1/N sum_i sum_t (w_t L_t)
          N: trained tokens of the minibatch
-         w_t: truncated importance weight, 1 while max_staleness = 0",
+         w_t = min(exp(old_t - behaviour_t), 2.0): 1 unless the sampler's weights are int8",
         );
     }
 

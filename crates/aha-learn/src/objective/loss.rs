@@ -2,9 +2,8 @@
 //!
 //! | buffer | one value per | unit |
 //! | --- | --- | --- |
-//! | `logps` `old_logps` `ref_logps` | completion token | nats |
+//! | `logps` `old_logps` `behaviour_logps` `ref_logps` | completion token | nats |
 //! | `entropies` | completion token | nats |
-//! | `weights` | completion token | 1 |
 //! | `dlogps` `dentropies` | completion token, sequence after sequence | loss per nat |
 //!
 //! Where a minimum has two equal branches the gradient is the mean of theirs, as PyTorch has it; a clip
@@ -19,8 +18,12 @@ use super::{KlEstimator, Normaliser, Objective, RatioLevel};
 pub struct SequenceTerms<'a> {
     /// Log-probs under the policy that learns.
     pub logps: &'a [f32],
-    /// Log-probs under the policy that sampled; absent on-policy, where the ratio is 1 and has a gradient.
+    /// Log-probs under the policy that sampled, as the learner computes them; absent on-policy, where the ratio is 1
+    /// and has a gradient.
     pub old_logps: Option<&'a [f32]>,
+    /// Log-probs under the policy that sampled, as the sampler computed them; absent where it computes what the
+    /// learner does.
+    pub behaviour_logps: Option<&'a [f32]>,
     /// Log-probs under the reference; needed where `kl_coef` is not 0.
     pub ref_logps: Option<&'a [f32]>,
     /// Entropies of the policy that learns; needed where `entropy_coef` is not 0.
@@ -29,8 +32,6 @@ pub struct SequenceTerms<'a> {
     pub advantage: f32,
     /// Which tokens count; all where absent.
     pub mask: Option<&'a [bool]>,
-    /// Constant factors of the policy term, such as truncated importance weights; 1 where absent.
-    pub weights: Option<&'a [f32]>,
 }
 
 impl SequenceTerms<'_> {
@@ -52,7 +53,7 @@ impl SequenceTerms<'_> {
         check("ref_logps", self.ref_logps.map(<[_]>::len));
         check("entropies", self.entropies.map(<[_]>::len));
         check("mask", self.mask.map(<[_]>::len));
-        check("weights", self.weights.map(<[_]>::len));
+        check("behaviour_logps", self.behaviour_logps.map(<[_]>::len));
         assert!(
             objective.kl_coef == 0.0 || self.ref_logps.is_some(),
             "`ref_logps` are given where `kl_coef` is not 0"
@@ -117,6 +118,16 @@ pub struct Totals {
     pub entropy_sum: f64,
     /// Tokens that have an entropy.
     pub entropy_count: usize,
+    /// Tokens that have an importance weight.
+    pub importance_count: usize,
+    /// Sum of the importance weights.
+    pub importance_sum: f64,
+    /// The largest importance weight; 0 before the first.
+    pub importance_max: f64,
+    /// Tokens whose importance weight is cut off at its cap.
+    pub importance_cut_count: usize,
+    /// Sum of the distances between the learner's and the sampler's log-probs, in nats.
+    pub sampler_gap_sum: f64,
 }
 
 impl Totals {
@@ -133,6 +144,11 @@ impl Totals {
         self.kl_count += next.kl_count;
         self.entropy_sum += next.entropy_sum;
         self.entropy_count += next.entropy_count;
+        self.importance_count += next.importance_count;
+        self.importance_sum += next.importance_sum;
+        self.importance_max = max_or_nan(self.importance_max, next.importance_max);
+        self.importance_cut_count += next.importance_cut_count;
+        self.sampler_gap_sum += next.sampler_gap_sum;
     }
 
     /// Share of tokens clipped below.
@@ -169,6 +185,30 @@ impl Totals {
     pub fn entropy_mean(&self) -> Option<f64> {
         (0 < self.entropy_count).then(|| mean(self.entropy_sum, self.entropy_count))
     }
+
+    /// What the importance weights were; absent where there were none.
+    pub fn importance(&self) -> Option<Importance> {
+        let mean = |sum: f64| mean(sum, self.importance_count);
+        (0 < self.importance_count).then(|| Importance {
+            mean: mean(self.importance_sum),
+            max: self.importance_max,
+            cut_share: mean(self.importance_cut_count as f64),
+            sampler_gap_mean: mean(self.sampler_gap_sum),
+        })
+    }
+}
+
+/// Importance weights of a minibatch's tokens.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Importance {
+    /// Mean weight, cut off ones as the cap.
+    pub mean: f64,
+    /// Largest weight.
+    pub max: f64,
+    /// Share of tokens whose weight is cut off at the cap.
+    pub cut_share: f64,
+    /// Mean distance between the learner's and the sampler's log-prob of a token, in nats.
+    pub sampler_gap_mean: f64,
 }
 
 /// The larger one; NaN where one is, which `f64::max` would drop and the watchdogs must see.
@@ -276,6 +316,21 @@ impl SequenceTerms<'_> {
     fn log_ratio(&self, idx: usize) -> f64 {
         self.old_logps.map_or(0.0, |old| f64::from(self.logps[idx]) - f64::from(old[idx]))
     }
+
+    /// The factor of a token's policy term, a constant in the gradient. NaN stays NaN.
+    fn importance_weight(&self, idx: usize, cap: f64, totals: &mut Totals) -> f64 {
+        let Some(behaviour) = self.behaviour_logps else { return 1.0 };
+        let old = self.old_logps.unwrap_or(self.logps);
+        let gap = f64::from(old[idx]) - f64::from(behaviour[idx]);
+        let is_cut = cap < gap.exp();
+        let weight = if is_cut { cap } else { gap.exp() };
+        totals.importance_count += 1;
+        totals.importance_sum += weight;
+        totals.importance_max = max_or_nan(totals.importance_max, weight);
+        totals.importance_cut_count += usize::from(is_cut);
+        totals.sampler_gap_sum += gap.abs();
+        weight
+    }
 }
 
 fn mean_log_ratio(terms: &SequenceTerms<'_>, len_tokens: usize) -> f64 {
@@ -316,7 +371,7 @@ fn token_loss(
 ) -> TokenLoss {
     totals.ratio_sum += ratio.value;
     totals.ratio_max = max_or_nan(totals.ratio_max, ratio.value);
-    let weight = terms.weights.map_or(1.0, |weights| f64::from(weights[idx]));
+    let weight = terms.importance_weight(idx, objective.importance_cap, totals);
     let policy = surrogate(objective, ratio.value, f64::from(terms.advantage), totals);
     let mut token = TokenLoss {
         value: weight * policy.value,

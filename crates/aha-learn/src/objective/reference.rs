@@ -5,8 +5,8 @@
 //! remains is the rounding of our gradients to f32, 6e-8 of their size.
 
 use super::{
-    Aggregation, EntropyMean, KlEstimator, Normaliser, Objective, RatioLevel, SequenceTerms,
-    Totals, loss,
+    Aggregation, EntropyMean, Importance, KlEstimator, Normaliser, Objective, RatioLevel,
+    SequenceTerms, Totals, loss,
 };
 use crate::advantage::{AdvantageRule, Scale, SingleRule, StdEstimator};
 use crate::preset::Preset;
@@ -16,7 +16,7 @@ struct Completion {
     old_logps: Vec<f32>,
     ref_logps: Vec<f32>,
     entropies: Vec<f32>,
-    weights: Vec<f32>,
+    behaviour_logps: Vec<f32>,
     mask: Vec<bool>,
     advantage: f32,
 }
@@ -26,11 +26,11 @@ impl Completion {
         SequenceTerms {
             logps: &self.logps,
             old_logps: Some(&self.old_logps),
+            behaviour_logps: Some(&self.behaviour_logps),
             ref_logps: Some(&self.ref_logps),
             entropies: Some(&self.entropies),
             advantage: self.advantage,
             mask: Some(&self.mask),
-            weights: Some(&self.weights),
         }
     }
 }
@@ -46,12 +46,14 @@ fn minibatch() -> Vec<Completion> {
             let row = |f: &dyn Fn(usize) -> f64| (0..len).map(|t| f(t) as f32).collect::<Vec<_>>();
             let logp = |t: usize| -1.5 + noise(i, t, 0.0);
             let spread = if i == 2 { 1.6 } else { 0.4 };
+            let old = |t: usize| logp(t) + spread * noise(i, t, 1.0);
             Completion {
                 logps: row(&logp),
-                old_logps: row(&|t| logp(t) + spread * noise(i, t, 1.0)),
+                old_logps: row(&old),
+                // Weights from 0.4 to 2.5.
+                behaviour_logps: row(&|t| old(t) - 0.9 * noise(i, t, 4.0)),
                 ref_logps: row(&|t| logp(t) + 0.5 * noise(i, t, 2.0)),
                 entropies: row(&|t| 1.2 + noise(i, t, 3.0)),
-                weights: row(&|t| 1.0 + 0.5 * noise(i, t, 4.0)),
                 mask: (0..len).map(|t| i != 4 && t != 3).collect(),
                 advantage: advantages[i],
             }
@@ -112,7 +114,9 @@ fn naive(o: &Objective, batch: &[Completion], logps: &[Vec<f64>], entropies: &[V
             if o.kl_times_ratio {
                 kl *= rho;
             }
-            total += factor * (f64::from(c.weights[t]) * policy + o.kl_coef * kl);
+            let gap = f64::from(c.old_logps[t]) - f64::from(c.behaviour_logps[t]);
+            let weight = gap.exp().min(o.importance_cap);
+            total += factor * (weight * policy + o.kl_coef * kl);
             total -= entropy_factor * o.entropy_coef * entropies[i][t];
         }
     }
@@ -146,6 +150,8 @@ fn loss_variants() -> Vec<(&'static str, Objective, Objective)> {
         o.clip_high = 0.001;
     });
     add("kl_times_ratio, sequence", &sequence, &|o| o.kl_times_ratio = true);
+    add("importance_cap", &base, &|o| o.importance_cap = 1.1);
+    add("importance_cap, sequence", &sequence, &|o| o.importance_cap = 1.05);
     add("no kl", &base, &|o| o.kl_coef = 0.0);
     add("kl_coef", &base, &|o| o.kl_coef = 0.25);
     add("k1", &base, &|o| o.kl_estimator = KlEstimator::K1);
@@ -272,10 +278,10 @@ fn absent_masks_and_weights_are_all_true_and_one() {
     let mut batch = minibatch();
     for completion in &mut batch {
         completion.mask.fill(true);
-        completion.weights.fill(1.0);
+        completion.behaviour_logps.clone_from(&completion.old_logps);
     }
-    let terms: Vec<SequenceTerms<'_>> =
-        batch.iter().map(|c| SequenceTerms { mask: None, weights: None, ..c.terms() }).collect();
+    let absent = |c| SequenceTerms { mask: None, behaviour_logps: None, ..Completion::terms(c) };
+    let terms: Vec<SequenceTerms<'_>> = batch.iter().map(absent).collect();
     for (name, with, _) in loss_variants() {
         check(name, &with, &batch, &terms);
     }
@@ -339,6 +345,48 @@ fn metrics_are_those_of_the_tokens() {
     assert_eq!(totals.ratio_max, 0.5_f64.exp());
     assert!((totals.kl_mean().unwrap() - (1_f64.exp() - 2.0) / 4.0).abs() < 1e-12);
     assert_eq!(totals.entropy_mean(), Some(3.0));
+}
+
+/// With ratios of one the loss is the mean weighted advantage, so what is cut off can be read from it.
+#[test]
+fn importance_weights_are_cut_at_their_cap_and_measured() {
+    let [old, behaviour] = [[-1.0, -1.0, -1.0, -9.0], [-1.5, -3.0, -0.5, -1.0_f32]];
+    let mask = [true, true, true, false];
+    let terms = SequenceTerms {
+        logps: &old,
+        behaviour_logps: Some(&behaviour),
+        mask: Some(&mask),
+        advantage: 1.0,
+        ..SequenceTerms::default()
+    };
+    let run = |importance_cap: f64, terms: SequenceTerms<'_>| {
+        let objective = Objective { kl_coef: 0.0, importance_cap, ..Preset::Dapo.objective(256) };
+        let out = loss(&objective, &[terms], &Normaliser::of(&objective, &[3]));
+        (-3.0 * out.loss(), out.totals().importance())
+    };
+    let [low, high] = [(-0.5_f64).exp(), 0.5_f64.exp()];
+    for (cap, weights, cut_share) in [
+        (100.0, [high, 2_f64.exp(), low], 0.0),
+        (2.0, [high, 2.0, low], 1.0 / 3.0),
+        (1.0, [1.0, 1.0, low], 2.0 / 3.0),
+    ] {
+        let (sum, importance) = run(cap, terms);
+        let [importance, want] = [
+            importance.unwrap(),
+            Importance {
+                mean: weights.iter().sum::<f64>() / 3.0,
+                max: weights.iter().fold(0.0, |max: f64, w| max.max(*w)),
+                cut_share,
+                sampler_gap_mean: 1.0,
+            },
+        ];
+        assert!((sum - 3.0 * want.mean).abs() < 1e-6, "cap {cap}: {sum}");
+        assert_eq!(importance, want, "cap {cap}");
+    }
+    assert_eq!(run(2.0, SequenceTerms { behaviour_logps: None, ..terms }), (3.0, None));
+    let broken = [-1.0, f32::NAN, -1.0, -1.0];
+    let (sum, importance) = run(2.0, SequenceTerms { behaviour_logps: Some(&broken), ..terms });
+    assert!(sum.is_nan() && importance.unwrap().max.is_nan());
 }
 
 #[test]

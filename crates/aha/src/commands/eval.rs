@@ -13,7 +13,7 @@ use aha_flow::stop::Stop;
 use aha_reward::Written;
 
 use super::run::stop_on_signals;
-use super::shared::{self, ModelArgs, Precision, at_least_one, completion_count};
+use super::shared::{self, Drawing, ModelArgs, Precision, at_least_one, completion_count};
 use crate::report::{failed, misuse};
 use crate::screen::{self, Screen};
 use crate::text;
@@ -34,6 +34,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     precision: Precision,
+    #[command(flatten)]
+    drawing: Drawing,
     /// The problems: a Parquet, JSON lines or CSV file, a folder or a glob, with columns `id`, `prompt`,
     /// `answer`, or those of the benchmark's publisher.
     #[arg(long, value_name = "FILE")]
@@ -114,6 +116,7 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
             limit: args.limit,
             reward,
             resamples: args.resamples,
+            weights: args.drawing.weights.into(),
             ..EvalStage::default()
         },
         run: Run {

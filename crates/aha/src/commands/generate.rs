@@ -9,7 +9,7 @@ use aha_flow::prompts::{self, Prompter};
 use aha_sample::{Completion, Request};
 use serde::Serialize;
 
-use super::shared::{self, ModelArgs, Precision, at_least_one, completion_count};
+use super::shared::{self, Drawing, ModelArgs, Precision, at_least_one, completion_count};
 use crate::screen::{self, Screen};
 use crate::text;
 
@@ -20,6 +20,8 @@ pub struct Args {
     model: ModelArgs,
     #[command(flatten)]
     precision: Precision,
+    #[command(flatten)]
+    drawing: Drawing,
     /// The prompt.
     #[arg(long, value_name = "TEXT")]
     prompt: String,
@@ -79,6 +81,7 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
         top_k: args.top_k,
         max_tokens: args.max_tokens,
         stop: args.stop.clone(),
+        weights: args.drawing.weights.into(),
         ..Sampling::default()
     };
     shared::check_sampling(&sampling)?;

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use aha_compute::{Device, Dtype};
+use aha_compute::{Device, Dtype, WeightForm};
 use aha_flow::pipeline::{Plan, Template};
 use aha_flow::planning;
 use aha_reward::{NoBackends, Spec, Verifier};
@@ -46,6 +46,15 @@ pub struct Precision {
     /// What the model computes with, f32 or bf16: as the key `run.dtype` of a pipeline.
     #[arg(long, value_name = "DTYPE", default_value_t = Dtype::F32)]
     pub dtype: Dtype,
+}
+
+/// What weights are multiplied as when tokens are drawn.
+#[derive(clap::Args)]
+pub struct Drawing {
+    /// What weights are multiplied as, same or int8: as the key `sampling.weights` of a pipeline. With int8 they are
+    /// rounded, so that a decoding step reads less: what is drawn is then another model's, near this one.
+    #[arg(long, value_name = "FORM", default_value_t = WeightForm::Same)]
+    pub weights: WeightForm,
 }
 
 impl ModelArgs {
@@ -113,6 +122,7 @@ pub fn check_sampling(sampling: &aha_flow::pipeline::Sampling) -> anyhow::Result
         max_tokens: sampling.max_tokens as usize,
         stop: sampling.stop.clone(),
         stop_token_ids: Vec::new(),
+        weights: sampling.weights.into(),
     };
     sampling.check().map_err(misused)
 }

@@ -71,6 +71,8 @@ pub(super) enum Right<'a> {
     Panels(&'a [f32]),
     /// Panels of words, for bf16 products only.
     Words(&'a [f32]),
+    /// Panels of bytes, and what each column's finished sums are multiplied by.
+    Bytes { panels: &'a [f32], scales: &'a [f32] },
     /// `(depth, cols)`.
     Rows(Values<'a>),
 }
@@ -104,6 +106,7 @@ impl<'a> Out<'a> {
 pub(super) fn run(device: &Device, c: &Out<'_>, product: &Product) {
     // A contraction over tokens is continued by the next micro-batch, which may begin in the middle of a pair.
     let in_words = product.left.is_bf16()
+        && !matches!(product.right, Right::Bytes { .. })
         && device.isa() == Isa::Avx512Bf16
         && (matches!(product.left, Left::Rows(_)) || pairs::round_twice(device));
     run_as(device, c, product, in_words);
@@ -148,6 +151,10 @@ fn check(c: &Out<'_>, product: &Product, device: &Device) {
         Right::Words(b) => {
             assert!(left.is_bf16(), "panels of words for an f32 product");
             assert_eq!(b.len(), width * Steps::Words.rows(depth), "panels of words");
+        }
+        Right::Bytes { panels, scales } => {
+            assert_eq!(panels.len(), width * Steps::Bytes.rows(depth), "panels of bytes");
+            assert_eq!(scales.len(), cols, "scales");
         }
         Right::Rows(b) => assert_eq!(b.len(), depth * cols, "right operand"),
     }
@@ -206,7 +213,7 @@ impl Grid {
             Left::Columns(_) => 0.5,
         };
         let right = match product.right {
-            Right::Panels(_) | Right::Words(_) => 0.25,
+            Right::Panels(_) | Right::Words(_) | Right::Bytes { .. } => 0.25,
             Right::Rows(_) => 0.75,
         };
         let (rows, cols) = (self.rows as f64, self.cols as f64);
@@ -232,7 +239,7 @@ struct Task<'a> {
 struct Scratch {
     left: Aligned,
     right: Aligned,
-    /// A panel of words as floats.
+    /// A panel of words or bytes as floats.
     floats: Aligned,
 }
 
@@ -301,10 +308,11 @@ impl Task<'_> {
         let left_len = if self.is_in_place() { 0 } else { row_step * self.steps().rows(step) };
         let floats_len = match self.product.right {
             Right::Words(_) if !self.in_words => step.next_multiple_of(2) * self.tile.cols,
+            Right::Bytes { .. } => step * self.tile.cols,
             _ => 0,
         };
         let right_len = match self.product.right {
-            Right::Panels(_) | Right::Words(_) => 0,
+            Right::Panels(_) | Right::Words(_) | Right::Bytes { .. } => 0,
             Right::Rows(_) => {
                 self.cols.len().next_multiple_of(self.tile.cols) * self.steps().rows(step)
             }
@@ -324,6 +332,7 @@ impl Task<'_> {
     /// How the panels are laid out that are packed here.
     fn steps(&self) -> Steps {
         match (self.product.left.is_bf16(), self.in_words) {
+            _ if matches!(self.product.right, Right::Bytes { .. }) => Steps::Floats,
             (false, _) => Steps::Floats,
             (true, false) => Steps::EvenFloats,
             (true, true) => Steps::Words,
@@ -336,7 +345,11 @@ impl Task<'_> {
         let is_read_once = row_count <= self.tile.rows;
         let depth = self.product.depth;
         match self.product.right {
-            Right::Panels(_) | Right::Words(_) if is_read_once => depth.max(1),
+            Right::Panels(_) | Right::Words(_) | Right::Bytes { .. } if is_read_once => {
+                depth.max(1)
+            }
+            // A float holds four steps.
+            Right::Bytes { .. } => even_step(depth, DEPTH_MAX, 4),
             // Words end with a block.
             _ if self.product.left.is_bf16() => even_step(depth, DEPTH_MAX, 2),
             _ => even_step(depth, DEPTH_MAX, 1),
@@ -355,6 +368,11 @@ impl Task<'_> {
             Right::Words(panels) => {
                 let panel_len = Steps::Words.rows(depth) * width;
                 let at = self.cols.start / width * panel_len + part.start / 2 * width;
+                (panels[at..].as_ptr(), panel_len)
+            }
+            Right::Bytes { panels, .. } => {
+                let panel_len = Steps::Bytes.rows(depth) * width;
+                let at = self.cols.start / width * panel_len + part.start / 4 * width;
                 (panels[at..].as_ptr(), panel_len)
             }
             Right::Rows(b) => {
@@ -383,13 +401,18 @@ impl Task<'_> {
                 if let Values::F32(from) = from
                     && self.is_in_place()
                 {
-                    return (from.as_ptr(), Form::Rows(stride));
+                    let form = match self.product.right {
+                        Right::Bytes { .. } => Form::RowsByBytes(stride),
+                        _ => Form::Rows(stride),
+                    };
+                    return (from.as_ptr(), form);
                 }
                 pack::left_of_rows(isa, to, from, stride, part.len(), rows.len(), steps);
                 let stride = steps.rows(part.len());
                 match (steps, self.product.right) {
                     (Steps::Words, _) => Form::WordRows(stride),
                     (_, Right::Words(_)) => Form::RowsByWords(stride),
+                    (_, Right::Bytes { .. }) => Form::RowsByBytes(stride),
                     _ => Form::Rows(stride),
                 }
             }
@@ -420,10 +443,9 @@ impl Task<'_> {
             c_stride: c.stride,
             rows,
             cols: self.cols.len(),
-            depth: if self.product.left.is_bf16() {
-                part.len().next_multiple_of(2)
-            } else {
-                part.len()
+            depth: match self.steps() {
+                Steps::Floats => part.len(),
+                _ => part.len().next_multiple_of(2),
             },
             a,
             form,
@@ -431,6 +453,10 @@ impl Task<'_> {
             b,
             b_stride,
             accumulate: accumulate || part.start > 0,
+            scales: match self.product.right {
+                Right::Bytes { scales, .. } if is_last => Some(scales[self.cols.start..].as_ptr()),
+                _ => None,
+            },
             bias: bias.filter(|_| is_last).map(|bias| bias[self.cols.start..].as_ptr()),
             ahead: Region::NONE,
         };

@@ -4,6 +4,8 @@
 //! instruction for it multiply words; on others the right operand is taken apart in registers, which costs
 //! little where several rows share it, and the left one is `f32` that holds bf16 numbers. Either way an element
 //! is the same chain as that of an `f32` product of the rounded operands.
+//!
+//! Bytes are turned into floats the same way: in registers for few rows, a panel at a time for many.
 #![expect(clippy::needless_range_loop, reason = "rows and vectors of a tile are indices")]
 
 use crate::simd::{Isa, LANES, Simd};
@@ -22,13 +24,15 @@ pub(super) struct Block {
     pub(super) depth: usize,
     pub(super) a: *const f32,
     pub(super) form: Form,
-    /// As many floats as a panel of the right operand, for [`Form::RowsByWords`].
+    /// As many floats as a panel of the right operand, for [`Form::RowsByWords`] and [`Form::RowsByBytes`].
     pub(super) scratch: *mut f32,
-    /// Panels `(depth, tile columns)`, or of words `(depth / 2, tile columns)`, this far apart.
+    /// Panels `(depth, tile columns)`, of words `(depth / 2, tile columns)` or of bytes, this many floats apart.
     pub(super) b: *const f32,
     pub(super) b_stride: usize,
     /// Whether the sums start at what `c` holds.
     pub(super) accumulate: bool,
+    /// Multiplied with the finished sums, one per column.
+    pub(super) scales: Option<*const f32>,
     /// Added to the finished sums, one per column.
     pub(super) bias: Option<*const f32>,
     /// What is read next, behind the block's last panel.
@@ -85,6 +89,7 @@ impl Block {
         let rows = match self.form {
             Form::Rows(_) | Form::Panels => self.depth,
             Form::RowsByWords(_) | Form::WordRows(_) | Form::WordPanels => self.depth / 2,
+            Form::RowsByBytes(_) => self.depth.div_ceil(4),
         };
         rows * tile.cols
     }
@@ -99,6 +104,8 @@ pub(super) enum Form {
     Panels,
     /// `a` in rows of floats, `b` in words; the depth is even.
     RowsByWords(usize),
+    /// `a` in rows of floats, `b` in bytes.
+    RowsByBytes(usize),
     /// `a` in rows, both operands in words; the depth is even.
     WordRows(usize),
     /// `a` in panels `(depth / 2, rows)` of [`Tiles`], both operands in words; the depth is even.
@@ -111,13 +118,14 @@ const PANELS: u8 = 1;
 const ROWS_BY_WORDS: u8 = 2;
 const WORD_ROWS: u8 = 3;
 const WORD_PANELS: u8 = 4;
+const ROWS_BY_BYTES: u8 = 5;
 
-/// Rows from which on a panel of words is turned into floats before they pass over it.
+/// Rows from which on a panel of words or bytes is turned into floats before they pass over it.
 const EXPANSION_ROWS_MIN: usize = 13;
 
 /// Computes a block.
 pub(super) fn block(isa: Isa, block: &Block) {
-    if let Form::RowsByWords(stride) = block.form
+    if let Form::RowsByWords(stride) | Form::RowsByBytes(stride) = block.form
         && block.rows >= EXPANSION_ROWS_MIN
     {
         return block_of_expanded(isa, block, stride);
@@ -158,27 +166,34 @@ pub(super) fn block(isa: Isa, block: &Block) {
     }
 }
 
-/// A block whose right operand is in words, a panel of which is turned into floats at a time.
+/// A block whose right operand is in words or bytes, a panel of which is turned into floats at a time.
 fn block_of_expanded(isa: Isa, block: &Block, stride: usize) {
-    let width = Tile::of(isa).cols;
+    let tile = Tile::of(isa);
+    let width = tile.cols;
     for (panel, col) in (0..block.cols).step_by(width).enumerate() {
         // SAFETY: the panel is one of the block's, and the scratch is as long as its floats.
-        let (words, floats) = unsafe {
-            let words = block.b.add(panel * block.b_stride);
-            (
-                std::slice::from_raw_parts(words, block.depth / 2 * width),
-                std::slice::from_raw_parts_mut(block.scratch, block.depth * width),
-            )
+        let floats = unsafe {
+            let panel = block.b.add(panel * block.b_stride);
+            let floats = std::slice::from_raw_parts_mut(block.scratch, block.depth * width);
+            if matches!(block.form, Form::RowsByBytes(_)) {
+                let bytes = std::slice::from_raw_parts(panel.cast(), block.depth * width);
+                pack::expand_bytes(isa, floats, bytes);
+            } else {
+                let words = std::slice::from_raw_parts(panel, block.depth / 2 * width);
+                pack::expand(isa, floats, words, width);
+            }
+            floats
         };
-        pack::expand(isa, floats, words, width);
         let part = Block {
             c: block.c.wrapping_add(col),
             cols: (block.cols - col).min(width),
             form: Form::Rows(stride),
             b: floats.as_ptr(),
+            scales: block.scales.map(|scales| scales.wrapping_add(col)),
             bias: block.bias.map(|bias| bias.wrapping_add(col)),
             ahead: if col + width < block.cols {
-                Region { at: words.as_ptr().wrapping_add(block.b_stride), len: words.len() }
+                let next = block.b.wrapping_add((panel + 1) * block.b_stride);
+                Region { at: next, len: block.panel_len(tile) }
             } else {
                 Region::NONE
             },
@@ -195,6 +210,7 @@ macro_rules! with_form {
             Form::Rows(_) => $module::strip::<ROWS>($strip, $rows, $panels),
             Form::Panels => $module::strip::<PANELS>($strip, $rows, $panels),
             Form::RowsByWords(_) => $module::strip::<ROWS_BY_WORDS>($strip, $rows, $panels),
+            Form::RowsByBytes(_) => $module::strip::<ROWS_BY_BYTES>($strip, $rows, $panels),
             Form::WordRows(_) => $module::strip::<WORD_ROWS>($strip, $rows, $panels),
             Form::WordPanels => $module::strip::<WORD_PANELS>($strip, $rows, $panels),
         }
@@ -298,6 +314,9 @@ unsafe fn tiles<S: Simd, const R: usize, const W: usize, const FORM: u8>(strip: 
             }
             let ahead = strip.ahead.part(strip.done + i, strip.tile_count);
             contract::<S, R, W, FORM>(&mut sums, block, row, b, ahead);
+            if let Some(scales) = block.scales {
+                scale::<S, R, W>(&mut sums, scales.add(strip.col), cols);
+            }
             if let Some(bias) = block.bias {
                 add_bias::<S, R, W>(&mut sums, bias.add(strip.col), cols);
             }
@@ -317,7 +336,8 @@ unsafe fn contract<S: Simd, const R: usize, const W: usize, const FORM: u8>(
     b: *const f32,
     ahead: Region,
 ) {
-    let steps = if matches!(FORM, ROWS | PANELS) { block.depth } else { block.depth / 2 };
+    let steps =
+        if matches!(FORM, ROWS | PANELS | ROWS_BY_BYTES) { block.depth } else { block.depth / 2 };
     let ahead = Ahead::new(ahead, steps);
     let width = LANES * S::TILE_VECTORS;
     // Where vector `v` of step `k` is: in which panel, and where in it.
@@ -327,7 +347,10 @@ unsafe fn contract<S: Simd, const R: usize, const W: usize, const FORM: u8>(
     };
     // Rows of the left operand, where they are not in panels.
     let stride = match block.form {
-        Form::Rows(stride) | Form::RowsByWords(stride) | Form::WordRows(stride) => stride,
+        Form::Rows(stride)
+        | Form::RowsByWords(stride)
+        | Form::RowsByBytes(stride)
+        | Form::WordRows(stride) => stride,
         Form::Panels | Form::WordPanels => 0,
     };
     let a: [*const f32; R] = std::array::from_fn(|r| block.a.wrapping_add((row + r) * stride));
@@ -344,6 +367,16 @@ unsafe fn contract<S: Simd, const R: usize, const W: usize, const FORM: u8>(
                     ahead.ask::<S>(p);
                     step::<S, R, W>(sums, |v| S::load_first(at(p, v)), |r| *a[r].add(2 * p));
                     step::<S, R, W>(sums, |v| S::load_second(at(p, v)), |r| *a[r].add(2 * p + 1));
+                }
+            }
+            ROWS_BY_BYTES => {
+                let at = |k: usize, v: usize| {
+                    let (panel, vector) = (v / S::TILE_VECTORS, v % S::TILE_VECTORS);
+                    b.add(panel * block.b_stride).cast::<i8>().add(k * width + vector * LANES)
+                };
+                for k in 0..steps {
+                    ahead.ask::<S>(k);
+                    step::<S, R, W>(sums, |v| S::load_i8(at(k, v)), |r| *a[r].add(k));
                 }
             }
             WORD_ROWS => {
@@ -409,6 +442,24 @@ unsafe fn step<S: Simd, const R: usize, const W: usize>(
                 for v in 0..W {
                     sums[r][v] = S::fma(left, right[v], sums[r][v]);
                 }
+            }
+        }
+    }
+}
+
+/// Multiplies each row with the first `cols` elements of `scales`.
+#[inline(always)]
+unsafe fn scale<S: Simd, const R: usize, const W: usize>(
+    sums: &mut [[S::V; W]; R],
+    scales: *const f32,
+    cols: usize,
+) {
+    unsafe {
+        let mut row = [S::splat(0.0); W];
+        load::<S, W>(&mut row, scales, cols);
+        for r in 0..R {
+            for v in 0..W {
+                sums[r][v] = S::mul(sums[r][v], row[v]);
             }
         }
     }

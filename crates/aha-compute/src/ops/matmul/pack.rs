@@ -2,7 +2,8 @@
 //!
 //! A left operand becomes panels of [`Tiles`] rows, each `(depth, rows)`; a right operand panels of
 //! [`Tile::cols`] columns, each `(depth, cols)`. Panels of words have two steps of the contraction in one word of
-//! bf16 numbers, the first in its upper half, and zero behind an odd depth.
+//! bf16 numbers, the first in its upper half, and zero behind an odd depth. Panels of bytes are `(depth, cols)` too,
+//! with zeros up to a multiple of four steps; see [`quantized_panel`].
 
 use std::ops::Range;
 
@@ -119,6 +120,8 @@ pub(super) enum Steps {
     EvenFloats,
     /// Two to a word.
     Words,
+    /// One to a byte, so four to a float; for a right operand that was packed beforehand only.
+    Bytes,
 }
 
 impl Steps {
@@ -128,6 +131,7 @@ impl Steps {
             Steps::Floats => depth,
             Steps::EvenFloats => depth.next_multiple_of(2),
             Steps::Words => depth.div_ceil(2),
+            Steps::Bytes => depth.div_ceil(4),
         }
     }
 }
@@ -383,6 +387,7 @@ macro_rules! right_of {
                             Steps::EvenFloats if !$is_rounded => S::round_bf16(x),
                             Steps::Floats | Steps::EvenFloats => x,
                             Steps::Words => S::pair(x, y),
+                            Steps::Bytes => unreachable!("rows are packed as floats or words"),
                         };
                         let (panel, at) = (col / width, col % width);
                         S::store(to.as_mut_ptr().add((panel * panel_rows + i) * width + at), x);
@@ -406,5 +411,76 @@ simd_fn! {
                 S::store(to.as_mut_ptr().add(width + at), S::load_second(words.as_ptr().add(at)));
             }
         }
+    }
+}
+
+simd_fn! {
+    /// A panel of bytes as one of floats.
+    pub(super) fn expand_bytes<S>(to: &mut [f32], bytes: &[i8]) {
+        assert!(to.len() == bytes.len() && to.len().is_multiple_of(LANES), "a panel of whole vectors");
+        for at in (0..to.len()).step_by(LANES) {
+            S::store(to.as_mut_ptr().add(at), S::load_i8(bytes.as_ptr().add(at)));
+        }
+    }
+}
+
+/// The largest quantum.
+const QUANTUM_MAX: f32 = 127.0;
+/// A float whose last place is one: added to a small number, it leaves the nearest integer, ties to even, in the
+/// lowest bits of the sum.
+const ROUNDER: f32 = 12_582_912.0;
+
+/// One panel of the columns that are the rows of `from (…, depth)`, as bytes, and a scale for each row; zeros where
+/// it has no more rows. `rounded` has room for a panel of floats.
+pub(super) fn quantized_panel(
+    isa: Isa,
+    to: &mut [f32],
+    scales: &mut [f32],
+    from: &[f32],
+    rounded: &mut [f32],
+    depth: usize,
+    cols: usize,
+) {
+    assert!(to.len() == Steps::Bytes.rows(depth) * cols && from.len() == scales.len() * depth);
+    assert!(scales.len() <= cols && rounded.len() >= from.len());
+    let quanta = &mut rounded[..from.len()];
+    for (row, scale) in scales.iter_mut().enumerate() {
+        let part = row * depth..(row + 1) * depth;
+        *scale = quantize(isa, &mut quanta[part.clone()], &from[part]);
+    }
+    // SAFETY: a float has room for four bytes, and any bits are a float.
+    let bytes =
+        unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u8>(), 4 * to.len()) };
+    bytes.fill(0);
+    for (k, bytes) in bytes.chunks_exact_mut(cols).take(depth).enumerate() {
+        for (row, byte) in bytes.iter_mut().take(scales.len()).enumerate() {
+            *byte = quanta[row * depth + k].to_bits() as u8;
+        }
+    }
+}
+
+simd_fn! {
+    /// `to = round(row / scale)`, ties to even, in the lowest bits of each float; returns the scale, a 127th of the
+    /// largest magnitude. It is NaN where a number of the row is infinite or NaN, so that a broken weight shows.
+    fn quantize<S>(to: &mut [f32], row: &[f32]) -> f32 {
+        assert_eq!(to.len(), row.len());
+        let (mut max, mut broken) = (S::splat(0.0), S::splat(0.0));
+        for at in (0..row.len()).step_by(LANES) {
+            let x = S::load_part(row.as_ptr().add(at), row.len() - at);
+            // Zero for a finite number, else NaN.
+            broken = S::fma(x, S::splat(0.0), broken);
+            max = S::max(S::max(x, S::sub(S::splat(0.0), x)), max);
+        }
+        let scale = S::reduce_max(max) / QUANTUM_MAX + S::reduce_add(broken);
+        // A row of zeros, or of numbers whose scale isn't one any more, becomes zeros.
+        let divisor = S::splat(if scale == 0.0 { 1.0 } else { scale });
+        let (least, most) = (S::splat(-QUANTUM_MAX), S::splat(QUANTUM_MAX));
+        for at in (0..row.len()).step_by(LANES) {
+            let len = row.len() - at;
+            let x = S::div(S::load_part(row.as_ptr().add(at), len), divisor);
+            let bounded = S::min(S::max(x, least), most);
+            S::store_part(to.as_mut_ptr().add(at), S::add(bounded, S::splat(ROUNDER)), len);
+        }
+        scale
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
+use aha_compute::WeightForm;
 use aha_compute::ops::attention::{KvCache, PAGE_LEN};
 use aha_flow::models::Loaded;
 use aha_model::{Model, Tokenizer};
@@ -13,7 +14,7 @@ use anyhow::ensure;
 use super::job::{Job, Sampled, Work};
 use super::limits::weight_bytes;
 use super::row::{Row, median_of};
-use super::{Bench, Kind, subject};
+use super::{Bench, Kind, Weights, subject};
 
 /// A row for all sequences together, and one for a single sequence.
 pub fn rows(bench: &Bench<'_>) -> anyhow::Result<Vec<Row>> {
@@ -23,8 +24,19 @@ pub fn rows(bench: &Bench<'_>) -> anyhow::Result<Vec<Row>> {
     if all.sequences() > 1 {
         counts.push(one);
     }
-    let of = |sampled: Sampled| bench.job(Kind::Decode, &name(sampled), Work::Decode(sampled));
+    let of = |sampled: Sampled| {
+        let name = name(sampled) + suffix(bench.args.weights);
+        bench.job(Kind::Decode, &name, Work::Decode(sampled))
+    };
     counts.into_iter().map(of).collect()
+}
+
+/// What a row's name says of the weights.
+pub fn suffix(weights: Weights) -> &'static str {
+    match weights {
+        Weights::Same => "",
+        Weights::Int8 => ", int8",
+    }
 }
 
 /// What the flags ask for.
@@ -82,8 +94,13 @@ impl Drawing {
     }
 
     /// All completions of `new_tokens` each, in the order of prompts and samples.
-    pub fn run(&mut self, model: &Model, new_tokens: usize) -> anyhow::Result<Vec<Completion>> {
-        let sampling = Sampling { max_tokens: new_tokens, ..Sampling::default() };
+    pub fn run(
+        &mut self,
+        model: &Model,
+        new_tokens: usize,
+        weights: WeightForm,
+    ) -> anyhow::Result<Vec<Completion>> {
+        let sampling = Sampling { max_tokens: new_tokens, weights, ..Sampling::default() };
         let mut completions = Vec::new();
         let never = AtomicBool::new(false);
         let (requests, random) = (&self.requests, subject::random("draws"));
@@ -106,12 +123,13 @@ struct Times {
 
 /// Measures sampling.
 pub fn decode(job: &Job, sampled: Sampled) -> anyhow::Result<Row> {
+    let weights = job.weights.form();
     let device = job.device();
     let Loaded { model, tokenizer } = job.subject.open(&device)?;
     let mut drawing = Drawing::new(&model, &tokenizer, sampled);
     let mut timed = |new_tokens: usize| {
         let begun = Instant::now();
-        drawing.run(&model, new_tokens)?;
+        drawing.run(&model, new_tokens, weights)?;
         anyhow::Ok(begun.elapsed().as_secs_f64())
     };
     // Weights are packed when they are first used.
@@ -126,8 +144,8 @@ pub fn decode(job: &Job, sampled: Sampled) -> anyhow::Result<Row> {
     let rest_tokens = sampled.tokens() - sampled.sequences();
     row.add("decode_tokens_per_second", rest_tokens as f64 / rest);
     row.add("first_token_seconds", first);
-    let bytes =
-        weight_bytes(model.config(), model.device().dtype()) * (sampled.new_tokens - 1) as f64;
+    let step_bytes = weight_bytes(model.config(), model.device().dtype(), weights);
+    let bytes = step_bytes * (sampled.new_tokens - 1) as f64;
     row.add("weights_gb_per_second", bytes / rest / 1e9);
     row.add_seconds(&whole);
     row.profile = job.profile(|| timed(sampled.new_tokens))?;

@@ -2,15 +2,16 @@
 
 use std::time::Instant;
 
+use aha_compute::WeightForm;
 use aha_flow::models::Loaded;
 use aha_learn::advantage::advantages;
-use aha_learn::learner::{self, Learner, Rollout, StepSettings};
+use aha_learn::learner::{self, Learner, OldLogps, Rollout, StepSettings};
 use aha_learn::objective::{Normaliser, Objective};
 use aha_learn::preset::Preset;
 use aha_sample::Completion;
 use anyhow::ensure;
 
-use super::decode::{Drawing, name, sampled};
+use super::decode::{Drawing, name, sampled, suffix};
 use super::job::{Job, Sampled, Work};
 use super::row::{Row, median_of};
 use super::train::settings;
@@ -29,7 +30,8 @@ pub fn rows(bench: &Bench<'_>) -> anyhow::Result<Vec<Row>> {
             micro_batch_tokens: bench.args.micro_batch_tokens as usize,
             checkpointing: bench.args.activation_checkpointing,
         };
-        bench.job(Kind::Grpo, &format!("{}, {kl}", name(sampled)), work)
+        let weights = suffix(bench.args.weights);
+        bench.job(Kind::Grpo, &format!("{}{weights}, {kl}", name(sampled)), work)
     };
     [("no KL", 0.0), ("KL", KL_COEF)].into_iter().map(of).collect()
 }
@@ -50,7 +52,7 @@ pub fn grpo(
     checkpointing: bool,
 ) -> anyhow::Result<Row> {
     let Loaded { model, tokenizer } = job.subject.open(&job.device())?;
-    let mut drawing = Drawing::new(&model, &tokenizer, sampled);
+    let (mut drawing, weights) = (Drawing::new(&model, &tokenizer, sampled), job.weights.form());
     let mut learner = Learner::new(model);
     if kl_coef != 0.0 {
         // The first step then changes a copy, as in a run.
@@ -61,11 +63,18 @@ pub fn grpo(
     let mut score_seconds = Vec::new();
     let mut step = |learner: &mut Learner, is_alone: bool| {
         let begun = Instant::now();
-        let completions = drawing.run(learner.model(), sampled.new_tokens)?;
+        let completions = drawing.run(learner.model(), sampled.new_tokens, weights)?;
         let generate = begun.elapsed().as_secs_f64();
         let advantages = rewards(&completions, sampled, &objective)?;
         let prompts = drawing.requests();
-        let rollout = |(completion, &advantage): (_, _)| rollout(prompts, completion, advantage);
+        let old = match weights {
+            WeightForm::Same => OldLogps::Behaviour,
+            WeightForm::Int8 => OldLogps::Current,
+        };
+        let rollout = |(completion, &advantage): (_, _)| Rollout {
+            old,
+            ..rollout(prompts, completion, advantage)
+        };
         let rollouts: Vec<_> = completions.iter().zip(&advantages).map(rollout).collect();
         train(learner, &rollouts, &objective, &settings)?;
         let train = begun.elapsed().as_secs_f64() - generate;
@@ -122,6 +131,7 @@ fn rollout<'a>(
         prompt_ids: &prompts[completion.request_idx].prompt_ids,
         completion_ids: &completion.token_ids,
         behaviour_logps: &completion.logprobs,
+        old: OldLogps::Behaviour,
         advantage,
         mask: None,
     }

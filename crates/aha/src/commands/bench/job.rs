@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::profile::Times;
 use super::row::Row;
 use super::subject::Subject;
-use super::{Kind, Precision, Sequences, decode, grpo, train};
+use super::{Kind, Precision, Sequences, Weights, decode, grpo, train};
 use crate::report::failed;
 use crate::screen;
 
@@ -34,6 +34,8 @@ pub struct Job {
     pub threads: u32,
     /// What the model computes with.
     pub dtype: Precision,
+    /// What completions are drawn with.
+    pub weights: Weights,
     /// Runs that count.
     pub runs: u32,
     /// No further run begins after so many seconds.
@@ -222,6 +224,7 @@ mod tests {
             subject: Subject::Random(Shape::Tiny),
             threads: 1,
             dtype: Precision::Bf16,
+            weights: Weights::Same,
             runs,
             seconds_max,
             profile: false,

@@ -1,6 +1,6 @@
 //! What the machine allows, and what a model's work comes to.
 
-use aha_compute::{Device, Dtype, measure};
+use aha_compute::{Device, Dtype, WeightForm, measure};
 use aha_model::Config;
 use aha_model::config::Head;
 
@@ -54,9 +54,13 @@ pub fn train_flop(config: &Config, sequences: Sequences) -> f64 {
     3.0 * forward_flop(config, sequences)
 }
 
-/// Bytes of weights that a decode step reads, however many sequences share it.
-pub fn weight_bytes(config: &Config, dtype: Dtype) -> f64 {
-    (multiplied_params(config) * dtype.bytes()) as f64
+/// Bytes of weights that a decode step reads, however many sequences share it; the scales of int8 are left out.
+pub fn weight_bytes(config: &Config, dtype: Dtype, weights: WeightForm) -> f64 {
+    let bytes = match weights {
+        WeightForm::Same => dtype.bytes(),
+        WeightForm::Int8 => 1,
+    };
+    (multiplied_params(config) * bytes) as f64
 }
 
 /// FLOP/s that a device reaches with what its models compute with. bf16 numbers are multiplied as `f32` where that is

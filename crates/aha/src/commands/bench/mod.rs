@@ -21,7 +21,7 @@ mod start;
 mod subject;
 mod train;
 
-use aha_compute::{Device, Dtype};
+use aha_compute::{Device, Dtype, WeightForm};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -102,6 +102,25 @@ impl Precision {
     }
 }
 
+/// What weights are multiplied as while tokens are drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+enum Weights {
+    /// As `--dtype` says.
+    Same,
+    /// int8 with a scale for each output.
+    Int8,
+}
+
+impl Weights {
+    fn form(self) -> WeightForm {
+        match self {
+            Weights::Same => WeightForm::Same,
+            Weights::Int8 => WeightForm::Int8,
+        }
+    }
+}
+
 /// Sequences of equal length, as `8x256`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Sequences {
@@ -155,6 +174,10 @@ pub struct Args {
     /// What the model computes with: as the key `run.dtype` of a pipeline.
     #[arg(long, value_enum, value_name = "DTYPE", default_value = "f32")]
     dtype: Precision,
+    /// For decode and grpo: what weights are multiplied as while tokens are drawn, as the key `sampling.weights` of a
+    /// pipeline.
+    #[arg(long, value_enum, value_name = "FORM", default_value = "same")]
+    weights: Weights,
     /// Runs of each configuration, after one that doesn't count.
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one())]
     runs: u32,
@@ -255,6 +278,7 @@ impl Bench<'_> {
             subject: self.subject.clone(),
             threads: self.args.threads,
             dtype: self.args.dtype,
+            weights: self.args.weights,
             runs: self.args.runs,
             seconds_max: self.args.seconds_max,
             profile: self.args.profile,
@@ -276,7 +300,9 @@ impl Bench<'_> {
         json!({
             "processor": machine::processor_model(), "features": machine::features(),
             "instruction_set": self.device.isa().to_string(), "threads": self.device.threads(),
-            "dtype": self.device.dtype().to_string(), "memory_bytes": aha_flow::machine::memory().total_bytes,
+            "dtype": self.device.dtype().to_string(),
+            "weights": self.args.weights.form().to_string(),
+            "memory_bytes": aha_flow::machine::memory().total_bytes,
         })
     }
 
