@@ -34,7 +34,8 @@ use crate::advantage::AdvantageRule;
 /// ```
 ///
 /// `w` is 1 where [`SequenceTerms::behaviour_logps`] are absent: where `old`, computed by the learner, is what the
-/// sampler computed too. It multiplies the policy term only. In a file and in its serialised form the keys are those of [`ObjectiveFile`].
+/// sampler computed too. It multiplies the policy term only. In a file and in its serialised form the keys are those
+/// of [`ObjectiveFile`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "ObjectiveFile", try_from = "ObjectiveFile")]
 pub struct Objective {
