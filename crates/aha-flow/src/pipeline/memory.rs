@@ -48,7 +48,7 @@ use super::models::{Architecture, RandomModel};
 use super::resolve::Facts;
 use super::rewards::Reward;
 use super::run::Run;
-use super::sampling::{Sampling, SamplingWeights};
+use super::sampling::SamplingWeights;
 use super::stages::{Pipeline, RlStage, Stage, StageKind};
 use crate::reward_model::SCORING_TOKENS_MAX;
 use crate::stages::completions::CHUNK_PROMPTS;
@@ -212,8 +212,7 @@ pub fn predict(
         }
         _ => model,
     };
-    let mut at = Phase::new(&pipeline.run, model);
-    at.found = program;
+    let mut at = Phase { found: program, ..Phase::new(&pipeline.run, model) };
     at.found.add("weights", at.weights());
     at.add_reward_models(reward_models);
     let mut query = at.clone();
@@ -245,9 +244,7 @@ pub fn predict(
             at.spare_bytes_max = SPARE_BYTES_MAX as u64;
             at.add_training_state();
             at.add_reference(rl.objective.kl_coef > 0.0);
-            if rl.sampling.weights == SamplingWeights::Int8 {
-                at.add_int8();
-            }
+            at.add_int8(rl.sampling.weights);
             at.add_sampler(rows, rl.sampling.max_tokens);
             let mut sampling = at.clone();
             sampling.add_sampling();
@@ -255,8 +252,8 @@ pub fn predict(
             vec![sampling, at]
         }
         StageKind::Sample(sample) => {
-            let Sampling { max_tokens, weights, .. } = sample.sampling;
-            vec![at.completions(sample.n, max_tokens, weights)]
+            let drawn = &sample.sampling;
+            vec![at.completions(sample.n, drawn.max_tokens, drawn.weights)]
         }
         StageKind::Eval(eval) => vec![at.completions(eval.k, eval.max_tokens, eval.weights)],
     };
@@ -381,8 +378,11 @@ impl<'a> Phase<'a> {
         self.found.add("packed weights", self.multiplied_bytes().saturating_mul(multiplied));
     }
 
-    /// What a sampler multiplies with, beside the learner's packed weights or in their place.
-    fn add_int8(&mut self) {
+    /// What a sampler of int8 weights multiplies with, beside the learner's packed weights or in their place.
+    fn add_int8(&mut self, weights: SamplingWeights) {
+        if weights == SamplingWeights::Same {
+            return;
+        }
         let [hidden, inner, layers, heads, kv_heads, head_dim] = [
             self.model.hidden_size,
             self.model.intermediate_size,
@@ -452,10 +452,10 @@ impl<'a> Phase<'a> {
 
     /// Completions of a chunk of prompts.
     fn completions(mut self, samples: u32, max_tokens: u32, weights: SamplingWeights) -> Self {
-        match weights {
-            SamplingWeights::Same => self.add_packed(),
-            SamplingWeights::Int8 => self.add_int8(),
+        if weights == SamplingWeights::Same {
+            self.add_packed();
         }
+        self.add_int8(weights);
         self.add_sampler(CHUNK_PROMPTS as u64 * u64::from(samples), max_tokens);
         self.add_sampling();
         self
