@@ -143,12 +143,21 @@ pub fn load_any(path: &Path, device: &Device) -> Result<Loaded> {
 
 /// Writes a model in Hugging Face layout, aside and then renamed.
 pub fn save(dir: &Path, model: &Model, tokenizer: &Tokenizer, dtype: SaveDtype) -> Result<()> {
+    save_as(dir, model, tokenizer, SaveOptions { dtype, ..SaveOptions::default() })
+}
+
+/// As [`save`], in the way that `options` say.
+pub fn save_as(
+    dir: &Path,
+    model: &Model,
+    tokenizer: &Tokenizer,
+    options: SaveOptions,
+) -> Result<()> {
     let params = model.params();
     let tensors = params.ids().map(|id| {
         let value = params.value(id);
         (params.name(id).to_owned(), value.shape().to_vec(), value.as_slice())
     });
-    let options = SaveOptions { dtype, ..SaveOptions::default() };
     save::save(dir, model.config(), Some(tokenizer), tensors, options)?;
     crate::rundir::sync_parent(dir)
 }

@@ -11,7 +11,7 @@ use super::reader::{choice, section, section_fields};
 use super::rewards::Reward;
 use super::run::Run;
 use super::sampling::{Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template};
-use super::values::{Names, Sql};
+use super::values::{ByteSize, Names, Sql};
 use super::watchdogs::{NanWatchdog, SftWatchdogs, Watchdogs};
 
 /// A pipeline as it runs: every default filled in, every name known.
@@ -496,6 +496,9 @@ section! {
         pub format: Format = Format::Hf;
         /// The numbers of the weights.
         pub dtype: Dtype = Dtype::F32;
+        /// Weights beyond this go into further files, with an index of all; transformers calls it
+        /// `max_shard_size`. A single tensor is never split.
+        pub shard_size: ByteSize = ByteSize(5_000_000_000), "more than nothing" |size| size.0 > 0;
     }
 }
 

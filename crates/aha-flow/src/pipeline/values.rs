@@ -230,10 +230,9 @@ impl ByteSize {
 }
 
 impl std::fmt::Display for ByteSize {
-    /// Exact: the largest binary unit that divides the number.
+    /// Exact: the largest binary unit that divides the number, or else the largest decimal one.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let unit =
-            UNITS[..4].iter().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor));
+        let unit = UNITS.iter().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor));
         match unit {
             Some((name, factor)) => write!(f, "{}{name}", self.0 / factor),
             None => write!(f, "{}B", self.0),

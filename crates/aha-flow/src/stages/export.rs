@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use aha_model::save::{self, SaveDtype};
+use aha_model::save::{self, SaveDtype, SaveOptions};
 
 use crate::error::{Error, Result};
 use crate::models::{self, Loaded};
@@ -24,24 +24,25 @@ impl Export<'_> {
     pub fn run(&self, base: &Loaded) -> Result<()> {
         let out =
             self.settings.out.as_ref().map_or_else(|| self.dir.model(self.stage), PathBuf::from);
-        write(base, &out, self.settings.dtype)
+        write(base, &out, self.settings)
     }
 }
 
 /// Writes a model to `out` in Hugging Face layout. A model that was written there before is replaced; a
 /// directory that holds anything else is refused, and left as it is.
-pub fn write(base: &Loaded, out: &Path, dtype: Dtype) -> Result<()> {
+pub fn write(base: &Loaded, out: &Path, settings: &ExportStage) -> Result<()> {
     // A name alone has no parent to make or to flush.
     let out = &std::path::absolute(out).map_err(Error::io("find", out))?;
     check_place(out)?;
     if let Some(parent) = out.parent() {
         fs_err::create_dir_all(parent).map_err(Error::io("create", parent))?;
     }
-    let dtype = match dtype {
+    let dtype = match settings.dtype {
         Dtype::F32 => SaveDtype::F32,
         Dtype::Bf16 => SaveDtype::Bf16,
     };
-    models::save(out, &base.model, &base.tokenizer, dtype)
+    let options = SaveOptions { dtype, shard_bytes_max: settings.shard_size.0 };
+    models::save_as(out, &base.model, &base.tokenizer, options)
 }
 
 /// The directory is replaced whole, so it must not hold anything but what an export writes.

@@ -50,6 +50,7 @@ name = "out"
 kind = "export"
 model = "base"
 dtype = "bf16"
+shard_size = "1kB"
 "#;
 
 /// More than one chunk.
@@ -245,6 +246,8 @@ async fn an_exported_model_can_be_evaluated_without_a_run() {
     // Made again, as after a kill before the stage was done, it replaces its own files.
     export.run(&base).unwrap();
     let exported = models::load(&world.dir.model("out"), &world.device).unwrap();
+    let is_there = |file: &str| world.dir.model("out").join(file).exists();
+    assert!(is_there("model.safetensors.index.json") && !is_there("model.safetensors"));
     let (a, b) = (base.model.params(), exported.model.params());
     let first = |params: &aha_compute::Params| {
         params.value(params.ids().next().unwrap()).as_slice().to_vec()

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use aha_flow::pipeline::ByteSize;
 use aha_model::save::{SaveDtype, SaveOptions, save};
 use aha_model::{Model, Tokenizer};
 use anyhow::Context;
@@ -22,6 +23,9 @@ pub struct Args {
     /// The numbers of the weights.
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
+    /// Weights beyond this go into further files, with an index of all; a single tensor is never split.
+    #[arg(long, value_name = "SIZE", default_value = "5GB", value_parser = shard_size)]
+    shard_size: ByteSize,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -47,11 +51,16 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
         let value = params.value(id);
         (params.name(id).to_owned(), value.shape().to_vec(), value.as_slice())
     });
-    let options = SaveOptions { dtype, ..SaveOptions::default() };
+    let options = SaveOptions { dtype, shard_bytes_max: args.shard_size.0 };
     save(&args.out, model.config(), tokenizer.as_ref(), tensors, options)?;
     let count = text::grouped(model.config().param_count() as u64);
     screen.line(&format!("{count} parameters are in {}", args.out.display()));
     Ok(())
+}
+
+fn shard_size(text: &str) -> Result<ByteSize, String> {
+    let size = ByteSize::parse(text).filter(|size| size.0 > 0);
+    size.ok_or_else(|| "expected a size such as `500MB` or `4GiB`".to_owned())
 }
 
 /// Saving replaces the whole directory, so one with something in it is refused.
