@@ -5,7 +5,6 @@
 //! more than the most that was in use at once and [`SPARE_BYTES_MAX`]: so what a program needs can be
 //! predicted from its tensors.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -36,8 +35,8 @@ struct Cpu {
 /// Freed buffers, and how much is in use.
 #[derive(Default)]
 struct Buffers {
-    /// As long as their capacity; no list is empty.
-    kept: BTreeMap<usize, Vec<Vec<f32>>>,
+    /// As long as their capacity, shortest first; of those of one length the last was freed last.
+    kept: Vec<Vec<f32>>,
     kept_bytes: usize,
     in_use_bytes: usize,
     in_use_bytes_max: usize,
@@ -154,8 +153,9 @@ impl Device {
 impl Buffers {
     /// A kept buffer of about `len` floats, if there is one, and what has to go before a fresh one is made.
     fn take(&mut self, len: usize) -> (Option<Vec<f32>>, Vec<Vec<f32>>) {
-        let fitting = self.kept.range(len..=len + len / 4).next().map(|(&capacity, _)| capacity);
-        let found = fitting.and_then(|capacity| self.remove(capacity));
+        let shortest = self.kept.partition_point(|kept| kept.len() < len);
+        let fitting = self.kept.get(shortest).map(Vec::len).filter(|&kept| kept <= len + len / 4);
+        let found = fitting.map(|capacity| self.remove(capacity));
         self.in_use_bytes += fitting.unwrap_or(len) * size_of::<f32>();
         self.in_use_bytes_max = self.in_use_bytes_max.max(self.in_use_bytes);
         let found = found.map(|mut buffer| {
@@ -170,7 +170,8 @@ impl Buffers {
         let bytes = size_of_val(buffer.as_slice());
         self.in_use_bytes = self.in_use_bytes.saturating_sub(bytes);
         self.kept_bytes += bytes;
-        self.kept.entry(buffer.len()).or_default().push(buffer);
+        let behind = self.kept.partition_point(|kept| kept.len() <= buffer.len());
+        self.kept.insert(behind, buffer);
         self.shed()
     }
 
@@ -178,23 +179,18 @@ impl Buffers {
     fn shed(&mut self) -> Vec<Vec<f32>> {
         let mut shed = Vec::new();
         while self.in_use_bytes + self.kept_bytes > self.in_use_bytes_max + SPARE_BYTES_MAX {
-            let largest = self.kept.last_key_value().map(|(&capacity, _)| capacity);
-            match largest.and_then(|capacity| self.remove(capacity)) {
-                Some(buffer) => shed.push(buffer),
-                None => break,
-            }
+            let Some(largest) = self.kept.last().map(Vec::len) else { break };
+            shed.push(self.remove(largest));
         }
         shed
     }
 
-    fn remove(&mut self, capacity: usize) -> Option<Vec<f32>> {
-        let buffers = self.kept.get_mut(&capacity)?;
-        let buffer = buffers.pop()?;
-        if buffers.is_empty() {
-            self.kept.remove(&capacity);
-        }
+    /// The buffer of a length that was freed last; there must be one.
+    fn remove(&mut self, len: usize) -> Vec<f32> {
+        let behind = self.kept.partition_point(|kept| kept.len() <= len);
+        let buffer = self.kept.remove(behind - 1);
         self.kept_bytes -= size_of_val(buffer.as_slice());
-        Some(buffer)
+        buffer
     }
 }
 
@@ -235,7 +231,7 @@ mod tests {
             let held = device.buffers();
             assert_eq!((held.in_use_bytes, held.in_use_bytes_max), (0, in_use_max));
             assert!(held.kept_bytes <= in_use_max + SPARE_BYTES_MAX, "{size}: {}", held.kept_bytes);
-            let counted: usize = held.kept.iter().map(|(len, list)| 4 * len * list.len()).sum();
+            let counted: usize = held.kept.iter().map(|kept| 4 * kept.len()).sum();
             assert_eq!(held.kept_bytes, counted);
         }
     }

@@ -605,7 +605,7 @@ mod tests {
         let backward = |more: &str| part("backward", &stage(more), &short);
         assert_eq!(backward("micro_batch_tokens = 4096"), of_tokens(2 * (256 + 4 * 256)));
         assert_eq!(backward("micro_batch_tokens = 1000"), of_tokens(1000));
-        assert_eq!(backward("micro_batch_tokens = 64"), of_tokens(512));
+        assert_eq!(backward("micro_batch_tokens = 300"), of_tokens(512));
         assert_eq!(backward("minibatches = 2"), of_tokens(256 + 4 * 256));
     }
 

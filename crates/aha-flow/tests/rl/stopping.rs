@@ -31,12 +31,14 @@ async fn a_stop_leaves_a_checkpoint_of_the_last_step() {
     let how = How { stop, watcher: Some(watcher), ..How::default() };
     let outcome = world.run("run", how).await;
     assert!(matches!(outcome.error(), aha_flow::Error::Interrupted));
-    // The third step is not one that a checkpoint is due after.
-    assert!(world.dir("run").checkpoints("zero").join("step-000003/position.json").is_file());
-    assert_eq!(outcome.steps("zero").len(), 3);
+    // The third step is not one that a checkpoint is due after; on a busy machine a fourth may have begun.
+    let last = outcome.steps("zero").len();
+    assert!((3..=4).contains(&last), "{last} steps");
+    let position = format!("step-{last:06}/position.json");
+    assert!(world.dir("run").checkpoints("zero").join(position).is_file());
     let resumed = world.run("run", How { resume: true, ..How::default() }).await;
     resumed.result.as_ref().unwrap();
-    assert_eq!(resumed.steps("zero")[0].0, 4, "no step is done twice");
+    assert_eq!(resumed.steps("zero")[0].0, last as u64 + 1, "no step is done twice");
     let state = RunState::read(&world.dir("run")).unwrap().unwrap();
     assert!(state.stages.iter().all(|stage| stage.status == Status::Done));
 }
