@@ -90,7 +90,7 @@ pub fn multiplying(op: &'static str, flop: impl FnOnce() -> f64, tensors: &[&Ten
 }
 
 /// Bytes of a tensor's elements.
-pub(crate) fn bytes(tensor: &Tensor) -> f64 {
+pub fn bytes(tensor: &Tensor) -> f64 {
     (tensor.len() * tensor.dtype().bytes()) as f64
 }
 

@@ -275,7 +275,8 @@ impl<'p> Tape<'p> {
                 let span = moving("cache.append", &[&k.value, &v.value, &k.value, &v.value]);
                 cache.append(layer, &k.value, &v.value, seqs);
                 drop(span);
-                let span = profile::span("attention.paged", || seqs.work(dims));
+                let span =
+                    profile::span("attention.paged", || seqs.work(dims, self.device.kv_dtype()));
                 attention::attend(&mut o, &q_f32, cache, layer, seqs, dims, scale);
                 drop(span);
                 self.var(o.into_dtype(dtype))
@@ -318,8 +319,10 @@ impl<'p> Tape<'p> {
         let mut entropies = self.uninit(&[targets.len()]);
         let packed = self.packed(head);
         let weight = self.params.value(head);
-        let span =
-            multiplying("lm_head.forward", || product(&x.value, weight), &[&x.value, weight]);
+        let span = profile::span("lm_head.forward", || profile::Work {
+            flop: product(&x.value, weight),
+            bytes: bytes(&x.value) + packed.bytes() as f64,
+        });
         lm_head::forward(
             &mut log_probs,
             &mut entropies,

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use aha_compute::ops::attention::{KvCache, PAGE_LEN, PagedSeqs};
 use aha_compute::ops::lm_head;
-use aha_compute::profile::{moving, multiplying};
+use aha_compute::profile::{self, Work, bytes, moving};
 use aha_compute::random::Philox;
 use aha_compute::tape::Rows;
 use aha_compute::{Tape, Tensor};
@@ -464,8 +464,10 @@ impl Running<'_> {
         let (params, head) = (self.model.params(), self.model.head());
         let packed = params.packed_as(head, self.sampling.weights);
         let mut logits = Tensor::uninit(self.model.device(), &[hidden.rows(), packed.out_len()]);
-        let flop = || 2.0 * hidden.rows() as f64 * params.value(head).len() as f64;
-        let _span = multiplying("lm_head.logits", flop, &[hidden, params.value(head), &logits]);
+        let _span = profile::span("lm_head.logits", || Work {
+            flop: 2.0 * hidden.rows() as f64 * params.value(head).len() as f64,
+            bytes: bytes(hidden) + packed.bytes() as f64 + bytes(&logits),
+        });
         lm_head::logits(&mut logits, hidden, packed, self.sampling.inv_temperature());
         logits
     }

@@ -243,7 +243,7 @@ pub fn predict(
             // Sampling and training leave buffers of each other's sizes.
             at.spare_bytes_max = SPARE_BYTES_MAX as u64;
             at.add_training_state();
-            at.add_reference(rl.objective.kl_coef > 0.0);
+            at.add_reference(rl.objective.kl_coef > 0.0, rl.sampling.weights);
             at.add_int8(rl.sampling.weights);
             at.add_sampler(rows, rl.sampling.max_tokens);
             let mut sampling = at.clone();
@@ -398,9 +398,11 @@ impl<'a> Phase<'a> {
         self.found.add("int8 weights", multiplied + F32 * (outputs + self.vocab()));
     }
 
-    fn add_reference(&mut self, is_needed: bool) {
+    /// Policy and reference are one model at first, and that may be sampled from.
+    fn add_reference(&mut self, is_needed: bool, sampled: SamplingWeights) {
         let mut reference = Phase::new(self.run, self.model);
         reference.add_packed();
+        reference.add_int8(sampled);
         let bytes = self.weights().saturating_add(reference.found.total_bytes());
         self.found.add("reference", if is_needed { bytes } else { 0 });
     }

@@ -136,11 +136,17 @@ fn check_memory(plan: &Plan, limit: ByteSize, too_large: &[String], reader: &mut
             memory::shown(limit.0),
             memory.describe()
         );
-        let hint = if too_large.contains(&stage.name) {
-            SMALLEST_HINT
-        } else {
-            "lower `micro_batch_tokens`, `run.kv_cache` or `run.query_memory`, set \
-             `activation_checkpointing`, or allow more memory"
+        let hint = match &stage.kind {
+            _ if too_large.contains(&stage.name) => SMALLEST_HINT,
+            StageKind::Sample(_) | StageKind::Eval(_) => {
+                "lower `run.kv_cache`, `run.sequences_max` or `run.query_memory`, the number of completions or \
+                 their tokens, set `run.dtype` to \"bf16\", or allow more memory"
+            }
+            StageKind::Query(_) => "lower `run.query_memory`, or allow more memory",
+            _ => {
+                "lower `micro_batch_tokens`, `run.kv_cache` or `run.query_memory`, set \
+                 `activation_checkpointing`, or allow more memory"
+            }
         };
         reader.report_at("run.memory", message, Some(hint.into()));
     }

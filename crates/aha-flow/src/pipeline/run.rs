@@ -28,14 +28,15 @@ section! {
         /// What weights and activations are rounded to when they are multiplied, and what activations are kept as
         /// for the backward pass. Weights that are trained, the optimizer's state, gradients, softmax, norms and
         /// log-probs are `f32` in any case. `bf16` halves the memory of activations and the bytes that a decoding
-        /// step reads; it is faster where the processor has instructions for it (`aha doctor`).
+        /// step reads; it is faster where the processor multiplies pairs of them faster (AMD's with AVX512_BF16).
         pub dtype: Dtype = Dtype::F32;
         /// What keys and values are kept as. With `bf16` they are rounded as soon as they are computed, when sampling
         /// and when learning, so that both compute the same; a cache then holds twice as many. What `dtype = "bf16"`
         /// computes is bf16 in any case.
         pub kv_dtype: Dtype = Dtype::F32;
         /// Memory that the run may use: `aha check` and `aha run` refuse a pipeline whose predicted
-        /// need is larger. Absent: no limit of ours.
+        /// need is larger. Absent: no limit of ours. Where `micro_batch_tokens` is left to us it is chosen by this; one
+        /// that is smaller than a group of `rl` gives other sums of the same terms.
         @neutral
         pub memory: Option<ByteSize> = None, "more than nothing" |size| size.is_none_or(|s| s.0 > 0);
         /// Memory for keys and values of sequences being sampled. A sequence that finds no room

@@ -20,6 +20,29 @@ async fn threads_and_batch_limits_change_no_bit() {
     }
 }
 
+/// In bf16, and with a cache of bf16 keys and values: threads, batch limits, and a stop on the way.
+#[tokio::test(flavor = "multi_thread")]
+async fn bf16_runs_keep_their_bits_too() {
+    let world = World::new();
+    for (idx, dtype) in ["run.dtype='bf16'", "run.kv_dtype='bf16'"].iter().enumerate() {
+        let whole = format!("whole-{idx}");
+        let outcome = world.finish(&whole, &[dtype]).await;
+        for (_, metrics) in outcome.steps("zero") {
+            assert_eq!(metrics["ratio_max"], 1.0, "{dtype}: sampler and learner agree");
+        }
+        let other = format!("other-{idx}");
+        let sets =
+            [dtype, "run.threads=1", "run.sequences_max=5", "stage.zero.micro_batch_tokens=26"];
+        world.finish(&other, &sets).await;
+        assert_same_run(&world.dir(&whole), &world.dir(&other));
+        for event in (1..outcome.events.len()).step_by(7) {
+            let stopped = format!("stopped-{idx}-{event}");
+            world.stop_and_resume(&stopped, event, &[dtype]).await;
+            assert_same_run(&world.dir(&whole), &world.dir(&stopped));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_seed_gives_another_run() {
     let world = World::new();

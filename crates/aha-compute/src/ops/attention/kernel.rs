@@ -8,9 +8,9 @@
 use std::ops::Range;
 
 use super::PAGE_LEN;
+#[cfg(target_arch = "x86_64")]
 use crate::simd::{Avx2, Avx512};
 use crate::simd::{Isa, LANES, Portable, Simd, simd_fn};
-#[cfg(target_arch = "x86_64")]
 use crate::tensor::Values;
 
 /// Rows that are computed together.

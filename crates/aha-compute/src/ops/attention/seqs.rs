@@ -7,8 +7,8 @@ use std::ops::Range;
 use super::kernel::{self, Tile};
 use super::tiles::queries_of_tile;
 use super::{Dims, PAGE_LEN};
-use crate::Device;
 use crate::profile::Work;
+use crate::{Device, Dtype};
 
 /// Register tiles of rows that a task of several sequences has at most: a page of keys that is loaded once
 /// serves them all.
@@ -86,15 +86,16 @@ impl PagedSeqs {
         self.row_count
     }
 
-    /// Work of their attention: scores and mixing; and each page that any of them has, read once.
-    pub(crate) fn work(&self, dims: Dims) -> Work {
+    /// Work of their attention: scores and mixing; and each page of a cache of this dtype that any of them has, read
+    /// once.
+    pub(crate) fn work(&self, dims: Dims, dtype: Dtype) -> Work {
         let pairs = |s: &PagedSeq| s.row_count * s.position + s.row_count * (s.row_count + 1) / 2;
         let pair_count: usize = self.seqs().iter().map(pairs).sum();
         let pages: BTreeSet<u32> =
             self.seqs().iter().flat_map(|seq| self.pages(seq)).copied().collect();
         Work {
             flop: 4.0 * (pair_count * dims.q_cols()) as f64,
-            bytes: (pages.len() * 2 * dims.page_len() * size_of::<f32>()) as f64,
+            bytes: (pages.len() * 2 * dims.page_len() * dtype.bytes()) as f64,
         }
     }
 

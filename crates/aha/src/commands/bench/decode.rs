@@ -116,7 +116,7 @@ impl Drawing {
 }
 
 /// How long a run is repeated, if it takes less.
-const TURN: Duration = Duration::from_millis(50);
+const TURN: Duration = Duration::from_millis(100);
 
 /// Time until every sequence has its first token, and until all have their last: two runs, each from scratch.
 struct Times {
@@ -137,8 +137,7 @@ pub fn decode(job: &Job, sampled: Sampled) -> anyhow::Result<Row> {
     };
     // Weights are packed when they are first used.
     once(2)?;
-    let mut best = |new_tokens: usize| best_of_turn(|| once(new_tokens));
-    let times = job.repeat(|| Ok(Times { first: best(1)?, whole: best(sampled.new_tokens)? }))?;
+    let times = job.repeat(|| best_of_turn(&mut once, sampled.new_tokens))?;
     let whole: Vec<f64> = times.iter().map(|times| times.whole).collect();
     let median = median_of(whole.clone());
     let first = median_of(times.iter().map(|times| times.first).collect());
@@ -156,12 +155,16 @@ pub fn decode(job: &Job, sampled: Sampled) -> anyhow::Result<Row> {
     Ok(row)
 }
 
-/// Seconds of a run. Of one that is shorter than a turn the best of several, or its scatter would exceed it.
-fn best_of_turn(mut run: impl FnMut() -> anyhow::Result<f64>) -> anyhow::Result<f64> {
+/// Of runs that are shorter than a turn the best of several, in turn, or their scatter would exceed the difference.
+fn best_of_turn(
+    mut once: impl FnMut(usize) -> anyhow::Result<f64>,
+    new_tokens: usize,
+) -> anyhow::Result<Times> {
     let turn = Instant::now();
-    let mut best = run()?;
+    let mut best = Times { first: once(1)?, whole: once(new_tokens)? };
     while turn.elapsed() < TURN {
-        best = best.min(run()?);
+        best.first = best.first.min(once(1)?);
+        best.whole = best.whole.min(once(new_tokens)?);
     }
     Ok(best)
 }
