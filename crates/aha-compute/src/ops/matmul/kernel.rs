@@ -112,6 +112,20 @@ pub(super) enum Form {
     WordPanels,
 }
 
+impl Form {
+    /// How far apart rows of the left operand are, where they are not in panels.
+    #[inline(always)]
+    fn stride(self) -> usize {
+        match self {
+            Form::Rows(stride)
+            | Form::RowsByWords(stride)
+            | Form::RowsByBytes(stride)
+            | Form::WordRows(stride) => stride,
+            Form::Panels | Form::WordPanels => 0,
+        }
+    }
+}
+
 /// [`Form`] as a parameter of the kernels.
 const ROWS: u8 = 0;
 const PANELS: u8 = 1;
@@ -345,14 +359,7 @@ unsafe fn contract<S: Simd, const R: usize, const W: usize, const FORM: u8>(
         let (panel, vector) = (v / S::TILE_VECTORS, v % S::TILE_VECTORS);
         b.add(k * width + panel * block.b_stride + vector * LANES)
     };
-    // Rows of the left operand, where they are not in panels.
-    let stride = match block.form {
-        Form::Rows(stride)
-        | Form::RowsByWords(stride)
-        | Form::RowsByBytes(stride)
-        | Form::WordRows(stride) => stride,
-        Form::Panels | Form::WordPanels => 0,
-    };
+    let stride = block.form.stride();
     let a: [*const f32; R] = std::array::from_fn(|r| block.a.wrapping_add((row + r) * stride));
     unsafe {
         match FORM {
