@@ -146,7 +146,7 @@ pub fn save(dir: &Path, model: &Model, tokenizer: &Tokenizer, dtype: SaveDtype) 
     save_as(dir, model, tokenizer, SaveOptions { dtype, ..SaveOptions::default() })
 }
 
-/// As [`save`], in the way that `options` say.
+/// As [`save()`], in the way that `options` say.
 pub fn save_as(
     dir: &Path,
     model: &Model,
