@@ -71,10 +71,8 @@ pub fn grpo(
             WeightForm::Same => OldLogps::Behaviour,
             WeightForm::Int8 => OldLogps::Current,
         };
-        let rollout = |(completion, &advantage): (_, _)| Rollout {
-            old,
-            ..rollout(prompts, completion, advantage)
-        };
+        let rollout =
+            |(completion, &advantage): (_, _)| rollout(prompts, completion, old, advantage);
         let rollouts: Vec<_> = completions.iter().zip(&advantages).map(rollout).collect();
         train(learner, &rollouts, &objective, &settings)?;
         let train = begun.elapsed().as_secs_f64() - generate;
@@ -125,13 +123,14 @@ fn rewards(
 fn rollout<'a>(
     prompts: &'a [aha_sample::Request],
     completion: &'a Completion,
+    old: OldLogps<'a>,
     advantage: f32,
 ) -> Rollout<'a> {
     Rollout {
         prompt_ids: &prompts[completion.request_idx].prompt_ids,
         completion_ids: &completion.token_ids,
         behaviour_logps: &completion.logprobs,
-        old: OldLogps::Behaviour,
+        old,
         advantage,
         mask: None,
     }
