@@ -1,5 +1,6 @@
 //! Named weights, and gradients of the same shapes.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
@@ -192,6 +193,24 @@ impl Clone for Params {
 pub struct Grads {
     tensors: Vec<Tensor>,
     lookups: Option<(ParamId, Tensor)>,
+    pub(crate) open: OpenSegment,
+}
+
+/// Sums for the rows of a segment of which later micro-batches have other sequences: see [`Split`].
+///
+/// [`Split`]: crate::ops::attention::Split
+#[derive(Debug, Default)]
+pub(crate) struct OpenSegment {
+    /// For its keys and values, by layer.
+    pub kv: BTreeMap<usize, [Tensor; 2]>,
+    /// For its rows of the last layer, that log-probs are computed from.
+    pub hidden: Option<Tensor>,
+}
+
+impl OpenSegment {
+    fn is_empty(&self) -> bool {
+        self.kv.is_empty() && self.hidden.is_none()
+    }
 }
 
 impl Grads {
@@ -201,6 +220,7 @@ impl Grads {
         Grads {
             tensors: params.params.iter().map(zeros).collect(),
             lookups: params.tied.map(|id| (id, zeros(&params.params[id.0]))),
+            open: OpenSegment::default(),
         }
     }
 
@@ -222,8 +242,9 @@ impl Grads {
         }
     }
 
-    /// Adds what was summed apart; to be called once, after the last micro-batch.
+    /// Adds what was summed apart; to be called once, after the last micro-batch, which leaves nothing open.
     pub fn finish(&mut self) {
+        assert!(self.open.is_empty(), "a segment was left open, and no batch went on with it");
         if let Some((id, lookups)) = &mut self.lookups {
             self.tensors[id.0].add_assign(lookups);
             lookups.fill(0.0);
@@ -237,6 +258,7 @@ impl Grads {
 
     /// Sets every gradient to zero.
     pub fn clear(&mut self) {
+        self.open = OpenSegment::default();
         self.tensors.iter_mut().for_each(|t| t.fill(0.0));
         if let Some((_, lookups)) = &mut self.lookups {
             lookups.fill(0.0);

@@ -83,6 +83,7 @@ enum Op<'p> {
         out: Arc<Tensor>,
         lse: Tensor,
         layout: Layout,
+        layer: usize,
         dims: attention::Dims,
         scale: f32,
     },
@@ -93,6 +94,7 @@ enum Op<'p> {
     SelectRows {
         x: Var,
         rows: Arc<[usize]>,
+        layout: Option<Layout>,
     },
     LogProbs {
         x: Var,
@@ -232,7 +234,8 @@ impl<'p> Tape<'p> {
         self.record(y, || Op::Rope { x: x.slot, positions, table })
     }
 
-    /// Causal attention of `q` `(T, H·D)` over `k`, `v` `(T, KV·D)`; `layer` addresses the cache.
+    /// Causal attention of `q` `(T, H·D)` over `k`, `v` `(T, KV·D)`; `layer` addresses the cache, and sums that a
+    /// batch hands on to the next.
     pub fn attention(
         &mut self,
         [q, k, v]: [&Var; 3],
@@ -263,6 +266,7 @@ impl<'p> Tape<'p> {
                         out: Arc::clone(&o.value),
                         lse,
                         layout: layout.clone(),
+                        layer,
                         dims,
                         scale,
                     };
@@ -295,6 +299,15 @@ impl<'p> Tape<'p> {
 
     /// The given rows of `x`; gradients of one that is given more than once are added in order.
     pub fn select_rows(&mut self, x: &Var, rows: &Arc<[usize]>) -> Var {
+        self.select_rows_as(x, rows, None)
+    }
+
+    /// As [`Tape::select_rows`], of the last layer's rows in this layout, of which a segment may be split.
+    pub fn select_rows_of(&mut self, x: &Var, rows: &Arc<[usize]>, layout: &Layout) -> Var {
+        self.select_rows_as(x, rows, Some(layout))
+    }
+
+    fn select_rows_as(&mut self, x: &Var, rows: &Arc<[usize]>, layout: Option<&Layout>) -> Var {
         let (cols, dtype) = (x.value.cols(), x.value.dtype());
         let mut y = Tensor::uninit_as(&self.device, dtype, &[rows.len(), cols]);
         let span = moving("select_rows.forward", &[&y, &y]);
@@ -303,7 +316,11 @@ impl<'p> Tape<'p> {
             Values::Bf16(from) => copy_rows(y.as_mut_bf16(), from, cols, rows),
         }
         drop(span);
-        self.record(y, || Op::SelectRows { x: x.clone(), rows: Arc::clone(rows) })
+        self.record(y, || Op::SelectRows {
+            x: x.clone(),
+            rows: Arc::clone(rows),
+            layout: layout.cloned(),
+        })
     }
 
     /// Log-probs of `targets` after each row of `x` under `softmax(x · headᵀ · inv_temperature)`, and the
@@ -494,7 +511,7 @@ fn play<'p>(
                 slots.add(x, dx);
             }
         }
-        Op::Attention { q, k, v, out, lse, layout, dims, scale } => {
+        Op::Attention { q, k, v, out, lse, layout, layer, dims, scale } => {
             let dout = slots.take(outputs[0], out.shape());
             let [mut dq, mut dk, mut dv] = [&q, &k, &v].map(|x| slots.uninit_like(&x.value));
             // Scores once more, then the gradients of weights, values, queries and keys.
@@ -504,7 +521,8 @@ fn play<'p>(
                 &[&q.value, &k.value, &v.value, &out, &lse, &dout, &dq, &dk, &dv],
             );
             let [q_f32, k_f32, v_f32] = [&q, &k, &v].map(|x| x.value.as_f32());
-            attention::backward(
+            let begun = layout.begun_rows().and_then(|_| grads.open.kv.remove(&layer));
+            let handed_on = attention::backward(
                 [&mut dq, &mut dk, &mut dv],
                 &dout,
                 [&*q_f32, &*k_f32, &*v_f32],
@@ -513,14 +531,18 @@ fn play<'p>(
                 &layout,
                 dims,
                 scale,
+                begun,
             );
+            grads.open.kv.extend(handed_on.map(|sums| (layer, sums)));
             drop(span);
             for (var, gradient) in [(q, dq), (k, dk), (v, dv)] {
                 slots.add(var.slot, gradient);
             }
         }
         Op::Swiglu { gate, up } => play_swiglu(&gate, &up, outputs[0], slots),
-        Op::SelectRows { x, rows } => play_select_rows(&x, &rows, outputs[0], slots),
+        Op::SelectRows { x, rows, layout } => {
+            play_select_rows(&x, &rows, layout.as_ref(), outputs[0], slots, grads);
+        }
         Op::LogProbs { x, head, targets, inv_temperature } => {
             let dlog_probs = slots.take(outputs[0], &[targets.len()]);
             let dentropies = slots.grads[outputs[1]].take();
@@ -605,14 +627,28 @@ fn play_swiglu(gate: &Var, up: &Var, output: usize, slots: &mut Slots) {
     slots.add(up.slot, dup);
 }
 
-fn play_select_rows(x: &Var, rows: &[usize], output: usize, slots: &mut Slots) {
+fn play_select_rows(
+    x: &Var,
+    rows: &[usize],
+    layout: Option<&Layout>,
+    output: usize,
+    slots: &mut Slots,
+    grads: &mut Grads,
+) {
     let dy = slots.take(output, &[rows.len(), x.value.cols()]);
     let mut dx = slots.zeros_like(&x.value);
     let cols = dy.cols();
     let span = moving("select_rows.backward", &[&dy, &dy]);
+    if let Some(begun) = layout.and_then(Layout::begun_rows) {
+        let sums = grads.open.hidden.take().expect("the batch before left this segment open");
+        dx.rows_mut(begun).copy_from_slice(sums.as_slice());
+    }
     for (from, &to) in dy.as_slice().chunks_exact(cols).zip(rows.iter()) {
-        let sums = &mut dx.as_mut_slice()[to * cols..(to + 1) * cols];
-        sums.iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
+        dx.rows_mut(to..to + 1).iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
+    }
+    if let Some(open) = layout.and_then(Layout::open_rows) {
+        grads.open.hidden = Some(dx.rows_range(open.clone()));
+        dx.rows_mut(open).fill(0.0);
     }
     drop(span);
     slots.add(x.slot, dx);

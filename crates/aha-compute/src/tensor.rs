@@ -210,6 +210,12 @@ impl Tensor {
         &self.as_slice()[i * cols..(i + 1) * cols]
     }
 
+    /// Some rows, to change.
+    pub fn rows_mut(&mut self, rows: Range<usize>) -> &mut [f32] {
+        let cols = self.cols();
+        &mut self.as_mut_slice()[rows.start * cols..rows.end * cols]
+    }
+
     /// A copy of some rows.
     pub fn rows_range(&self, rows: Range<usize>) -> Tensor {
         let cols = self.cols();

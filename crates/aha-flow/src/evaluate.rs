@@ -34,7 +34,7 @@ pub use aha_rollout::rows::EvalRow;
 pub use answers::Answers;
 
 use crate::error::{Error, Result};
-use crate::pipeline::Reward;
+use crate::pipeline::{Dtype, Reward, SamplingWeights};
 use answers::Votes;
 use figures::{Bootstrap, mean, pass_at_k, powers_of_two, quantile};
 use rating::{Game, rating};
@@ -71,6 +71,10 @@ pub struct Subject<'a> {
     pub ratings: HashMap<String, f64>,
     /// How fast tokens were drawn, where that was measured.
     pub tokens_per_second: Option<f64>,
+    /// What the model computed with.
+    pub dtype: Dtype,
+    /// What weights were multiplied as.
+    pub weights: SamplingWeights,
 }
 
 /// Samples by problem, collected from rows, and what they say of the model.
@@ -159,6 +163,8 @@ impl Tally {
             rating: rating.map(|found| found.rating),
             rating_se: rating.map(|found| found.se),
             tokens_per_second: subject.tokens_per_second,
+            dtype: subject.dtype.word().to_owned(),
+            weights: subject.weights.word().to_owned(),
             ..lengths(&samples)
         };
         Ok(with_shares(row, &samples, votes.as_deref(), subject.bootstrap))
@@ -286,6 +292,8 @@ pub(crate) mod tests {
             bootstrap: Bootstrap { random: Philox::new(1), resamples: 1000 },
             ratings: HashMap::new(),
             tokens_per_second: None,
+            dtype: Dtype::F32,
+            weights: SamplingWeights::Same,
         }
     }
 

@@ -1,5 +1,7 @@
 //! The memory that the operating system says there is.
 
+use std::path::Path;
+
 /// Of the memory that can be had, the part that is left to others: an eighth.
 const RESERVE_DIVISOR: u64 = 8;
 
@@ -10,7 +12,7 @@ pub struct Memory {
     pub total_bytes: Option<u64>,
     /// What can be had without swapping.
     pub available_bytes: Option<u64>,
-    /// What the control group allows, if it sets a limit.
+    /// What the control group and those above it allow, if one sets a limit.
     pub limit_bytes: Option<u64>,
 }
 
@@ -25,12 +27,23 @@ impl Memory {
 /// Memory of the machine and of this process's control group.
 pub fn memory() -> Memory {
     let text = fs_err::read_to_string("/proc/meminfo").unwrap_or_default();
-    let limit = fs_err::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let groups = fs_err::read_to_string("/proc/self/cgroup").unwrap_or_default();
     Memory {
         total_bytes: meminfo(&text, "MemTotal"),
         available_bytes: meminfo(&text, "MemAvailable"),
-        limit_bytes: limit.and_then(|limit| limit.trim().parse().ok()),
+        limit_bytes: limit(Path::new("/sys/fs/cgroup"), &groups),
     }
+}
+
+/// The smallest limit of a control group (version 2) and those above it. `groups` is what the system says of a
+/// process, such as `0::/system.slice/aha.service`.
+fn limit(root: &Path, groups: &str) -> Option<u64> {
+    let own = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let limits = Path::new(own).ancestors().filter_map(|group| {
+        // A group without a limit says "max", and the machine's own group has no such file.
+        fs_err::read_to_string(root.join(group).join("memory.max")).ok()?.trim().parse().ok()
+    });
+    limits.min()
 }
 
 /// A line of `/proc/meminfo`, such as `MemTotal:  4046848 kB`.
@@ -51,6 +64,29 @@ mod tests {
         assert_eq!(meminfo(text, "MemAvailable"), Some(1_024_000));
         assert_eq!(meminfo(text, "Mem"), None);
         assert_eq!(meminfo(text, "HugePages_Total"), None);
+    }
+
+    #[test]
+    fn the_smallest_limit_on_the_way_to_a_group_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let groups = "1:name=systemd:/other\n0::/a.slice/b.service\n";
+        let write = |group: &str, text: &str| {
+            let dir = root.path().join(group);
+            std::fs::create_dir_all(&dir).unwrap();
+            std::fs::write(dir.join("memory.max"), text).unwrap();
+        };
+        assert_eq!(limit(root.path(), groups), None);
+        write("a.slice/b.service", "max\n");
+        assert_eq!(limit(root.path(), groups), None);
+        write("a.slice", "4096\n");
+        assert_eq!(limit(root.path(), groups), Some(4096));
+        write("a.slice/b.service", "1024\n");
+        write("other", "16\n");
+        assert_eq!(limit(root.path(), groups), Some(1024));
+        // Inside a container, its own group is the root.
+        write("", "512\n");
+        assert_eq!(limit(root.path(), "0::/\n"), Some(512));
+        assert_eq!(limit(root.path(), ""), Some(512));
     }
 
     #[test]

@@ -2,12 +2,12 @@
 //!
 //! A minibatch is packed in micro-batches without padding; gradients are summed over tokens in order. So the
 //! weights after a step have the same bits with and without activation checkpointing, and whatever
-//! `micro_batch_tokens`, but for groups that it cuts.
+//! `micro_batch_tokens`.
 //!
 //! A group's prompt runs through the model once, forwards and backwards, and its completions attend to it.
-//! A group that doesn't fit into a micro-batch is cut into parts with the prompt in each: its gradients are
-//! then other sums of the same terms. What is promised are bits for any `micro_batch_tokens` that hold the
-//! largest group, and equality within rounding for fewer. Log-probs and the loss have the same bits always.
+//! A group that doesn't fit into a micro-batch is cut into parts with the prompt in each. Its gradients are
+//! those of a whole group, bit for bit: all parts add to the sums for the prompt's keys and values, and the
+//! last one's backward pass goes on from them.
 
 mod packed;
 
@@ -34,7 +34,7 @@ pub struct StepSettings {
     /// Gradients are scaled down to this global L2 norm; absent: not at all.
     pub grad_norm_max: Option<f64>,
     /// Most tokens that run through the model at once, unless a completion and its prompt, an example or a
-    /// pair has more. Changes memory and speed; results only where it cuts groups, and then by rounding.
+    /// pair has more. Changes memory and speed, and no result.
     pub micro_batch_tokens: usize,
     /// Keep only the inputs of each layer, and compute the rest again for the backward pass.
     pub activation_checkpointing: bool,
@@ -173,8 +173,8 @@ impl Learner {
         }
         let mut totals = Totals::default();
         self.grads.clear();
-        for range in packed::pack(rollouts, settings.micro_batch_tokens) {
-            let packed = Packed::completions(&rollouts[range.clone()]);
+        for range in packed::micro_batches(rollouts, settings.micro_batch_tokens) {
+            let packed = Packed::completions(rollouts, range.clone());
             let terms = PolicyTerms { rollouts: &rollouts[range], objective, normaliser };
             self.policy_micro_batch(&packed, terms, temperature, settings, &mut totals)?;
         }
@@ -349,8 +349,8 @@ pub fn score(
     micro_batch_tokens: usize,
 ) -> Vec<Vec<f32>> {
     let mut scores = Vec::with_capacity(rollouts.len());
-    for range in packed::pack(rollouts, micro_batch_tokens) {
-        let packed = Packed::completions(&rollouts[range]);
+    for range in packed::micro_batches(rollouts, micro_batch_tokens) {
+        let packed = Packed::completions(rollouts, range);
         let logps = packed.score(model, 1.0 / temperature);
         scores.extend(packed.outputs.iter().map(|range| logps[range.clone()].to_vec()));
     }

@@ -1,9 +1,8 @@
 //! Sequences → micro-batches, groups → minibatches.
 //!
 //! A minibatch is what one optimizer step sees. A micro-batch is what fits through the model at once:
-//! its size changes memory and speed, so packing keeps the order of the sequences and gradients are summed in
-//! the same order however they are cut. Completions of one prompt share it where they are not cut apart, which
-//! changes a result by its rounding.
+//! its size changes memory and speed and no result, so packing keeps the order of the sequences and gradients are
+//! summed in the same order however they are cut.
 
 use std::ops::Range;
 

@@ -38,6 +38,8 @@ pub const CONS_AT_KS: &str = "cons_at_ks";
 pub const CONS_AT_KS_SE: &str = "cons_at_ks_se";
 /// Name of an evaluation's data set.
 pub const DATASET: &str = "dataset";
+/// What an evaluated model computed with.
+pub const DTYPE: &str = "dtype";
 /// What went wrong.
 pub const ERROR: &str = "error";
 /// Identity of a training example.
@@ -124,6 +126,8 @@ pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
 pub const TRUNCATED_SHARE: &str = "truncated_share";
 /// A metric's value.
 pub const VALUE: &str = "value";
+/// What an evaluated model's weights were multiplied as.
+pub const WEIGHTS: &str = "weights";
 
 /// What the column of a reward's part starts with.
 pub const REWARD_PREFIX: &str = "reward_";

@@ -143,6 +143,10 @@ pub struct EvalRow {
     pub rating_se: Option<f64>,
     /// Tokens drawn per second.
     pub tokens_per_second: Option<f64>,
+    /// What the model computed with.
+    pub dtype: String,
+    /// What weights were multiplied as.
+    pub weights: String,
 }
 
 /// One example of supervised training.
@@ -307,6 +311,8 @@ pub fn evals(rows: &[EvalRow]) -> RecordBatch {
             numbers(rows.iter().map(|r| r.rating)),
             numbers(rows.iter().map(|r| r.rating_se)),
             numbers(rows.iter().map(|r| r.tokens_per_second)),
+            text(rows.iter().map(|r| &r.dtype)),
+            text(rows.iter().map(|r| &r.weights)),
         ],
     )
 }

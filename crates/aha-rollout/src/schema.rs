@@ -198,6 +198,11 @@ fn evals_details() -> Vec<Field> {
             "tokens drawn per second of sampling, by the process that ended the evaluation; null \
              where it drew none, and with a stopped clock",
         ),
+        text(col::DTYPE, "what the model computed with: `f32` or `bf16`"),
+        text(
+            col::WEIGHTS,
+            "what weights were multiplied as: `same` as the model computes with, or `int8`",
+        ),
     ]
 }
 

@@ -47,7 +47,7 @@ mod seqs;
 mod tiles;
 
 pub use backward::backward;
-pub use layout::{Layout, Segment};
+pub use layout::{Layout, Segment, Split};
 pub use packed::forward;
 pub use paged::{KvCache, attend};
 pub use seqs::PagedSeqs;

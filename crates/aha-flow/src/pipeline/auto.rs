@@ -1,9 +1,8 @@
 //! What a pipeline may leave to us: the tokens of a micro-batch, and whether activations are kept.
 //!
-//! Neither changes a result, but for the rounding of sums where a micro-batch is smaller than a group of `rl`. The
-//! largest micro-batch that the budget allows is chosen by the prediction's own formulas, activations are computed
-//! again only if without that none would do, and both are written into the resolved pipeline: a run that goes on
-//! keeps them, on whatever machine.
+//! Neither changes a result. The largest micro-batch that the budget allows is chosen by the prediction's own
+//! formulas, activations are computed again only if without that none would do, and both are written into the
+//! resolved pipeline: a run that goes on keeps them, on whatever machine.
 
 use super::catalogue::ModelFacts;
 use super::memory::memory_of;

@@ -35,8 +35,7 @@ section! {
         /// computes is bf16 in any case.
         pub kv_dtype: Dtype = Dtype::F32;
         /// Memory that the run may use: `aha check` and `aha run` refuse a pipeline whose predicted
-        /// need is larger. Absent: no limit of ours. Where `micro_batch_tokens` is left to us it is chosen by this; one
-        /// that is smaller than a group of `rl` gives other sums of the same terms.
+        /// need is larger. Absent: no limit of ours. Where `micro_batch_tokens` is left to us it is chosen by this.
         @neutral
         pub memory: Option<ByteSize> = None, "more than nothing" |size| size.is_none_or(|s| s.0 > 0);
         /// Memory for keys and values of sequences being sampled. A sequence that finds no room

@@ -352,8 +352,8 @@ section! {
         pub minibatches: u32 = 1, "at least 1" |n| *n >= 1;
         /// Passes over a step's completions.
         pub inner_epochs: u32 = 1, "at least 1" |n| *n >= 1;
-        /// Tokens of one forward and backward pass, at most; a group's prompt counts once. Memory depends on
-        /// it; results do only where it is less than a group's tokens, and then by rounding. "auto": as many as
+        /// Tokens of one forward and backward pass, at most; a group's prompt counts once, and once more for each
+        /// micro-batch that a larger group is cut into. Memory depends on it, results do not. "auto": as many as
         /// fit into `run.memory` or, without it, into what the machine has free, up to 4096.
         @neutral
         pub micro_batch_tokens: Auto<u32> = Auto::Auto, "at least 1" |n| n.given() != Some(0);

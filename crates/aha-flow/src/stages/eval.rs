@@ -220,5 +220,7 @@ pub fn subject<'a>(
         },
         ratings: rated.collect(),
         tokens_per_second: None,
+        dtype: run.dtype,
+        weights: settings.weights,
     }
 }

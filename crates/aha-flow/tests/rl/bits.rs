@@ -6,11 +6,11 @@ use crate::world::{World, assert_same_run, each_rollout};
 async fn threads_and_batch_limits_change_no_bit() {
     let world = World::long();
     world.finish("whole", &[]).await;
-    // A group has at most 25 tokens that another is predicted from: one fits into the smallest micro-batch.
+    // A group has at most 25 tokens that another is predicted from: the smallest micro-batch has one completion.
     let others: [&[&str]; 4] = [
         &["run.threads=1"],
         &["run.sequences_max=1", "run.kv_cache='1MiB'"],
-        &["run.threads=1", "run.sequences_max=5", "stage.zero.micro_batch_tokens=26"],
+        &["run.threads=1", "run.sequences_max=5", "stage.zero.micro_batch_tokens=7"],
         &["stage.zero.micro_batch_tokens=33", "stage.zero.activation_checkpointing=true"],
     ];
     for (idx, sets) in others.iter().enumerate() {
@@ -32,7 +32,7 @@ async fn bf16_runs_keep_their_bits_too() {
         }
         let other = format!("other-{idx}");
         let sets =
-            [dtype, "run.threads=1", "run.sequences_max=5", "stage.zero.micro_batch_tokens=26"];
+            [dtype, "run.threads=1", "run.sequences_max=5", "stage.zero.micro_batch_tokens=7"];
         world.finish(&other, &sets).await;
         assert_same_run(&world.dir(&whole), &world.dir(&other));
         for event in (1..outcome.events.len()).step_by(7) {

@@ -26,7 +26,7 @@ async fn threads_and_batch_limits_change_no_bit() {
     let others: [&[&str]; 3] = [
         &["run.threads=1"],
         &["run.sequences_max=1", "run.kv_cache='1MiB'"],
-        &["stage.zero.micro_batch_tokens=33", "stage.zero.activation_checkpointing=true"],
+        &["stage.zero.micro_batch_tokens=14", "stage.zero.activation_checkpointing=true"],
     ];
     for (variant, more) in [("one", &[][..]), ("several", &SEVERAL[..])] {
         let sets = [&[INT8], more].concat();

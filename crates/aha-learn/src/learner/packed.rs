@@ -1,12 +1,13 @@
 //! Sequences as one batch without padding, and which of their tokens' log-probs are wanted.
 //!
-//! Rollouts that follow one another and have the same prompt are a group, whose prompt is there once. A
-//! completion's last token is not there at all, since nothing is predicted from it.
+//! Rollouts that follow one another and have the same prompt are a group, whose prompt is there once, behind its
+//! completions: so their gradients are complete before its are computed, also where batches have a group in parts.
+//! A completion's last token is not there at all, since nothing is predicted from it.
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use aha_compute::ops::attention::Layout;
+use aha_compute::ops::attention::{Layout, Split};
 use aha_compute::{Tape, Var};
 use aha_model::Model;
 use aha_model::model::Batch;
@@ -25,16 +26,20 @@ pub(super) struct Packed {
 }
 
 /// Micro-batches of rollouts: groups stay whole where they fit.
-pub(super) fn pack(rollouts: &[Rollout<'_>], micro_batch_tokens: usize) -> Vec<Range<usize>> {
+pub(super) fn micro_batches(rollouts: &[Rollout<'_>], tokens: usize) -> Vec<Range<usize>> {
     let lens = |group: &[Rollout<'_>]| {
         let own = group.iter().map(|r| inputs(r.completion_ids).len()).collect();
         (group[0].prompt_ids.len(), own)
     };
-    packing::pack_groups(&groups(rollouts).map(lens).collect::<Vec<_>>(), micro_batch_tokens)
+    packing::pack_groups(&groups(rollouts).map(lens).collect::<Vec<_>>(), tokens)
 }
 
 fn groups<'a, 'r>(rollouts: &'a [Rollout<'r>]) -> impl Iterator<Item = &'a [Rollout<'r>]> {
-    rollouts.chunk_by(|a, b| a.prompt_ids == b.prompt_ids)
+    rollouts.chunk_by(are_of_one_group)
+}
+
+fn are_of_one_group(a: &Rollout<'_>, b: &Rollout<'_>) -> bool {
+    a.prompt_ids == b.prompt_ids
 }
 
 /// The tokens of a completion that another is predicted from.
@@ -43,19 +48,29 @@ fn inputs(completion_ids: &[u32]) -> &[u32] {
 }
 
 impl Packed {
-    /// All tokens of completions are wanted.
-    pub fn completions(rollouts: &[Rollout<'_>]) -> Packed {
-        let mut parts = Parts::default();
-        for group in groups(rollouts) {
-            let prompt = parts.segment(group[0].prompt_ids, None);
-            let last_row = parts.ids.len() - 1;
+    /// All tokens of the completions of a micro-batch are wanted. The other rollouts are in others.
+    pub fn completions(rollouts: &[Rollout<'_>], micro_batch: Range<usize>) -> Packed {
+        let is_cut = |at: usize| {
+            0 < at && at < rollouts.len() && are_of_one_group(&rollouts[at - 1], &rollouts[at])
+        };
+        let (mut parts, mut prompts) = (Parts::default(), Vec::new());
+        for group in groups(&rollouts[micro_batch.clone()]) {
+            let prompt = parts.segments.len() + group.len();
+            let inputs_len: usize = group.iter().map(|r| inputs(r.completion_ids).len()).sum();
+            let last_row = parts.ids.len() + inputs_len + group[0].prompt_ids.len() - 1;
             for completion_ids in group.iter().map(|r| r.completion_ids) {
                 let first_row = parts.ids.len();
                 parts.segment(inputs(completion_ids), Some(prompt));
                 let rows = std::iter::once(last_row).chain(first_row..);
                 parts.want(rows.zip(completion_ids.iter().copied()));
             }
+            parts.segment(group[0].prompt_ids, None);
+            prompts.push(prompt);
         }
+        parts.split = Split {
+            begun: prompts.first().copied().filter(|_| is_cut(micro_batch.start)),
+            open: prompts.last().copied().filter(|_| is_cut(micro_batch.end)),
+        };
         parts.into()
     }
 
@@ -81,7 +96,7 @@ impl Packed {
     ) -> (Var, Var) {
         let batch = Batch::laid_out(&self.ids, self.layout.clone());
         let hidden = model.hidden(tape, batch, checkpointing);
-        let hidden = tape.select_rows(&hidden, &self.rows);
+        let hidden = tape.select_rows_of(&hidden, &self.rows, &self.layout);
         tape.log_probs(&hidden, model.head(), &self.targets, inv_temperature)
     }
 
@@ -97,17 +112,17 @@ impl Packed {
 struct Parts {
     ids: Vec<u32>,
     segments: Vec<(usize, Option<usize>)>,
+    split: Split,
     rows: Vec<usize>,
     targets: Vec<u32>,
     outputs: Vec<Range<usize>>,
 }
 
 impl Parts {
-    /// Adds a segment and returns its index.
-    fn segment(&mut self, ids: &[u32], parent: Option<usize>) -> usize {
+    /// Adds a segment.
+    fn segment(&mut self, ids: &[u32], parent: Option<usize>) {
         self.ids.extend(ids);
         self.segments.push((ids.len(), parent));
-        self.segments.len() - 1
     }
 
     /// Wants tokens of a sequence, each behind a row.
@@ -125,7 +140,7 @@ impl From<Parts> for Packed {
     fn from(parts: Parts) -> Packed {
         Packed {
             ids: parts.ids,
-            layout: Layout::new(parts.segments),
+            layout: Layout::with_split(parts.segments, parts.split),
             rows: parts.rows.into(),
             targets: parts.targets.into(),
             outputs: parts.outputs,

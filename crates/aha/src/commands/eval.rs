@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use aha_flow::evaluate::EvalRow;
 use aha_flow::evaluate::standalone::{self, Standalone};
-use aha_flow::pipeline::{Benchmark, EvalStage, Reward, Run, Sampling, Template};
+use aha_flow::pipeline::{
+    Benchmark, Dtype, EvalStage, Reward, Run, Sampling, SamplingWeights, Template,
+};
 use aha_flow::planning;
 use aha_flow::progress::{Event, Watcher};
 use aha_flow::rundir::RunDir;
@@ -205,6 +207,15 @@ fn shown(found: &EvalRow) -> String {
     rows.push(("length".to_owned(), length));
     if let Some(rate) = found.tokens_per_second {
         rows.push(("speed".to_owned(), format!("{} tokens/s", text::measure(rate))));
+    }
+    // What is usual is not said.
+    let same = SamplingWeights::Same.word();
+    if (found.dtype.as_str(), found.weights.as_str()) != (Dtype::F32.word(), same) {
+        let weights = match found.weights.as_str() {
+            weights if weights == same => String::new(),
+            weights => format!(", weights as {weights}"),
+        };
+        rows.push(("computed".to_owned(), format!("in {}{weights}", found.dtype)));
     }
     rows.iter().map(|(name, value)| format!("{name:<9} {}\n", text::one_line(value))).collect()
 }

@@ -92,6 +92,28 @@ fn growth_leaves_out_what_the_model_has_no_room_for() {
     assert_eq!(problem.matches("left out: the model has 1024 positions").count(), 3, "{problem}");
 }
 
+#[test]
+fn what_makes_no_sense_is_refused_before_it_takes_long() {
+    let refused = |args: &[&str], message: &str| {
+        let outcome = aha(Path::new("."), &[&["bench"], args].concat());
+        assert_eq!(outcome.code, Some(2), "{args:?}");
+        assert!(outcome.stderr.contains(message), "{args:?}: {}", outcome.stderr);
+    };
+    refused(&["train", "--weights", "int8"], "nothing that is measured draws any");
+    refused(
+        &[
+            "grpo",
+            "--shape-of",
+            "llama-1b",
+            "--micro-batch-tokens",
+            "4000000",
+            "--samples",
+            "100000",
+        ],
+        "iB, there are",
+    );
+}
+
 /// Calls by op of the only row's profile.
 fn calls(found: &Value) -> BTreeMap<String, u64> {
     let profile = &found["results"][0]["profile"];

@@ -67,6 +67,7 @@ fn a_benchmark_is_read_in_its_publishers_layout_and_asked_with_its_prompt() {
     assert_eq!((&row["problem_count"], &row["ks"]), (&json!(2), &json!([1, 2, 4])));
     assert_eq!(row["pass_at_ks"].as_array().unwrap().len(), 3);
     assert!(row["tokens_per_second"].as_f64().unwrap() > 0.0, "{row}");
+    assert_eq!((&row["dtype"], &row["weights"]), (&json!("f32"), &json!("same")));
 
     let query = |sql: &str| aha(temp.path(), &["query", sql, "--run", "run", "--json"]).json();
     let sql = "SELECT prompt, answer, array_length(prompt_token_ids) AS n FROM rollouts \

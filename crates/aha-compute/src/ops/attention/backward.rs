@@ -2,8 +2,11 @@
 //!
 //! Probabilities are computed again from `lse`, so memory grows with the rows and not with their square.
 //! One call computes one segment's head of keys, with all of its queries that read it in order. What that
-//! adds to the keys and values of the segment's ancestors is held until its turn comes, which is the order
-//! of segments; so many segments are computed at once as have [`SHARES_LEN_MAX`] floats of that.
+//! adds to the keys and values of shared segments, its ancestors and itself, is held until its turn comes,
+//! which is the order of segments; so many are computed at once as have [`SHARES_LEN_MAX`] floats of that.
+//!
+//! So the sums of a group's prompt are those of its completions in order, and then the prompt's own, and a group
+//! that batches have in parts hands them on from one to the next: its gradients have the bits of a whole one's.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -14,10 +17,13 @@ use super::{Dims, Layout, Segment, check_len};
 use crate::Tensor;
 use crate::tensor::Shards;
 
-/// Most floats that wait to be added to gradients of ancestors, unless one segment has more.
+/// Most floats that wait to be added to gradients of shared segments, unless one segment has more.
 const SHARES_LEN_MAX: usize = 1 << 22;
 
 /// `dq`, `dk` and `dv`, from `do_`, the gradient of `o`, and what [`super::forward`] took and wrote.
+///
+/// `begun` are the sums for keys and values of the segment that an earlier batch began. Returned are those of the
+/// segment that is left open to a later one. Of its own rows `do_` isn't read, and all gradients are zero.
 pub fn backward(
     [dq, dk, dv]: [&mut Tensor; 3],
     do_: &Tensor,
@@ -27,7 +33,8 @@ pub fn backward(
     layout: &Layout,
     dims: Dims,
     scale: f32,
-) {
+    begun: Option<[Tensor; 2]>,
+) -> Option<[Tensor; 2]> {
     dims.check();
     let rows = q.rows();
     layout.check(rows);
@@ -44,6 +51,7 @@ pub fn backward(
     ] {
         check_len(name, buffer.len(), rows, cols);
     }
+    begin_sums([&mut *dk, &mut *dv], layout, begun);
     let k_columns = layout.pages_of_columns(k, dims);
     let (v_columns, k_rows) = (layout.pages_of_columns(v, dims), layout.pages_of_rows(k, dims));
     let inputs = Inputs { do_, q, o, lse, k_columns, v_columns, k_rows, layout, dims };
@@ -57,6 +65,28 @@ pub fn backward(
         let wave = wave(layout.segments(), end, dims);
         end = wave.end;
         run_wave(&outputs, &inputs, wave, scale);
+    }
+    let open = layout.open_rows()?;
+    dq.rows_mut(open.clone()).fill(0.0);
+    Some([dk, dv].map(|sums| {
+        let handed_on = sums.rows_range(open.clone());
+        sums.rows_mut(open.clone()).fill(0.0);
+        handed_on
+    }))
+}
+
+/// Sets the sums of shared segments to zero, or to what an earlier batch handed on.
+fn begin_sums(gradients: [&mut Tensor; 2], layout: &Layout, begun: Option<[Tensor; 2]>) {
+    let begun_rows = layout.begun_rows();
+    assert_eq!(begun.is_some(), begun_rows.is_some(), "sums of the segment that was begun");
+    let mut begun = begun.into_iter().flatten();
+    for sums in gradients {
+        for Segment { row, row_count, .. } in layout.segments().iter().filter(|s| s.is_shared) {
+            sums.rows_mut(*row..row + row_count).fill(0.0);
+        }
+        if let (Some(rows), Some(begun)) = (begun_rows.clone(), begun.next()) {
+            sums.rows_mut(rows).copy_from_slice(begun.as_slice());
+        }
     }
 }
 
@@ -83,7 +113,7 @@ struct Work {
     segment: usize,
     kv_head: usize,
     tiles: Vec<Task>,
-    /// Where the shares of its ancestors are: keys, then values.
+    /// Where the shares of shared segments are: keys, then values.
     shares: Range<usize>,
 }
 
@@ -100,16 +130,22 @@ fn wave(segments: &[Segment], first: usize, dims: Dims) -> Range<usize> {
     first..end
 }
 
-/// Floats that one head of a segment adds to gradients of its ancestors.
+/// Floats that one head of a segment adds to gradients of shared segments.
 fn shares_len(segment: &Segment, dims: Dims) -> usize {
-    if segment.row_count == 0 { 0 } else { 2 * segment.position * dims.head_dim }
+    if segment.row_count == 0 { 0 } else { 2 * shared_end(segment) * dims.head_dim }
+}
+
+/// The position up to which others see the rows of a segment's sequence.
+fn shared_end(segment: &Segment) -> usize {
+    if segment.is_shared { segment.end() } else { segment.position }
 }
 
 fn run_wave(outputs: &Outputs<'_>, inputs: &Inputs<'_>, wave: Range<usize>, scale: f32) {
     let (device, layout, dims) = (inputs.q.device(), inputs.layout, inputs.dims);
     let segments = layout.segments();
     let (mut works, mut shares_end) = (Vec::new(), 0);
-    for segment in wave.filter(|&segment| segments[segment].row_count > 0) {
+    let has_work = |&idx: &usize| segments[idx].row_count > 0 && !layout.is_open(idx);
+    for segment in wave.filter(has_work) {
         let Segment { row, row_count, position, .. } = segments[segment];
         for kv_head in 0..dims.kv_heads {
             let tiles =
@@ -131,7 +167,7 @@ fn run_wave(outputs: &Outputs<'_>, inputs: &Inputs<'_>, wave: Range<usize>, scal
     add_shares(outputs, shares.as_slice(), &works, inputs);
 }
 
-/// Adds shares to the gradients of ancestors, in the order of the segments that they come from.
+/// Adds shares to the gradients of shared segments, in the order of the segments that they come from.
 fn add_shares(outputs: &Outputs<'_>, shares: &[f32], works: &[Work], inputs: &Inputs<'_>) {
     let Inputs { layout, dims, .. } = *inputs;
     let (d, cols) = (dims.head_dim, dims.kv_cols());
@@ -156,7 +192,7 @@ fn backward_head(outputs: &Outputs<'_>, shares: &Shards<'_>, inputs: &Inputs<'_>
     let dims = inputs.dims;
     let (d, cols) = (dims.head_dim, dims.kv_cols());
     let segment = inputs.layout.segments()[work.segment];
-    let (keys_len, shared_len) = (segment.end() * d, segment.position * d);
+    let (keys_len, shared_len) = (segment.end() * d, shared_end(&segment) * d);
     let tile_len = work.tiles.iter().map(tile_scratch_len).max().unwrap_or(0);
     with_scratch(inputs.q.device(), 2 * keys_len + tile_len, |scratch| {
         let (dk, rest) = scratch.split_at_mut(keys_len);
@@ -169,11 +205,11 @@ fn backward_head(outputs: &Outputs<'_>, shares: &Shards<'_>, inputs: &Inputs<'_>
         // SAFETY: this call alone has these shares.
         let shares = unsafe { shares.slice(work.shares.start, work.shares.end) };
         let (of_keys, of_values) = shares.split_at_mut(shared_len);
-        for (gradient, of_ancestors, to) in
-            [(dk, of_keys, &outputs.dk), (dv, of_values, &outputs.dv)]
+        for (gradient, of_shared, to) in [(dk, of_keys, &outputs.dk), (dv, of_values, &outputs.dv)]
         {
             let (shared, own) = gradient.split_at(shared_len);
-            of_ancestors.copy_from_slice(shared);
+            of_shared.copy_from_slice(shared);
+            // Of a shared segment nothing is left.
             for (row, own) in (segment.row..).zip(own.chunks_exact(d)) {
                 let at = row * cols + work.kv_head * d;
                 // SAFETY: this call alone has this segment and this head.
@@ -225,7 +261,7 @@ fn backward_tile(
 #[cfg(test)]
 mod tests {
     use super::super::check::{mixed_layout, sequence, take_rows, tree};
-    use super::super::{forward, reference};
+    use super::super::{Split, forward, reference};
     use super::*;
     use crate::Device;
     use crate::ops::check::{F32, assert_close, assert_same_bits, devices, noise_f32};
@@ -241,6 +277,22 @@ mod tests {
         })
     }
 
+    /// `dq`, `dk` and `dv`, and what is handed on.
+    fn run_part(
+        [q, k, v, do_]: &[Tensor; 4],
+        layout: &Layout,
+        dims: Dims,
+        begun: Option<[Tensor; 2]>,
+    ) -> ([Tensor; 3], Option<[Tensor; 2]>) {
+        let mut o = Tensor::uninit(q.device(), q.shape());
+        let mut lse = Tensor::uninit(q.device(), &[q.rows(), dims.heads]);
+        forward(&mut o, &mut lse, q, k, v, layout, dims, 0.5);
+        let mut gradients = [q, k, v].map(|x| Tensor::uninit(q.device(), x.shape()));
+        let (to, qkv) = (gradients.each_mut(), [q, k, v]);
+        let handed_on = backward(to, do_, qkv, &o, &lse, layout, dims, 0.5, begun);
+        (gradients, handed_on)
+    }
+
     /// `dq`, `dk` and `dv`.
     fn run(inputs: &[Tensor; 4], layout: &Layout, dims: Dims, scale: f32) -> [Tensor; 3] {
         let [q, k, v, do_] = inputs;
@@ -250,8 +302,8 @@ mod tests {
         let gradients = || [q, k, v].map(|x| Tensor::uninit(q.device(), x.shape()));
         let ([mut dq, mut dk, mut dv], mut again) = (gradients(), gradients());
         let kv = [q, k, v];
-        backward([&mut dq, &mut dk, &mut dv], do_, kv, &o, &lse, layout, dims, scale);
-        backward(again.each_mut(), do_, kv, &o, &lse, layout, dims, scale);
+        backward([&mut dq, &mut dk, &mut dv], do_, kv, &o, &lse, layout, dims, scale, None);
+        backward(again.each_mut(), do_, kv, &o, &lse, layout, dims, scale, None);
         for (once, twice) in [&dq, &dk, &dv].into_iter().zip(&again) {
             assert_same_bits("written, not added to", twice.as_slice(), once.as_slice());
         }
@@ -312,7 +364,7 @@ mod tests {
             for (i, segment) in layout.segments().iter().enumerate() {
                 let rows = sequence(&layout, i);
                 let mut own = shared.each_ref().map(|x| take_rows(x, &rows));
-                own[3].as_mut_slice()[..segment.position * dims.q_cols()].fill(0.0);
+                own[3].rows_mut(0..segment.position).fill(0.0);
                 let gradients = run(&own, &Layout::sequences([rows.len()]), dims, 0.5);
                 for (sums, gradient) in sums.iter_mut().zip(gradients) {
                     let cols = gradient.cols();
@@ -328,17 +380,65 @@ mod tests {
         }
     }
 
+    /// Goal: a group in parts has the gradients of a whole one, bit for bit. Method: each completion in a batch of
+    /// its own, and two of them in one, with a group before and one behind; the prompt's rows count in the last.
+    #[test]
+    fn a_group_in_parts_has_the_gradients_of_a_whole_one() {
+        let dims = Dims { heads: 6, kv_heads: 2, head_dim: 16 };
+        let (completions, prompt) = ([9, 0, 30, 16], 37);
+        for device in devices() {
+            let own = completions.map(|len| (len, Some(4)));
+            let whole_layout = Layout::new(own.into_iter().chain([(prompt, None)]));
+            let shared = inputs(&device, 0..whole_layout.row_count(), dims);
+            let whole = run(&shared, &whole_layout, dims, 0.5);
+            for cuts in [&[0, 1, 2, 3, 4][..], &[0, 3, 4], &[0, 2, 4]] {
+                let mut begun = None;
+                for (i, cut) in cuts.windows(2).enumerate() {
+                    let of = cut[0]..cut[1];
+                    let prompt_idx = of.len() + 1;
+                    let before = std::iter::once((3, None));
+                    let own = of.clone().map(|i| (completions[i], Some(prompt_idx)));
+                    let split = Split {
+                        begun: (i > 0).then_some(prompt_idx),
+                        open: (of.end < 4).then_some(prompt_idx),
+                    };
+                    let layout =
+                        Layout::with_split(before.chain(own).chain([(prompt, None)]), split);
+                    let mut rows: Vec<usize> = vec![0; 3];
+                    for Segment { row, row_count, .. } in
+                        of.clone().chain([4]).map(|i| whole_layout.segments()[i])
+                    {
+                        rows.extend(row..row + row_count);
+                    }
+                    let part = shared.each_ref().map(|x| take_rows(x, &rows));
+                    let (got, handed_on) = run_part(&part, &layout, dims, begun);
+                    begun = handed_on;
+                    let complete =
+                        if split.open.is_some() { 3..rows.len() - prompt } else { 3..rows.len() };
+                    for (got, whole) in got.iter().zip(&whole) {
+                        let want = take_rows(whole, &rows[complete.clone()]);
+                        let got_rows = got.rows_range(complete.clone());
+                        assert_same_bits("gradient", got_rows.as_slice(), want.as_slice());
+                        let zeros = got.rows_range(complete.end..rows.len());
+                        assert!(zeros.as_slice().iter().all(|&x| x == 0.0), "{cuts:?} {i}");
+                    }
+                }
+                assert!(begun.is_none());
+            }
+        }
+    }
+
     #[test]
     fn waves_hold_few_shares_and_every_segment_once() {
         let dims = Dims { heads: 8, kv_heads: 8, head_dim: 128 };
-        let completions = std::iter::repeat_n((10, Some(0)), 9);
-        let layout = Layout::new(std::iter::once((1000, None)).chain(completions));
+        let completions = std::iter::repeat_n((10, Some(9)), 9);
+        let layout = Layout::new(completions.chain([(1000, None)]));
         let mut waves = Vec::new();
         while waves.last().is_none_or(|wave: &Range<usize>| wave.end < 10) {
             waves.push(wave(layout.segments(), waves.last().map_or(0, |w| w.end), dims));
         }
-        assert_eq!(waves, [0..3, 3..5, 5..7, 7..9, 9..10]);
-        let long = Layout::new([(50_000, None), (1, Some(0)), (1, Some(0))]);
+        assert_eq!(waves, [0..2, 2..4, 4..6, 6..8, 8..10]);
+        let long = Layout::new([(1, Some(2)), (1, Some(2)), (50_000, None)]);
         assert_eq!(wave(long.segments(), 1, dims), 1..2);
     }
 
@@ -358,6 +458,6 @@ mod tests {
         let lse = Tensor::zeros(x.device(), &[3, 1]);
         let (mut dq, mut dk, mut dv) = (x.clone(), x.clone(), x.rows_range(0..2));
         let gradients = [&mut dq, &mut dk, &mut dv];
-        backward(gradients, &x, [&x, &x, &x], &x, &lse, &Layout::sequences([3]), dims, 1.0);
+        backward(gradients, &x, [&x, &x, &x], &x, &lse, &Layout::sequences([3]), dims, 1.0, None);
     }
 }

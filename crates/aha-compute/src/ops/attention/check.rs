@@ -7,24 +7,24 @@ use crate::Tensor;
 /// of one, from one that itself goes on, and from one without rows.
 pub(super) fn mixed_layout() -> Layout {
     Layout::new([
-        (1, None),
-        (0, None),
-        (37, None),
-        (5, Some(2)),
-        (0, Some(2)),
-        (18, Some(2)),
-        (2, Some(3)),
-        (1, Some(4)),
+        (7, Some(1)),
+        (3, Some(2)),
         (16, None),
-        (3, Some(8)),
-        (7, Some(9)),
+        (1, Some(6)),
+        (2, Some(7)),
+        (18, Some(8)),
+        (0, Some(8)),
+        (5, Some(8)),
+        (37, None),
+        (0, None),
+        (1, None),
     ])
 }
 
 /// A prompt, and completions of odd lengths.
 pub(super) fn tree(prompt_len: usize) -> Layout {
-    let completions = [9, 1, 30, 16].map(|len| (len, Some(0)));
-    Layout::new(std::iter::once((prompt_len, None)).chain(completions))
+    let completions = [9, 1, 30, 16].map(|len| (len, Some(4)));
+    Layout::new(completions.into_iter().chain([(prompt_len, None)]))
 }
 
 /// The rows of the sequence that ends with a segment.

@@ -1,5 +1,6 @@
 //! Which rows of a batch make a sequence, and which rows several sequences share.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{Dims, PAGE_LEN};
@@ -17,6 +18,8 @@ pub struct Segment {
     pub position: usize,
     /// The segment that it goes on from.
     pub parent: Option<usize>,
+    /// Whether others go on from it, in this batch or in another.
+    pub is_shared: bool,
 }
 
 impl Segment {
@@ -26,9 +29,21 @@ impl Segment {
     }
 }
 
-/// The segments of a batch in the order of their rows, each behind its parent. A query sees the keys of
-/// its segment's ancestors, and those of its own segment up to itself: what it would see if every sequence
-/// had all of its rows to itself.
+/// Segments of which a batch has only some of the sequences that go on from them.
+///
+/// Such a segment's rows are in each of the batches, so that its keys and values are there. Its gradients are
+/// complete with the last: until then they are handed on as sums, and its rows have gradients of zero.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Split {
+    /// The segment that earlier batches had others of.
+    pub begun: Option<usize>,
+    /// The segment that later batches have others of.
+    pub open: Option<usize>,
+}
+
+/// The segments of a batch in the order of their rows, each before its parent: gradients flow from a segment to
+/// its parent, and are summed in that order. A query sees the keys of its segment's ancestors, and those of its
+/// own segment up to itself: what it would see if every sequence had all of its rows to itself.
 ///
 /// Clones share what they hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +54,7 @@ pub struct Layout(Arc<Plan>);
 #[derive(Debug, PartialEq, Eq)]
 struct Plan {
     segments: Vec<Segment>,
+    split: Split,
     /// The row in each lane of each page.
     page_rows: Vec<Vec<usize>>,
     /// The pages of each segment, from position 0 on.
@@ -46,20 +62,36 @@ struct Plan {
 }
 
 impl Layout {
-    /// Segments of so many rows, each from position 0 or from the end of one before it.
+    /// Segments of so many rows, each from position 0 or from the end of one behind it.
     pub fn new(segments: impl IntoIterator<Item = (usize, Option<usize>)>) -> Layout {
-        let mut plan = Plan { segments: Vec::new(), page_rows: Vec::new(), page_ids: Vec::new() };
+        Layout::with_split(segments, Split::default())
+    }
+
+    /// As [`Layout::new`], where not all that goes on from a segment is in this batch.
+    pub fn with_split(
+        segments: impl IntoIterator<Item = (usize, Option<usize>)>,
+        split: Split,
+    ) -> Layout {
         let mut row = 0;
-        for (row_count, parent) in segments {
-            let idx = plan.segments.len();
-            if let Some(parent) = parent {
-                assert!(parent < idx, "segment {idx} goes on from {parent}, which isn't before it");
-            }
-            let position = parent.map_or(0, |parent| plan.segments[parent].end());
-            plan.segments.push(Segment { row, row_count, position, parent });
-            plan.add_pages(idx);
+        let place = |(row_count, parent)| {
             row += row_count;
+            Segment { row: row - row_count, row_count, position: 0, parent, is_shared: false }
+        };
+        let mut segments: Vec<Segment> = segments.into_iter().map(place).collect();
+        for idx in (0..segments.len()).rev() {
+            if let Some(parent) = segments[idx].parent {
+                let is_behind = idx < parent && parent < segments.len();
+                assert!(is_behind, "segment {idx} goes on from {parent}, which isn't behind it");
+                segments[idx].position = segments[parent].end();
+                segments[parent].is_shared = true;
+            }
         }
+        for idx in [split.begun, split.open].into_iter().flatten() {
+            segments[idx].is_shared = true;
+        }
+        let page_ids = vec![Vec::new(); segments.len()];
+        let mut plan = Plan { segments, split, page_rows: Vec::new(), page_ids };
+        (0..plan.segments.len()).rev().for_each(|idx| plan.add_pages(idx));
         Layout(Arc::new(plan))
     }
 
@@ -71,6 +103,26 @@ impl Layout {
     /// The segments.
     pub fn segments(&self) -> &[Segment] {
         &self.0.segments
+    }
+
+    /// Rows whose gradients an earlier batch began.
+    pub fn begun_rows(&self) -> Option<Range<usize>> {
+        self.0.split.begun.map(|idx| self.rows_of(idx))
+    }
+
+    /// Rows whose gradients a later batch completes.
+    pub fn open_rows(&self) -> Option<Range<usize>> {
+        self.0.split.open.map(|idx| self.rows_of(idx))
+    }
+
+    /// Whether a later batch completes the gradients of a segment.
+    pub(super) fn is_open(&self, segment: usize) -> bool {
+        self.0.split.open == Some(segment)
+    }
+
+    fn rows_of(&self, segment: usize) -> Range<usize> {
+        let Segment { row, row_count, .. } = self.segments()[segment];
+        row..row + row_count
     }
 
     /// Rows of all segments.
@@ -139,7 +191,7 @@ impl Layout {
 }
 
 impl Plan {
-    /// Pages of the last segment, whose ancestors have theirs.
+    /// Pages of a segment, whose ancestors have theirs.
     fn add_pages(&mut self, idx: usize) {
         let Segment { row_count, position, parent, .. } = self.segments[idx];
         let end = position + row_count;
@@ -152,7 +204,7 @@ impl Plan {
                 self.page_rows.push(lanes.map(|position| self.row_at(idx, position)).collect());
             }
         }
-        self.page_ids.push(ids);
+        self.page_ids[idx] = ids;
     }
 
     fn row_at(&self, segment: usize, position: usize) -> usize {
@@ -171,26 +223,27 @@ mod tests {
 
     #[test]
     fn segments_go_on_where_their_parents_end() {
-        let layout = Layout::new([(3, None), (2, Some(0)), (0, Some(0)), (1, Some(1)), (2, None)]);
+        let layout = Layout::new([(2, None), (1, Some(3)), (0, Some(4)), (2, Some(4)), (3, None)]);
         assert_eq!(layout.row_count(), 8);
-        assert_eq!(*layout.positions(), [0, 1, 2, 3, 4, 5, 0, 1]);
-        let rows: Vec<usize> = (0..6).map(|position| layout.row_at(3, position)).collect();
-        assert_eq!(rows, [0, 1, 2, 3, 4, 5]);
-        assert_eq!(layout.segments()[4].row, 6);
+        assert_eq!(*layout.positions(), [0, 1, 5, 3, 4, 0, 1, 2]);
+        let rows: Vec<usize> = (0..6).map(|position| layout.row_at(1, position)).collect();
+        assert_eq!(rows, [5, 6, 7, 3, 4, 2]);
+        let is_shared: Vec<bool> = layout.segments().iter().map(|s| s.is_shared).collect();
+        assert_eq!(is_shared, [false, false, false, true, true]);
     }
 
     #[test]
     fn whole_pages_of_a_parent_are_read_and_not_copied() {
-        let layout = Layout::new([(37, None), (20, Some(0)), (3, Some(0)), (0, Some(0))]);
-        assert_eq!(layout.page_ids(0), [0, 1, 2]);
-        assert_eq!(layout.page_ids(1), [0, 1, 3, 4]);
-        assert_eq!(layout.page_ids(2), [0, 1, 5]);
-        assert_eq!(layout.page_ids(3), [0, 1]);
-        assert_eq!(layout.0.page_rows[5], [32, 33, 34, 35, 36, 57, 58, 59]);
+        let layout = Layout::new([(20, Some(3)), (3, Some(3)), (0, Some(3)), (37, None)]);
+        assert_eq!(layout.page_ids(3), [0, 1, 2]);
+        assert_eq!(layout.page_ids(2), [0, 1]);
+        assert_eq!(layout.page_ids(1), [0, 1, 3]);
+        assert_eq!(layout.page_ids(0), [0, 1, 4, 5]);
+        assert_eq!(layout.0.page_rows[3], [55, 56, 57, 58, 59, 20, 21, 22]);
         // A parent that ends with a page leaves nothing to copy.
-        let layout = Layout::new([(32, None), (1, Some(0))]);
+        let layout = Layout::new([(1, Some(1)), (32, None)]);
         assert_eq!(layout.0.page_rows.len(), 3);
-        assert_eq!(layout.0.page_rows[2], [32]);
+        assert_eq!(layout.0.page_rows[2], [0]);
     }
 
     #[test]
@@ -201,8 +254,8 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "segment 1 goes on from 1, which isn't before it")]
-    fn a_parent_comes_before_its_children() {
-        let _ = Layout::new([(1, None), (1, Some(1))]);
+    #[should_panic(expected = "segment 1 goes on from 0, which isn't behind it")]
+    fn a_parent_comes_behind_its_children() {
+        let _ = Layout::new([(1, None), (1, Some(0))]);
     }
 }

@@ -158,7 +158,7 @@ mod tests {
     #[test]
     fn no_rows_are_no_work() {
         let dims = Dims { heads: 2, kv_heads: 1, head_dim: 16 };
-        for layout in [Layout::sequences([]), Layout::new([(0, None), (0, Some(0))])] {
+        for layout in [Layout::sequences([]), Layout::new([(0, Some(1)), (0, None)])] {
             assert!(run(&Device::cpu(2), &layout, dims, 1.0).0.is_empty());
         }
     }

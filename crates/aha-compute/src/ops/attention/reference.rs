@@ -119,7 +119,7 @@ mod tests {
         for (heads, kv_heads) in [(4, 2), (3, 1)] {
             let dims = Dims { heads, kv_heads, head_dim: 16 };
             let layout =
-                Layout::new([(5, None), (3, Some(0)), (2, Some(0)), (1, Some(2)), (2, None)]);
+                Layout::new([(2, None), (1, Some(2)), (2, Some(4)), (3, Some(4)), (5, None)]);
             let t = layout.row_count();
             let scale = 0.7;
             let q = noise(1, t * dims.q_cols());

@@ -1,7 +1,8 @@
 //! The law of bf16 products: the `f32` product of the rounded operands, bit for bit.
 //!
 //! The reference has no special case for it. Words in both operands are what processors with an instruction for
-//! pairs run; [`block::run_as`] runs them on every instruction set, with what defines that instruction.
+//! pairs run, if it does what its manual says; [`block::run_as`] runs them on every instruction set, with what
+//! defines that instruction.
 
 use super::tests::shapes;
 use super::*;
@@ -38,7 +39,7 @@ fn forward_is_the_f32_product_of_rounded_operands() {
             let packed = Packed::of_weight(&w, Dtype::Bf16);
             let mut y = Tensor::uninit(&device, &[rows, out]);
             forward(&mut y, &x_bf16, &packed, Some(&bias));
-            assert_by_the_law(&device, &format!("y {shape:?} on {device:?}"), y.as_slice(), &want);
+            assert_same_bits(&format!("y {shape:?} on {device:?}"), y.as_slice(), &want);
             let mut rounded = Tensor::uninit_as(&device, Dtype::Bf16, &[rows, out]);
             forward(&mut rounded, &x_bf16, &packed, Some(&bias));
             assert_eq!(rounded.as_bf16(), y.to_dtype(Dtype::Bf16).as_bf16(), "{shape:?}");
@@ -61,13 +62,13 @@ fn gradients_are_the_f32_products_of_rounded_operands() {
                 let (dy, w_rounded) = (dy.as_slice(), w_rounded.as_slice());
                 reference::backward_input(&mut want, dy, w_rounded, inp, accumulate);
                 backward_input(&mut dx, &dy_bf16, &w, accumulate);
-                assert_by_the_law(&device, &name("dx"), dx.as_slice(), &want);
+                assert_same_bits(&name("dx"), dx.as_slice(), &want);
             }
             let mut dw = noise_tensor(&device, 7, &[out, inp]);
             let mut want = dw.as_slice().to_vec();
             reference::backward_weight(&mut want, dy.as_slice(), x.as_slice(), inp);
             backward_weight(&mut dw, &dy_bf16, &x_bf16);
-            assert_by_the_law(&device, &name("dw"), dw.as_slice(), &want);
+            assert_same_bits(&name("dw"), dw.as_slice(), &want);
         }
     }
 }

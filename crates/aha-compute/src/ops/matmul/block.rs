@@ -104,11 +104,10 @@ impl<'a> Out<'a> {
 
 /// Computes a product into `c`.
 pub(super) fn run(device: &Device, c: &Out<'_>, product: &Product) {
-    // A contraction over tokens is continued by the next micro-batch, which may begin in the middle of a pair.
     let in_words = product.left.is_bf16()
         && !matches!(product.right, Right::Bytes { .. })
         && device.isa() == Isa::Avx512Bf16
-        && (matches!(product.left, Left::Rows(_)) || pairs::round_twice(device));
+        && pairs::round_twice(device);
     run_as(device, c, product, in_words);
 }
 

@@ -1,8 +1,8 @@
 //! Whether the processor's instruction for pairs of bf16 numbers does what its manual says.
 //!
 //! By the manual, the first product is added and the sum rounded, then the second. An implementation that rounds
-//! once would still be right to the last place or two, but a sum would depend on where its pairs begin: fine for
-//! contractions over a width, which are never cut, and not for those over tokens.
+//! once would still be right to the last place or two, but its sums would be others than those of the other
+//! instruction sets and would depend on where their pairs begin: it isn't used.
 
 use std::sync::OnceLock;
 

@@ -3,12 +3,13 @@
 
 use aha_model::Config;
 
+use super::decode::suffix;
 use super::job::{Batch, Sampled, Work};
-use super::limits::{Limits, forward_flop, train_flop};
+use super::limits::Limits;
+use super::needs::Needs;
 use super::row::Row;
 use super::subject::{Shape, Subject};
 use super::{Bench, Kind, Sequences};
-use crate::text;
 
 /// Tokens of one sequence.
 const CONTEXTS: [usize; 7] = [128, 256, 512, 1024, 2048, 4096, 8192];
@@ -21,8 +22,6 @@ const SHAPES: [Shape; 5] =
 const MODEL_BATCH: Sequences = Sequences { count: 8, len_tokens: SHORT_LEN };
 /// Tokens drawn for each sequence, the last of its context.
 const NEW_TOKENS: usize = 16;
-/// Bytes that a process needs beside what is counted here.
-const PROGRAM_BYTES: f64 = 200e6;
 
 /// A row for each length, count and size. What would need more memory than there is, or more time than
 /// `--seconds-max`, is left out, and its row says so.
@@ -55,6 +54,7 @@ fn row(
     let config = subject.config()?;
     let limits = Limits::take(&bench.device);
     let of = Bench { subject, device: bench.device.clone(), ..*bench };
+    let name = &format!("{name}{}", suffix(bench.args.weights));
     let mut row = Row::new(Kind::Growth, name, bench.device.threads());
     row.add("param_count", config.param_count() as f64);
     let mut problems = Vec::new();
@@ -108,84 +108,5 @@ fn refused(bench: &Bench<'_>, config: &Config, work: &Work, limits: &Limits) -> 
     if seconds > f64::from(bench.args.seconds_max) {
         return Some(format!("left out: takes {seconds:.0} s even at the peak"));
     }
-    let has = aha_flow::machine::memory();
-    let has_bytes = has.available_bytes.into_iter().chain(has.limit_bytes).min()?;
-    (needs.bytes > has_bytes as f64).then(|| {
-        let [needs, has] = [needs.bytes as u64, has_bytes].map(text::size);
-        format!("left out: needs {needs}, there are {has}")
-    })
-}
-
-/// What a cell takes.
-struct Needs {
-    /// Tokens of its longest sequence.
-    len_tokens: usize,
-    flop: f64,
-    /// About, by the parts that grow: weights (and packed ones, and in training gradients and moments),
-    /// activations, keys and values.
-    bytes: f64,
-}
-
-impl Needs {
-    fn of(config: &Config, work: &Work) -> Needs {
-        let params = config.param_count() as f64;
-        let (layers, hidden) = (config.layer_count as f64, config.hidden_size as f64);
-        let query = (config.head_count * config.head_dim) as f64;
-        let key = (config.kv_head_count * config.head_dim) as f64;
-        let inner = 2.0 * query + 2.0 * key + 3.0 * config.intermediate_size as f64;
-        let (sequences, flop, floats) = match work {
-            Work::Decode(sampled) => {
-                let len_tokens = sampled.prompt_tokens + sampled.new_tokens;
-                let sequences = Sequences { count: sampled.sequences(), len_tokens };
-                let cache = sequences.tokens() as f64 * layers * 2.0 * key;
-                (sequences, forward_flop(config, sequences), 2.0 * params + cache)
-            }
-            Work::Logprob(batch) => {
-                let flop = forward_flop(config, batch.sequences);
-                let activations = micro_batch(batch) * (6.0 * hidden + inner);
-                (batch.sequences, flop, 2.0 * params + activations)
-            }
-            Work::Train(batch) => {
-                let layer = 4.0 * hidden + inner;
-                let kept = match batch.checkpointing {
-                    true => 2.0 * layers * hidden + layer,
-                    false => layers * layer,
-                };
-                let backward = 7.0 * hidden + 2.0 * config.intermediate_size as f64;
-                let lookups = (config.vocab_size * config.hidden_size) as f64;
-                let floats = 5.0 * params + lookups + micro_batch(batch) * (kept + backward);
-                (batch.sequences, train_flop(config, batch.sequences), floats)
-            }
-            Work::Grpo { .. } => unreachable!("growth has no cell of this kind"),
-        };
-        let bytes = PROGRAM_BYTES + floats * size_of::<f32>() as f64;
-        Needs { len_tokens: sequences.len_tokens, flop, bytes }
-    }
-}
-
-/// Tokens that are in memory at once: a sequence always is.
-fn micro_batch(batch: &Batch) -> f64 {
-    let most = batch.micro_batch_tokens.max(batch.sequences.len_tokens);
-    most.min(batch.sequences.tokens()) as f64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn training_a_model_of_a_billion_parameters_needs_more_than_twenty_gib() {
-        let batch =
-            Batch { sequences: MODEL_BATCH, micro_batch_tokens: 4096, checkpointing: false };
-        let needs = |shape: Shape, work| Needs::of(&shape.config(), &work);
-        let gib = f64::from(1 << 30);
-        let large = needs(Shape::LlamaB1, Work::Train(batch));
-        assert!((23.0..30.0).contains(&(large.bytes / gib)), "{}", large.bytes);
-        let sampled =
-            Sampled { prompts: 8, samples: 1, prompt_tokens: 112, new_tokens: NEW_TOKENS };
-        let decoded = needs(Shape::LlamaB1, Work::Decode(sampled));
-        assert!((9.0..10.5).contains(&(decoded.bytes / gib)), "{}", decoded.bytes);
-        let small = needs(Shape::M1, Work::Train(batch));
-        assert!(small.bytes < gib && small.flop < large.flop / 500.0);
-    }
+    needs.exceeded().map(|why| format!("left out: {why}"))
 }

@@ -4,7 +4,7 @@
 //! - [`run`]: which kinds in which order; start here.
 //! - `subject`: the model that is measured: one of the user's, or random weights of a known shape.
 //! - `job`: one configuration, measured in a child process, so that its peak of memory is its own.
-//! - `limits`: the machine's peaks, taken around each job, and the FLOPs of a model.
+//! - `limits`: the machine's peaks, taken around each job, and the FLOPs of a model. `needs`: what a job takes.
 //! - `row`: figures of a configuration, as JSON and as a table. `profile`: its time by op.
 //! - A module per kind: `peak`, `matmul`, `train` (and log-probs), `decode`, `grpo`, `growth`, `start`.
 
@@ -14,6 +14,7 @@ mod grpo;
 mod job;
 mod limits;
 mod matmul;
+mod needs;
 mod peak;
 mod profile;
 mod row;
@@ -28,6 +29,7 @@ use serde_json::{Value, json};
 
 use self::job::{Job, Work};
 use self::limits::Limits;
+use self::needs::Needs;
 use self::row::Row;
 use self::subject::{Shape, Subject};
 use super::doctor::machine;
@@ -174,8 +176,8 @@ pub struct Args {
     /// What the model computes with: as the key `run.dtype` of a pipeline.
     #[arg(long, value_enum, value_name = "DTYPE", default_value = "f32")]
     dtype: Precision,
-    /// For decode and grpo: what weights are multiplied as while tokens are drawn, as the key `sampling.weights` of a
-    /// pipeline.
+    /// For decode, grpo and growth: what weights are multiplied as while tokens are drawn, as the key
+    /// `sampling.weights` of a pipeline.
     #[arg(long, value_enum, value_name = "FORM", default_value = "same")]
     weights: Weights,
     /// Runs of each configuration, after one that doesn't count.
@@ -234,6 +236,13 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
         return job::serve(job);
     }
     let kinds = if args.what.is_empty() { &Kind::DEFAULT[..] } else { &args.what[..] };
+    let draws = |kind: &Kind| matches!(kind, Kind::Decode | Kind::Grpo | Kind::Growth);
+    if args.weights != Weights::Same && !kinds.iter().any(draws) {
+        return Err(misuse(
+            "--weights says how tokens are drawn, and nothing that is measured draws any",
+            "leave it out, or measure decode, grpo or growth",
+        ));
+    }
     let subject = Subject::of(args.model.as_deref(), args.shape_of)?;
     let device = Device::cpu(args.threads as usize).with_dtype(args.dtype.dtype());
     let bench = Bench { args, subject, device, screen };
@@ -272,6 +281,12 @@ impl Bench<'_> {
 
     /// Runs the job in a child process, between two looks at what the machine reaches.
     fn job(&self, kind: Kind, name: &str, work: Work) -> anyhow::Result<Row> {
+        if let Some(why) = Needs::of(&self.subject.config()?, &work).exceeded() {
+            return Err(misuse(
+                format!("{} of {name} {why}", kind.name()),
+                "measure fewer or shorter sequences, or smaller micro-batches with --micro-batch-tokens",
+            ));
+        }
         let job = Job {
             kind,
             name: name.to_owned(),
