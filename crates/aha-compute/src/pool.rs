@@ -1,17 +1,24 @@
 //! Threads that split outputs: `run(n, f)` calls `f(0..n)`, each index once, on all threads of the pool.
 //!
-//! A decode step issues dozens of short jobs, so workers spin for a moment before they sleep. Which
+//! A decode step issues dozens of short jobs, so workers spin for a moment before they sleep. A worker that wakes up
+//! late costs nothing but its help: a job is over when its indices are, and who comes then is not let in. Which
 //! thread takes which index is left to chance; kernels are written so that it cannot matter.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long an idle worker spins before it sleeps: longer than the gap between two ops of a decode step.
-const SPIN: Duration = Duration::from_micros(30);
+/// How long an idle worker spins before it sleeps: longer than the gap between two ops of a step, and not much longer
+/// than it takes to wake up.
+const SPIN: Duration = Duration::from_micros(100);
+/// The part of a gate that counts workers inside, and the bit of one that lets nobody in any more.
+const INSIDE: u64 = CLOSED - 1;
+const CLOSED: u64 = 1 << 16;
+/// What the number of a job is multiplied with in its gate.
+const JOB: u64 = CLOSED << 1;
 
 pub(crate) struct Pool {
     shared: Arc<Shared>,
@@ -21,25 +28,26 @@ pub(crate) struct Pool {
 }
 
 struct Shared {
-    /// Number of the newest job; workers watch it.
-    epoch: AtomicUsize,
+    /// Number of the newest job, whether it is over, and the workers inside of it; those outside watch it.
+    gate: AtomicU64,
     state: Mutex<State>,
     wake: Condvar,
-    /// The next index to take, the indices finished, and the workers still inside the job.
+    /// The next index to take.
     next: AtomicUsize,
-    inside: AtomicUsize,
 }
 
 #[derive(Default)]
 struct State {
     job: Option<Job>,
+    /// Workers that wait to be woken.
+    sleeping: usize,
     stop: bool,
     panic: Option<Box<dyn Any + Send>>,
 }
 
 #[derive(Clone, Copy)]
 struct Job {
-    /// Lives until `run` returns, which is after every worker has left the job.
+    /// Lives until `run` returns, which is after every worker that was let in has left the job.
     f: *const (dyn Fn(usize) + Sync),
     count: usize,
 }
@@ -51,11 +59,10 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> Pool {
         assert!(threads >= 1, "a pool needs at least the caller's thread");
         let shared = Arc::new(Shared {
-            epoch: AtomicUsize::new(0),
+            gate: AtomicU64::new(CLOSED),
             state: Mutex::new(State::default()),
             wake: Condvar::new(),
             next: AtomicUsize::new(0),
-            inside: AtomicUsize::new(0),
         });
         let workers = (1..threads)
             .map(|i| {
@@ -81,23 +88,26 @@ impl Pool {
             return;
         }
         let _turn = lock(&self.turn);
-        // SAFETY: only the lifetime is erased; `finish` below waits until no worker uses it.
+        // SAFETY: only the lifetime is erased; `finish` below waits until no worker uses it, and lets none in.
         let f: &'static (dyn Fn(usize) + Sync) = unsafe { std::mem::transmute(f) };
         let job = Job { f, count };
         self.shared.next.store(0, Ordering::Relaxed);
-        self.shared.inside.store(self.workers.len(), Ordering::Relaxed);
-        {
+        let someone_sleeps = {
             let mut state = lock(&self.shared.state);
             state.job = Some(job);
-            self.shared.epoch.fetch_add(1, Ordering::Release);
+            self.shared.open();
+            state.sleeping > 0
+        };
+        if someone_sleeps {
+            self.shared.wake.notify_all();
         }
-        self.shared.wake.notify_all();
         take_indices(&self.shared, job);
         self.finish();
     }
 
     fn finish(&self) {
-        while self.shared.inside.load(Ordering::Acquire) != 0 {
+        self.shared.gate.fetch_or(CLOSED, Ordering::AcqRel);
+        while self.shared.gate.load(Ordering::Acquire) & INSIDE != 0 {
             std::hint::spin_loop();
         }
         let panic = {
@@ -113,8 +123,10 @@ impl Pool {
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        lock(&self.shared.state).stop = true;
-        self.shared.epoch.fetch_add(1, Ordering::Release);
+        {
+            lock(&self.shared.state).stop = true;
+            self.shared.open();
+        }
         self.shared.wake.notify_all();
         for worker in self.workers.drain(..) {
             let _ = worker.join();
@@ -122,30 +134,54 @@ impl Drop for Pool {
     }
 }
 
+impl Shared {
+    /// Opens the gate of the next job. The last one's is closed, and nobody is inside.
+    fn open(&self) {
+        let last = self.gate.load(Ordering::Relaxed) / JOB;
+        self.gate.store((last + 1) * JOB, Ordering::Release);
+    }
+
+    /// Whether a worker is let in to the job of this number; it then has to leave.
+    fn enter(&self, number: u64) -> bool {
+        let enter = |gate: u64| (gate / JOB == number && gate & CLOSED == 0).then_some(gate + 1);
+        self.gate.fetch_update(Ordering::AcqRel, Ordering::Relaxed, enter).is_ok()
+    }
+
+    fn leave(&self) {
+        self.gate.fetch_sub(1, Ordering::Release);
+    }
+}
+
 fn work(shared: &Shared) {
     let mut seen = 0;
+    let newest = || shared.gate.load(Ordering::Acquire) / JOB;
     loop {
         let idle_since = Instant::now();
-        while shared.epoch.load(Ordering::Acquire) == seen && idle_since.elapsed() < SPIN {
+        while newest() == seen && idle_since.elapsed() < SPIN {
             std::hint::spin_loop();
         }
         let mut state = lock(&shared.state);
-        while shared.epoch.load(Ordering::Acquire) == seen {
+        while newest() == seen {
+            state.sleeping += 1;
             state = shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.sleeping -= 1;
         }
-        seen = shared.epoch.load(Ordering::Acquire);
+        seen = newest();
         if state.stop {
             return;
         }
-        let job = state.job.expect("a new epoch has a job");
+        // None where the job was over before we came.
+        let job = state.job;
         drop(state);
-        take_indices(shared, job);
-        shared.inside.fetch_sub(1, Ordering::Release);
+        if let Some(job) = job.filter(|_| shared.enter(seen)) {
+            take_indices(shared, job);
+            shared.leave();
+        }
     }
 }
 
 fn take_indices(shared: &Shared, job: Job) {
-    // SAFETY: `run` keeps the closure alive until every worker has left.
+    // SAFETY: `run` keeps the closure alive until everybody who was let in has left.
     let f = unsafe { &*job.f };
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         loop {

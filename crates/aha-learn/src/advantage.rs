@@ -1,15 +1,16 @@
-//! Group-relative advantages: how much better than its siblings a completion did.
+//! Advantages: how much better a completion is than what it is compared with.
 //!
 //! ```text
-//! mean_g = mean of the group's scored rewards
-//! group:  A_i = (r_i - mean_g) / (std_g + eps)
-//! batch:  A_i = (r_i - mean_g) / (std_batch + eps)      std over every scored reward of the batch
-//! none:   A_i =  r_i - mean_g
+//! d_i = r_i - b_i               b_i by `baseline`: the mean of the group, of the group's others, of the batch, or 0
+//! group:  A_i = d_i / (std_g + eps)
+//! batch:  A_i = d_i / (std_batch + eps)                 std over every scored reward of the batch
+//! whiten: A_i = (d_i - mean(d)) / (std(d) + eps)        mean and std over the batch's trained tokens
+//! none:   A_i = d_i
 //! ```
 //!
-//! A null reward (it could not be scored) takes no part in mean or std, and its completion is not
-//! trained on. A group whose std is at most `no_signal_std_max` has advantages of exactly 0. Sums run
-//! in f64, in the order of the group.
+//! A null reward (it could not be scored) takes no part in means and stds, and its completion is not trained on.
+//! A group whose std is at most `no_signal_std_max` has deviations of exactly 0 where it is compared with itself.
+//! Sums run in f64, in the order of the groups.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,9 @@ use crate::Error;
 /// How rewards become advantages.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdvantageRule {
-    /// What a deviation from the group's mean is divided by.
+    /// What a reward is compared with.
+    pub baseline: Baseline,
+    /// What a deviation from the baseline is divided by.
     pub scale: Scale,
     /// Which standard deviation.
     pub std: StdEstimator,
@@ -33,7 +36,28 @@ pub struct AdvantageRule {
     pub single: SingleRule,
 }
 
-/// What a deviation from the group's mean is divided by.
+/// What a reward is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Baseline {
+    /// The mean of the group (GRPO).
+    Group,
+    /// The mean of the group's other completions (RLOO: arXiv:2402.14740, section 3.3).
+    LeaveOneOut,
+    /// The mean over the rollout batch.
+    Batch,
+    /// Nothing: the reward itself (REINFORCE).
+    None,
+}
+
+impl Baseline {
+    /// Whether a completion is compared with its siblings, so that a group needs a spread.
+    pub fn is_of_group(self) -> bool {
+        matches!(self, Self::Group | Self::LeaveOneOut)
+    }
+}
+
+/// What a deviation from the baseline is divided by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Scale {
@@ -41,6 +65,9 @@ pub enum Scale {
     Group,
     /// The standard deviation of all scored rewards of the rollout batch (TRL's `batch`).
     Batch,
+    /// The standard deviation of all deviations of the rollout batch, whose mean is taken off before, each weighted
+    /// with its completion's tokens (REINFORCE++: arXiv:2501.03262, eq. 8; verl's `masked_whiten`).
+    Whiten,
     /// Nothing (Dr. GRPO).
     None,
 }
@@ -63,6 +90,15 @@ pub enum SingleRule {
     Zero,
     /// The reward itself, as if mean were 0 and std 1 (verl).
     Reward,
+}
+
+/// A completion, as advantages see it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample {
+    /// Its reward; none where it could not be scored.
+    pub reward: Option<f32>,
+    /// Its tokens.
+    pub len_tokens: usize,
 }
 
 /// Why a completion is not trained on.
@@ -107,16 +143,27 @@ pub struct GroupAdvantages {
 
 /// The advantages of a rollout batch, group by group.
 ///
-/// The whole batch comes in one call because [`Scale::Batch`] needs it. A reward that is not finite
-/// is an error: it is neither a score nor the absence of one.
+/// The whole batch comes in one call because [`Baseline::Batch`], [`Scale::Batch`] and [`Scale::Whiten`] need it. A
+/// reward that is not finite is an error: it is neither a score nor the absence of one.
 pub fn advantages(
-    groups: &[&[Option<f32>]],
+    groups: &[&[Sample]],
     rule: &AdvantageRule,
 ) -> Result<Vec<GroupAdvantages>, Error> {
+    check_finite(groups)?;
+    let batch = Moments::of(groups.iter().copied().flatten(), rule.std);
+    let mut all: Vec<Deviations> =
+        groups.iter().map(|group| Deviations::of(group, rule, &batch)).collect();
+    if rule.scale == Scale::Whiten {
+        whiten(&mut all, groups, rule);
+    }
+    Ok(all.into_iter().zip(groups).map(|(found, group)| found.into_advantages(group)).collect())
+}
+
+fn check_finite(groups: &[&[Sample]]) -> Result<(), Error> {
     for (group_idx, group) in groups.iter().enumerate() {
-        if let Some((sample_idx, reward)) =
-            group.iter().enumerate().find_map(|(i, r)| r.filter(|r| !r.is_finite()).map(|r| (i, r)))
-        {
+        let bad = |sample: &Sample| sample.reward.filter(|reward| !reward.is_finite());
+        let found = group.iter().enumerate().find_map(|(i, sample)| Some((i, bad(sample)?)));
+        if let Some((sample_idx, reward)) = found {
             return Err(Error::Input {
                 what: format!("reward of completion {sample_idx} in group {group_idx}"),
                 expected: "a finite number or null".to_owned(),
@@ -124,74 +171,116 @@ pub fn advantages(
             });
         }
     }
-    let batch_std = match rule.scale {
-        Scale::Batch => Moments::of(groups.iter().copied().flatten(), rule.std).std,
-        Scale::Group | Scale::None => 0.0,
-    };
-    Ok(groups.iter().map(|group| group_advantages(group, rule, batch_std)).collect())
+    Ok(())
 }
 
-fn group_advantages(
-    rewards: &[Option<f32>],
-    rule: &AdvantageRule,
-    batch_std: f64,
-) -> GroupAdvantages {
-    let moments = Moments::of(rewards, rule.std);
-    let alone = moments.count == 1 && rule.single == SingleRule::Reward;
-    let (centre, std, has_signal) = if alone {
-        (0.0, 1.0, true)
-    } else {
-        (moments.mean, moments.std, moments.std > rule.no_signal_std_max)
-    };
-    let divisor = match rule.scale {
-        Scale::Group => std + rule.eps,
-        Scale::Batch => batch_std + rule.eps,
-        Scale::None => 1.0,
-    };
-    // A lone reward of a batch without spread has nothing to be divided by.
-    let has_signal = has_signal && divisor > 0.0;
-    let row = |reward: &Option<f32>| match *reward {
-        None => Advantage { value: 0.0, skip_reason: Some(SkipReason::RewardNull) },
-        Some(_) if !has_signal => Advantage { value: 0.0, skip_reason: None },
-        Some(reward) => {
-            Advantage { value: ((f64::from(reward) - centre) / divisor) as f32, skip_reason: None }
-        }
-    };
-    GroupAdvantages {
-        rows: rewards.iter().map(row).collect(),
-        scored_count: moments.count,
-        reward_mean: moments.mean,
-        reward_std: moments.std,
-        has_signal,
+/// What a group's scored completions are off their baseline, in the order of the group, after the division.
+struct Deviations {
+    values: Vec<f64>,
+    moments: Moments,
+    has_signal: bool,
+}
+
+impl Deviations {
+    fn of(group: &[Sample], rule: &AdvantageRule, batch: &Moments) -> Deviations {
+        let moments = Moments::of(group, rule.std);
+        let is_alone = moments.count == 1 && rule.baseline.is_of_group();
+        // As if mean were 0 and std 1.
+        let is_taken_as_it_is = is_alone && rule.single == SingleRule::Reward;
+        let baseline = |reward: f64| match rule.baseline {
+            _ if is_taken_as_it_is => 0.0,
+            Baseline::Group => moments.mean,
+            Baseline::LeaveOneOut => (moments.sum - reward) / (moments.count as f64 - 1.0),
+            Baseline::Batch => batch.mean,
+            Baseline::None => 0.0,
+        };
+        let divisor = match rule.scale {
+            Scale::Group if is_taken_as_it_is => 1.0 + rule.eps,
+            Scale::Group => moments.std + rule.eps,
+            Scale::Batch => batch.std + rule.eps,
+            Scale::Whiten | Scale::None => 1.0,
+        };
+        let has_spread = match rule.baseline {
+            Baseline::Group | Baseline::LeaveOneOut => moments.std > rule.no_signal_std_max,
+            Baseline::Batch => batch.std > rule.no_signal_std_max,
+            Baseline::None => scored(group).any(|reward| reward != 0.0),
+        };
+        // A lone reward of a batch without spread has nothing to be divided by.
+        let has_signal = (is_taken_as_it_is || has_spread) && divisor > 0.0;
+        let value = |reward: f64| match has_signal {
+            true => (reward - baseline(reward)) / divisor,
+            false => 0.0,
+        };
+        Deviations { values: scored(group).map(value).collect(), moments, has_signal }
     }
+
+    fn into_advantages(self, group: &[Sample]) -> GroupAdvantages {
+        let mut values = self.values.into_iter();
+        let row = |sample: &Sample| match sample.reward.and_then(|_| values.next()) {
+            None => Advantage { value: 0.0, skip_reason: Some(SkipReason::RewardNull) },
+            Some(value) => Advantage { value: value as f32, skip_reason: None },
+        };
+        GroupAdvantages {
+            rows: group.iter().map(row).collect(),
+            scored_count: self.moments.count,
+            reward_mean: self.moments.mean,
+            reward_std: self.moments.std,
+            has_signal: self.has_signal,
+        }
+    }
+}
+
+/// Takes their mean off all deviations and divides them by their standard deviation, both over tokens.
+fn whiten(all: &mut [Deviations], groups: &[&[Sample]], rule: &AdvantageRule) {
+    let lens = groups.iter().copied().flatten().filter(|sample| sample.reward.is_some());
+    let lens: Vec<f64> = lens.map(|sample| sample.len_tokens as f64).collect();
+    let values = || all.iter().flat_map(|found| &found.values).zip(&lens);
+    let tokens: f64 = lens.iter().sum();
+    let mean = values().map(|(x, len)| x * len).sum::<f64>() / tokens.max(1.0);
+    let squares: f64 = values().map(|(x, len)| (x - mean) * (x - mean) * len).sum();
+    let divisor = match rule.std {
+        StdEstimator::Population => tokens,
+        StdEstimator::Sample => tokens - 1.0,
+    };
+    let std = (squares / divisor.max(1.0)).sqrt();
+    let has_signal = std > rule.no_signal_std_max && std + rule.eps > 0.0;
+    for found in all {
+        found.has_signal = has_signal && !found.values.is_empty();
+        for x in &mut found.values {
+            *x = if has_signal { (*x - mean) / (std + rule.eps) } else { 0.0 };
+        }
+    }
+}
+
+fn scored<'a>(samples: impl IntoIterator<Item = &'a Sample>) -> impl Iterator<Item = f64> {
+    samples.into_iter().filter_map(|sample| sample.reward).map(f64::from)
 }
 
 struct Moments {
     count: usize,
+    sum: f64,
     mean: f64,
     std: f64,
 }
 
 impl Moments {
+    /// Of the scored rewards.
     fn of<'a>(
-        rewards: impl IntoIterator<Item = &'a Option<f32>> + Clone,
+        samples: impl IntoIterator<Item = &'a Sample> + Clone,
         estimator: StdEstimator,
     ) -> Self {
-        let scored = || rewards.clone().into_iter().flatten().map(|&r| f64::from(r));
-        let count = scored().count();
-        if count == 0 {
-            return Self { count, mean: 0.0, std: 0.0 };
+        let count = scored(samples.clone()).count();
+        let sum: f64 = scored(samples.clone()).sum();
+        let mean = sum / count.max(1) as f64;
+        if count < 2 {
+            return Self { count, sum, mean, std: 0.0 };
         }
-        let mean = scored().sum::<f64>() / count as f64;
-        if count == 1 {
-            return Self { count, mean, std: 0.0 };
-        }
-        let squares: f64 = scored().map(|r| (r - mean) * (r - mean)).sum();
+        let squares: f64 = scored(samples).map(|r| (r - mean) * (r - mean)).sum();
         let divisor = match estimator {
             StdEstimator::Population => count,
             StdEstimator::Sample => count - 1,
         };
-        Self { count, mean, std: (squares / divisor as f64).sqrt() }
+        Self { count, sum, mean, std: (squares / divisor as f64).sqrt() }
     }
 }
 
@@ -200,6 +289,7 @@ mod tests {
     use super::*;
 
     const PAPER: AdvantageRule = AdvantageRule {
+        baseline: Baseline::Group,
         scale: Scale::Group,
         std: StdEstimator::Population,
         eps: 1e-8,
@@ -207,9 +297,21 @@ mod tests {
         single: SingleRule::Zero,
     };
 
+    /// The advantages of groups of completions of ten tokens each.
+    fn of(groups: &[&[Option<f32>]], rule: &AdvantageRule) -> Result<Vec<GroupAdvantages>, Error> {
+        let sample = |&reward: &Option<f32>| Sample { reward, len_tokens: 10 };
+        let groups: Vec<Vec<Sample>> =
+            groups.iter().map(|group| group.iter().map(sample).collect()).collect();
+        advantages(&groups.iter().map(Vec::as_slice).collect::<Vec<_>>(), rule)
+    }
+
     fn values(rewards: &[Option<f32>], rule: &AdvantageRule) -> Vec<f32> {
-        let groups = advantages(&[rewards], rule).unwrap();
+        let groups = of(&[rewards], rule).unwrap();
         groups[0].rows.iter().map(|row| row.value).collect()
+    }
+
+    fn all_values(groups: &[GroupAdvantages]) -> Vec<f32> {
+        groups.iter().flat_map(|group| &group.rows).map(|row| row.value).collect()
     }
 
     fn close(found: &[f32], expected: &[f64]) {
@@ -236,7 +338,7 @@ mod tests {
         for scale in [Scale::Group, Scale::Batch, Scale::None] {
             for eps in [0.0, 1e-8] {
                 let rule = AdvantageRule { scale, eps, no_signal_std_max: 0.0, ..PAPER };
-                let groups = advantages(&[&[Some(0.1); 3], &[Some(0.1); 7]], &rule).unwrap();
+                let groups = of(&[&[Some(0.1); 3], &[Some(0.1); 7]], &rule).unwrap();
                 for group in groups {
                     assert!(!group.has_signal);
                     assert!(group.rows.iter().all(|row| row.value == 0.0));
@@ -259,7 +361,7 @@ mod tests {
     fn a_null_reward_is_not_a_reward_of_zero() {
         let rule = AdvantageRule { eps: 0.0, ..PAPER };
         let rewards = [Some(1.0), None, Some(3.0), None];
-        let group = &advantages(&[&rewards], &rule).unwrap()[0];
+        let group = &of(&[&rewards], &rule).unwrap()[0];
         assert_eq!(values(&rewards, &rule), [-1.0, 0.0, 1.0, 0.0]);
         assert_eq!((group.scored_count, group.reward_mean, group.reward_std), (2, 2.0, 1.0));
         let skipped: Vec<bool> = group.rows.iter().map(|row| row.skip_reason.is_some()).collect();
@@ -270,7 +372,7 @@ mod tests {
     #[test]
     fn a_group_without_any_reward_has_no_signal() {
         for rewards in [&[None, None][..], &[]] {
-            let group = &advantages(&[rewards], &PAPER).unwrap()[0];
+            let group = &of(&[rewards], &PAPER).unwrap()[0];
             assert_eq!((group.has_signal, group.scored_count), (false, 0));
             assert_eq!(group.rows.len(), rewards.len());
         }
@@ -289,21 +391,83 @@ mod tests {
     #[test]
     fn the_batch_scale_takes_its_std_from_all_groups() {
         let rule = AdvantageRule { scale: Scale::Batch, eps: 0.0, ..PAPER };
-        let groups =
-            advantages(&[&[Some(0.0), Some(2.0)], &[Some(4.0), None, Some(10.0)]], &rule).unwrap();
+        let groups = of(&[&[Some(0.0), Some(2.0)], &[Some(4.0), None, Some(10.0)]], &rule).unwrap();
         // Rewards 0, 2, 4, 10: mean 4, population variance (16 + 4 + 0 + 36) / 4 = 14.
         let std = 14.0_f64.sqrt();
-        let found: Vec<f32> = groups.iter().flat_map(|g| &g.rows).map(|row| row.value).collect();
-        close(&found, &[-1.0 / std, 1.0 / std, -3.0 / std, 0.0, 3.0 / std]);
+        close(&all_values(&groups), &[-1.0 / std, 1.0 / std, -3.0 / std, 0.0, 3.0 / std]);
     }
 
     #[test]
     fn a_reward_that_is_not_finite_is_an_error_with_its_place() {
         for reward in [f32::NAN, f32::INFINITY] {
-            let error =
-                advantages(&[&[Some(1.0)], &[Some(0.0), Some(reward)]], &PAPER).unwrap_err();
+            let error = of(&[&[Some(1.0)], &[Some(0.0), Some(reward)]], &PAPER).unwrap_err();
             let text = error.to_string();
             assert!(text.starts_with("reward of completion 1 in group 1: expected"), "{text}");
         }
+    }
+
+    #[test]
+    fn leaving_one_out_compares_with_the_others() {
+        let rule = AdvantageRule { baseline: Baseline::LeaveOneOut, scale: Scale::None, ..PAPER };
+        let rewards = [Some(1.0), None, Some(0.0), Some(4.0)];
+        close(&values(&rewards, &rule), &[1.0 - 2.0, 0.0, -2.5, 4.0 - 0.5]);
+        assert_eq!(values(&[Some(3.0), None], &rule), [0.0, 0.0], "nobody to compare with");
+        let lone = AdvantageRule { single: SingleRule::Reward, ..rule };
+        assert_eq!(values(&[Some(3.0), None], &lone), [3.0, 0.0]);
+    }
+
+    #[test]
+    fn the_batch_as_baseline_gives_groups_without_spread_a_signal() {
+        let rule = AdvantageRule { baseline: Baseline::Batch, scale: Scale::None, ..PAPER };
+        let groups = of(&[&[Some(1.0), Some(1.0)], &[Some(4.0), None]], &rule).unwrap();
+        assert_eq!(all_values(&groups), [-1.0, -1.0, 2.0, 0.0]);
+        assert!(groups.iter().all(|group| group.has_signal));
+        let equal = of(&[&[Some(1.0)], &[Some(1.0)]], &rule).unwrap();
+        assert!(equal.iter().all(|group| !group.has_signal));
+    }
+
+    #[test]
+    fn without_a_baseline_rewards_are_advantages() {
+        let rule = AdvantageRule { baseline: Baseline::None, scale: Scale::None, ..PAPER };
+        let groups = of(&[&[Some(0.5), Some(0.5)], &[Some(0.0), None]], &rule).unwrap();
+        assert_eq!(all_values(&groups), [0.5, 0.5, 0.0, 0.0]);
+        assert_eq!([groups[0].has_signal, groups[1].has_signal], [true, false]);
+    }
+
+    #[test]
+    fn whitened_advantages_have_mean_0_and_std_1_over_tokens() {
+        let sample = |reward: f32, len_tokens| Sample { reward: Some(reward), len_tokens };
+        let first = [sample(0.0, 1), sample(1.0, 3)];
+        let second = [sample(1.0, 2), Sample { reward: None, len_tokens: 50 }];
+        for baseline in [Baseline::None, Baseline::Group] {
+            let rule = AdvantageRule {
+                baseline,
+                scale: Scale::Whiten,
+                eps: 0.0,
+                single: SingleRule::Reward,
+                ..PAPER
+            };
+            let groups = advantages(&[&first, &second], &rule).unwrap();
+            let rows = all_values(&groups).into_iter().map(f64::from);
+            let weighted: Vec<(f64, f64)> = rows.zip([1.0, 3.0, 2.0, 0.0]).collect();
+            let mean: f64 = weighted.iter().map(|(x, n)| x * n).sum::<f64>() / 6.0;
+            let square: f64 = weighted.iter().map(|(x, n)| x * x * n).sum::<f64>() / 6.0;
+            assert!(mean.abs() < 1e-6 && (square - 1.0).abs() < 1e-6, "{baseline:?} {weighted:?}");
+            assert_eq!(groups[1].rows[1].skip_reason, Some(SkipReason::RewardNull));
+        }
+        // Rewards 0, 1, 1 with 1, 3 and 2 tokens: mean 5/6, variance 5/36; by n - 1, 1/6.
+        let rule = AdvantageRule {
+            baseline: Baseline::None,
+            scale: Scale::Whiten,
+            std: StdEstimator::Sample,
+            eps: 0.0,
+            ..PAPER
+        };
+        let groups = advantages(&[&first, &second], &rule).unwrap();
+        let std = (1.0_f64 / 6.0).sqrt();
+        let [low, high] = [-5.0 / 6.0 / std, 1.0 / 6.0 / std];
+        close(&all_values(&groups), &[low, high, high, 0.0]);
+        let equal = of(&[&[Some(1.0), Some(1.0)]], &rule).unwrap();
+        assert!(!equal[0].has_signal && all_values(&equal) == [0.0, 0.0]);
     }
 }

@@ -193,10 +193,10 @@ impl Learner {
         let inv_temperature = 1.0 / temperature;
         let objective = terms.objective;
         let reference = match &self.reference {
-            Some(reference) if objective.kl_coef != 0.0 => {
+            Some(reference) if objective.kl_loss_coef() != 0.0 => {
                 Some(packed.score(reference, inv_temperature))
             }
-            None if objective.kl_coef != 0.0 => {
+            None if objective.kl_loss_coef() != 0.0 => {
                 return Err(Error::Bug("a KL term needs a reference model".to_owned()));
             }
             _ => None,

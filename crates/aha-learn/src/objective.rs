@@ -18,7 +18,7 @@ mod reference;
 
 pub use file::{Kind, ObjectiveFile, Switch};
 pub use formula::formula;
-pub use loss::{Importance, LossOut, SequenceTerms, Totals, loss};
+pub use loss::{Importance, LossOut, SequenceTerms, Totals, kl_estimate, loss};
 
 use serde::{Deserialize, Serialize};
 
@@ -30,7 +30,7 @@ use crate::advantage::AdvantageRule;
 /// L  = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)      rho = exp(logp - old), see `ratio`
 /// KL = e^d - d - 1                                                d = ref - logp, see `kl_estimator`
 /// loss = aggregate(w L + kl_coef KL) - entropy_coef mean(entropy)
-/// w    = min(exp(old - behaviour), importance_cap)                a constant in the gradient
+/// w    = min(exp(old - behaviour), importance_cap)                a constant in the gradient, see `importance_mode`
 /// ```
 ///
 /// `w` is 1 where [`SequenceTerms::behaviour_logps`] are absent: where `old`, computed by the learner, is what the
@@ -48,6 +48,8 @@ pub struct Objective {
     pub dual_clip: Option<f64>,
     /// TRL's `delta` (INTELLECT-2, arXiv:2505.07291): the unclipped branch's ratio is at most this.
     pub delta: Option<f64>,
+    /// How the ratio weighs a token.
+    pub surrogate: Surrogate,
     /// What a ratio is of.
     pub ratio: RatioLevel,
     /// The log-ratio is clamped to ± this before the exponential (verl: 20); outside, its gradient is 0.
@@ -56,8 +58,17 @@ pub struct Objective {
     /// truncated importance sampling (Ionides 2008; for the gap between sampler and trainer Yao et al. 2025). verl:
     /// `tis_imp_ratio_cap`, 2; TRL: `vllm_importance_sampling_cap`, 3 and by sequences.
     pub importance_cap: f64,
+    /// Lower bound of that weight.
+    pub importance_floor: f64,
+    /// What a weight outside of its bounds becomes.
+    pub importance_mode: ImportanceMode,
+    /// What a weight is of.
+    pub importance_level: RatioLevel,
     /// Factor of the KL term; 0 needs no reference model.
     pub kl_coef: f64,
+    /// The estimates of a completion's tokens are added up and taken off its reward, before advantages, in place of a
+    /// term of the loss (verl's `use_kl_in_reward`, TRL's RLOO). They are then of the policy that sampled.
+    pub kl_in_reward: bool,
     /// Which estimator of the KL divergence from the reference.
     pub kl_estimator: KlEstimator,
     /// The KL term is multiplied by the ratio, and differentiated through it (TRL's
@@ -78,6 +89,27 @@ pub struct Objective {
     pub count_empty_sequences: bool,
     /// How rewards become advantages.
     pub advantage: AdvantageRule,
+}
+
+/// How the ratio weighs a token's policy term.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Surrogate {
+    /// `-min(rho A, clip(rho) A)`: PPO, GRPO. A token whose ratio is clipped has no gradient.
+    Clip,
+    /// `-sg(clip(rho)) A logp`, with `sg` a constant in the gradient: CISPO (MiniMax-M1, arXiv:2506.13585, eq. 4 and
+    /// 5). Every token has a gradient, at most `1 + clip_high` times that of REINFORCE.
+    Cispo,
+}
+
+/// What an importance weight outside of its bounds becomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImportanceMode {
+    /// The bound (TRL's `*_truncate`, verl's `tis`).
+    Truncate,
+    /// 0: the token's policy term is left out (TRL's `*_mask`; IcePop, arXiv:2510.18855).
+    Mask,
 }
 
 /// What a ratio is of.
@@ -139,6 +171,18 @@ pub struct Normaliser {
     sequence_count: usize,
     token_count: usize,
     rollout_tokens_per_minibatch: f64,
+}
+
+impl Objective {
+    /// Factor of the KL term of the loss: 0 where the KL is in the reward.
+    pub fn kl_loss_coef(&self) -> f64 {
+        if self.kl_in_reward { 0.0 } else { self.kl_coef }
+    }
+
+    /// Factor of the KL estimates that are taken off rewards: 0 where the KL is in the loss.
+    pub fn kl_reward_coef(&self) -> f64 {
+        if self.kl_in_reward { self.kl_coef } else { 0.0 }
+    }
 }
 
 impl Normaliser {

@@ -3,8 +3,10 @@
 //! A name with a version is that version of a program with its default settings; changing a program's
 //! version is a new preset, never a new meaning of an old one.
 
-use crate::advantage::{AdvantageRule, Scale, SingleRule, StdEstimator};
-use crate::objective::{Aggregation, EntropyMean, KlEstimator, Objective, RatioLevel};
+use crate::advantage::{AdvantageRule, Baseline, Scale, SingleRule, StdEstimator};
+use crate::objective::{
+    Aggregation, EntropyMean, ImportanceMode, KlEstimator, Objective, RatioLevel, Surrogate,
+};
 
 /// A named setting of every constant of [`Objective`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,12 +40,39 @@ pub enum Preset {
     /// sampling and overlong penalty are settings of the stage and of rewards. The paper's mean is over
     /// one prompt's tokens; as its own code does, ours is over the minibatch's.
     Dapo,
+    /// GSPO: arXiv:2507.18071, eq. 5 and 7, with the clip of section 5.1. One ratio per completion, the geometric
+    /// mean of its tokens', clipped in a band of a thousandth; no KL.
+    Gspo,
+    /// CISPO: arXiv:2506.13585, eq. 4 and 5. A token's ratio is cut off at 5 and weighs its REINFORCE term; mean over
+    /// tokens, no lower clip, no KL. The paper doesn't say its bound: 5 is that of ScaleRL (arXiv:2510.13786).
+    Cispo,
+    /// RLOO: arXiv:2402.14740, sections 3.2 and 3.3. A completion is one action: the sum over its tokens, compared
+    /// with the mean of the others of its group, without std; KL in the reward, with 0.05 as TRL's `RLOOConfig` has
+    /// it. PPO's clip is seen only where a step has several optimizer steps.
+    Rloo,
+    /// REINFORCE++: arXiv:2501.03262, sections 3.1 and 3.2. No baseline but that of the whole batch: advantages are
+    /// normalised over all of its tokens; clip 0.2, mean over tokens. The paper's KL penalty, which is in the
+    /// reward of each token, is left out; `kl` and `kl_in_reward` take it off the completion's.
+    ReinforcePlusPlus,
+    /// REINFORCE++ with a baseline: arXiv:2501.03262, section 3.3. The group's mean is taken off before
+    /// advantages are normalised over the batch; KL with k2 in the loss.
+    ReinforcePlusPlusBaseline,
 }
 
 impl Preset {
     /// All presets, the default first.
-    pub const ALL: [Self; 5] =
-        [Self::DeepseekR1, Self::Trl1_16, Self::Verl0_9, Self::DrGrpo, Self::Dapo];
+    pub const ALL: [Self; 10] = [
+        Self::DeepseekR1,
+        Self::Trl1_16,
+        Self::Verl0_9,
+        Self::DrGrpo,
+        Self::Dapo,
+        Self::Gspo,
+        Self::Cispo,
+        Self::Rloo,
+        Self::ReinforcePlusPlus,
+        Self::ReinforcePlusPlusBaseline,
+    ];
 
     /// The name in pipeline files.
     pub fn name(self) -> &'static str {
@@ -53,6 +82,11 @@ impl Preset {
             Self::Verl0_9 => "verl-0.9",
             Self::DrGrpo => "dr-grpo",
             Self::Dapo => "dapo",
+            Self::Gspo => "gspo",
+            Self::Cispo => "cispo",
+            Self::Rloo => "rloo",
+            Self::ReinforcePlusPlus => "reinforce++",
+            Self::ReinforcePlusPlusBaseline => "reinforce++-baseline",
         }
     }
 
@@ -101,25 +135,68 @@ impl Preset {
                 advantage: AdvantageRule { scale: Scale::None, ..DEEPSEEK_R1.advantage },
                 ..DEEPSEEK_R1
             },
-            Self::Dapo => Objective {
-                clip_high: 0.28,
+            Self::Dapo => Objective { clip_high: 0.28, ..TOKEN_MEAN },
+            Self::Gspo => Objective {
+                clip_low: 3e-4,
+                clip_high: 4e-4,
+                ratio: RatioLevel::Sequence,
                 kl_coef: 0.0,
-                aggregation: Aggregation::TokenMean,
                 ..DEEPSEEK_R1
+            },
+            Self::Cispo => Objective {
+                clip_low: 1.0,
+                clip_high: 4.0,
+                surrogate: Surrogate::Cispo,
+                ..TOKEN_MEAN
+            },
+            Self::Rloo => Objective {
+                kl_coef: 0.05,
+                kl_in_reward: true,
+                kl_estimator: KlEstimator::K1,
+                aggregation: Aggregation::Constant { length_tokens: 1 },
+                advantage: AdvantageRule {
+                    baseline: Baseline::LeaveOneOut,
+                    scale: Scale::None,
+                    ..DEEPSEEK_R1.advantage
+                },
+                ..DEEPSEEK_R1
+            },
+            Self::ReinforcePlusPlus => Objective {
+                advantage: AdvantageRule {
+                    baseline: Baseline::None,
+                    scale: Scale::Whiten,
+                    ..DEEPSEEK_R1.advantage
+                },
+                ..TOKEN_MEAN
+            },
+            Self::ReinforcePlusPlusBaseline => Objective {
+                kl_coef: DEEPSEEK_R1.kl_coef,
+                kl_estimator: KlEstimator::K2,
+                advantage: AdvantageRule { scale: Scale::Whiten, ..DEEPSEEK_R1.advantage },
+                ..TOKEN_MEAN
             },
         }
     }
 }
+
+/// What those have in common that weigh all tokens alike and know no reference.
+const TOKEN_MEAN: Objective =
+    Objective { kl_coef: 0.0, aggregation: Aggregation::TokenMean, ..DEEPSEEK_R1 };
 
 const DEEPSEEK_R1: Objective = Objective {
     clip_low: 0.2,
     clip_high: 0.2,
     dual_clip: None,
     delta: None,
+    surrogate: Surrogate::Clip,
     ratio: RatioLevel::Token,
     log_ratio_clamp: None,
     importance_cap: 2.0,
+    importance_floor: 0.0,
+    importance_mode: ImportanceMode::Truncate,
+    importance_level: RatioLevel::Token,
     kl_coef: 0.001,
+    kl_in_reward: false,
     kl_estimator: KlEstimator::K3,
     kl_times_ratio: false,
     kl_log_ratio_clamp: None,
@@ -129,6 +206,7 @@ const DEEPSEEK_R1: Objective = Objective {
     aggregation: Aggregation::SequenceMean,
     count_empty_sequences: true,
     advantage: AdvantageRule {
+        baseline: Baseline::Group,
         scale: Scale::Group,
         std: StdEstimator::Population,
         eps: 1e-8,
@@ -140,7 +218,7 @@ const DEEPSEEK_R1: Objective = Objective {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::advantage::advantages;
+    use crate::advantage::{Sample, advantages};
 
     #[test]
     fn names_lead_back_to_their_presets() {
@@ -154,19 +232,26 @@ mod tests {
     #[test]
     fn presets_give_their_programs_advantages() {
         // Rewards 0, 1, 1: mean 2/3, population variance 2/9, sample variance 1/3.
-        let rewards = [Some(0.0), Some(1.0), Some(1.0)];
+        let sample = |reward: f32| Sample { reward: Some(reward), len_tokens: 10 };
+        let rewards = [0.0, 1.0, 1.0].map(sample);
         for (preset, divisor) in [
             (Preset::DeepseekR1, (2.0_f64 / 9.0).sqrt() + 1e-8),
             (Preset::Trl1_16, (1.0_f64 / 3.0).sqrt() + 1e-4),
             (Preset::Verl0_9, (1.0_f64 / 3.0).sqrt() + 1e-6),
             (Preset::DrGrpo, 1.0),
             (Preset::Dapo, (2.0_f64 / 9.0).sqrt() + 1e-8),
+            (Preset::Gspo, (2.0_f64 / 9.0).sqrt() + 1e-8),
+            (Preset::Cispo, (2.0_f64 / 9.0).sqrt() + 1e-8),
+            // 1 - 1/2.
+            (Preset::Rloo, 2.0 / 3.0),
+            (Preset::ReinforcePlusPlus, (2.0_f64 / 9.0).sqrt() + 1e-8),
+            (Preset::ReinforcePlusPlusBaseline, (2.0_f64 / 9.0).sqrt() + 1e-8),
         ] {
             let rule = preset.objective(256).advantage;
             let group = &advantages(&[&rewards], &rule).unwrap()[0];
             let expected = ((1.0 - 2.0 / 3.0) / divisor) as f32;
             assert!((group.rows[1].value - expected).abs() < 1e-6, "{preset:?}");
-            let lone = &advantages(&[&[Some(2.0)]], &rule).unwrap()[0];
+            let lone = &advantages(&[&[sample(2.0)]], &rule).unwrap()[0];
             let expected = if preset == Preset::Verl0_9 { 2.0 / (1.0 + 1e-6) } else { 0.0 };
             assert!((lone.rows[0].value - expected).abs() < 1e-6, "{preset:?}");
         }

@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a fixture of another shape fails the test")]
 
-use aha_learn::advantage::{AdvantageRule, Scale, advantages};
+use aha_learn::advantage::{AdvantageRule, Sample, Scale, advantages};
 use aha_learn::objective::{Aggregation, Normaliser, Objective, RatioLevel, SequenceTerms, loss};
 use aha_learn::preset::Preset;
 use serde_json::Value;
@@ -121,8 +121,9 @@ fn every_case_of_trl_is_met() {
 fn advantages_are_those_of_trl() {
     let fixture = fixture();
     let fixture = &fixture["advantages"];
-    let rewards: Vec<Option<f32>> = row(&fixture["rewards"]).into_iter().map(Some).collect();
-    let groups: Vec<&[Option<f32>]> = rewards.chunks(count(fixture, "num_generations")).collect();
+    let sample = |reward: f32| Sample { reward: Some(reward), len_tokens: 1 };
+    let rewards: Vec<Sample> = row(&fixture["rewards"]).into_iter().map(sample).collect();
+    let groups: Vec<&[Sample]> = rewards.chunks(count(fixture, "num_generations")).collect();
     for (key, scale) in [("group", Scale::Group), ("batch", Scale::Batch), ("none", Scale::None)] {
         let rule = AdvantageRule { scale, ..Preset::Trl1_16.objective(8).advantage };
         let found = advantages(&groups, &rule).unwrap();

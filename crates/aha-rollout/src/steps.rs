@@ -55,6 +55,21 @@ pub fn add_advantages(scored: &RecordBatch, advantages: &[Option<f64>]) -> Resul
     add(scored, &target, vec![rows::numbers(advantages.iter().copied())])
 }
 
+/// [`schema::grouped`] rows with other advantages in place of theirs.
+pub fn replace_advantages(
+    grouped: &RecordBatch,
+    advantages: &[Option<f64>],
+) -> Result<RecordBatch> {
+    let Ok(at) = grouped.schema_ref().index_of(col::ADVANTAGE) else {
+        return Err(Error::bug("rows without advantages have none to replace"));
+    };
+    let others: Vec<usize> = (0..grouped.num_columns()).filter(|&i| i != at).collect();
+    let scored = grouped
+        .project(&others)
+        .map_err(|error| Error::bug(format!("columns of rows can't be chosen: {error}")))?;
+    add_advantages(&scored, advantages)
+}
+
 /// [`schema::grouped`] rows with what the learner did: [`schema::rollouts`].
 pub fn add_outcomes(grouped: &RecordBatch, outcomes: &[Outcome]) -> Result<RecordBatch> {
     let target = schema::rollouts(&schema::reward_names(&grouped.schema()))?;
@@ -114,6 +129,10 @@ mod tests {
         assert!(is_fully_scored(&scored) && !is_fully_scored(&sampled));
         let grouped = add_advantages(&scored, &[Some(0.0), None, Some(1.0)]).unwrap();
         assert_eq!(grouped.schema(), schema::grouped(&names()).unwrap());
+        let replaced = replace_advantages(&grouped, &[Some(2.0), Some(1.0), None]).unwrap();
+        let again = replace_advantages(&replaced, &[Some(0.0), None, Some(1.0)]).unwrap();
+        assert!(replaced != grouped && again == grouped);
+        assert!(replace_advantages(&scored, &[None; 3]).is_err());
         let outcomes = [Outcome::Trained, Outcome::Skipped("no_signal".into()), Outcome::Trained];
         let trained = add_outcomes(&grouped, &outcomes).unwrap();
         assert_eq!(trained.schema(), schema::rollouts(&names()).unwrap());

@@ -341,6 +341,13 @@ section! {
         pub reward_null: OnNull = OnNull::Drop;
         /// Least and greatest reward: a weighted sum outside is taken as the bound; absent: any.
         pub reward_clip: Option<[f64; 2]> = None, "two numbers, the lesser first" |clip| is_range(clip);
+        /// Rounds in which other prompts are sampled in place of those whose completions all have the same reward,
+        /// at most: DAPO's dynamic sampling. After them a step trains on the groups that it has. 0: such groups stay,
+        /// with advantages of 0. The groups that are replaced are in the table of rollouts, as `no_signal`.
+        pub resample_rounds: u32 = 0;
+        /// Whether completions that were cut off at `sampling.max_tokens` are left out of the loss (DAPO's overlong
+        /// filtering, TRL's `mask_truncated_completions`). Their rewards count in the advantages of the others.
+        pub overlong_filter: bool = false;
         /// Times a prompt may fail before it is set aside.
         pub prompt_failures_max: u32 = 3, "at least 1" |n| *n >= 1;
         /// What is optimised. A preset sets every constant, other keys change single ones; `aha check`

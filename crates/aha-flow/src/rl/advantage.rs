@@ -1,12 +1,14 @@
 //! Advantage actor: collects a step's groups, and sends them on with their advantages.
 //! - Inbox: scored groups; each keeps its credit until it is taken in here.
 //! - State: groups of the current step. After a restart the step is issued again.
+//! - With `resample_rounds`, groups whose rewards are all equal are kept apart, and the learner is asked for others in
+//!   their place (DAPO's dynamic sampling, arXiv:2503.14476, section 3.2).
 //! - Fails with [`Error`] for a reward that isn't a number.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use aha_learn::advantage::{GroupAdvantages, advantages};
+use aha_learn::advantage::{AdvantageRule, Sample, advantages};
 use aha_rollout::schema::Progress;
 use aha_rollout::steps;
 use aha_rollout::view::RolloutsView;
@@ -16,6 +18,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::credit::Credit;
 use super::fault::Point;
+use super::feeder::Refill;
 use super::learner;
 use super::stage::Shared;
 use crate::error::{Error, Result};
@@ -32,9 +35,10 @@ impl Handle {
         self.actor.get_cell()
     }
 
-    /// Says which groups a step has.
-    pub fn expect(&self, step: u64, attempt: u64, prompt_ids: Vec<String>) {
-        let _ = self.actor.cast(Msg::Expect { step, attempt, prompt_ids }); // One that has ended is restarted.
+    /// Says which groups a step has; with `is_refill`, which others beside those that it has already.
+    pub fn expect(&self, step: u64, attempt: u64, prompt_ids: Vec<String>, is_refill: bool) {
+        // One that has ended is restarted.
+        let _ = self.actor.cast(Msg::Expect { step, attempt, prompt_ids, is_refill });
     }
 
     /// Hands over a scored group.
@@ -58,6 +62,8 @@ pub enum Msg {
         attempt: u64,
         /// Their prompts.
         prompt_ids: Vec<String>,
+        /// Whether the step goes on, and these come in addition.
+        is_refill: bool,
     },
     /// A scored group.
     Group {
@@ -91,6 +97,8 @@ pub struct Groups {
     pub lens: Vec<usize>,
     /// Whether each group teaches anything but closeness to the reference.
     pub has_signal: Vec<bool>,
+    /// Whether each group is trained on; without, others were sampled in its place.
+    pub is_kept: Vec<bool>,
     /// Prompts that could not be served, with their errors.
     pub failed: Vec<(String, String)>,
 }
@@ -111,6 +119,17 @@ pub struct State {
     prompt_ids: Vec<String>,
     groups: BTreeMap<String, RecordBatch>,
     failed: BTreeMap<String, String>,
+    refills: Refills,
+}
+
+/// How often a step was given other groups in place of those without spread.
+#[derive(Default)]
+struct Refills {
+    rounds: u32,
+    /// Prompts asked for in all rounds.
+    asked: usize,
+    /// Whether a round's prompts are on their way.
+    is_pending: bool,
 }
 
 /// Normalises groups.
@@ -130,8 +149,8 @@ impl Actor for Advantage {
     type Arguments = Args;
 
     async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
-        let (groups, failed) = Default::default();
-        Ok(State { args, step: 0, attempt: 0, prompt_ids: Vec::new(), groups, failed })
+        let (groups, failed, refills) = Default::default();
+        Ok(State { args, step: 0, attempt: 0, prompt_ids: Vec::new(), groups, failed, refills })
     }
 
     async fn handle(
@@ -141,10 +160,17 @@ impl Actor for Advantage {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match msg {
-            Msg::Expect { step, attempt, prompt_ids } => {
+            Msg::Expect { step, attempt, prompt_ids, is_refill: true } => {
+                if (step, attempt) == (state.step, state.attempt) {
+                    state.prompt_ids.extend(prompt_ids);
+                    state.refills.is_pending = false;
+                }
+            }
+            Msg::Expect { step, attempt, prompt_ids, is_refill: false } => {
                 (state.step, state.attempt, state.prompt_ids) = (step, attempt, prompt_ids);
                 state.groups.clear();
                 state.failed.clear();
+                state.refills = Refills::default();
             }
             Msg::Group { step, attempt, rows, credit } => {
                 state.args.shared.faults.at(Point::Advantage, step)?;
@@ -169,58 +195,106 @@ impl Actor for Advantage {
 impl State {
     fn send_if_complete(&mut self) -> Result<()> {
         let waiting = self.groups.len() + self.failed.len() < self.prompt_ids.len();
-        if self.step == 0 || waiting {
+        if self.step == 0 || waiting || self.refills.is_pending {
             return Ok(());
         }
-        let ordered: Vec<RecordBatch> =
-            self.prompt_ids.iter().filter_map(|id| self.groups.remove(id)).collect();
+        let settings = &self.args.shared.settings;
+        let is_selective = settings.resample_rounds > 0;
+        let ordered: Vec<&RecordBatch> =
+            self.prompt_ids.iter().filter_map(|id| self.groups.get(id)).collect();
+        let rule = &settings.objective.advantage;
+        let is_kept = match is_selective {
+            true => ordered.iter().map(|rows| has_spread(rows, rule)).collect::<Result<_>>()?,
+            false => vec![true; ordered.len()],
+        };
+        let kept = is_kept.iter().filter(|&&is_kept| is_kept).count();
+        let missing = (settings.prompts_per_step as usize).saturating_sub(kept);
+        if is_selective && missing > 0 && self.refills.rounds < settings.resample_rounds {
+            let refill = Refill { asked: self.refills.asked, count: missing };
+            self.refills = Refills {
+                rounds: self.refills.rounds + 1,
+                asked: self.refills.asked + missing,
+                is_pending: true,
+            };
+            self.args.learner.refill(self.step, self.attempt, refill);
+            return Ok(());
+        }
         let failed = std::mem::take(&mut self.failed).into_iter().collect();
-        let shared = &self.args.shared;
-        let groups = normalise(
-            &ordered,
-            &shared.settings.objective.advantage,
-            shared.scorer.names(),
-            failed,
-        )?;
+        let groups = normalise(&ordered, is_kept, rule, self.args.shared.scorer.names(), failed)?;
+        self.groups.clear();
         self.args.learner.learn(self.step, self.attempt, groups);
         self.step = 0;
         Ok(())
     }
 }
 
-/// Adds advantages to the groups of a step.
+/// Whether the rewards of a group differ by more than what counts as no signal.
+fn has_spread(rows: &RecordBatch, rule: &AdvantageRule) -> Result<bool> {
+    let view = RolloutsView::new(rows, Progress::Scored)?;
+    let samples = samples(&view);
+    let found = advantages(&[&samples], rule)?;
+    Ok(found.iter().any(|group| group.reward_std > rule.no_signal_std_max))
+}
+
+/// A view's completions as advantages see them.
+pub(super) fn samples(view: &RolloutsView<'_>) -> Vec<Sample> {
+    let sample = |row: usize| Sample {
+        reward: view.reward(row).map(|x| x as f32),
+        len_tokens: view.completion_token_ids(row).len(),
+    };
+    (0..view.rows_count()).map(sample).collect()
+}
+
+/// Adds advantages to the groups of a step: among those that are kept; the others' are 0.
 pub fn normalise(
-    groups: &[RecordBatch],
-    rule: &aha_learn::advantage::AdvantageRule,
+    groups: &[&RecordBatch],
+    is_kept: Vec<bool>,
+    rule: &AdvantageRule,
     reward_names: &[String],
     failed: Vec<(String, String)>,
 ) -> Result<Groups> {
     let schema = aha_rollout::schema::scored(reward_names)?;
-    let scored = concat_batches(&schema, groups)
+    let scored = concat_batches(&schema, groups.iter().copied())
         .map_err(|error| Error::bug(format!("a step's groups don't fit together: {error}")))?;
-    let view = RolloutsView::new(&scored, Progress::Scored)?;
-    let rewards: Vec<Option<f32>> =
-        (0..view.rows_count()).map(|r| view.reward(r).map(|x| x as f32)).collect();
-    let lens: Vec<usize> = groups.iter().map(RecordBatch::num_rows).collect();
-    let mut rest = rewards.as_slice();
-    let slices: Vec<&[Option<f32>]> = lens
-        .iter()
-        .map(|&len| {
-            let (group, others) = rest.split_at(len);
-            rest = others;
-            group
-        })
-        .collect();
-    let normalised: Vec<GroupAdvantages> = advantages(&slices, rule)?;
-    let values: Vec<Option<f64>> = normalised
-        .iter()
-        .flat_map(|group| group.rows.iter())
-        .map(|row| row.skip_reason.is_none().then(|| f64::from(row.value)))
-        .collect();
-    Ok(Groups {
-        rows: steps::add_advantages(&scored, &values)?,
-        lens,
-        has_signal: normalised.iter().map(|group| group.has_signal).collect(),
-        failed,
-    })
+    let samples = samples(&RolloutsView::new(&scored, Progress::Scored)?);
+    let lens: Vec<usize> = groups.iter().map(|rows| rows.num_rows()).collect();
+    let slices = split(&samples, &lens);
+    let (values, has_signal) = compare(&slices, &is_kept, rule)?;
+    Ok(Groups { rows: steps::add_advantages(&scored, &values)?, lens, has_signal, is_kept, failed })
+}
+
+/// The advantages of all completions, none where one has no reward, and which groups have a signal.
+pub(super) fn compare(
+    groups: &[&[Sample]],
+    is_kept: &[bool],
+    rule: &AdvantageRule,
+) -> Result<(Vec<Option<f64>>, Vec<bool>)> {
+    let kept = groups.iter().zip(is_kept).filter(|(_, is_kept)| **is_kept);
+    let kept: Vec<&[Sample]> = kept.map(|(group, _)| *group).collect();
+    let mut found = advantages(&kept, rule)?.into_iter();
+    let (mut values, mut has_signal) = (Vec::new(), Vec::with_capacity(groups.len()));
+    for (group, is_kept) in groups.iter().zip(is_kept) {
+        let found = if *is_kept { found.next() } else { None };
+        has_signal.push(found.as_ref().is_some_and(|found| found.has_signal));
+        match found {
+            Some(found) => values.extend(
+                found
+                    .rows
+                    .iter()
+                    .map(|row| row.skip_reason.is_none().then(|| f64::from(row.value))),
+            ),
+            None => values.extend(group.iter().map(|sample| sample.reward.map(|_| 0.0))),
+        }
+    }
+    Ok((values, has_signal))
+}
+
+/// The groups of a step's completions.
+pub(super) fn split<'a>(mut samples: &'a [Sample], lens: &[usize]) -> Vec<&'a [Sample]> {
+    let cut = |&len: &usize| {
+        let (group, rest) = samples.split_at(len);
+        samples = rest;
+        group
+    };
+    lens.iter().map(cut).collect()
 }

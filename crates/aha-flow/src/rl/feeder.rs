@@ -1,6 +1,7 @@
 //! Feeder: the prompts of a step, as rows.
-//! - Inbox: one credit per step, from the learner; unbounded only in name, since steps follow each other.
-//! - State: none. Which prompts a step has is a function of the step and the seed.
+//! - Inbox: one credit per step, and one for each time that groups of it are replaced, from the learner; unbounded only
+//!   in name, since they follow each other.
+//! - State: none. Which prompts a step has, and which come in place of others, is a function of the step and the seed.
 //! - Fails only where a test has it fail. A prompt that can't be encoded is reported, not fatal.
 
 use std::collections::BTreeSet;
@@ -28,10 +29,10 @@ impl Handle {
         self.actor.get_cell()
     }
 
-    /// Says that the learner can take the groups of a step.
-    pub fn credit(&self, step: u64, set_aside: BTreeSet<String>) {
+    /// Says that the learner can take the groups of a step, or those that replace some of them.
+    pub fn credit(&self, step: u64, set_aside: BTreeSet<String>, refill: Option<Refill>) {
         // A feeder that has ended is restarted, and the step issued again.
-        let _ = self.actor.cast(Msg::Credit { step, set_aside });
+        let _ = self.actor.cast(Msg::Credit { step, set_aside, refill });
     }
 }
 
@@ -42,6 +43,15 @@ impl From<ActorRef<Msg>> for Handle {
     }
 }
 
+/// Groups that are wanted in place of others of their step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refill {
+    /// Prompts that were asked for in this way before, in the same step.
+    pub asked: usize,
+    /// Prompts that are asked for now.
+    pub count: usize,
+}
+
 /// What the feeder is told.
 pub enum Msg {
     /// The learner can take the groups of this step.
@@ -50,6 +60,8 @@ pub enum Msg {
         step: u64,
         /// Prompts that are left out.
         set_aside: BTreeSet<String>,
+        /// Which groups of the step; none: the first.
+        refill: Option<Refill>,
     },
 }
 
@@ -91,11 +103,11 @@ impl Actor for Feeder {
         msg: Msg,
         args: &mut Args,
     ) -> Result<(), ActorProcessingErr> {
-        let Msg::Credit { step, set_aside } = msg;
+        let Msg::Credit { step, set_aside, refill } = msg;
         let shared = &args.shared;
         shared.faults.at(Point::Feed, step)?;
-        let Prompts { rows, prompt_ids, failed } = prompts_of(shared, step, &set_aside);
-        args.advantage.expect(step, args.attempt, prompt_ids);
+        let Prompts { rows, prompt_ids, failed } = prompts_of(shared, step, &set_aside, refill);
+        args.advantage.expect(step, args.attempt, prompt_ids, refill.is_some());
         for (prompt_id, error) in failed {
             args.advantage.failed(step, args.attempt, prompt_id, error);
         }
@@ -123,6 +135,19 @@ pub fn problems_of(
     order.into_iter().skip(within * per_step).take(per_step).collect()
 }
 
+/// Indices of problems that come in place of others of a step: none that is in `first`, the step's own, in an order
+/// drawn from the seed and the step.
+fn refills_of(
+    problem_count: usize,
+    first: &[usize],
+    random: Philox,
+    step: u64,
+    refill: Refill,
+) -> Vec<usize> {
+    let others = random.permutation(step, problem_count).into_iter();
+    others.filter(|idx| !first.contains(idx)).skip(refill.asked).take(refill.count).collect()
+}
+
 /// The prompts of a step.
 struct Prompts {
     /// Rows of `aha_rollout::schema::prompts`.
@@ -133,11 +158,21 @@ struct Prompts {
     failed: Vec<(String, Error)>,
 }
 
-fn prompts_of(shared: &Shared, step: u64, set_aside: &BTreeSet<String>) -> Prompts {
+fn prompts_of(
+    shared: &Shared,
+    step: u64,
+    set_aside: &BTreeSet<String>,
+    refill: Option<Refill>,
+) -> Prompts {
     let settings = &shared.settings;
     let random = shared.random.derive("order of the prompts");
     let per_step = settings.prompts_per_step as usize;
-    let chosen = problems_of(shared.problems.len(), per_step, settings.shuffle, random, step);
+    let count = shared.problems.len();
+    let first = problems_of(count, per_step, settings.shuffle, random, step);
+    let chosen = match refill {
+        None => first,
+        Some(refill) => refills_of(count, &first, shared.random.derive("refills"), step, refill),
+    };
     let chosen: Vec<_> = chosen
         .into_iter()
         .map(|i| &shared.problems[i])
@@ -181,6 +216,18 @@ mod tests {
         assert_eq!(pass.len(), 9);
         assert_ne!(step(1), step(4), "the second pass has its own order");
         assert_eq!(step(5), step(5));
+    }
+
+    #[test]
+    fn refills_are_the_other_problems_each_once() {
+        let first = [2, 5];
+        let refill =
+            |asked, count| refills_of(6, &first, Philox::new(1), 3, Refill { asked, count });
+        let mut all = [refill(0, 1), refill(1, 2), refill(3, 5)].concat();
+        assert!(refill(4, 1).is_empty());
+        all.sort_unstable();
+        assert_eq!(all, [0, 1, 3, 4]);
+        assert_eq!(refill(0, 4)[1..3], refill(1, 2));
     }
 
     #[test]

@@ -13,6 +13,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::advantage::Groups;
 use super::fault::Point;
+use super::feeder::Refill;
 use super::recorder::{self, Record};
 use super::sampler::{self, Weights};
 use super::stage::Shared;
@@ -52,6 +53,11 @@ impl Handle {
     /// Hands over a step's groups.
     pub fn learn(&self, step: u64, attempt: u64, groups: Groups) {
         let _ = self.actor.cast(Msg::Groups { step, attempt, groups });
+    }
+
+    /// Asks for other groups in place of some of a step's.
+    pub fn refill(&self, step: u64, attempt: u64, refill: Refill) {
+        let _ = self.actor.cast(Msg::Refill { step, attempt, refill });
     }
 
     /// Says that a step's rows are durable.
@@ -99,6 +105,15 @@ pub enum Msg {
         attempt: u64,
         /// The groups.
         groups: Groups,
+    },
+    /// Other groups are wanted in place of some of a step's.
+    Refill {
+        /// The step.
+        step: u64,
+        /// Which spawn of the left side wants them.
+        attempt: u64,
+        /// Which.
+        refill: Refill,
     },
     /// The compute thread is through with a step.
     Trained(Result<(Box<Engine>, Trained)>),
@@ -174,6 +189,8 @@ pub struct State {
     issued: (u64, u64),
     /// Groups that came while the engine was away.
     parked: Option<Groups>,
+    /// What was asked for while the engine was away, and which spawn of the left side did.
+    refill: Option<(u64, Refill)>,
     /// Raised when nobody waits for the compute thread any more.
     cancel: Arc<AtomicBool>,
     /// Why the stage ends, once it has to.
@@ -224,6 +241,7 @@ impl Actor for Learner {
             recorded: step,
             issued: (0, 0),
             parked: None,
+            refill: None,
             cancel: Arc::default(),
             ending: None,
             has_ended: false,
@@ -258,6 +276,12 @@ impl Actor for Learner {
                     state.learn(&me)?;
                 }
             }
+            Msg::Refill { step, attempt, refill } => {
+                if step == state.position.step + 1 {
+                    state.refill = Some((attempt, refill));
+                    state.issue_refill();
+                }
+            }
             Msg::Trained(outcome) => {
                 let (engine, trained) = outcome?;
                 state.engine = Some(engine);
@@ -275,6 +299,7 @@ impl Actor for Learner {
                 state.learn(&me)?;
                 // The left side may have been spawned anew meanwhile.
                 state.issue();
+                state.issue_refill();
             }
             // A stage that is through has nothing left to interrupt.
             Msg::Finished => state.end(Ok(())),
@@ -317,8 +342,21 @@ impl State {
         let model = Arc::clone(engine.model());
         let weights = Weights { model, version: engine.version(), checksum: self.checksum };
         links.sampler.publish(weights);
-        links.feeder.credit(step, self.set_aside());
+        links.feeder.credit(step, self.set_aside(), None);
         self.issued_at = Instant::now();
+    }
+
+    /// Publishes the weights once more and grants the feeder other prompts for the current step, if the engine is here.
+    fn issue_refill(&mut self) {
+        let (Some(links), Some(engine)) = (&self.links, &self.engine) else { return };
+        let Some((attempt, refill)) = self.refill.take() else { return };
+        if attempt != links.attempt || self.ending.is_some() || self.has_ended {
+            return;
+        }
+        let model = Arc::clone(engine.model());
+        let weights = Weights { model, version: engine.version(), checksum: self.checksum };
+        links.sampler.publish(weights);
+        links.feeder.credit(self.position.step + 1, self.set_aside(), Some(refill));
     }
 
     /// Starts training on the parked groups, if the engine is here. A checkpoint that is due comes first:

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use aha_compute::WeightForm;
 use aha_compute::ops::adamw::Hyper;
 use aha_learn::learner::{self, Learner, OldLogps, Rollout, StepSettings};
-use aha_learn::objective::{Normaliser, Totals};
+use aha_learn::objective::{self, Normaliser, Totals};
 use aha_learn::packing::minibatches;
 use aha_learn::schedule::{Schedule, Shape};
 use aha_rollout::schema::Progress;
@@ -15,11 +15,11 @@ use aha_rollout::steps::{self, Outcome};
 use aha_rollout::view::RolloutsView;
 use arrow::array::RecordBatch;
 
-use super::advantage::Groups;
+use super::advantage::{self, Groups};
 use super::stage::Shared;
 use crate::error::{Error, Result};
 use crate::evaluate::Answers;
-use crate::pipeline::{Optimizer, ScheduleKind};
+use crate::pipeline::{Optimizer, RlStage, ScheduleKind};
 use crate::watchdog::Facts;
 
 /// A step that is done.
@@ -48,10 +48,13 @@ pub fn train(
     mut reference_version: u64,
     cancel: &AtomicBool,
 ) -> Result<Trained> {
+    let penalised = penalise(learner, shared, groups)?;
+    let groups = penalised.as_ref().map_or(groups, |(groups, _)| groups);
     let view = RolloutsView::new(&groups.rows, Progress::Grouped)?;
     let settings = &shared.settings;
     let mut outcomes = first_outcomes(&view, groups, shared);
     let starts = starts(&groups.lens);
+    let kept: Vec<usize> = (0..groups.lens.len()).filter(|&g| groups.is_kept[g]).collect();
     let old = Old::of(learner, shared, &view, &outcomes);
     let mut run = Minibatches {
         learner,
@@ -66,17 +69,18 @@ pub fn train(
     for epoch in 0..u64::from(settings.inner_epochs) {
         let random = shared.random.derive("minibatches");
         let address = step * u64::from(settings.inner_epochs) + epoch;
-        let split = minibatches(groups.lens.len(), settings.minibatches as usize, |i| {
-            random.bits(&[address, i])
-        });
-        let trained_total = scored_tokens(&view, 0..view.rows_count());
+        let split =
+            minibatches(kept.len(), settings.minibatches as usize, |i| random.bits(&[address, i]));
+        let in_step = kept.iter().flat_map(|&g| starts[g]..starts[g] + groups.lens[g]);
+        let trained_total = in_step.filter_map(|row| counted_len(&view, row, settings)).sum();
         for (idx, hand) in split.iter().enumerate() {
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
             run.lr = shared.learning_rate(step, epoch, idx as u64);
+            let groups_of = hand.iter().map(|&i| kept[i]);
             let rows: Vec<usize> =
-                hand.iter().flat_map(|&g| starts[g]..starts[g] + groups.lens[g]).collect();
+                groups_of.flat_map(|g| starts[g]..starts[g] + groups.lens[g]).collect();
             run.minibatch(&rows, &mut outcomes, (trained_total, split.len()))?;
             let refresh = settings.reference.refresh_every;
             if refresh > 0
@@ -90,12 +94,56 @@ pub fn train(
     }
     let mut metrics = measure(&view, groups, shared);
     run.measure(&mut metrics);
+    if let Some((_, kl)) = penalised {
+        metrics.insert("kl".to_owned(), kl);
+    }
     let nan_batches = run.nan;
     let checksum = run.learner.model().params().checksum();
     let facts = facts(&view, groups, shared, &outcomes, nan_batches);
     let rows = steps::add_outcomes(&groups.rows, &outcomes)?;
     let failures = failures(&view, groups, &starts);
     Ok(Trained { rows, metrics, facts, checksum, reference_version, failures })
+}
+
+/// The groups with KL taken off their rewards before advantages, and the mean estimate over tokens; none where the
+/// objective has no such term. The rewards in the rows stay as they were given.
+fn penalise(learner: &Learner, shared: &Shared, groups: &Groups) -> Result<Option<(Groups, f64)>> {
+    let objective = &shared.settings.objective;
+    let Some(reference) = learner.reference().filter(|_| objective.kl_reward_coef() != 0.0) else {
+        return Ok(None);
+    };
+    let view = RolloutsView::new(&groups.rows, Progress::Grouped)?;
+    let mut samples = advantage::samples(&view);
+    let rows: Vec<usize> =
+        (0..samples.len()).filter(|&row| samples[row].reward.is_some()).collect();
+    let rollouts: Vec<Rollout<'_>> =
+        rows.iter().map(|&row| rollout_of(&view, row, OldLogps::Behaviour)).collect();
+    let tokens = shared.settings.micro_batch_tokens.tokens() as usize;
+    let score = |model| learner::score(model, &rollouts, temperature(shared), tokens);
+    let (under_reference, own) = match shared.sampling.weights {
+        WeightForm::Same => (score(reference), None),
+        WeightForm::Int8 => (score(reference), Some(score(learner.model()))),
+    };
+    let (mut kl_sum, mut kl_count) = (0.0, 0_usize);
+    for (i, &row) in rows.iter().enumerate() {
+        let logps = own.as_ref().map_or(view.completion_logprobs(row), |own| &own[i]);
+        let estimates = logps.iter().zip(&under_reference[i]);
+        let kl: f64 =
+            estimates.map(|(&logp, &of)| objective::kl_estimate(objective, logp, of)).sum();
+        (kl_sum, kl_count) = (kl_sum + kl, kl_count + logps.len());
+        let reward = samples[row].reward.unwrap_or_default();
+        samples[row].reward = Some((f64::from(reward) - objective.kl_reward_coef() * kl) as f32);
+    }
+    let slices = advantage::split(&samples, &groups.lens);
+    let (values, has_signal) = advantage::compare(&slices, &groups.is_kept, &objective.advantage)?;
+    let groups = Groups {
+        rows: steps::replace_advantages(&groups.rows, &values)?,
+        lens: groups.lens.clone(),
+        has_signal,
+        is_kept: groups.is_kept.clone(),
+        failed: groups.failed.clone(),
+    };
+    Ok(Some((groups, kl_sum / kl_count.max(1) as f64)))
 }
 
 /// Prompts that could not be served, and those none of whose completions could be scored.
@@ -113,29 +161,32 @@ fn starts(lens: &[usize]) -> Vec<usize> {
     lens.iter().scan(0, |at, &len| Some(std::mem::replace(at, *at + len))).collect()
 }
 
+/// Tokens of a completion that count in the loss's divisors; none for one that doesn't count at all.
+fn counted_len(view: &RolloutsView<'_>, row: usize, settings: &RlStage) -> Option<usize> {
+    view.advantage(row)?;
+    let is_masked = settings.overlong_filter && is_truncated(view, row);
+    Some(if is_masked { 0 } else { view.completion_token_ids(row).len() })
+}
+
 /// Which rows can be trained on, before anything is.
 fn first_outcomes(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> Vec<Outcome> {
     let skip = |reason: &str| Outcome::Skipped(reason.to_owned());
-    let needs_all =
-        shared.settings.objective.kl_coef != 0.0 || shared.settings.objective.entropy_coef != 0.0;
-    let signal = groups
-        .lens
-        .iter()
-        .zip(&groups.has_signal)
-        .flat_map(|(&len, &s)| std::iter::repeat_n(s, len));
+    let needs_all = shared.settings.objective.kl_loss_coef() != 0.0
+        || shared.settings.objective.entropy_coef != 0.0;
+    let masks_truncated = shared.settings.overlong_filter;
+    let group_of = groups.lens.iter().enumerate().flat_map(|(g, &len)| std::iter::repeat_n(g, len));
     (0..view.rows_count())
-        .zip(signal)
-        .map(|(row, has_signal)| match view.advantage(row) {
+        .zip(group_of)
+        .map(|(row, group)| match view.advantage(row) {
             None => skip("reward_null"),
+            // Others were sampled in its place.
+            Some(_) if !groups.is_kept[group] => skip("no_signal"),
+            Some(_) if masks_truncated && is_truncated(view, row) => skip("truncated"),
             // Its gradient is exactly zero; it still counts in the loss's mean.
-            Some(_) if !has_signal && !needs_all => skip("no_signal"),
+            Some(_) if !groups.has_signal[group] && !needs_all => skip("no_signal"),
             Some(_) => Outcome::Trained,
         })
         .collect()
-}
-
-fn scored_tokens(view: &RolloutsView<'_>, rows: impl Iterator<Item = usize>) -> usize {
-    rows.filter(|&r| view.advantage(r).is_some()).map(|r| view.completion_token_ids(r).len()).sum()
 }
 
 /// Where the learner's own log-probs of a step's completions come from: see [`OldLogps`].
@@ -222,11 +273,8 @@ impl Minibatches<'_> {
         let settings = &self.shared.settings;
         let view = self.view;
         // Rows without signal count in the mean although they are not run.
-        let lens: Vec<usize> = rows
-            .iter()
-            .filter(|&&r| view.advantage(r).is_some())
-            .map(|&r| view.completion_token_ids(r).len())
-            .collect();
+        let lens: Vec<usize> =
+            rows.iter().filter_map(|&row| counted_len(view, row, settings)).collect();
         let normaliser =
             Normaliser::of(&settings.objective, &lens).with_rollout(rollout.0, rollout.1);
         let trained: Vec<usize> =

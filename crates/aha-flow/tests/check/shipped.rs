@@ -20,16 +20,18 @@ fn shipped(name: &str) -> String {
 
 /// What a pipeline that needs files of its user is given instead, as overrides.
 fn stand_ins(name: &str, dir: &Path) -> Vec<String> {
-    if name != "smollm2-arithmetic.toml" {
-        return Vec::new();
-    }
+    let model_name = match name {
+        "quickstart.toml" => return Vec::new(),
+        "smollm2-arithmetic.toml" => "smollm2",
+        _ => "base",
+    };
     let (model, problems) = (dir.join("model.gguf"), dir.join("problems.parquet"));
     fs_err::write(&model, "").unwrap();
     let columns = ["id", "source", "prompt", "answer", "split"]
         .map(|name| (name, Arc::new(StringArray::from(vec![name])) as ArrayRef));
     write_table(&problems, &RecordBatch::try_from_iter(columns).unwrap());
     vec![
-        format!("models.smollm2={:?}", model.display().to_string()),
+        format!("models.{model_name}={:?}", model.display().to_string()),
         format!("tables.problems={:?}", problems.display().to_string()),
     ]
 }

@@ -6,8 +6,8 @@
 //! - [`bits`]: what a run's bits depend on, and what they don't. [`stopping`]: stopped and resumed.
 //! - [`faults`]: actors that fail, and prompts. [`watching`]: watchdogs and metrics. [`reading`]: tables
 //!   while they grow. [`waiting`]: rewards that wait for others. [`edges`]: what actors hold while they stand
-//!   still. [`memory`]: how many models a stage holds. [`schedule`]: the learning rate. [`int8`]: sampling from rounded
-//!   weights.
+//!   still. [`memory`]: how many models a stage holds. [`schedule`]: the learning rate. [`selecting`]: what a step is
+//!   trained on. [`int8`]: sampling from rounded weights.
 //!
 //! Kills from outside are the business of the program's tests.
 
@@ -21,6 +21,7 @@ mod int8;
 mod memory;
 mod reading;
 mod schedule;
+mod selecting;
 #[path = "../../../aha-reward/tests/waiting/server.rs"]
 #[expect(dead_code, reason = "the tests of the rewards have more faults than these")]
 mod server;

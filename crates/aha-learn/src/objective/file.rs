@@ -4,9 +4,11 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Aggregation, EntropyMean, KlEstimator, Objective, RatioLevel};
+use super::{
+    Aggregation, EntropyMean, ImportanceMode, KlEstimator, Objective, RatioLevel, Surrogate,
+};
 use crate::Problem;
-use crate::advantage::{AdvantageRule, Scale, SingleRule, StdEstimator};
+use crate::advantage::{AdvantageRule, Baseline, Scale, SingleRule, StdEstimator};
 use crate::preset::Preset;
 
 /// An `objective` table as the file has it. What is absent comes from the preset.
@@ -18,7 +20,8 @@ pub struct ObjectiveFile {
     /// The family of the loss. Default `grpo`, the only one so far.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
-    /// Where absent keys come from: `deepseek-r1` (default), `trl-1.16`, `verl-0.9`, `dr-grpo`, `dapo`.
+    /// Where absent keys come from: `deepseek-r1` (default), `trl-1.16`, `verl-0.9`, `dr-grpo`, `dapo`, `gspo`,
+    /// `cispo`, `rloo`, `reinforce++`, `reinforce++-baseline`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
     /// Sets `clip_low` and `clip_high` at once. At least 0; 0.2 in all papers but R1's own, which has 10.
@@ -37,6 +40,9 @@ pub struct ObjectiveFile {
     /// Upper bound of the ratio in the unclipped branch (TRL's `delta`). Above 0, or `false`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delta: Option<Switch>,
+    /// How the ratio weighs a token. `dual_clip` and `delta` belong to `clip` and must be `false` with `cispo`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub surrogate: Option<Surrogate>,
     /// What a ratio is of.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ratio: Option<RatioLevel>,
@@ -48,9 +54,22 @@ pub struct ObjectiveFile {
     /// TRL's `vllm_importance_sampling_cap`). At least 1; 2 in every preset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub importance_cap: Option<f64>,
+    /// Lower bound of that weight (TRL's `C_min`). From 0 to 1; 0 in every preset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub importance_floor: Option<f64>,
+    /// What a weight outside of its bounds becomes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub importance_mode: Option<ImportanceMode>,
+    /// Whether each token has its own weight, or a completion has one: the product of those of its tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub importance_level: Option<RatioLevel>,
     /// Factor of the KL term. At least 0; 0 needs no reference model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,
+    /// Whether the estimates of a completion's tokens are added up and taken off its reward, before advantages, in
+    /// place of a term of the loss (verl's `use_kl_in_reward`, TRL's RLOO).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub kl_in_reward: Option<bool>,
     /// Which estimator of the KL divergence from the reference, with `d = ref - logp`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_estimator: Option<KlEstimator>,
@@ -80,7 +99,10 @@ pub struct ObjectiveFile {
     /// Whether completions without a trained token count in means over completions.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub count_empty_sequences: Option<bool>,
-    /// What a deviation from the group's mean is divided by.
+    /// What a reward is compared with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advantage_baseline: Option<Baseline>,
+    /// What a deviation from the baseline is divided by. `group` needs a baseline of the group.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantage_scale: Option<Scale>,
     /// Which standard deviation.
@@ -157,6 +179,7 @@ impl ObjectiveFile {
         let base = preset.objective(completion_len_tokens_max.unwrap_or(0));
         let clip = self.clip;
         let advantage = AdvantageRule {
+            baseline: self.advantage_baseline.unwrap_or(base.advantage.baseline),
             scale: self.advantage_scale.unwrap_or(base.advantage.scale),
             std: self.advantage_std.unwrap_or(base.advantage.std),
             eps: self.advantage_eps.unwrap_or(base.advantage.eps),
@@ -170,10 +193,15 @@ impl ObjectiveFile {
             clip_high: self.clip_high.or(clip).unwrap_or(base.clip_high),
             dual_clip: self.dual_clip.map_or(base.dual_clip, Switch::bound),
             delta: self.delta.map_or(base.delta, Switch::bound),
+            surrogate: self.surrogate.unwrap_or(base.surrogate),
             ratio: self.ratio.unwrap_or(base.ratio),
             log_ratio_clamp: self.log_ratio_clamp.map_or(base.log_ratio_clamp, Switch::bound),
             importance_cap: self.importance_cap.unwrap_or(base.importance_cap),
+            importance_floor: self.importance_floor.unwrap_or(base.importance_floor),
+            importance_mode: self.importance_mode.unwrap_or(base.importance_mode),
+            importance_level: self.importance_level.unwrap_or(base.importance_level),
             kl_coef: self.kl.unwrap_or(base.kl_coef),
+            kl_in_reward: self.kl_in_reward.unwrap_or(base.kl_in_reward),
             kl_estimator: self.kl_estimator.unwrap_or(base.kl_estimator),
             kl_times_ratio: self.kl_times_ratio.unwrap_or(base.kl_times_ratio),
             kl_log_ratio_clamp: self
@@ -188,6 +216,7 @@ impl ObjectiveFile {
         };
         self.check_keys(&mut problems);
         check_ranges(&objective, &mut problems);
+        check_together(&objective, &mut problems);
         if problems.found.is_empty() { Ok(objective) } else { Err(problems.found) }
     }
 
@@ -257,6 +286,9 @@ fn check_ranges(objective: &Objective, problems: &mut Problems) {
     let is_cap = 1.0 <= cap && cap.is_finite();
     let must = "a finite number of at least 1";
     problems.require(is_cap, "importance_cap", must, format!("{cap:?}"));
+    let floor = objective.importance_floor;
+    let is_floor = (0.0..=1.0).contains(&floor);
+    problems.require(is_floor, "importance_floor", "a number from 0 to 1", format!("{floor:?}"));
     let mut above = |key, bound: Option<f64>, floor: f64| {
         let ok = bound.is_none_or(|bound| floor < bound && bound.is_finite());
         let got = format!("{:?}", bound.unwrap_or_default());
@@ -271,6 +303,27 @@ fn check_ranges(objective: &Objective, problems: &mut Problems) {
         let must = "at least 1 token where aggregation is \"constant\"";
         problems.require(1 <= length_tokens, "aggregation_length_tokens", must, length_tokens);
     }
+}
+
+/// Settings that contradict each other.
+fn check_together(objective: &Objective, problems: &mut Problems) {
+    if objective.surrogate == Surrogate::Cispo {
+        let must = "false where surrogate is \"cispo\"";
+        for (key, bound) in [("dual_clip", objective.dual_clip), ("delta", objective.delta)] {
+            let got = format!("{:?}", bound.unwrap_or_default());
+            problems.require(bound.is_none(), key, must, got);
+        }
+    }
+    let is_in_loss = !(objective.kl_in_reward && objective.kl_times_ratio);
+    let must = "false where kl_in_reward is true: a reward has no ratio";
+    problems.require(is_in_loss, "kl_times_ratio", must, objective.kl_times_ratio);
+    let AdvantageRule { baseline, scale, .. } = objective.advantage;
+    problems.require(
+        scale != Scale::Group || baseline.is_of_group(),
+        "advantage_scale",
+        "\"batch\", \"whiten\" or \"none\" where advantage_baseline isn't the group's",
+        "\"group\"",
+    );
 }
 
 #[derive(Default)]
@@ -320,10 +373,15 @@ impl From<Objective> for ObjectiveFile {
             clip_high: Some(objective.clip_high),
             dual_clip: Some(objective.dual_clip.into()),
             delta: Some(objective.delta.into()),
+            surrogate: Some(objective.surrogate),
             ratio: Some(objective.ratio),
             log_ratio_clamp: Some(objective.log_ratio_clamp.into()),
             importance_cap: Some(objective.importance_cap),
+            importance_floor: Some(objective.importance_floor),
+            importance_mode: Some(objective.importance_mode),
+            importance_level: Some(objective.importance_level),
             kl: Some(objective.kl_coef),
+            kl_in_reward: Some(objective.kl_in_reward),
             kl_estimator: Some(objective.kl_estimator),
             kl_times_ratio: Some(objective.kl_times_ratio),
             kl_log_ratio_clamp: Some(objective.kl_log_ratio_clamp.into()),
@@ -333,6 +391,7 @@ impl From<Objective> for ObjectiveFile {
             aggregation: Some(aggregation),
             aggregation_length_tokens: length_tokens,
             count_empty_sequences: Some(objective.count_empty_sequences),
+            advantage_baseline: Some(objective.advantage.baseline),
             advantage_scale: Some(objective.advantage.scale),
             advantage_std: Some(objective.advantage.std),
             advantage_eps: Some(objective.advantage.eps),
@@ -421,7 +480,7 @@ mod tests {
             problems,
             [
                 "`preset` must be one of \"deepseek-r1\", \"trl-1.16\", \"verl-0.9\", \"dr-grpo\", \
-                 \"dapo\", found trl",
+                 \"dapo\", \"gspo\", \"cispo\", \"rloo\", \"reinforce++\", \"reinforce++-baseline\", found trl",
                 "`delta` must be a number or false, found true",
                 "`clip_low` must be a finite number of at least 0, found -1.0",
                 "`kl` must be a finite number of at least 0, found -0.1",
@@ -437,6 +496,11 @@ mod tests {
     #[test]
     fn keys_that_would_be_ignored_are_problems() {
         for (value, key) in [
+            (json!({"preset": "verl-0.9", "surrogate": "cispo"}), "`dual_clip` must be false"),
+            (json!({"preset": "cispo", "delta": 2}), "`delta` must be false"),
+            (json!({"advantage_baseline": "batch"}), "`advantage_scale` must be \"batch\","),
+            (json!({"kl_in_reward": true, "kl_times_ratio": true}), "`kl_times_ratio` must be"),
+            (json!({"importance_floor": 1.5}), "`importance_floor` must be a number from 0 to 1"),
             (json!({"clip": 0.2, "clip_low": 0.1, "clip_high": 0.3}), "`clip` must be absent"),
             (
                 json!({"aggregation": "token_mean", "aggregation_length_tokens": 9}),

@@ -1,13 +1,19 @@
 //! The formula that will run, as text.
 
-use super::{Aggregation, EntropyMean, KlEstimator, Objective, RatioLevel};
-use crate::advantage::{Scale, SingleRule, StdEstimator};
+use super::{
+    Aggregation, EntropyMean, ImportanceMode, KlEstimator, Objective, RatioLevel, Surrogate,
+};
+use crate::advantage::{Baseline, Scale, SingleRule, StdEstimator};
 
 /// The loss in words and symbols, every constant filled in, for people to read before a run.
 ///
 /// Two objectives that compute different things have different texts.
 pub fn formula(objective: &Objective) -> String {
     let mut lines = advantage_lines(objective);
+    if objective.kl_reward_coef() != 0.0 {
+        let penalty = format!("r_i less {:?} sum_t KL_t", objective.kl_reward_coef());
+        lines.push(format!("         r_i: {penalty}, KL_t with old_t in place of logp_t"));
+    }
     lines.extend(ratio_lines(objective));
     lines.extend(policy_lines(objective));
     lines.extend(kl_lines(objective));
@@ -24,35 +30,49 @@ fn advantage_lines(objective: &Objective) -> Vec<String> {
         StdEstimator::Sample => "n-1",
     };
     let eps = rule.eps;
+    let (deviation, baseline) = match rule.baseline {
+        Baseline::Group => ("r_i - mean_g", "over the scored completions of a prompt"),
+        Baseline::LeaveOneOut => {
+            ("r_i - mean_{j != i} r_j", "over the other scored completions of the prompt")
+        }
+        Baseline::Batch => ("r_i - mean_batch", "over the scored completions of the batch"),
+        Baseline::None => ("r_i", "whatever the others got"),
+    };
     let (advantage, std) = match rule.scale {
         Scale::Group => (
-            format!("(r_i - mean_g) / (std_g + {eps:?})"),
-            format!("over the scored completions of a prompt, std divides by {divisor}"),
+            format!("({deviation}) / (std_g + {eps:?})"),
+            format!("{baseline}, std divides by {divisor}"),
         ),
         Scale::Batch => (
-            format!("(r_i - mean_g) / (std_batch + {eps:?})"),
+            format!("({deviation}) / (std_batch + {eps:?})"),
+            format!("mean {baseline}, std over those of the batch, divides by {divisor}"),
+        ),
+        Scale::Whiten => (
+            format!("(d_i - mean(d)) / (std(d) + {eps:?}), d_i = {deviation}"),
             format!(
-                "mean over the scored completions of a prompt, std over those of the batch, \
-                 divides by {divisor}"
+                "{baseline}; mean(d) and std(d) over the tokens of the batch, std divides by {divisor}"
             ),
         ),
-        Scale::None => {
-            ("r_i - mean_g".to_owned(), "over the scored completions of a prompt".to_owned())
-        }
+        Scale::None => (deviation.to_owned(), baseline.to_owned()),
     };
-    let group_std = match rule.scale {
-        Scale::Group => "std_g",
-        Scale::Batch | Scale::None => &format!("the group's std (divides by {divisor})"),
+    let std_of = match (rule.scale, rule.baseline) {
+        (Scale::Whiten, _) => "std(d)".to_owned(),
+        (Scale::Group, _) => "std_g".to_owned(),
+        (_, Baseline::Batch) => "std_batch".to_owned(),
+        (Scale::Batch | Scale::None, _) => format!("the group's std (divides by {divisor})"),
     };
     let single = match rule.single {
         SingleRule::Zero => "one scored completion: A_i = 0",
         SingleRule::Reward => "one scored completion: as if mean were 0 and std 1",
     };
-    vec![
-        format!("A_i    = {advantage}"),
-        format!("         {std}"),
-        format!("         A_i = 0 where {group_std} <= {:?}; {single}", rule.no_signal_std_max),
-    ]
+    let mut lines = vec![format!("A_i    = {advantage}"), format!("         {std}")];
+    let zero = format!("         A_i = 0 where {std_of} <= {:?}", rule.no_signal_std_max);
+    match rule.baseline {
+        Baseline::Group | Baseline::LeaveOneOut => lines.push(format!("{zero}; {single}")),
+        Baseline::None if rule.scale != Scale::Whiten => {}
+        Baseline::Batch | Baseline::None => lines.push(zero),
+    }
+    lines
 }
 
 fn ratio_lines(objective: &Objective) -> Vec<String> {
@@ -74,6 +94,12 @@ fn ratio_lines(objective: &Objective) -> Vec<String> {
 
 fn policy_lines(objective: &Objective) -> Vec<String> {
     let (low, high) = (objective.clip_low, objective.clip_high);
+    if objective.surrogate == Surrogate::Cispo {
+        return vec![
+            format!("L_t    = -sg(clip(rho_t, 1 - {low:?}, 1 + {high:?})) A_i logp_t"),
+            "         sg: a constant in the gradient".to_owned(),
+        ];
+    }
     let free = match objective.delta {
         Some(delta) => format!("min(rho_t, {delta:?})"),
         None => "rho_t".to_owned(),
@@ -113,7 +139,7 @@ fn kl_lines(objective: &Objective) -> Vec<String> {
 }
 
 fn loss_lines(objective: &Objective) -> Vec<String> {
-    let kl = match objective.kl_coef {
+    let kl = match objective.kl_loss_coef() {
         0.0 => String::new(),
         coef => format!(" + {coef:?} KL_t"),
     };
@@ -145,10 +171,24 @@ fn loss_lines(objective: &Objective) -> Vec<String> {
     }
     lines.push(format!("         {legend}"));
     lines.push(format!(
-        "         w_t = min(exp(old_t - behaviour_t), {:?}): 1 unless the sampler's weights are int8",
-        objective.importance_cap
+        "         w_t = {}: 1 unless the sampler's weights are int8",
+        importance(objective)
     ));
     lines
+}
+
+/// The importance weight of a token.
+fn importance(objective: &Objective) -> String {
+    let (floor, cap) = (objective.importance_floor, objective.importance_cap);
+    let weight = match objective.importance_level {
+        RatioLevel::Token => "exp(old_t - behaviour_t)",
+        RatioLevel::Sequence => "exp(sum_s (old_s - behaviour_s))",
+    };
+    match objective.importance_mode {
+        ImportanceMode::Truncate if floor == 0.0 => format!("min({weight}, {cap:?})"),
+        ImportanceMode::Truncate => format!("clip({weight}, {floor:?}, {cap:?})"),
+        ImportanceMode::Mask => format!("{weight}, and 0 outside of {floor:?} to {cap:?}"),
+    }
 }
 
 #[cfg(test)]

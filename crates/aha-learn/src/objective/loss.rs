@@ -11,7 +11,7 @@
 
 use std::ops::Range;
 
-use super::{KlEstimator, Normaliser, Objective, RatioLevel};
+use super::{ImportanceMode, KlEstimator, Normaliser, Objective, RatioLevel, Surrogate};
 
 /// One completion's part in the loss. All slices have one value per token of the completion.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,7 +24,7 @@ pub struct SequenceTerms<'a> {
     /// Log-probs under the policy that sampled, as the sampler computed them; absent where it computes what the
     /// learner does.
     pub behaviour_logps: Option<&'a [f32]>,
-    /// Log-probs under the reference; needed where `kl_coef` is not 0.
+    /// Log-probs under the reference; needed where the loss has a KL term.
     pub ref_logps: Option<&'a [f32]>,
     /// Entropies of the policy that learns; needed where `entropy_coef` is not 0.
     pub entropies: Option<&'a [f32]>,
@@ -55,8 +55,8 @@ impl SequenceTerms<'_> {
         check("mask", self.mask.map(<[_]>::len));
         check("behaviour_logps", self.behaviour_logps.map(<[_]>::len));
         assert!(
-            objective.kl_coef == 0.0 || self.ref_logps.is_some(),
-            "`ref_logps` are given where `kl_coef` is not 0"
+            objective.kl_loss_coef() == 0.0 || self.ref_logps.is_some(),
+            "`ref_logps` are given where the loss has a KL term"
         );
         assert!(
             objective.entropy_coef == 0.0 || self.entropies.is_some(),
@@ -100,9 +100,9 @@ pub struct Totals {
     pub loss: f64,
     /// Trained tokens.
     pub token_count: usize,
-    /// Tokens with `A < 0` whose ratio is below the lower bound.
+    /// Tokens with `A < 0` whose ratio is below the lower bound; with CISPO whatever `A` is.
     pub clip_low_count: usize,
-    /// Tokens with `A > 0` whose ratio is above the upper bound.
+    /// Tokens with `A > 0` whose ratio is above the upper bound; with CISPO whatever `A` is.
     pub clip_high_count: usize,
     /// Tokens whose loss is cut off by the dual clip.
     pub dual_clip_count: usize,
@@ -124,7 +124,7 @@ pub struct Totals {
     pub importance_sum: f64,
     /// The largest importance weight; 0 before the first.
     pub importance_max: f64,
-    /// Tokens whose importance weight is cut off at its cap.
+    /// Tokens whose importance weight is outside of its bounds.
     pub importance_cut_count: usize,
     /// Sum of the distances between the learner's and the sampler's log-probs, in nats.
     pub sampler_gap_sum: f64,
@@ -201,11 +201,11 @@ impl Totals {
 /// Importance weights of a minibatch's tokens.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Importance {
-    /// Mean weight, cut off ones as the cap.
+    /// Mean weight, after those outside of their bounds were cut off.
     pub mean: f64,
     /// Largest weight.
     pub max: f64,
-    /// Share of tokens whose weight is cut off at the cap.
+    /// Share of tokens whose weight is outside of its bounds.
     pub cut_share: f64,
     /// Mean distance between the learner's and the sampler's log-prob of a token, in nats.
     pub sampler_gap_mean: f64,
@@ -256,6 +256,7 @@ fn sequence_loss(
         RatioLevel::Token => None,
         RatioLevel::Sequence => Some(Ratio::of(objective, mean_log_ratio(terms, len_tokens))),
     };
+    let importance = Importances::of(objective, terms);
     let mut totals = Totals { token_count: len_tokens, ..Totals::default() };
     // With one ratio per completion, each token's gradient flows through all of its log-probs.
     let mut shared_gradient = 0.0;
@@ -266,7 +267,8 @@ fn sequence_loss(
             continue;
         }
         let ratio = sequence_ratio.unwrap_or_else(|| Ratio::of(objective, terms.log_ratio(idx)));
-        let token = token_loss(objective, terms, idx, ratio, &mut totals);
+        let weight_of_sampling = importance.at(idx, &mut totals);
+        let token = token_loss(objective, terms, idx, (ratio, weight_of_sampling), &mut totals);
         totals.loss += weight * token.value;
         match objective.ratio {
             RatioLevel::Token => gradients.push(weight * (token.dlogp + token.dlog_ratio)),
@@ -317,13 +319,42 @@ impl SequenceTerms<'_> {
         self.old_logps.map_or(0.0, |old| f64::from(self.logps[idx]) - f64::from(old[idx]))
     }
 
-    /// The factor of a token's policy term, a constant in the gradient. NaN stays NaN.
-    fn importance_weight(&self, idx: usize, cap: f64, totals: &mut Totals) -> f64 {
-        let Some(behaviour) = self.behaviour_logps else { return 1.0 };
+    /// How far the learner's log-prob of a token is from the sampler's, in nats.
+    fn sampler_gap(&self, idx: usize) -> Option<f64> {
         let old = self.old_logps.unwrap_or(self.logps);
-        let gap = f64::from(old[idx]) - f64::from(behaviour[idx]);
-        let is_cut = cap < gap.exp();
-        let weight = if is_cut { cap } else { gap.exp() };
+        self.behaviour_logps.map(|behaviour| f64::from(old[idx]) - f64::from(behaviour[idx]))
+    }
+}
+
+/// Factors of the policy terms of a completion's tokens, constants in the gradient.
+struct Importances<'a> {
+    objective: &'a Objective,
+    terms: &'a SequenceTerms<'a>,
+    /// The logarithm of the one factor of a completion.
+    of_sequence: Option<f64>,
+}
+
+impl<'a> Importances<'a> {
+    fn of(objective: &'a Objective, terms: &'a SequenceTerms<'a>) -> Self {
+        let trained = (0..terms.logps.len()).filter(|&idx| terms.is_trained(idx));
+        let of_sequence = match objective.importance_level {
+            RatioLevel::Token => None,
+            RatioLevel::Sequence => Some(trained.filter_map(|idx| terms.sampler_gap(idx)).sum()),
+        };
+        Self { objective, terms, of_sequence }
+    }
+
+    /// The factor of a token. NaN stays NaN.
+    fn at(&self, idx: usize, totals: &mut Totals) -> f64 {
+        let Some(gap) = self.terms.sampler_gap(idx) else { return 1.0 };
+        let (floor, cap) = (self.objective.importance_floor, self.objective.importance_cap);
+        let found = self.of_sequence.unwrap_or(gap).exp();
+        let is_cut = found < floor || cap < found;
+        let weight = match self.objective.importance_mode {
+            ImportanceMode::Mask if is_cut => 0.0,
+            ImportanceMode::Truncate if is_cut => found.clamp(floor, cap),
+            ImportanceMode::Mask | ImportanceMode::Truncate => found,
+        };
         totals.importance_count += 1;
         totals.importance_sum += weight;
         totals.importance_max = max_or_nan(totals.importance_max, weight);
@@ -366,23 +397,32 @@ fn token_loss(
     objective: &Objective,
     terms: &SequenceTerms<'_>,
     idx: usize,
-    ratio: Ratio,
+    (ratio, weight): (Ratio, f64),
     totals: &mut Totals,
 ) -> TokenLoss {
     totals.ratio_sum += ratio.value;
     totals.ratio_max = max_or_nan(totals.ratio_max, ratio.value);
-    let weight = terms.importance_weight(idx, objective.importance_cap, totals);
-    let policy = surrogate(objective, ratio.value, f64::from(terms.advantage), totals);
-    let mut token = TokenLoss {
-        value: weight * policy.value,
-        dlog_ratio: weight * policy.slope * ratio.dlog_ratio,
-        dlogp: 0.0,
+    let advantage = f64::from(terms.advantage);
+    let mut token = match objective.surrogate {
+        Surrogate::Clip => {
+            let policy = clip_surrogate(objective, ratio.value, advantage, totals);
+            TokenLoss {
+                value: weight * policy.value,
+                dlog_ratio: weight * policy.slope * ratio.dlog_ratio,
+                dlogp: 0.0,
+            }
+        }
+        Surrogate::Cispo => {
+            let factor = weight * cispo_weight(objective, ratio.value, totals);
+            let dlogp = -factor * advantage;
+            TokenLoss { value: dlogp * f64::from(terms.logps[idx]), dlog_ratio: 0.0, dlogp }
+        }
     };
     if let Some(ref_logps) = terms.ref_logps {
         let kl = kl(objective, f64::from(terms.logps[idx]), f64::from(ref_logps[idx]));
         totals.kl_sum += kl.value;
         totals.kl_count += 1;
-        let coef = objective.kl_coef;
+        let coef = objective.kl_loss_coef();
         // Without this test an infinite estimate would make 0 * inf out of a term that is switched off.
         if coef != 0.0 && objective.kl_times_ratio {
             token.value += coef * kl.value * ratio.value;
@@ -420,8 +460,21 @@ impl Clamped {
     }
 }
 
-/// The policy term and its derivative by the ratio.
-fn surrogate(objective: &Objective, ratio: f64, advantage: f64, totals: &mut Totals) -> Clamped {
+/// What CISPO multiplies a token's REINFORCE term with.
+fn cispo_weight(objective: &Objective, ratio: f64, totals: &mut Totals) -> f64 {
+    let (low, high) = (1.0 - objective.clip_low, 1.0 + objective.clip_high);
+    totals.clip_low_count += usize::from(ratio < low);
+    totals.clip_high_count += usize::from(high < ratio);
+    Clamped::between(ratio, low, high).value
+}
+
+/// The policy term of PPO and its derivative by the ratio.
+fn clip_surrogate(
+    objective: &Objective,
+    ratio: f64,
+    advantage: f64,
+    totals: &mut Totals,
+) -> Clamped {
     let (low, high) = (1.0 - objective.clip_low, 1.0 + objective.clip_high);
     let free = Clamped::between(ratio, f64::NEG_INFINITY, objective.delta.unwrap_or(f64::INFINITY));
     let clipped = Clamped::between(ratio, low, high);
@@ -445,6 +498,11 @@ fn surrogate(objective: &Objective, ratio: f64, advantage: f64, totals: &mut Tot
         loss = Clamped { value: -advantage * dual_clip, slope: 0.0 };
     }
     loss
+}
+
+/// The estimate of a token's KL divergence from the reference, in nats.
+pub fn kl_estimate(objective: &Objective, logp: f32, ref_logp: f32) -> f64 {
+    kl(objective, f64::from(logp), f64::from(ref_logp)).value
 }
 
 /// The KL estimate and its derivative by the log-prob.

@@ -5,10 +5,10 @@
 //! remains is the rounding of our gradients to f32, 6e-8 of their size.
 
 use super::{
-    Aggregation, EntropyMean, Importance, KlEstimator, Normaliser, Objective, RatioLevel,
-    SequenceTerms, Totals, loss,
+    Aggregation, EntropyMean, Importance, ImportanceMode, KlEstimator, Normaliser, Objective,
+    RatioLevel, SequenceTerms, Surrogate, Totals, loss,
 };
-use crate::advantage::{AdvantageRule, Scale, SingleRule, StdEstimator};
+use crate::advantage::{AdvantageRule, Baseline, Scale, SingleRule, StdEstimator};
 use crate::preset::Preset;
 
 struct Completion {
@@ -90,14 +90,28 @@ fn naive(o: &Objective, batch: &[Completion], logps: &[Vec<f64>], entropies: &[V
         let kept: Vec<usize> = (0..c.mask.len()).filter(|&t| c.mask[t]).collect();
         let log_ratios: Vec<f64> =
             (0..c.mask.len()).map(|t| logps[i][t] - f64::from(c.old_logps[t])).collect();
-        let mean = kept.iter().map(|&t| log_ratios[t]).sum::<f64>() / counts[i].max(1.0);
+        let mean = |x: &[f64]| kept.iter().map(|&t| x[t]).sum::<f64>() / counts[i].max(1.0);
+        let bound = o.log_ratio_clamp.unwrap_or(f64::INFINITY);
+        let ratio = |log_ratios: &[f64], t: usize| {
+            let is_of_token = o.ratio == RatioLevel::Token;
+            let log_ratio = if is_of_token { log_ratios[t] } else { mean(log_ratios) };
+            log_ratio.clamp(-bound, bound).exp()
+        };
+        // What is a constant in the gradient is computed from the log-probs that don't move.
+        let fixed: Vec<f64> =
+            (0..c.mask.len()).map(|t| f64::from(c.logps[t]) - f64::from(c.old_logps[t])).collect();
+        let gap = |t: usize| f64::from(c.old_logps[t]) - f64::from(c.behaviour_logps[t]);
+        let gap_of_all: f64 = kept.iter().map(|&t| gap(t)).sum();
         for &t in &kept {
-            let log_ratio = if o.ratio == RatioLevel::Token { log_ratios[t] } else { mean };
-            let bound = o.log_ratio_clamp.unwrap_or(f64::INFINITY);
-            let rho = log_ratio.clamp(-bound, bound).exp();
+            let rho = ratio(&log_ratios, t);
             let a = f64::from(c.advantage);
-            let clipped = rho.clamp(1.0 - o.clip_low, 1.0 + o.clip_high) * a;
-            let mut policy = -(rho.min(o.delta.unwrap_or(f64::INFINITY)) * a).min(clipped);
+            let clip = |rho: f64| rho.clamp(1.0 - o.clip_low, 1.0 + o.clip_high);
+            let mut policy = match o.surrogate {
+                Surrogate::Clip => {
+                    -(rho.min(o.delta.unwrap_or(f64::INFINITY)) * a).min(clip(rho) * a)
+                }
+                Surrogate::Cispo => -clip(ratio(&fixed, t)) * a * logps[i][t],
+            };
             if a < 0.0 {
                 policy = policy.min(-o.dual_clip.unwrap_or(f64::INFINITY) * a);
             }
@@ -114,9 +128,15 @@ fn naive(o: &Objective, batch: &[Completion], logps: &[Vec<f64>], entropies: &[V
             if o.kl_times_ratio {
                 kl *= rho;
             }
-            let gap = f64::from(c.old_logps[t]) - f64::from(c.behaviour_logps[t]);
-            let weight = gap.exp().min(o.importance_cap);
-            total += factor * (weight * policy + o.kl_coef * kl);
+            let is_of_token = o.importance_level == RatioLevel::Token;
+            let weight = if is_of_token { gap(t) } else { gap_of_all }.exp();
+            let bounded = weight.clamp(o.importance_floor, o.importance_cap);
+            let weight = match o.importance_mode {
+                ImportanceMode::Mask if weight != bounded => 0.0,
+                _ => bounded,
+            };
+            let kl_coef = if o.kl_in_reward { 0.0 } else { o.kl_coef };
+            total += factor * (weight * policy + kl_coef * kl);
             total -= entropy_factor * o.entropy_coef * entropies[i][t];
         }
     }
@@ -130,6 +150,7 @@ fn loss_variants() -> Vec<(&'static str, Objective, Objective)> {
     let sequence = Objective { ratio: RatioLevel::Sequence, ..base.clone() };
     let times_ratio = Objective { kl_times_ratio: true, ..base.clone() };
     let verl = Objective { kl_coef: 0.5, ..Preset::Verl0_9.objective(256) };
+    let cispo = Objective { surrogate: Surrogate::Cispo, ..base.clone() };
     let mut all = Vec::new();
     let mut add = |name, without: &Objective, change: &dyn Fn(&mut Objective)| {
         let mut with = without.clone();
@@ -152,8 +173,21 @@ fn loss_variants() -> Vec<(&'static str, Objective, Objective)> {
     add("kl_times_ratio, sequence", &sequence, &|o| o.kl_times_ratio = true);
     add("importance_cap", &base, &|o| o.importance_cap = 1.1);
     add("importance_cap, sequence", &sequence, &|o| o.importance_cap = 1.05);
+    add("importance_floor", &base, &|o| o.importance_floor = 0.9);
+    add("importance_mode", &base, &|o| o.importance_mode = ImportanceMode::Mask);
+    add("importance_level", &base, &|o| o.importance_level = RatioLevel::Sequence);
+    add("masked sequences", &base, &|o| {
+        o.importance_level = RatioLevel::Sequence;
+        o.importance_mode = ImportanceMode::Mask;
+        o.importance_floor = 0.5;
+    });
+    add("cispo", &base, &|o| o.surrogate = Surrogate::Cispo);
+    add("cispo with another clip", &cispo, &|o| o.clip_high = 0.05);
+    add("cispo without a lower clip", &cispo, &|o| o.clip_low = 1.0);
+    add("cispo, sequence", &cispo, &|o| o.ratio = RatioLevel::Sequence);
     add("no kl", &base, &|o| o.kl_coef = 0.0);
     add("kl_coef", &base, &|o| o.kl_coef = 0.25);
+    add("kl_in_reward", &base, &|o| o.kl_in_reward = true);
     add("k1", &base, &|o| o.kl_estimator = KlEstimator::K1);
     add("k2", &base, &|o| o.kl_estimator = KlEstimator::K2);
     add("kl_times_ratio", &base, &|o| o.kl_times_ratio = true);
@@ -178,6 +212,8 @@ pub(super) fn variants() -> Vec<(&'static str, Objective, Objective)> {
     let base = Preset::DeepseekR1.objective(256);
     let rule = base.advantage;
     for (name, advantage) in [
+        ("leave one out", AdvantageRule { baseline: Baseline::LeaveOneOut, ..rule }),
+        ("scale whiten", AdvantageRule { scale: Scale::Whiten, ..rule }),
         ("scale batch", AdvantageRule { scale: Scale::Batch, ..rule }),
         ("scale none", AdvantageRule { scale: Scale::None, ..rule }),
         ("std", AdvantageRule { std: StdEstimator::Sample, ..rule }),
@@ -186,6 +222,12 @@ pub(super) fn variants() -> Vec<(&'static str, Objective, Objective)> {
         ("single", AdvantageRule { single: SingleRule::Reward, ..rule }),
     ] {
         all.push((name, Objective { advantage, ..base.clone() }, base.clone()));
+    }
+    let whitened = AdvantageRule { scale: Scale::Whiten, ..rule };
+    for (name, baseline) in [("baseline batch", Baseline::Batch), ("no baseline", Baseline::None)] {
+        let advantage = AdvantageRule { baseline, ..whitened };
+        let without = Objective { advantage: whitened, ..base.clone() };
+        all.push((name, Objective { advantage, ..base.clone() }, without));
     }
     all
 }
@@ -442,7 +484,7 @@ fn a_buffer_of_the_wrong_length_panics_with_its_name() {
 }
 
 #[test]
-#[should_panic(expected = "`ref_logps` are given where `kl_coef` is not 0")]
+#[should_panic(expected = "`ref_logps` are given where the loss has a KL term")]
 fn a_missing_reference_panics_with_its_name() {
     let objective = Preset::DeepseekR1.objective(256);
     let terms = SequenceTerms { logps: &[-1.0], ..SequenceTerms::default() };

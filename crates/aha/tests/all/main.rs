@@ -8,6 +8,7 @@ mod grading;
 mod models;
 mod preferences;
 mod queries;
+mod recipes;
 mod runs;
 mod support;
 mod usage;

@@ -82,10 +82,14 @@ fn presets() -> Result<String> {
         Some(_) if key == "aggregation_length_tokens" => "`sampling.max_tokens`".to_owned(),
         Some(value) => format!("`{value}`"),
     };
-    let rows = keys.into_iter().map(|key| {
-        let [a, b, c, d, e] = [0, 1, 2, 3, 4].map(|idx| cell(key, &columns[idx]));
-        [format!("`{key}`"), a, b, c, d, e]
-    });
-    let [a, b, c, d, e] = Preset::ALL.map(Preset::name);
-    Ok(table(["key", a, b, c, d, e], rows))
+    const COLUMNS: usize = Preset::ALL.len() + 1;
+    let row = |key: &String| {
+        std::array::from_fn::<_, COLUMNS, _>(|at| match at.checked_sub(1) {
+            None => format!("`{key}`"),
+            Some(preset) => cell(key, &columns[preset]),
+        })
+    };
+    let header: [&str; COLUMNS] =
+        std::array::from_fn(|at| at.checked_sub(1).map_or("key", |at| Preset::ALL[at].name()));
+    Ok(table(header, keys.into_iter().map(row)))
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use aha_compute::WeightForm;
 use aha_flow::models::Loaded;
-use aha_learn::advantage::advantages;
+use aha_learn::advantage::{Sample, advantages};
 use aha_learn::learner::{self, Learner, OldLogps, Rollout, StepSettings};
 use aha_learn::objective::{Normaliser, Objective};
 use aha_learn::preset::Preset;
@@ -112,10 +112,11 @@ fn rewards(
 ) -> anyhow::Result<Vec<f32>> {
     let reward = |c: &Completion| {
         let even_count = c.token_ids.iter().filter(|&&id| id % 2 == 0).count();
-        Some(even_count as f32 / c.token_ids.len() as f32)
+        let reward = Some(even_count as f32 / c.token_ids.len() as f32);
+        Sample { reward, len_tokens: c.token_ids.len() }
     };
-    let rewards: Vec<Option<f32>> = completions.iter().map(reward).collect();
-    let groups: Vec<&[Option<f32>]> = rewards.chunks(sampled.samples).collect();
+    let rewards: Vec<Sample> = completions.iter().map(reward).collect();
+    let groups: Vec<&[Sample]> = rewards.chunks(sampled.samples).collect();
     let groups = advantages(&groups, &objective.advantage)?;
     Ok(groups.iter().flat_map(|group| &group.rows).map(|row| row.value).collect())
 }
