@@ -106,8 +106,8 @@ impl Error {
             // The limit is ours: the same query runs into it again.
             DataFusionError::ResourcesExhausted(message) => Self::input(
                 format!("the query needs more memory than it may have: {message}"),
-                "raise the memory limit (`run.query_memory` of a pipeline), or select fewer rows or \
-                 columns",
+                "raise the memory limit (`run.query_memory` of a pipeline, `--memory` of `aha query`), or select \
+                 fewer rows or columns",
             ),
             DataFusionError::IoError(error) => {
                 Self::Environment { message: error.to_string(), hint: None }
