@@ -90,7 +90,8 @@ impl Draw {
         let share = (self.next() >> 11) as f64 / (1u64 << 53) as f64;
         let (mut rest, mut word) = (VOCABULARY_COUNT.powf(share) as usize, String::new());
         while rest > 0 {
-            let syllables = ["ba", "de", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va", "ze"];
+            let syllables =
+                ["ba", "de", "ki", "lo", "mu", "na", "pe", "ri", "so", "tu", "va", "ze"];
             word.push_str(syllables[rest % syllables.len()]);
             rest /= syllables.len();
         }
@@ -119,14 +120,26 @@ impl Planted {
         let starts = (0..self.rows_count).step_by(BATCH_ROWS as usize);
         starts.map(|start| {
             let rows = start..self.rows_count.min(start + BATCH_ROWS);
-            let made: Vec<(Kind, String, Option<String>)> = rows.clone().map(|row| self.row(row)).collect();
+            let made: Vec<(Kind, String, Option<String>)> =
+                rows.clone().map(|row| self.row(row)).collect();
             let sources = rows.clone().map(|row| ["math", "code", "general"][row as usize % 3]);
             let columns: [(&str, ArrayRef); 5] = [
                 ("id", Arc::new(StringArray::from_iter_values(rows.map(row_id)))),
                 ("source", Arc::new(StringArray::from_iter_values(sources))),
-                ("prompt", Arc::new(StringArray::from_iter_values(made.iter().map(|(_, text, _)| text)))),
-                ("planted", Arc::new(StringArray::from_iter_values(made.iter().map(|(kind, ..)| kind.name())))),
-                ("planted_of", Arc::new(StringArray::from_iter(made.iter().map(|(.., of)| of.as_ref())))),
+                (
+                    "prompt",
+                    Arc::new(StringArray::from_iter_values(made.iter().map(|(_, text, _)| text))),
+                ),
+                (
+                    "planted",
+                    Arc::new(StringArray::from_iter_values(
+                        made.iter().map(|(kind, ..)| kind.name()),
+                    )),
+                ),
+                (
+                    "planted_of",
+                    Arc::new(StringArray::from_iter(made.iter().map(|(.., of)| of.as_ref()))),
+                ),
             ];
             let columns = columns.map(|(name, column)| (name, column, name == "planted_of"));
             Ok(RecordBatch::try_from_iter_with_nullable(columns)?)
@@ -136,7 +149,9 @@ impl Planted {
     /// The evaluation set: `id` and `prompt`.
     pub fn evaluation(&self) -> Result<RecordBatch> {
         let rows = 0..self.evaluation_count;
-        let prompts = rows.clone().map(|row| spelled(&evaluation(row), &mut Draw::new(row, "evaluation spelling")));
+        let prompts = rows
+            .clone()
+            .map(|row| spelled(&evaluation(row), &mut Draw::new(row, "evaluation spelling")));
         let columns: [(&str, ArrayRef); 2] = [
             ("id", Arc::new(StringArray::from_iter_values(rows.map(evaluation_id)))),
             ("prompt", Arc::new(StringArray::from_iter_values(prompts))),
@@ -170,7 +185,8 @@ impl Planted {
                     of => of,
                 };
                 let source = evaluation(of);
-                let words = if is_short(of) { source } else { with_part(&source, kind, row, &mut draw) };
+                let words =
+                    if is_short(of) { source } else { with_part(&source, kind, row, &mut draw) };
                 (words, Some(evaluation_id(of)))
             }
         };
@@ -382,7 +398,8 @@ mod tests {
             )
         };
         let backwards = "(SELECT * FROM pool ORDER BY id DESC LIMIT 1000000)";
-        let small = SessionOptions { memory_limit_bytes: Some(32 << 20), ..SessionOptions::default() };
+        let small =
+            SessionOptions { memory_limit_bytes: Some(32 << 20), ..SessionOptions::default() };
         let wide = SessionOptions { partitions: 4, ..SessionOptions::default() };
         let one = session(&SessionOptions::default()).query(&marks("pool")).await.unwrap();
         let count = |column: usize| -> usize {
@@ -394,7 +411,9 @@ mod tests {
             write_result(schema, batches, Format::Csv, &mut text).unwrap();
             text
         };
-        for (options, order) in [(&small, "pool"), (&wide, "pool"), (&wide, backwards), (&small, backwards)] {
+        for (options, order) in
+            [(&small, "pool"), (&wide, "pool"), (&wide, backwards), (&small, backwards)]
+        {
             let other = session(options).query(&marks(order)).await.unwrap();
             assert!(text(&one) == text(&other), "{options:?} {order}");
         }
@@ -402,9 +421,14 @@ mod tests {
 
     #[test]
     fn rows_are_a_function_of_their_numbers() {
-        let ids = |count| -> Vec<RecordBatch> { Planted::new(count).pool().map(Result::unwrap).collect() };
+        let ids = |count| -> Vec<RecordBatch> {
+            Planted::new(count).pool().map(Result::unwrap).collect()
+        };
         let (few, many) = (ids(2_000), ids(9_000));
-        assert_eq!(few[0].column(2).as_string::<i32>().value(1_999), many[0].column(2).as_string::<i32>().value(1_999));
+        assert_eq!(
+            few[0].column(2).as_string::<i32>().value(1_999),
+            many[0].column(2).as_string::<i32>().value(1_999)
+        );
         assert_eq!(many.iter().map(RecordBatch::num_rows).sum::<usize>(), 9_000);
     }
 }

@@ -6,19 +6,17 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array};
-use arrow::array::{new_empty_array, new_null_array};
-use arrow::compute::{SortOptions, concat, take};
+use arrow::array::{
+    Array, ArrayRef, AsArray, RecordBatch, StringArray, UInt32Array, new_null_array,
+};
+use arrow::compute::take;
 use arrow::datatypes::{DataType, SchemaRef};
+use arrow::row::{RowConverter, SortField};
 use datafusion::common::tree_node::TreeNodeRecursion;
 use datafusion::error::{DataFusionError, Result};
 use datafusion::execution::memory_pool::{MemoryConsumer, MemoryReservation};
 use datafusion::execution::{SendableRecordBatchStream, TaskContext};
-use datafusion::physical_expr::expressions::Column;
-use datafusion::physical_expr::{
-    Distribution, EquivalenceProperties, LexRequirement, OrderingRequirements, PhysicalExpr,
-    PhysicalSortRequirement,
-};
+use datafusion::physical_expr::{Distribution, EquivalenceProperties, PhysicalExpr};
 use datafusion::physical_plan::execution_plan::{Boundedness, EmissionType};
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
@@ -29,9 +27,12 @@ use futures::{StreamExt, TryStreamExt, stream};
 use tokio::sync::OnceCell;
 
 use super::MARK_CONTAMINATED;
-use super::duplicates::{plain, plain_type, texts_of, wrong};
+use super::duplicates::{names_of, plain_type, texts_of, wrong};
 use super::ngrams::hash_of_run;
 use super::terms::{Terms, composed};
+
+/// A name in the list, the values that become of it, and what the allocator adds.
+const NAME_BYTES: usize = size_of::<Box<[u8]>>() + 32;
 
 /// The plan's node. Of the evaluation's columns the first names a text, the second is the text.
 #[derive(Debug)]
@@ -90,18 +91,6 @@ impl ExecutionPlan for ContaminatedExec {
         InputDistributionRequirements::new(vec![rows, Distribution::SinglePartition])
     }
 
-    fn required_input_ordering(&self) -> Vec<Option<OrderingRequirements>> {
-        // Of several texts with one n-gram the first is named.
-        let schema = self.evaluation.schema();
-        let by = [0, 1].map(|column| {
-            let name = schema.field(column).name();
-            let column: Arc<dyn PhysicalExpr> = Arc::new(Column::new(name, column));
-            let options = SortOptions { descending: false, nulls_first: false };
-            PhysicalSortRequirement::new(column, Some(options))
-        });
-        vec![None, LexRequirement::new(by).map(OrderingRequirements::new)]
-    }
-
     fn maintains_input_order(&self) -> Vec<bool> {
         vec![true, false]
     }
@@ -128,7 +117,8 @@ impl ExecutionPlan for ContaminatedExec {
         let (schema, text, n) = (self.schema.clone(), self.text, self.n);
         let marked = async move {
             let index = index.get_or_try_init(|| Index::read(evaluation, n, context)).await?;
-            let mut marker = Marker { index: Arc::clone(index), schema, text, reader: Reader::new(n) };
+            let mut marker =
+                Marker { index: Arc::clone(index), schema, text, reader: Reader::new(n) };
             Ok::<_, DataFusionError>(rows.map(move |batch| marker.mark(&batch?)))
         };
         let marked = stream::once(marked).try_flatten();
@@ -152,6 +142,16 @@ enum Runs<'a> {
     Whole(u64),
     /// Hashes of its words, and where each is.
     Words(&'a [u64], &'a [Range<usize>]),
+}
+
+impl Runs<'_> {
+    /// At least as many as there are n-grams.
+    fn count(&self) -> usize {
+        match self {
+            Runs::None | Runs::Whole(_) => 0,
+            Runs::Words(hashes, _) => hashes.len(),
+        }
+    }
 }
 
 impl Reader {
@@ -197,9 +197,9 @@ type Keys = HashMap<u64, u32, BuildHasherDefault<Identity>>;
 /// The n-grams of the evaluation set.
 #[derive(Debug)]
 struct Index {
-    /// First rows with an n-gram.
+    /// Rows with an n-gram.
     ngrams: Keys,
-    /// First rows with a text of fewer words.
+    /// Rows with a text of fewer words.
     wholes: Keys,
     /// What names each row.
     ids: ArrayRef,
@@ -216,40 +216,41 @@ impl Index {
         let consumer = MemoryConsumer::new(MARK_CONTAMINATED.name);
         let reservation = consumer.register(context.memory_pool());
         let id_type = plain_type(evaluation.schema().field(0).data_type());
+        let converter = RowConverter::new(vec![SortField::new(id_type)])?;
         let mut batches = evaluation.execute(0, context)?;
         let (mut ngrams, mut wholes) = (Keys::default(), Keys::default());
-        let (mut ids, mut row, mut ids_bytes) = (vec![new_empty_array(&id_type)], 0_u32, 0);
-        let mut reader = Reader::new(n);
+        // What names each row, as bytes in whose order the values are.
+        let mut names: Vec<Box<[u8]>> = Vec::new();
+        let (mut names_bytes, mut reader) = (0, Reader::new(n));
         while let Some(batch) = batches.try_next().await? {
-            let batch_ids = plain(batch.column(0))?;
-            ids_bytes += batch_ids.get_array_memory_size();
-            ids.push(batch_ids);
+            let ids =
+                converter.convert_columns(&[names_of(batch.column(0), MARK_CONTAMINATED.name)?])?;
             let texts = texts_of(batch.column(1))?;
-            for text in texts.as_string::<i32>() {
-                match reader.read(&composed(text.unwrap_or_default())) {
+            for (text, id) in texts.as_string::<i32>().iter().zip(&ids) {
+                let row = u32::try_from(names.len());
+                let row = row.map_err(|_| wrong("an evaluation set has more than 2^32 texts"))?;
+                names.push(id.as_ref().into());
+                names_bytes += id.as_ref().len() + NAME_BYTES;
+                let runs = reader.read(&composed(text.unwrap_or_default()));
+                let ngrams_bytes = bytes_of(ngrams.len() + runs.count());
+                reservation.try_resize(names_bytes + bytes_of(wholes.len() + 1) + ngrams_bytes)?;
+                match runs {
                     Runs::None => {}
-                    Runs::Whole(hash) => {
-                        wholes.entry(hash).or_insert(row);
-                    }
+                    Runs::Whole(hash) => put(&mut wholes, hash, row, &names),
                     Runs::Words(hashes, _) => {
-                        let ngrams_bytes = bytes_of(ngrams.len() + hashes.len());
-                        reservation.try_resize(ids_bytes + bytes_of(wholes.len()) + ngrams_bytes)?;
-                        for run in hashes.windows(n) {
-                            ngrams.entry(hash_of_run(run)).or_insert(row);
-                        }
+                        let runs = hashes.windows(n).map(hash_of_run);
+                        runs.for_each(|hash| put(&mut ngrams, hash, row, &names));
                     }
                 }
-                let next = row.checked_add(1);
-                row = next.ok_or_else(|| wrong("an evaluation set has more than 2^32 texts"))?;
             }
         }
-        let ids: Vec<&dyn Array> = ids.iter().map(|ids| &**ids).collect();
-        let ids = concat(&ids)?;
+        let parser = converter.parser();
+        let ids = converter.convert_rows(names.iter().map(|name| parser.parse(name)))?.remove(0);
         Ok(Arc::new(Index { ngrams, wholes, ids, _reservation: reservation }))
     }
 
-    /// The first row of the evaluation set with one of the runs, and where in the text that is; the whole text where
-    /// there is no place.
+    /// The row of the evaluation set that has the first of the runs that any has, and where in the text that is; the
+    /// whole text where there is no place.
     fn find(&self, runs: &Runs<'_>, n: usize) -> Option<(u32, Option<Range<usize>>)> {
         match runs {
             Runs::None => None,
@@ -262,6 +263,14 @@ impl Index {
                 Some((row, Some(sources[idx].start..sources[idx + n - 1].end)))
             }
         }
+    }
+}
+
+/// Puts a row in for a key. Of several rows the one with the smallest name stays, whatever their order.
+fn put(keys: &mut Keys, key: u64, row: u32, names: &[Box<[u8]>]) {
+    let known = keys.entry(key).or_insert(row);
+    if names[row as usize] < names[*known as usize] {
+        *known = row;
     }
 }
 

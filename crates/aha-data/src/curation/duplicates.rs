@@ -7,7 +7,9 @@
 use std::fmt;
 use std::sync::Arc;
 
-use arrow::array::{Array, ArrayRef, AsArray, Float64Array, RecordBatch, UInt32Array, new_null_array};
+use arrow::array::{
+    Array, ArrayRef, AsArray, Float64Array, RecordBatch, UInt32Array, new_null_array,
+};
 use arrow::compute::{SortOptions, cast, take};
 use arrow::datatypes::{DataType, SchemaRef};
 use arrow::row::{RowConverter, SortField};
@@ -34,6 +36,7 @@ use super::clusters::Clusters;
 use super::minhash::Bands;
 use super::ngrams::{Reader, jaccard, set_of};
 use super::scratch::{BUFFERS_BYTES, BucketsWriter, Records, RecordsWriter};
+use crate::error::HINT;
 
 /// What is a duplicate, and where it is found. Columns are positions in the input's rows.
 #[derive(Clone, Debug)]
@@ -192,7 +195,8 @@ impl Work {
             Some(file) => self.spill.read_spill_as_stream(file, None)?.boxed(),
             None => stream::empty().boxed(),
         };
-        let mut marker = Marker { work: self, clusters, next_row: 0, sets: [Vec::new(), Vec::new()] };
+        let mut marker =
+            Marker { work: self, clusters, next_row: 0, sets: [Vec::new(), Vec::new()] };
         Ok(batches.map(move |batch| marker.mark(&batch?)))
     }
 
@@ -210,7 +214,10 @@ impl Work {
         while let Some(batch) = input.try_next().await? {
             let texts = texts_of(batch.column(self.settings.text))?;
             let texts = texts.as_string::<i32>();
-            let ids = self.ids.convert_columns(&[plain(batch.column(self.settings.id))?])?;
+            let ids = self.ids.convert_columns(&[names_of(
+                batch.column(self.settings.id),
+                MARK_DUPLICATES.name,
+            )?])?;
             for (text, id) in texts.iter().zip(&ids) {
                 reader.read(text.unwrap_or_default());
                 set_of(&reader.ngrams, &mut set);
@@ -238,7 +245,9 @@ impl Work {
             self.reservation.try_resize(clusters_bytes + file.bytes())?;
             let entries = file.read()?;
             let mut rows = Vec::new();
-            for bucket in entries.chunk_by(|(a, _), (b, _)| a == b).filter(|bucket| bucket.len() > 1) {
+            for bucket in
+                entries.chunk_by(|(a, _), (b, _)| a == b).filter(|bucket| bucket.len() > 1)
+            {
                 rows.clear();
                 rows.extend(bucket.iter().map(|(_, row)| *row));
                 clusters.bucket(&rows, |row, set| records.read(row, set).map(drop))?;
@@ -313,8 +322,14 @@ pub(super) fn plain_type(data_type: &DataType) -> DataType {
     }
 }
 
-/// The values as [`plain_type`].
-pub(super) fn plain(values: &ArrayRef) -> Result<ArrayRef> {
+/// What names rows, as [`plain_type`]. Where a name is null, nobody could tell that its row was meant.
+pub(super) fn names_of(values: &ArrayRef, call: &str) -> Result<ArrayRef> {
+    if values.logical_null_count() > 0 {
+        return Err(DataFusionError::Execution(format!(
+            "{call}: what names a row is null{HINT}leave such rows out, or name them in the query: \
+             coalesce(id, 'none')"
+        )));
+    }
     match values.data_type() {
         DataType::Dictionary(_, data_type) => Ok(cast(values, data_type)?),
         _ => Ok(Arc::clone(values)),

@@ -38,8 +38,8 @@ impl Bands {
         Bands { hashes: hashes.collect(), rows_count }
     }
 
-    /// How many bands there are.
-    pub(super) fn count(&self) -> usize {
+    #[cfg(test)]
+    fn count(&self) -> usize {
         self.hashes.len() / self.rows_count
     }
 
@@ -51,7 +51,8 @@ impl Bands {
         for (idx, band) in self.hashes.chunks_exact(self.rows_count).enumerate() {
             let key = band.iter().fold(idx as u64, |key, (factor, summand)| {
                 // The upper half of a product is the well-mixed one.
-                let hashes = set.iter().map(|e| e.wrapping_mul(*factor).wrapping_add(*summand) >> 32);
+                let hashes =
+                    set.iter().map(|e| e.wrapping_mul(*factor).wrapping_add(*summand) >> 32);
                 mixed(key.rotate_left(32) ^ hashes.min().unwrap_or(u64::MAX))
             });
             visit(key);
@@ -121,6 +122,6 @@ mod tests {
         elements.reverse();
         assert_eq!(forwards, keys(&bands, &elements));
         assert_eq!(forwards.len(), bands.count());
-        assert_eq!(keys(&bands, &[]), []);
+        assert!(keys(&bands, &[]).is_empty());
     }
 }

@@ -123,10 +123,10 @@ mod tests {
     fn a_run_has_the_hash_of_its_terms_in_their_order() {
         assert_ne!(hash_of_run(&[1, 2]), hash_of_run(&[2, 1]));
         assert_ne!(hash_of_run(&[0]), hash_of_run(&[0, 0]));
-        assert_eq!(ngrams(&[1, 2, 3], 2).collect::<Vec<_>>(), [
-            hash_of_run(&[1, 2]),
-            hash_of_run(&[2, 3])
-        ]);
+        assert_eq!(
+            ngrams(&[1, 2, 3], 2).collect::<Vec<_>>(),
+            [hash_of_run(&[1, 2]), hash_of_run(&[2, 3])]
+        );
         assert_eq!(ngrams(&[], 2).count(), 0);
         assert_eq!(ngrams(&[7], 2).collect::<Vec<_>>(), [hash_of_run(&[7])]);
     }

@@ -10,7 +10,9 @@ use datafusion::catalog::Session;
 use datafusion::common::{Column, DFSchema, DFSchemaRef, TableReference};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::logical_expr::physical_planning_context::PhysicalPlanningContext;
-use datafusion::logical_expr::{Expr, LogicalPlan, UserDefinedLogicalNode, UserDefinedLogicalNodeCore};
+use datafusion::logical_expr::{
+    Expr, LogicalPlan, UserDefinedLogicalNode, UserDefinedLogicalNodeCore,
+};
 use datafusion::physical_plan::ExecutionPlan;
 use datafusion::physical_planner::{ExtensionPlanner, PhysicalPlanner};
 
@@ -23,7 +25,9 @@ use crate::error::HINT;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Call {
     /// Least similarity, as the bits of an `f64`, so that plans can be compared.
-    Duplicates { threshold_bits: u64 },
+    Duplicates {
+        threshold_bits: u64,
+    },
     Contaminated,
 }
 
@@ -143,7 +147,8 @@ impl UserDefinedLogicalNodeCore for Mark {
         needed.extend(output_columns.iter().filter(|column| **column < rows.fields().len()));
         needed.sort_unstable();
         needed.dedup();
-        let others = self.inputs[1..].iter().map(|input| (0..input.schema().fields().len()).collect());
+        let others =
+            self.inputs[1..].iter().map(|input| (0..input.schema().fields().len()).collect());
         Some(std::iter::once(needed).chain(others).collect())
     }
 }

@@ -55,7 +55,9 @@ impl RelationPlanner for Calls {
             _ => None,
         };
         let (about, alias, args) = match (about, relation) {
-            (Some(about), TableFactor::Table { alias, args: Some(args), .. }) => (about, alias, args),
+            (Some(about), TableFactor::Table { alias, args: Some(args), .. }) => {
+                (about, alias, args)
+            }
             (_, relation) => return Ok(RelationPlanning::Original(Box::new(relation))),
         };
         let mut arguments = Arguments::new(about, args.args)?;
@@ -74,10 +76,7 @@ fn called(name: &ast::ObjectName) -> Option<TableFunction> {
     super::reference().into_iter().find(|about| about.name.eq_ignore_ascii_case(&name))
 }
 
-fn duplicates(
-    arguments: &mut Arguments,
-    context: &mut dyn RelationPlannerContext,
-) -> Result<Mark> {
+fn duplicates(arguments: &mut Arguments, context: &mut dyn RelationPlannerContext) -> Result<Mark> {
     let rows = arguments.query("the rows", context)?;
     let id = arguments.column("the rows' id", &rows, context)?;
     let text = arguments.text("the rows' text", &rows, context)?;
@@ -134,7 +133,9 @@ impl Arguments {
                 FunctionArg::ExprNamed { name, arg: FunctionArgExpr::Expr(expr), .. } => {
                     named.push((name.to_string().to_lowercase(), expr));
                 }
-                arg => return Err(expected(about, &format!("arguments that are given, got `{arg}`"))),
+                arg => {
+                    return Err(expected(about, &format!("arguments that are given, got `{arg}`")));
+                }
             }
         }
         Ok(Arguments { about, positional: positional.into_iter(), named })
@@ -150,13 +151,18 @@ impl Arguments {
     }
 
     /// A query in parentheses. Its columns are the call's.
-    fn query(&mut self, what: &str, context: &mut dyn RelationPlannerContext) -> Result<LogicalPlan> {
+    fn query(
+        &mut self,
+        what: &str,
+        context: &mut dyn RelationPlannerContext,
+    ) -> Result<LogicalPlan> {
         let mut expr = self.next(&format!("a query for {what}"))?;
         while let ast::Expr::Nested(inner) = expr {
             expr = *inner;
         }
         let ast::Expr::Subquery(subquery) = expr else {
-            let what = format!("a query in parentheses for {what}, (SELECT … FROM …), got `{expr}`");
+            let what =
+                format!("a query in parentheses for {what}, (SELECT … FROM …), got `{expr}`");
             return Err(self.expected(&what));
         };
         let derived = TableFactor::Derived { lateral: false, subquery, alias: None, sample: None };
@@ -207,7 +213,9 @@ impl Arguments {
     fn n(&mut self, default: usize, context: &mut dyn RelationPlannerContext) -> Result<usize> {
         let Some(expr) = self.named("n") else { return Ok(default) };
         match number(&expr, context)? {
-            Some(n) if n.fract() == 0.0 && (1.0..=LEN_TERMS_MAX as f64).contains(&n) => Ok(n as usize),
+            Some(n) if n.fract() == 0.0 && (1.0..=LEN_TERMS_MAX as f64).contains(&n) => {
+                Ok(n as usize)
+            }
             _ => {
                 let what = format!("a whole number from 1 to {LEN_TERMS_MAX} for n, got `{expr}`");
                 Err(self.expected(&what))

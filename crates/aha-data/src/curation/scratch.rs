@@ -192,7 +192,8 @@ mod tests {
     fn records_are_read_in_any_order() {
         let runtime = RuntimeEnv::default();
         let mut writer = RecordsWriter::create(&runtime).unwrap();
-        let rows: [(&[u8], &[u32]); 3] = [(b"one", &[1, 2, 3]), (b"", &[]), (b"three", &[u32::MAX])];
+        let rows: [(&[u8], &[u32]); 3] =
+            [(b"one", &[1, 2, 3]), (b"", &[]), (b"three", &[u32::MAX])];
         for (idx, (id, set)) in rows.iter().enumerate() {
             assert_eq!(writer.push(id, set).unwrap(), idx as u32);
         }

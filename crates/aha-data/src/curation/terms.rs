@@ -29,7 +29,11 @@ pub fn stable_share(id: &str, salt: &str) -> f64 {
 
 /// The text with its letters and their accents composed (Unicode's form C).
 pub fn composed(text: &str) -> Cow<'_, str> {
-    if text.is_ascii() || is_nfc(text) { text.into() } else { text.nfc().collect::<String>().into() }
+    if text.is_ascii() || is_nfc(text) {
+        text.into()
+    } else {
+        text.nfc().collect::<String>().into()
+    }
 }
 
 /// The text's terms with one blank between them.

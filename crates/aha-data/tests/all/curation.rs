@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use aha_data::{Session, SessionOptions};
 use arrow::array::{
-    ArrayRef, DictionaryArray, Float64Array, Int64Array, LargeStringArray, RecordBatch, StringArray,
-    StringViewArray,
+    ArrayRef, DictionaryArray, Float64Array, Int64Array, LargeStringArray, RecordBatch,
+    StringArray, StringViewArray,
 };
 use arrow::datatypes::Int32Type;
 use expect_test::{Expect, expect};
@@ -112,13 +112,18 @@ async fn rows_come_back_whole_and_in_order() {
     let session = with_pool();
     let sql = "SELECT d.*, d.id + 1 AS next FROM mark_duplicates((SELECT score, id, prompt FROM pool WHERE id > 4), \
                id, prompt, 0.5, n => 2) AS d";
-    let expected = "score,id,prompt,duplicate_of,similarity,next\n5.0,5,,,,6\n6.0,6,\"\",,,7\n7.0,7,?!,,,8\n";
+    let expected =
+        "score,id,prompt,duplicate_of,similarity,next\n5.0,5,,,,6\n6.0,6,,,,7\n7.0,7,?!,,,8\n";
     assert_eq!(csv(&session, sql).await, expected);
     // A query that finds nothing.
     let sql = "SELECT id, duplicate_of FROM mark_duplicates((SELECT * FROM pool WHERE id > 9), id, prompt, 1)";
     assert_eq!(csv(&session, sql).await, "id,duplicate_of\n");
     // What isn't asked for isn't kept.
-    let plan = csv(&session, "EXPLAIN SELECT id FROM mark_duplicates((SELECT * FROM pool), id, prompt, 1)").await;
+    let plan = csv(
+        &session,
+        "EXPLAIN SELECT id FROM mark_duplicates((SELECT * FROM pool), id, prompt, 1)",
+    )
+    .await;
     assert!(plan.contains("MarkDuplicates") && !plan.contains("score"), "{plan}");
     // Tables of a WITH are seen, and calls in calls.
     let sql = "WITH few AS (SELECT id, prompt FROM pool WHERE id < 3), \
@@ -153,7 +158,9 @@ async fn shared_ngrams_are_shown_as_the_row_has_them() {
     "#]];
     expected.assert_eq(&csv(&session, sql).await);
     // Of fewer words than an n-gram has, only the same text is; signs tell problems apart.
-    let sql = sql.replace("n => 5", "n => 13").replace("SELECT name, text FROM exam", "SELECT name, text FROM exam WHERE name <> 'e0'");
+    let sql = sql
+        .replace("n => 5", "n => 13")
+        .replace("SELECT name, text FROM exam", "SELECT name, text FROM exam WHERE name <> 'e0'");
     let expected = expect![[r#"
         id,of,shared
         3,e2,What is 7 - 6 + 4 + 4 - 4?
@@ -187,32 +194,69 @@ async fn calls_take_every_encoding_of_text() {
 async fn calls_that_are_wrong_say_how_they_are_written() {
     let session = with_pool();
     let cases: [(&str, Expect); 12] = [
-        ("mark_duplicates(pool, id, prompt, 0.8)", expect![[""]]),
-        ("mark_duplicates((SELECT * FROM pool), id, prompt)", expect![[""]]),
-        ("mark_duplicates((SELECT * FROM pool), id, prompt, 80)", expect![[""]]),
-        ("mark_duplicates((SELECT * FROM pool), id, promt, 0.8)", expect![[""]]),
-        ("mark_duplicates((SELECT * FROM pool), id, score, 0.8)", expect![[""]]),
-        ("mark_duplicates((SELECT * FROM pool), id, lower(prompt), 0.8)", expect![[""]]),
-        ("mark_duplicates((SELECT * FROM pool), id, prompt, 0.8, n => 0)", expect![[""]]),
-        ("mark_duplicates((SELECT * FROM pool), id, prompt, 0.8, ngram => 5)", expect![[""]]),
-        ("mark_duplicates((SELECT * FROM poool), id, prompt, 0.8)", expect![[""]]),
-        ("mark_duplicates((SELECT id, prompt, 1 AS similarity FROM pool), id, prompt, 0.8)", expect![[""]]),
-        ("mark_contaminated((SELECT * FROM pool), prompt, (SELECT prompt FROM pool))", expect![[""]]),
-        ("mark_contaminated((SELECT * FROM pool), prompt, (SELECT id, prompt FROM pool), 13)", expect![[""]]),
+        ("mark_duplicates(pool, id, prompt, 0.8)", expect![[r#"
+            mark_duplicates: expected a query in parentheses for the rows, (SELECT … FROM …), got `pool`
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
+        ("mark_duplicates((SELECT * FROM pool), id, prompt)", expect![[r#"
+            mark_duplicates: expected the threshold
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
+        ("mark_duplicates((SELECT * FROM pool), id, prompt, 80)", expect![[r#"
+            mark_duplicates: expected a threshold from 0.2 to 1, got `80`
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
+        ("mark_duplicates((SELECT * FROM pool), id, promt, 0.8)", expect![[r#"
+            no column `promt` (line 1, column 58 of the query)
+            hint: did you mean `prompt`? there are: id, prompt, score"#]]),
+        ("mark_duplicates((SELECT * FROM pool), id, score, 0.8)", expect![[r#"
+            mark_duplicates: expected text for the rows' text, but `score` is Float64
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
+        ("mark_duplicates((SELECT * FROM pool), id, lower(prompt), 0.8)", expect![[r#"
+            mark_duplicates: expected a column of the query for the rows' text, got `lower(prompt)`
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
+        ("mark_duplicates((SELECT * FROM pool), id, prompt, 0.8, n => 0)", expect![[r#"
+            mark_duplicates: expected a whole number from 1 to 100 for n, got `0`
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
+        ("mark_duplicates((SELECT * FROM pool), id, prompt, 0.8, ngram => 5)", expect![[r#"
+            mark_duplicates: expected no argument `ngram => …`
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
+        ("mark_duplicates((SELECT * FROM poool), id, prompt, 0.8)", expect![[r#"
+            no table `poool` (line 1, column 47 of the query)
+            hint: did you mean `pool`? there are: pool"#]]),
+        (
+            "mark_duplicates((SELECT id, prompt, 1 AS similarity FROM pool), id, prompt, 0.8)",
+            expect![[r#"
+                the query in `mark_duplicates` has a column `similarity`, which the call adds
+                hint: select the others, or rename it with AS"#]],
+        ),
+        (
+            "mark_contaminated((SELECT * FROM pool), prompt, (SELECT prompt FROM pool))",
+            expect![[r#"
+                mark_contaminated: expected a query of an evaluation set with two columns, what names a text and the text
+                hint: write mark_contaminated((SELECT …), text, (SELECT id, text FROM evaluations), n => 13)"#]],
+        ),
+        (
+            "mark_contaminated((SELECT * FROM pool), prompt, (SELECT id, prompt FROM pool), 13)",
+            expect![[r#"
+                mark_contaminated: expected no argument `13`
+                hint: write mark_contaminated((SELECT …), text, (SELECT id, text FROM evaluations), n => 13)"#]],
+        ),
     ];
     for (call, expected) in cases {
         expected.assert_eq(&error(&session, &format!("SELECT id FROM {call}")).await);
     }
-    let wrong = error(&session, "SELECT ngram_jaccard(prompt, prompt, 'three') AS x FROM pool").await;
+    let wrong =
+        error(&session, "SELECT ngram_jaccard(prompt, prompt, 'three') AS x FROM pool").await;
     assert_eq!(wrong, "ngram_jaccard: n is `three`\nhint: write a whole number from 1 to 100");
 }
 
 #[tokio::test]
 async fn wrong_calls_are_found_before_anything_is_read() {
     let session = with_pool();
-    let sql = "SELECT id FROM mark_duplicates((SELECT * FROM pool), id, prompt, 0.8) WHERE rewrad > 1";
+    let sql =
+        "SELECT id FROM mark_duplicates((SELECT * FROM pool), id, prompt, 0.8) WHERE rewrad > 1";
     assert!(session.schema_of(sql).await.unwrap_err().to_string().contains("rewrad"));
-    let schema = session.schema_of("SELECT * FROM mark_duplicates((SELECT * FROM pool), id, prompt, 1)").await;
+    let schema = session
+        .schema_of("SELECT * FROM mark_duplicates((SELECT * FROM pool), id, prompt, 1)")
+        .await;
     let names: Vec<String> = schema.unwrap().fields().iter().map(|f| f.name().clone()).collect();
     assert_eq!(names, ["id", "prompt", "score", "duplicate_of", "similarity"]);
 }

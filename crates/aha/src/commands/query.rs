@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use aha_data::{Format, Session, SessionOptions, write_result};
-use aha_flow::pipeline::ByteSize;
 use aha_flow::parts::Depth;
+use aha_flow::pipeline::ByteSize;
 use aha_flow::rundir::{self, RunDir};
 use aha_flow::state::RunState;
 use aha_flow::{pipeline, planning};
@@ -77,7 +77,8 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     let sql = sql(args)?;
     let memory_limit_bytes = args.memory.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX));
     shared::runtime()?.block_on(async {
-        let session = Session::new(&SessionOptions { memory_limit_bytes, ..SessionOptions::default() })?;
+        let session =
+            Session::new(&SessionOptions { memory_limit_bytes, ..SessionOptions::default() })?;
         if !runs.is_empty() {
             session.register_runs(&runs).map_err(misused)?;
         }
@@ -109,7 +110,9 @@ fn sql(args: &Args) -> anyhow::Result<String> {
 /// Reads `--table`.
 fn table(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
-        Some((name, path)) if !name.is_empty() && !path.is_empty() => Ok((name.into(), path.into())),
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.into(), path.into()))
+        }
         _ => Err("write NAME=PATH, such as pool=data/pool.parquet".to_owned()),
     }
 }

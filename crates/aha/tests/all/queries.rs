@@ -95,9 +95,15 @@ fn an_answer_goes_to_a_file() {
 fn tables_are_queried_without_a_run() {
     let temp = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs_err::write(temp.path().join(name), text).unwrap();
-    write("pool.jsonl", "{\"id\":1,\"prompt\":\"One and two\"}\n{\"id\":2,\"prompt\":\"one and two?\"}\n");
+    write(
+        "pool.jsonl",
+        "{\"id\":1,\"prompt\":\"One and two\"}\n{\"id\":2,\"prompt\":\"one and two?\"}\n",
+    );
     write("like.csv", "id,prompt\n7,one AND two\n");
-    write("query.sql", "-- A comment.\nSELECT id, duplicate_of FROM mark_duplicates((SELECT * FROM pool), id, prompt, 1)");
+    write(
+        "query.sql",
+        "-- A comment.\nSELECT id, duplicate_of FROM mark_duplicates((SELECT * FROM pool), id, prompt, 1)",
+    );
     let pool = ["--table", "pool=pool.jsonl", "--json"];
     let ask = |args: &[&str]| aha(temp.path(), &[&["query"], args, &pool].concat());
     let marked = ask(&["--file", "query.sql", "--memory", "64MiB"]);

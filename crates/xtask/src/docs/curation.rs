@@ -49,9 +49,12 @@ pub fn page(datasets: &Path) -> Result<String> {
     let mut sections = String::new();
     for name in RECIPES {
         let sql = fs_err::read_to_string(datasets.join(format!("{name}.sql")))?;
-        let (title, comment, query) = parts(&sql).with_context(|| format!("{name}.sql has no comment"))?;
+        let (title, comment, query) =
+            parts(&sql).with_context(|| format!("{name}.sql has no comment"))?;
         text.push_str(&format!("- {}\n", section_link(title, title)));
-        sections.push_str(&format!("\n## {title}\n\n{comment}\n`datasets/{name}.sql`:\n\n```sql\n{query}```\n"));
+        sections.push_str(&format!(
+            "\n## {title}\n\n{comment}\n`datasets/{name}.sql`:\n\n```sql\n{query}```\n"
+        ));
     }
     Ok(text + &sections)
 }
@@ -59,9 +62,11 @@ pub fn page(datasets: &Path) -> Result<String> {
 /// A recipe's title, what its comment says, and the query.
 fn parts(sql: &str) -> Option<(&str, String, &str)> {
     let (title, rest) = sql.strip_prefix("-- ")?.split_once('\n')?;
-    let comment_len = rest.split_inclusive('\n').take_while(|line| line.starts_with("--")).map(str::len).sum();
+    let comment_len =
+        rest.split_inclusive('\n').take_while(|line| line.starts_with("--")).map(str::len).sum();
     let (comment, query) = rest.split_at(comment_len);
-    let lines: Vec<&str> = comment.lines().map(|line| line.trim_start_matches("--").trim()).collect();
+    let lines: Vec<&str> =
+        comment.lines().map(|line| line.trim_start_matches("--").trim()).collect();
     let paragraphs: Vec<String> = lines
         .split(|line| line.is_empty())
         .filter(|lines| !lines.is_empty())
@@ -146,7 +151,8 @@ mod tests {
         let select = "SELECT source, count(*) AS n, count(DISTINCT id) AS ids, count(DISTINCT more) AS rows FROM \
                       answer GROUP BY source ORDER BY source";
         let found = answer("mixture", select, &[("pool", pool)]).await;
-        let rows: Vec<Vec<&str>> = found.lines().skip(1).map(|line| line.split(',').collect()).collect();
+        let rows: Vec<Vec<&str>> =
+            found.lines().skip(1).map(|line| line.split(',').collect()).collect();
         let expected = [("code", 25_000, 10_000), ("general", 2_500, 0), ("math", 10_000, 10_000)];
         assert_eq!(rows.len(), expected.len(), "{found}");
         for (row, (source, count, rows_count)) in rows.iter().zip(expected) {
@@ -185,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_comment_is_a_title_and_paragraphs() {
-        let sql = "-- A title\n--\n-- One\n-- paragraph.\n--\n-- Another.\nSELECT 1 -- one\nFROM t\n";
+        let sql =
+            "-- A title\n--\n-- One\n-- paragraph.\n--\n-- Another.\nSELECT 1 -- one\nFROM t\n";
         let (title, comment, query) = parts(sql).unwrap();
         assert_eq!(title, "A title");
         assert_eq!(comment, "One paragraph.\n\nAnother.\n");
