@@ -56,14 +56,17 @@ impl ContaminatedExec {
         text: usize,
         n: usize,
         schema: SchemaRef,
-    ) -> ContaminatedExec {
+    ) -> Result<ContaminatedExec> {
+        // Rows stay in their order.
+        let order = EquivalenceProperties::new(schema.clone());
         let properties = Arc::new(PlanProperties::new(
-            EquivalenceProperties::new(schema.clone()),
+            order.extend(rows.equivalence_properties().clone())?,
             rows.output_partitioning().clone(),
             EmissionType::Incremental,
             Boundedness::Bounded,
         ));
-        ContaminatedExec { rows, evaluation, text, n, schema, properties, index: Arc::default() }
+        let index = Arc::default();
+        Ok(ContaminatedExec { rows, evaluation, text, n, schema, properties, index })
     }
 }
 
@@ -108,7 +111,7 @@ impl ExecutionPlan for ContaminatedExec {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let children = <[_; 2]>::try_from(children);
         let children = children.map_err(|_| wrong("ContaminatedExec has two children"))?;
-        Ok(Arc::new(ContaminatedExec::new(children, self.text, self.n, self.schema.clone())))
+        Ok(Arc::new(ContaminatedExec::new(children, self.text, self.n, self.schema.clone())?))
     }
 
     fn execute(&self, part: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

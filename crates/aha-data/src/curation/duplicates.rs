@@ -27,7 +27,8 @@ use datafusion::physical_plan::metrics::{ExecutionPlanMetricsSet, MetricsSet, Sp
 use datafusion::physical_plan::spill::SpillManager;
 use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
 use datafusion::physical_plan::{
-    DisplayAs, DisplayFormatType, ExecutionPlan, InputDistributionRequirements, PlanProperties,
+    DisplayAs, DisplayFormatType, ExecutionPlan, ExecutionPlanProperties,
+    InputDistributionRequirements, PlanProperties,
 };
 use futures::{StreamExt, TryStreamExt, stream};
 
@@ -67,15 +68,17 @@ impl DuplicatesExec {
         input: Arc<dyn ExecutionPlan>,
         settings: Settings,
         schema: SchemaRef,
-    ) -> DuplicatesExec {
+    ) -> Result<DuplicatesExec> {
+        // Rows stay in their order.
+        let order = EquivalenceProperties::new(schema.clone());
         let properties = PlanProperties::new(
-            EquivalenceProperties::new(schema.clone()),
+            order.extend(input.equivalence_properties().clone())?,
             Partitioning::UnknownPartitioning(1),
             EmissionType::Final,
             Boundedness::Bounded,
         );
         let (properties, metrics) = (Arc::new(properties), ExecutionPlanMetricsSet::new());
-        DuplicatesExec { input, settings, schema, properties, metrics }
+        Ok(DuplicatesExec { input, settings, schema, properties, metrics })
     }
 
     /// The order in which rows must come: the first of a cluster first. The text decides where ids are the same.
@@ -139,7 +142,7 @@ impl ExecutionPlan for DuplicatesExec {
     ) -> Result<Arc<dyn ExecutionPlan>> {
         let input = children.pop().filter(|_| children.is_empty());
         let input = input.ok_or_else(|| wrong("DuplicatesExec has one child"))?;
-        Ok(Arc::new(DuplicatesExec::new(input, self.settings.clone(), self.schema.clone())))
+        Ok(Arc::new(DuplicatesExec::new(input, self.settings.clone(), self.schema.clone())?))
     }
 
     fn execute(&self, _: usize, context: Arc<TaskContext>) -> Result<SendableRecordBatchStream> {

@@ -174,11 +174,11 @@ impl ExtensionPlanner for Marks {
             (Call::Duplicates { threshold_bits }, [input], [id, text, keep @ ..]) => {
                 let (keep, threshold) = (keep.first().copied(), f64::from_bits(threshold_bits));
                 let settings = Settings { id: *id, text: *text, keep, threshold, n: mark.n };
-                Arc::new(DuplicatesExec::new(Arc::clone(input), settings, schema))
+                Arc::new(DuplicatesExec::new(Arc::clone(input), settings, schema)?)
             }
             (Call::Contaminated, [rows, evaluation], [text]) => {
                 let inputs = [Arc::clone(rows), Arc::clone(evaluation)];
-                Arc::new(ContaminatedExec::new(inputs, *text, mark.n, schema))
+                Arc::new(ContaminatedExec::new(inputs, *text, mark.n, schema)?)
             }
             _ => return Err(wrong("a call that marks rows has other inputs")),
         };

@@ -34,7 +34,12 @@ const PROMPTS: [Option<&str>; 8] = [
 ];
 
 fn with_pool() -> Session {
-    let session = session();
+    with_pool_in(1)
+}
+
+fn with_pool_in(partitions: usize) -> Session {
+    let options = SessionOptions { partitions, ..SessionOptions::default() };
+    let session = Session::new(&options).unwrap();
     let ids: ArrayRef = Arc::new(Int64Array::from_iter_values(0..8));
     let scores: ArrayRef = Arc::new(Float64Array::from_iter_values((0..8).map(f64::from)));
     let prompts: ArrayRef = Arc::new(StringArray::from_iter(PROMPTS));
@@ -125,6 +130,19 @@ async fn rows_come_back_whole_and_in_order() {
     )
     .await;
     assert!(plan.contains("MarkDuplicates") && !plan.contains("score"), "{plan}");
+    // They are in the order that is asked for, whether the call has another or the same.
+    for (order, expected) in [("score DESC", "7,6,5,"), ("id", "0,1,2,"), ("prompt, id", "6,7,0,")]
+    {
+        for partitions in [1, 3] {
+            let session = with_pool_in(partitions);
+            let sql = format!(
+                "SELECT id FROM mark_contaminated((SELECT * FROM mark_duplicates((SELECT * FROM pool), \
+                               id, prompt, 1)), prompt, (SELECT id, prompt FROM pool WHERE id > 9)) ORDER BY {order}"
+            );
+            let ids = csv(&session, &sql).await.replace('\n', ",");
+            assert!(ids.starts_with(&format!("id,{expected}")), "{order} {partitions}: {ids}");
+        }
+    }
     // Tables of a WITH are seen, and calls in calls.
     let sql = "WITH few AS (SELECT id, prompt FROM pool WHERE id < 3), \
                marked AS (SELECT * FROM mark_duplicates((SELECT * FROM few), id, prompt, 0.5)) \
@@ -194,33 +212,60 @@ async fn calls_take_every_encoding_of_text() {
 async fn calls_that_are_wrong_say_how_they_are_written() {
     let session = with_pool();
     let cases: [(&str, Expect); 12] = [
-        ("mark_duplicates(pool, id, prompt, 0.8)", expect![[r#"
+        (
+            "mark_duplicates(pool, id, prompt, 0.8)",
+            expect![[r#"
             mark_duplicates: expected a query in parentheses for the rows, (SELECT … FROM …), got `pool`
-            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
-        ("mark_duplicates((SELECT * FROM pool), id, prompt)", expect![[r#"
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]],
+        ),
+        (
+            "mark_duplicates((SELECT * FROM pool), id, prompt)",
+            expect![[r#"
             mark_duplicates: expected the threshold
-            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
-        ("mark_duplicates((SELECT * FROM pool), id, prompt, 80)", expect![[r#"
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]],
+        ),
+        (
+            "mark_duplicates((SELECT * FROM pool), id, prompt, 80)",
+            expect![[r#"
             mark_duplicates: expected a threshold from 0.2 to 1, got `80`
-            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
-        ("mark_duplicates((SELECT * FROM pool), id, promt, 0.8)", expect![[r#"
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]],
+        ),
+        (
+            "mark_duplicates((SELECT * FROM pool), id, promt, 0.8)",
+            expect![[r#"
             no column `promt` (line 1, column 58 of the query)
-            hint: did you mean `prompt`? there are: id, prompt, score"#]]),
-        ("mark_duplicates((SELECT * FROM pool), id, score, 0.8)", expect![[r#"
+            hint: did you mean `prompt`? there are: id, prompt, score"#]],
+        ),
+        (
+            "mark_duplicates((SELECT * FROM pool), id, score, 0.8)",
+            expect![[r#"
             mark_duplicates: expected text for the rows' text, but `score` is Float64
-            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
-        ("mark_duplicates((SELECT * FROM pool), id, lower(prompt), 0.8)", expect![[r#"
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]],
+        ),
+        (
+            "mark_duplicates((SELECT * FROM pool), id, lower(prompt), 0.8)",
+            expect![[r#"
             mark_duplicates: expected a column of the query for the rows' text, got `lower(prompt)`
-            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
-        ("mark_duplicates((SELECT * FROM pool), id, prompt, 0.8, n => 0)", expect![[r#"
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]],
+        ),
+        (
+            "mark_duplicates((SELECT * FROM pool), id, prompt, 0.8, n => 0)",
+            expect![[r#"
             mark_duplicates: expected a whole number from 1 to 100 for n, got `0`
-            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
-        ("mark_duplicates((SELECT * FROM pool), id, prompt, 0.8, ngram => 5)", expect![[r#"
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]],
+        ),
+        (
+            "mark_duplicates((SELECT * FROM pool), id, prompt, 0.8, ngram => 5)",
+            expect![[r#"
             mark_duplicates: expected no argument `ngram => …`
-            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]]),
-        ("mark_duplicates((SELECT * FROM poool), id, prompt, 0.8)", expect![[r#"
+            hint: write mark_duplicates((SELECT …), id, text, threshold, n => 3, keep => column)"#]],
+        ),
+        (
+            "mark_duplicates((SELECT * FROM poool), id, prompt, 0.8)",
+            expect![[r#"
             no table `poool` (line 1, column 47 of the query)
-            hint: did you mean `pool`? there are: pool"#]]),
+            hint: did you mean `pool`? there are: pool"#]],
+        ),
         (
             "mark_duplicates((SELECT id, prompt, 1 AS similarity FROM pool), id, prompt, 0.8)",
             expect![[r#"
