@@ -48,9 +48,9 @@ pub const MARK_DUPLICATES: TableFunction = TableFunction {
           of n-grams that they have in common, of all that either has (`ngram_jaccard`). Rows at least as alike as \
           `threshold`, from 0.2 to 1, are of one cluster, and so are those that a chain of such pairs joins. A \
           cluster's first row is the one with the greatest value of the column `keep`, if that is given; of equal \
-          ones the one with the smallest `id`. Pairs are found by banded MinHash and then compared: at least 98 in \
-          100 of those that are exactly as alike as the threshold are found, more of those that are more alike, \
-          and none that is less alike. Rows come back in the order of `keep` and `id`.",
+          ones the one with the smallest `id`. Pairs are found by banded MinHash and then compared: one that is just \
+          as alike as the threshold is found with a chance of 98 in 100, one that is more alike with a greater one, \
+          and none that is less alike is taken for one. Rows come back in the order of `keep` and `id`.",
     columns: [
         (
             "duplicate_of",
@@ -75,7 +75,7 @@ pub const MARK_CONTAMINATED: TableFunction = TableFunction {
           an evaluation set: small and capital letters, punctuation and signs make no difference. A text of the \
           evaluation set with fewer than `n` words has to be the whole of the row's text, signs included. The \
           second query gives what names a text of the evaluation set, and the text; all of its n-grams are held in \
-          memory, about 20 bytes each.",
+          memory, 20 to 60 bytes each.",
     columns: [
         (
             "contaminated_by",

@@ -58,7 +58,10 @@ impl RelationPlanner for Calls {
             (Some(about), TableFactor::Table { alias, args: Some(args), .. }) => {
                 (about, alias, args)
             }
-            (_, relation) => return Ok(RelationPlanning::Original(Box::new(relation))),
+            (_, relation) => {
+                refuse_unknown(&relation)?;
+                return Ok(RelationPlanning::Original(Box::new(relation)));
+            }
         };
         let mut arguments = Arguments::new(about, args.args)?;
         let mark = match about.name == MARK_DUPLICATES.name {
@@ -68,6 +71,19 @@ impl RelationPlanner for Calls {
         arguments.finish()?;
         let plan = LogicalPlan::Extension(Extension { node: Arc::new(mark) });
         Ok(RelationPlanning::Planned(Box::new(PlannedRelation::new(plan, alias))))
+    }
+}
+
+/// Refuses a call of another name with a query in it: no other call reads one, and what DataFusion says of the query
+/// leads astray.
+fn refuse_unknown(relation: &TableFactor) -> Result<()> {
+    let TableFactor::Table { name, args: Some(args), .. } = relation else { return Ok(()) };
+    let is_query = |arg: &FunctionArg| {
+        matches!(arg, FunctionArg::Unnamed(FunctionArgExpr::Expr(ast::Expr::Subquery(_))))
+    };
+    match args.args.iter().any(is_query) {
+        true => Err(DataFusionError::Plan(format!("table function '{name}' not found"))),
+        false => Ok(()),
     }
 }
 

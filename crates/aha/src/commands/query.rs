@@ -20,7 +20,7 @@ use crate::screen::{self, Screen};
 use crate::text;
 
 /// Least `--memory`: with less, what spills hasn't the room to work.
-const MEMORY_MIN: ByteSize = ByteSize(32 << 20);
+const MEMORY_MIN: ByteSize = ByteSize(64 << 20);
 
 /// The flags of `aha query`.
 #[derive(clap::Args)]
@@ -45,8 +45,9 @@ pub struct Args {
     /// A table of the query: a Parquet, JSONL or CSV file, a folder or a glob; can be repeated.
     #[arg(long = "table", value_name = "NAME=PATH", value_parser = table)]
     tables: Vec<(String, String)>,
-    /// Memory for sorts, joins and groups, such as 1GiB. What needs more goes to temporary files; joins that can't
-    /// fail. By default there is no limit. Only Parquet is written row by row: other answers are in memory as well.
+    /// Memory for the query, such as 1GiB: three quarters are for sorts, joins and groups, the rest is for rows on
+    /// their way. What needs more goes to temporary files; joins that can't fail. By default there is no limit. Only
+    /// Parquet is written as rows come: other answers are in memory as well.
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     memory: Option<ByteSize>,
     /// How the answer is written: table, csv, json or parquet.
@@ -75,7 +76,9 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
         runs => runs.to_vec(),
     };
     let sql = sql(args)?;
-    let memory_limit_bytes = args.memory.map(|size| usize::try_from(size.0).unwrap_or(usize::MAX));
+    let counted = |size: ByteSize| size.0 / 4 * 3;
+    let memory_limit_bytes =
+        args.memory.map(|size| usize::try_from(counted(size)).unwrap_or(usize::MAX));
     shared::runtime()?.block_on(async {
         let session =
             Session::new(&SessionOptions { memory_limit_bytes, ..SessionOptions::default() })?;

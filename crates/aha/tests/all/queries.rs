@@ -125,7 +125,7 @@ fn tables_and_sizes_that_are_wrong_are_misuse() {
         (&["SELECT 1", "--table", "pool"], "write NAME=PATH"),
         (&["SELECT 1", "--table", "pool=nowhere.parquet"], "nowhere.parquet"),
         (&["SELECT 1", "--table", "pool=https://example.org/x.parquet"], "download it"),
-        (&["SELECT 1", "--table", "a=a.csv", "--memory", "1MiB"], "at least 32MiB"),
+        (&["SELECT 1", "--table", "a=a.csv", "--memory", "1MiB"], "at least 64MiB"),
         (&["--file", "nowhere.sql", "--table", "a=a.csv"], "nowhere.sql"),
         (&["SELECT 1", "--file", "nowhere.sql"], "cannot be used with"),
         (&["--table", "a=a.csv"], "required arguments were not provided"),

@@ -21,7 +21,7 @@ is the answer, but for `grade`.";
 
 const CALLS: &str = "\
 These stand after FROM, give the rows of a query in parentheses, and add two columns to each. Arguments with `=>` may \
-be left out; those that are given here are the defaults. [Curation](curation.md) shows them at work.";
+be left out; a number that is given here is the default. [Curation](curation.md) shows them at work.";
 
 /// The page.
 pub fn page() -> Result<String> {
