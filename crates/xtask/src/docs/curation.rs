@@ -180,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_split_is_by_what_a_prompt_says() {
-        let pool = "SELECT value AS id, 'What is ' || value / 2 || ' + 1' || CASE value % 2 WHEN 0 THEN '' ELSE '?' END \
+        let pool = "SELECT value AS id, 'What is ' || (value / 2) || ' + 1' || CASE value % 2 WHEN 0 THEN '' ELSE '?' END \
                     AS prompt FROM generate_series(0, 19999)";
         let select = "SELECT split, count(*) AS n, count(DISTINCT CAST(id AS BIGINT) / 2) AS prompts FROM answer GROUP BY split \
                       ORDER BY split";
