@@ -211,7 +211,7 @@ async fn calls_take_every_encoding_of_text() {
 #[tokio::test]
 async fn calls_that_are_wrong_say_how_they_are_written() {
     let session = with_pool();
-    let cases: [(&str, Expect); 12] = [
+    let cases: [(&str, Expect); 10] = [
         (
             "mark_duplicates(pool, id, prompt, 0.8)",
             expect![[r#"
@@ -272,6 +272,16 @@ async fn calls_that_are_wrong_say_how_they_are_written() {
                 the query in `mark_duplicates` has a column `similarity`, which the call adds
                 hint: select the others, or rename it with AS"#]],
         ),
+    ];
+    for (call, expected) in cases {
+        expected.assert_eq(&error(&session, &format!("SELECT id FROM {call}")).await);
+    }
+}
+
+#[tokio::test]
+async fn other_calls_and_rows_without_names_are_refused() {
+    let session = with_pool();
+    let cases: [(&str, Expect); 2] = [
         (
             "mark_contaminated((SELECT * FROM pool), prompt, (SELECT prompt FROM pool))",
             expect![[r#"
@@ -288,6 +298,15 @@ async fn calls_that_are_wrong_say_how_they_are_written() {
     for (call, expected) in cases {
         expected.assert_eq(&error(&session, &format!("SELECT id FROM {call}")).await);
     }
+    let sql = "SELECT * FROM mark_duplicate((SELECT * FROM pool), id, prompt, 1)";
+    assert_eq!(
+        error(&session, sql).await,
+        "nothing called `mark_duplicate` can be called after FROM\n\
+         hint: did you mean `mark_duplicates`? there are: mark_duplicates, mark_contaminated, generate_series, range"
+    );
+    let sql = "SELECT id FROM mark_duplicates((SELECT NULL::int AS id, prompt FROM pool), id, prompt, 0.8)";
+    let unnamed = error(&session, sql).await;
+    assert!(unnamed.starts_with("mark_duplicates: what names a row is null\nhint: "), "{unnamed}");
     let wrong =
         error(&session, "SELECT ngram_jaccard(prompt, prompt, 'three') AS x FROM pool").await;
     assert_eq!(wrong, "ngram_jaccard: n is `three`\nhint: write a whole number from 1 to 100");
