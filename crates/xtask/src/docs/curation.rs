@@ -114,6 +114,20 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_smallest_id_of_each_prompt_is_kept() {
+        let pool = "SELECT column1 AS id, column2 AS prompt FROM (VALUES (5, 'One, two'), (3, 'one two!'), \
+                    (4, 'two one'), (1, NULL), (2, NULL), (6, '3 - 4'), (7, '3 + 4'), (8, 'one  TWO'))";
+        let kept =
+            answer("exact-duplicates", "SELECT id FROM answer ORDER BY id", &[("pool", pool)])
+                .await;
+        assert_eq!(kept, "id\n1\n2\n3\n4\n6\n7\n");
+        let none = "SELECT value AS id, NULL::string AS prompt FROM generate_series(1, 3)";
+        let kept =
+            answer("exact-duplicates", "SELECT count(*) AS n FROM answer", &[("pool", none)]).await;
+        assert_eq!(kept, "n\n3\n");
+    }
+
+    #[tokio::test]
     async fn difficulty_is_the_measured_pass_rate() {
         let rollouts = "SELECT column1 AS prompt_id, column2 AS reward_math FROM (VALUES \
                         ('often', 1.0), ('often', 1.0), ('often', 1.0), ('often', 0.0), ('often', NULL), \
