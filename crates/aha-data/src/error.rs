@@ -8,6 +8,8 @@ use datafusion::common::SchemaError;
 use datafusion::error::DataFusionError;
 use datafusion::sql::sqlparser::parser::ParserError;
 
+use crate::curation;
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -106,8 +108,8 @@ impl Error {
             // The limit is ours: the same query runs into it again.
             DataFusionError::ResourcesExhausted(message) => Self::input(
                 format!("the query needs more memory than it may have: {message}"),
-                "raise the memory limit (`run.query_memory` of a pipeline), or select fewer rows or \
-                 columns",
+                "raise the memory limit (`run.query_memory` of a pipeline, `--memory` of `aha query`), or select \
+                 fewer rows or columns",
             ),
             DataFusionError::IoError(error) => {
                 Self::Environment { message: error.to_string(), hint: None }
@@ -193,6 +195,14 @@ fn plan_error(message: &str, tables: &[String], location: Option<Location>) -> E
         let name = name.rsplit('.').next().unwrap_or(name);
         let message = format!("no table `{name}`");
         return Error::Input { message, hint: one_of(name, tables), location };
+    }
+    let call = message.strip_prefix("table function '").and_then(|m| m.strip_suffix("' not found"));
+    if let Some(name) = call {
+        let known = curation::reference().map(|about| about.name.to_owned());
+        let known: Vec<String> =
+            known.into_iter().chain(["generate_series", "range"].map(String::from)).collect();
+        let message = format!("nothing called `{name}` can be called after FROM");
+        return Error::Input { message, hint: one_of(name, &known), location };
     }
     let refused = ["DDL not supported", "DML not supported", "Statement not supported"];
     if refused.iter().any(|prefix| message.starts_with(prefix)) {

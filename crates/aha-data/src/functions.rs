@@ -14,6 +14,7 @@ use datafusion::common::cast::as_string_array;
 use datafusion::error::{DataFusionError, Result as DataFusionResult};
 use datafusion::logical_expr::{ColumnarValue, ScalarUDF, Volatility, create_udf};
 
+use crate::curation;
 use crate::error::HINT;
 
 /// Counts the tokens of a text. The error is a message for people.
@@ -122,8 +123,8 @@ const GRADE: Function = Function {
 };
 
 /// Every function that queries have besides DataFusion's own.
-pub fn reference() -> [Function; 12] {
-    [
+pub fn reference() -> Vec<Function> {
+    let texts = [
         TOKEN_COUNT,
         WORD_COUNT,
         EXTRACT_BOXED,
@@ -136,12 +137,13 @@ pub fn reference() -> [Function; 12] {
         REPETITION_SHARE,
         REFLECTION_COUNT,
         GRADE,
-    ]
+    ];
+    texts.into_iter().chain(curation::functions::REFERENCE).collect()
 }
 
 /// The functions that need nothing but their arguments.
 pub(crate) fn all() -> Vec<ScalarUDF> {
-    vec![
+    let mut all = vec![
         function(EXTRACT_BOXED, |texts| {
             strings(texts[0].iter().map(|text| aha_reward::extract_boxed(text?)))
         }),
@@ -188,7 +190,9 @@ pub(crate) fn all() -> Vec<ScalarUDF> {
         function(WORD_COUNT, |texts| Ok(counts(&texts[0], aha_reward::word_count))),
         function(REFLECTION_COUNT, |texts| Ok(counts(&texts[0], aha_reward::reflection_count))),
         grade(),
-    ]
+    ];
+    all.extend(curation::functions::all());
+    all
 }
 
 /// `token_count(text)`. Without a tokenizer, calling it is an error that says what to do.
@@ -299,7 +303,7 @@ fn grader(
 
 /// Makes a function. DataFusion casts arguments that aren't `Utf8` before it calls, so that
 /// `LargeUtf8`, `Utf8View`, dictionaries and numbers come as text too.
-fn function(
+pub(crate) fn function(
     about: Function,
     body: impl Fn(&[StringArray]) -> DataFusionResult<ArrayRef> + Send + Sync + 'static,
 ) -> ScalarUDF {
@@ -319,7 +323,7 @@ fn function(
 }
 
 /// Rows of two columns; none where either is null.
-fn pairs(texts: &[StringArray]) -> impl Iterator<Item = Option<(&str, &str)>> {
+pub(crate) fn pairs(texts: &[StringArray]) -> impl Iterator<Item = Option<(&str, &str)>> {
     texts[0].iter().zip(texts[1].iter()).map(|(a, b)| a.zip(b))
 }
 

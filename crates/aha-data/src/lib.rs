@@ -8,6 +8,7 @@
 //! - [`jsonl`]: tables that are files of JSON lines.
 //! - [`run`]: the tables of one or several run directories, finished or running.
 //! - [`functions`]: what SQL can ask about a text: tokens, boxed answers, tags, languages.
+//! - [`curation`]: exact and near duplicates, contamination, splits and mixtures.
 //! - [`output`]: a query's answer as a table, CSV, JSON or Parquet.
 //! - [`error`]: what can go wrong, split by what the receiver can do.
 //!
@@ -18,6 +19,7 @@
 //! - An answer's strings are `Utf8`, whatever the tables held.
 //! - No model and no tokenizer is known here: tokens are counted by a function the caller gives.
 
+pub mod curation;
 pub mod deep;
 pub mod error;
 pub mod files;

@@ -15,6 +15,7 @@ use datafusion::catalog::streaming::StreamingTable;
 use datafusion::common::TableReference;
 use datafusion::datasource::MemTable;
 use datafusion::error::DataFusionError;
+use datafusion::execution::SessionStateBuilder;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::prelude::{DataFrame, SQLOptions, SessionConfig, SessionContext};
 use futures::{FutureExt, StreamExt};
@@ -24,7 +25,7 @@ use crate::files::{FilesTable, Place, union_by_name};
 use crate::functions::{self, Tokenizer};
 use crate::jsonl::JsonLines;
 use crate::source::{Kind, TableSource};
-use crate::{Error, Result, run};
+use crate::{Error, Result, curation, run};
 
 /// How a session works.
 #[derive(Clone, Debug)]
@@ -72,7 +73,14 @@ impl Session {
             runtime = runtime.with_temp_file_path(dir);
         }
         let runtime = runtime.build_arc().map_err(|error| Error::from_datafusion(&error, &[]))?;
-        let context = SessionContext::new_with_config_rt(config, runtime);
+        let state = SessionStateBuilder::new()
+            .with_config(config)
+            .with_runtime_env(runtime)
+            .with_default_features()
+            .with_query_planner(Arc::new(curation::Planner))
+            .with_relation_planners(vec![Arc::new(curation::Calls)])
+            .build();
+        let context = SessionContext::new_with_state(state);
         functions::all().into_iter().for_each(|function| context.register_udf(function));
         context.register_udf(functions::token_count(None));
         Ok(Self { context, threads: Threads::start(options.partitions.max(1))? })

@@ -1,6 +1,8 @@
 //! Checks a pipeline against this machine: its tables by DataFusion, its models by their files' headers.
 
 use std::cell::RefCell;
+use std::collections::HashSet;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use datafusion::error::DataFusionError;
 use datafusion::prelude::SessionContext;
 use datafusion::sql::parser::Statement;
-use datafusion::sql::sqlparser::ast;
+use datafusion::sql::sqlparser::ast::{self, TableFactor, Visit, Visitor};
 use tokio::runtime::Handle;
 
 use crate::error::Error;
@@ -194,7 +196,28 @@ fn named_tables(sql: &str) -> Result<Vec<String>, SqlProblem> {
         });
     }
     let references = state.resolve_table_references(&statement).map_err(|e| syntax_problem(&e))?;
-    Ok(references.iter().map(|reference| reference.table().to_owned()).collect())
+    let mut calls = Calls::default();
+    if let Statement::Statement(statement) = &statement {
+        // It never breaks off.
+        let _ = statement.visit(&mut calls);
+    }
+    let names = references.iter().map(|reference| reference.table().to_owned());
+    Ok(names.filter(|name| !calls.0.contains(&name.to_lowercase())).collect())
+}
+
+/// What is called after FROM, such as `generate_series`: its name is no table's.
+#[derive(Default)]
+struct Calls(HashSet<String>);
+
+impl Visitor for Calls {
+    type Break = ();
+
+    fn pre_visit_table_factor(&mut self, factor: &TableFactor) -> ControlFlow<()> {
+        if let TableFactor::Table { name, args: Some(_), .. } = factor {
+            self.0.insert(name.to_string().to_lowercase());
+        }
+        ControlFlow::Continue(())
+    }
 }
 
 /// Words that a query is built of.
@@ -303,6 +326,12 @@ mod tests {
         let mut found = tables_of(sql).unwrap();
         found.sort();
         assert_eq!(found, ["a", "b"]);
+        let sql = "SELECT * FROM Mark_Duplicates((SELECT * FROM a), id, text, 1) \
+                   WHERE id IN (SELECT * FROM generate_series(1, 2)) \
+                   OR id IN (SELECT id FROM mark_contaminated((SELECT * FROM b), text, (SELECT * FROM c)))";
+        let mut found = tables_of(sql).unwrap();
+        found.sort();
+        assert_eq!(found, ["a", "b", "c"]);
     }
 
     /// On the stack of a test's thread the parse tree alone would be too deep.

@@ -69,6 +69,9 @@ const BLOCKS: &[(char, char, Script)] = &[
 
 impl Script {
     fn of(c: char) -> Self {
+        if c.is_ascii() {
+            return if c.is_ascii_alphabetic() { Script::Latin } else { Script::Other };
+        }
         if c.is_numeric() || is_mark(c) {
             return Script::Other;
         }

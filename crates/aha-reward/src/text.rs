@@ -46,7 +46,17 @@ pub fn reflection_count(text: &str) -> usize {
 /// assert_eq!(aha_reward::word_count("The answer is 42: 四十二"), 7);
 /// ```
 pub fn word_count(text: &str) -> usize {
-    every_word(text).count()
+    words(text).count()
+}
+
+/// The words that [`word_count`] counts, each a part of the text. Apostrophes and underlines are parts of words.
+///
+/// ```
+/// let words: Vec<&str> = aha_reward::text::words("It's 4.2: 四二").collect();
+/// assert_eq!(words, ["It's", "4", "2", "四", "二"]);
+/// ```
+pub fn words(text: &str) -> impl Iterator<Item = &str> {
+    every_word(text)
 }
 
 #[cfg(test)]

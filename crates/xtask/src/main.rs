@@ -4,11 +4,13 @@
 //! - `cargo xtask datasets` writes the data sets of the quickstart again; the same version writes the
 //!   same bytes: `quickstart`.
 //! - `cargo xtask docs` writes the reference in `docs/`: `docs`.
+//! - `cargo xtask planted ROWS FOLDER` writes rows with known duplicates to measure curation with: `planted`.
 //! - The house rules that a test can know are in `tests/rules/`.
 //!
 //! `cargo xtask` is short for `cargo run --release -p xtask --`; start it in the repository's root.
 
 mod docs;
+mod planted;
 mod quickstart;
 
 use std::path::Path;
@@ -22,6 +24,7 @@ fn main() -> Result<()> {
         ["datasets", folder] => quickstart::write(Path::new(folder)),
         ["docs"] => docs::write(Path::new("docs")),
         ["docs", folder] => docs::write(Path::new(folder)),
-        _ => bail!("usage: cargo xtask datasets|docs [FOLDER]"),
+        ["planted", rows, folder] => planted::write(rows.parse()?, Path::new(folder)),
+        _ => bail!("usage: cargo xtask datasets|docs [FOLDER], or cargo xtask planted ROWS FOLDER"),
     }
 }

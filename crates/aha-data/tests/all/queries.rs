@@ -13,7 +13,7 @@ fn session() -> Session {
     Session::new(&SessionOptions::default()).unwrap()
 }
 
-async fn csv(session: &Session, sql: &str) -> String {
+pub async fn csv(session: &Session, sql: &str) -> String {
     let (schema, batches) = session.query(sql).await.unwrap_or_else(|e| panic!("{sql}: {e:?}"));
     let mut out = Vec::new();
     write_result(&schema, &batches, Format::Csv, &mut out).unwrap();
@@ -21,7 +21,7 @@ async fn csv(session: &Session, sql: &str) -> String {
 }
 
 /// The error of `sql` and its hint.
-async fn error(session: &Session, sql: &str) -> String {
+pub async fn error(session: &Session, sql: &str) -> String {
     let error = session.collect(sql).await.expect_err(sql);
     format!("{error}\nhint: {}", error.hint().unwrap_or("none"))
 }

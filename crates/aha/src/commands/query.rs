@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use aha_data::{Format, Session, SessionOptions, write_result};
 use aha_flow::parts::Depth;
+use aha_flow::pipeline::ByteSize;
 use aha_flow::rundir::{self, RunDir};
 use aha_flow::state::RunState;
 use aha_flow::{pipeline, planning};
@@ -18,20 +19,37 @@ use crate::report::{misuse, misused};
 use crate::screen::{self, Screen};
 use crate::text;
 
+/// Least `--memory`: with less, what spills hasn't the room to work.
+const MEMORY_MIN: ByteSize = ByteSize(64 << 20);
+
 /// The flags of `aha query`.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Tables: rollouts (every completion), metrics, evals, one for each stage, and with a single run \
 the pipeline's input tables. With several runs each table has a column `run`.
 
-Example:
-  aha query \"SELECT step, avg(reward) FROM rollouts GROUP BY step ORDER BY step\"")]
+Examples:
+  aha query \"SELECT step, avg(reward) FROM rollouts GROUP BY step ORDER BY step\"
+  aha query --table pool=pool.parquet --memory 1GiB --file datasets/near-duplicates.sql \\
+      --format parquet --out unlike.parquet")]
 pub struct Args {
     /// The query.
-    sql: String,
-    /// A run directory; can be repeated. By default the newest one in `runs/`.
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    sql: Option<String>,
+    /// Read the query from this file.
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// A run directory; can be repeated. By default the newest one in `runs/`, unless a table is given.
     #[arg(long = "run", value_name = "RUN_DIR")]
     runs: Vec<PathBuf>,
+    /// A table of the query: a Parquet, JSONL or CSV file, a folder or a glob; can be repeated.
+    #[arg(long = "table", value_name = "NAME=PATH", value_parser = table)]
+    tables: Vec<(String, String)>,
+    /// Memory for the query, such as 1GiB: three quarters are for sorts, joins and groups, the rest is for rows on
+    /// their way. What needs more goes to temporary files; joins that can't fail. By default there is no limit. Only
+    /// Parquet is written as rows come: other answers are in memory as well.
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
+    memory: Option<ByteSize>,
     /// How the answer is written: table, csv, json or parquet.
     #[arg(long, default_value = "table", conflicts_with = "json")]
     format: Format,
@@ -54,22 +72,58 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
         return Err(misuse(message, "name a file with --out"));
     }
     let runs = match args.runs.as_slice() {
-        [] => vec![newest_run(screen)?],
+        [] if args.tables.is_empty() => vec![newest_run(screen)?],
         runs => runs.to_vec(),
     };
+    let sql = sql(args)?;
+    let counted = |size: ByteSize| size.0 / 4 * 3;
+    let memory_limit_bytes =
+        args.memory.map(|size| usize::try_from(counted(size)).unwrap_or(usize::MAX));
     shared::runtime()?.block_on(async {
-        let session = Session::new(&SessionOptions::default())?;
-        session.register_runs(&runs).map_err(misused)?;
+        let session =
+            Session::new(&SessionOptions { memory_limit_bytes, ..SessionOptions::default() })?;
+        if !runs.is_empty() {
+            session.register_runs(&runs).map_err(misused)?;
+        }
         runs.iter().for_each(|run| warn_of_lost_rows(&RunDir::new(run), screen));
         if let [run] = runs.as_slice() {
             register_inputs(&session, &RunDir::new(run)).await;
         }
-        if args.sql.contains("token_count") {
+        for (name, address) in &args.tables {
+            let source = planning::places().table(address).map_err(misused)?;
+            session.register(name, &source).await.map_err(misused)?;
+        }
+        if sql.contains("token_count") {
             set_tokenizer(&session, &runs);
         }
-        session.schema_of(&args.sql).await.map_err(in_the_query)?;
-        answer(&session, &args.sql, format, args.out.as_deref()).await
+        session.schema_of(&sql).await.map_err(in_the_query)?;
+        answer(&session, &sql, format, args.out.as_deref()).await
     })
+}
+
+/// The query, from wherever it is.
+fn sql(args: &Args) -> anyhow::Result<String> {
+    match (&args.sql, &args.file) {
+        (Some(sql), _) => Ok(sql.clone()),
+        (None, Some(file)) => fs_err::read_to_string(file).map_err(misused),
+        (None, None) => Err(misuse("there is no query", "write one, or name a file with --file")),
+    }
+}
+
+/// Reads `--table`.
+fn table(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, path)) if !name.is_empty() && !path.is_empty() => {
+            Ok((name.into(), path.into()))
+        }
+        _ => Err("write NAME=PATH, such as pool=data/pool.parquet".to_owned()),
+    }
+}
+
+/// Reads `--memory`.
+fn memory(text: &str) -> Result<ByteSize, String> {
+    let size = ByteSize::parse(text).filter(|size| size.0 >= MEMORY_MIN.0);
+    size.ok_or_else(|| format!("write a size of at least {MEMORY_MIN}, such as 1GiB"))
 }
 
 /// An answer from what is left of a run says so. A state that can't be read is not the query's affair.

@@ -92,6 +92,52 @@ fn an_answer_goes_to_a_file() {
 }
 
 #[test]
+fn tables_are_queried_without_a_run() {
+    let temp = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| fs_err::write(temp.path().join(name), text).unwrap();
+    write(
+        "pool.jsonl",
+        "{\"id\":1,\"prompt\":\"One and two\"}\n{\"id\":2,\"prompt\":\"one and two?\"}\n",
+    );
+    write("like.csv", "id,prompt\n7,one AND two\n");
+    write(
+        "query.sql",
+        "-- A comment.\nSELECT id, duplicate_of FROM mark_duplicates((SELECT * FROM pool), id, prompt, 1)",
+    );
+    let pool = ["--table", "pool=pool.jsonl", "--json"];
+    let ask = |args: &[&str]| aha(temp.path(), &[&["query"], args, &pool].concat());
+    let marked = ask(&["--file", "query.sql", "--memory", "64MiB"]);
+    let expected = json!([{"id": 1, "duplicate_of": null}, {"id": 2, "duplicate_of": 1}]);
+    assert_eq!((marked.json(), &*marked.stderr), (expected, ""));
+    let sql = "SELECT count(contaminated_by) AS n FROM \
+               mark_contaminated((SELECT * FROM pool), prompt, (SELECT * FROM exam))";
+    assert_eq!(ask(&[sql, "--table", "exam=like.csv"]).json(), json!([{"n": 2}]));
+    // A run's tables are there beside those that are given.
+    write_run(&temp.path().join("runs/mine"));
+    let sql = "SELECT count(*) AS n FROM metrics CROSS JOIN pool";
+    assert_eq!(ask(&[sql, "--run", "runs/mine"]).json(), json!([{"n": 4}]));
+}
+
+#[test]
+fn tables_and_sizes_that_are_wrong_are_misuse() {
+    let temp = tempfile::tempdir().unwrap();
+    let cases: [(&[&str], &str); 7] = [
+        (&["SELECT 1", "--table", "pool"], "write NAME=PATH"),
+        (&["SELECT 1", "--table", "pool=nowhere.parquet"], "nowhere.parquet"),
+        (&["SELECT 1", "--table", "pool=https://example.org/x.parquet"], "download it"),
+        (&["SELECT 1", "--table", "a=a.csv", "--memory", "1MiB"], "at least 64MiB"),
+        (&["--file", "nowhere.sql", "--table", "a=a.csv"], "nowhere.sql"),
+        (&["SELECT 1", "--file", "nowhere.sql"], "cannot be used with"),
+        (&["--table", "a=a.csv"], "required arguments were not provided"),
+    ];
+    for (args, said) in cases {
+        let outcome = aha(temp.path(), &[&["query"], args].concat());
+        assert_eq!((outcome.code, &*outcome.stdout), (Some(2), ""), "{args:?}: {outcome:?}");
+        assert!(outcome.stderr.contains(said), "{args:?}: {outcome:?}");
+    }
+}
+
+#[test]
 fn a_directory_is_no_file_for_an_answer() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("here");

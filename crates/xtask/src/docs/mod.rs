@@ -2,12 +2,14 @@
 //!
 //! # Map
 //! - [`pipeline`]: every key of a pipeline file. [`objective`]: the keys of GRPO, its presets and their
-//!   formulas. [`tables`]: tables, columns, metrics and SQL functions. [`commands`]: the command line.
+//!   formulas. [`tables`]: tables, columns, metrics and SQL functions. [`curation`]: the queries in `datasets/`.
+//!   [`commands`]: the command line.
 //! - [`foreign`]: tables of a file that another crate declares. [`source`]: their doc comments, which can't
 //!   be had at run time.
 //! - [`markdown`]: cells, anchors and wrapped lines.
 
 mod commands;
+pub mod curation;
 mod foreign;
 mod markdown;
 mod objective;
@@ -15,7 +17,7 @@ mod pipeline;
 mod source;
 mod tables;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
@@ -38,11 +40,18 @@ pub fn write(folder: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The folder of the data sets and queries that ship.
+pub fn datasets() -> PathBuf {
+    let here = std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo");
+    Path::new(&here).join("../../datasets")
+}
+
 fn pages() -> Result<Vec<Page>> {
     Ok(vec![
         Page { name: "pipeline.md", text: pipeline::page()? },
         Page { name: "objective.md", text: objective::page()? },
         Page { name: "tables.md", text: tables::page()? },
+        Page { name: "curation.md", text: curation::page(&datasets())? },
         Page { name: "commands.md", text: commands::page() },
     ])
 }

@@ -1,5 +1,6 @@
 //! The page of what can be queried: tables and columns, metrics, SQL functions.
 
+use aha_data::curation;
 use aha_flow::metrics;
 use aha_rollout::schema;
 use anyhow::Result;
@@ -17,6 +18,10 @@ nothing else.";
 const FUNCTIONS: &str = "\
 Queries are in DataFusion's SQL, with its functions and these. Arguments are text of any kind; where one is null, so \
 is the answer, but for `grade`.";
+
+const CALLS: &str = "\
+These stand after FROM, give the rows of a query in parentheses, and add two columns to each. Arguments with `=>` may \
+be left out; a number that is given here is the default. [Curation](curation.md) shows them at work.";
 
 /// The page.
 pub fn page() -> Result<String> {
@@ -59,7 +64,7 @@ pub fn page() -> Result<String> {
             text.push_str("  - [The metrics](#the-metrics)\n");
         }
     }
-    text.push_str("- [SQL functions](#sql-functions)\n");
+    text.push_str("- [SQL functions](#sql-functions)\n- [Calls after FROM](#calls-after-from)\n");
     for (name, about, schema) in tables {
         text.push_str(&format!("\n## {name}\n\n{}\n{}", paragraph(about), columns(&schema)));
         if name == "metrics" {
@@ -67,7 +72,18 @@ pub fn page() -> Result<String> {
         }
     }
     text.push_str(&format!("\n## SQL functions\n\n{}\n{}", paragraph(FUNCTIONS), functions()));
+    text.push_str(&format!("\n## Calls after FROM\n\n{}", paragraph(CALLS)));
+    text.extend(curation::reference().iter().map(call));
     Ok(text)
+}
+
+fn call(about: &curation::TableFunction) -> String {
+    let curation::TableFunction { name, arguments, doc, columns } = about;
+    let rows = columns.map(|(column, kind, doc)| {
+        [format!("`{column}`"), format!("{kind}, or null"), doc.to_owned()]
+    });
+    let columns = table(["column", "type", "what it holds"], rows);
+    format!("\n### {name}\n\n`{name}({arguments})`\n\n{}\n{columns}", paragraph(doc))
 }
 
 fn columns(schema: &SchemaRef) -> String {
@@ -99,7 +115,7 @@ fn metrics_table() -> String {
 }
 
 fn functions() -> String {
-    let rows = aha_data::functions::reference().map(|function| {
+    let rows = aha_data::functions::reference().into_iter().map(|function| {
         let call = format!("`{}({})`", function.name, function.arguments.join(", "));
         [call, type_name(&function.output), function.doc.to_owned()]
     });
