@@ -8,6 +8,7 @@ mod grading;
 mod models;
 mod preferences;
 mod queries;
+mod reports;
 mod runs;
 mod support;
 mod usage;
