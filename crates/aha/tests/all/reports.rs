@@ -163,8 +163,7 @@ fn write_hostile_run(temp: &Path) {
     let scored = add_scores(&sampled, &names, &[right, unscored]).unwrap();
     rollouts.write(&part_name(1), &[add_untrained(&scored, "no_signal").unwrap()]).unwrap();
     let metrics = TableWriter::open(&run.join("metrics"), schema::metrics()).unwrap();
-    let metric =
-        |name, value| MetricRow { stage: "zero", step: 1, name, value, at_us: 1_000_000 };
+    let metric = |name, value| MetricRow { stage: "zero", step: 1, name, value, at_us: 1_000_000 };
     let measured = [metric("accuracy", 0.5), metric("kl", f64::NAN), metric(HOSTILE, 1.0)];
     metrics.write(&part_name(1), &[rows::metrics(&measured)]).unwrap();
     let evals = TableWriter::open(&run.join("tables/evals"), schema::evals()).unwrap();

@@ -155,7 +155,7 @@ fn tables_of(stage: &Stage) -> Vec<Table> {
             vec![table(own, model, model.unwrap_or(&stage.name))]
         }
         "eval" => {
-            let of_model = |model| {
+            let of_model = |model: &String| {
                 table(EvalStage::completions(&stage.name, model), Some(model), model)
             };
             stage.models.iter().map(of_model).collect()
@@ -338,12 +338,7 @@ struct Read {
 }
 
 impl Read {
-    fn shown(
-        self,
-        tokenizer: Option<&Tokenizer>,
-        pieces: &mut Pieces,
-        tokens_max: usize,
-    ) -> Row {
+    fn shown(self, tokenizer: Option<&Tokenizer>, pieces: &mut Pieces, tokens_max: usize) -> Row {
         let logprobs: Vec<f64> = self.logprobs.iter().map(|logprob| logprob.0).collect();
         let spelled = tokenizer
             .and_then(|tokenizer| tokens::spell(tokenizer, &self.ids, &logprobs, &self.completion));

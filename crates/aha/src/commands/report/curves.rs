@@ -166,7 +166,7 @@ async fn of_completions(
         add("foreign_share", row, row.foreign_share.map(|share| share.0));
     }
     if let Some((reward, answers)) = &rules.answers {
-        let shares = majorities(session, &table, (reward, answers), &rows).await?;
+        let shares = majorities(session, &table, (reward.as_str(), answers), &rows).await?;
         for row in &rows {
             add("cons_at_k", row, shares.get(&row.step).copied());
         }
@@ -191,9 +191,9 @@ impl Rules {
         let stage = pipeline.and_then(|pipeline| pipeline.stage(stage));
         let rewards = stage.map(|stage| stage.kind.rewards()).unwrap_or_default();
         let right = rewards.iter().find(|reward| reward.needs().is_some());
-        let answers = rewards.iter().find_map(|reward| {
-            Some((reward.name().to_owned(), Answers::of(&reward.0)?))
-        });
+        let answers = rewards
+            .iter()
+            .find_map(|reward| Some((reward.name().to_owned(), Answers::of(&reward.0)?)));
         let language = rewards.iter().find_map(|reward| match &reward.0.settings {
             Settings::Language(language) => Some(language.target.clone()),
             _ => None,

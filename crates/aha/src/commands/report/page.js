@@ -136,6 +136,11 @@
         el("b", {}, status()), ` · begun ${moment(about.started_at_us)} · `,
         `${plural(stages.length, "stage")} · seed ${about.seed} · aha ${about.version} · `,
         `${about.platform}, ${about.instruction_set}, ${plural(about.threads, "thread")}`),
+      el("ol", { class: "strip", "aria-label": "Stages" }, stages.map((stage) =>
+        el("li", { class: `${stage.status} ${colour(stage.name)}`, title: stage.description },
+          colours.has(stage.name) ? el("span", { class: "dot" }) : null,
+          stage.name, el("span", { class: "soft" }, ` ${kindOf(stage)}`),
+          el("span", { class: "hidden" }, `, ${stage.status}`)))),
       el("div", { class: "tiles" }, tiles()));
 
   // ---- Stages --------------------------------------------------------------------------------------------
@@ -441,7 +446,6 @@
       if (to[event.key] === undefined) return;
       event.preventDefault();
       pointAt(group, steps[Math.min(steps.length - 1, Math.max(0, to[event.key]))], self);
-      said.textContent = tip.textContent;
     };
 
     const point = (step, isSource) => {
@@ -471,6 +475,10 @@
       const head = `step ${grouped(step)}` + (per > 1 ? `, means of ${per} steps` : "");
       tip.replaceChildren(el("div", { class: "soft" }, head), el("table", {}, el("tbody", {}, rows)));
       tip.hidden = false;
+      if (document.activeElement && box.contains(document.activeElement)) {
+        const all = hits.map(({ of, i }) => `${of.stage} ${of.label || ""} ${written(of.values[i])}`);
+        said.textContent = `${head}: ${all.join(", ")}`;
+      }
       const isRight = x > frame.x1 * 0.55;
       tip.style.left = isRight ? "" : `${x + 28}px`;
       tip.style.right = isRight ? `${figure.clientWidth - x - 6}px` : "";
@@ -479,7 +487,12 @@
 
     const self = { draw, point };
     group.charts.push(self);
-    new ResizeObserver(() => { if (box.clientWidth) draw(); }).observe(box);
+    let width = 0;
+    new ResizeObserver(() => {
+      if (box.clientWidth === 0 || box.clientWidth === width) return;
+      width = box.clientWidth;
+      draw();
+    }).observe(box);
     return figure;
   };
 

@@ -140,7 +140,8 @@ mod tests {
 
     #[test]
     fn base64_is_that_of_the_rfc() {
-        let cases = [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
+        let cases =
+            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foob", "Zm9vYg==")];
         for (text, expected) in cases {
             assert_eq!(base64(text.as_bytes()), expected);
         }
@@ -190,8 +191,18 @@ mod tests {
     #[test]
     fn the_script_sets_texts_as_texts() {
         let of_script = [
-            "innerHTML", "outerHTML", "insertAdjacent", "document.write", "eval(", "Function(",
-            "DOMParser", "srcdoc", "fetch(", "XMLHttp", "import(", "setTimeout(\"",
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacent",
+            "document.write",
+            "eval(",
+            "Function(",
+            "DOMParser",
+            "srcdoc",
+            "fetch(",
+            "XMLHttp",
+            "import(",
+            "setTimeout(\"",
         ];
         for word in of_script {
             assert!(!SCRIPT.contains(word), "{word}");

@@ -150,7 +150,7 @@ fn masked_crc(data: &[u8]) -> u32 {
 
 /// CRC-32C (Castagnoli), RFC 3720 appendix B.4.
 fn crc32c(data: &[u8]) -> u32 {
-    !data.iter().fold(!0, |crc, byte| (crc >> 8) ^ CRC_TABLE[usize::from(crc as u8 ^ byte)])
+    !data.iter().fold(!0_u32, |crc, byte| (crc >> 8) ^ CRC_TABLE[usize::from(crc as u8 ^ byte)])
 }
 
 /// The remainder of each byte; the polynomial's bits in reverse.
@@ -205,7 +205,8 @@ mod tests {
         let scalar = Scalar { step: 300, tag: "kl".to_owned(), at_us: 2_000_000, value: 0.5 };
         let file = events(0, vec![scalar]);
         let event = &file[40 + 12..file.len() - 4];
-        let expected = b"\x09\0\0\0\0\0\0\0\x40\x10\xac\x02\x2a\x0b\x0a\x09\x0a\x02kl\x15\0\0\0\x3f";
+        let expected =
+            b"\x09\0\0\0\0\0\0\0\x40\x10\xac\x02\x2a\x0b\x0a\x09\x0a\x02kl\x15\0\0\0\x3f";
         assert_eq!(event, expected);
     }
 

@@ -212,11 +212,8 @@ mod tests {
         let mut pieces = Pieces::default();
         let of = |text: &str, logprob| Piece { text: text.to_owned(), tokens_count: 1, logprob };
         let long: Vec<Piece> = (0..10).map(|i| of(&i.to_string(), -0.25)).collect();
-        let expected = Tokens::Spelled {
-            t: vec![0, 1, 2, 3],
-            p: vec![Some(-25); 4],
-            gap: Some([3, 6]),
-        };
+        let expected =
+            Tokens::Spelled { t: vec![0, 1, 2, 3], p: vec![Some(-25); 4], gap: Some([3, 6]) };
         assert_eq!(Tokens::of(long, 4, &mut pieces), expected);
         assert_eq!(pieces.texts, ["0", "1", "2", "9"]);
         let again = vec![of("9", f64::NEG_INFINITY)];
