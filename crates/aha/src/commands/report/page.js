@@ -27,11 +27,12 @@
   const measure = (x) => {
     const size = Math.abs(x);
     if (!Number.isFinite(x)) return String(x);
-    if (size >= 1000) return (x < 0 ? "−" : "") + grouped(size);
-    if (size >= 100) return x.toFixed(0);
-    if (size >= 10) return x.toFixed(1);
-    if (size >= 0.001 || size === 0) return String(Number(x.toFixed(3)));
-    return x.toExponential(1);
+    const sign = x < 0 ? "−" : "";
+    if (size >= 1000) return sign + grouped(size);
+    if (size >= 100) return sign + size.toFixed(0);
+    if (size >= 10) return sign + size.toFixed(1);
+    if (size >= 0.001 || size === 0) return sign + Number(size.toFixed(3));
+    return sign + size.toExponential(1);
   };
   const percent = (x) => (Number.isFinite(x) ? (100 * x).toFixed(1) : String(x));
   const compact = (n) => {
@@ -56,7 +57,7 @@
   const isTraining = (stage) => stage && ["rl", "sft", "reward-model"].includes(stage.kind);
   const colours = new Map();
   for (const kind of ["rl", "reward-model", "sft"]) {
-    for (const curve of curves.filter((curve) => curve.kind === kind)) colours.set(curve.stage, colours.size % 8);
+    for (const curve of curves.filter((curve) => curve.kind === kind)) colours.set(curve.stage, colours.size % 10);
   }
   const colour = (name) => (colours.has(name) ? "s" + colours.get(name) : "s7");
   const kindNames = { rl: "RL", sft: "SFT", "reward-model": "reward model" };
@@ -194,9 +195,13 @@
       : el("td", { class: "n" + (isBest ? " best" : "") }, percent(value(x)),
         se === null ? null : el("span", { class: "se" }, ` ± ${percent(value(se))}`));
 
+  const plotWidth = 190;
+  const plotX = (share) => 10 + share * (plotWidth - 26);
+  const plotAxis = () => svg("svg", { width: plotWidth, height: 18, "aria-hidden": "true" },
+    [0, 0.5, 1].map((share) => svg("text", { class: "tick", x: plotX(share), y: 14, "text-anchor": "middle" },
+      share === 1 ? "100 %" : 100 * share)));
   const plot = (row, name) => {
-    const [width, height] = [180, 26];
-    const x = (share) => 6 + share * (width - 12);
+    const [width, height, x] = [plotWidth, 26, plotX];
     const y = height / 2;
     const parts = [0, 0.25, 0.5, 0.75, 1].map((share) =>
       svg("line", { class: "rule", x1: x(share), x2: x(share), y1: 0, y2: height }));
@@ -250,13 +255,13 @@
       return roots.length > 1 ? [family, ...rows] : rows;
     });
     const top = datasets.map((of) => el("th", { class: "dataset", scope: "colgroup", colspan: 3 + (hasPlot ? 1 : 0) },
-      `${of.name} · ${plural(of.row.problem_count, "problem")} · ${plural(of.row.k, "sample")} each` +
-        (of.row.weights === "int8" ? " · int8 weights" : "")));
+      `${of.name}: ${plural(of.row.problem_count, "problem")}, ${plural(of.row.k, "sample")} each` +
+        (of.row.weights === "int8" ? ", int8 weights" : "")));
     const heads = datasets.map((of) => [
       el("th", { class: "n", scope: "col" }, "pass@1, %"),
       el("th", { class: "n", scope: "col" }, `cons@${of.row.k}, %`),
       el("th", { class: "n", scope: "col" }, "tokens"),
-      hasPlot ? el("th", { class: "plot wide", scope: "col" }, "0 – 100 %: ● pass@1, ◇ cons@k") : null,
+      hasPlot ? el("th", { class: "plot wide", scope: "col" }, `● pass@1  ◇ cons@${of.row.k}`, plotAxis()) : null,
     ]);
     return el("div", { class: "card scroll" },
       el("table", {},
@@ -335,7 +340,9 @@
     const box = el("div");
     const tip = el("div", { class: "tip", hidden: true });
     const said = el("p", { class: "hidden", "aria-live": "polite" });
-    const notes = spec.note ? el("span", { class: "soft" }, spec.note) : null;
+    const isNothing = spec.lines.every((of) => of.values.every((x) => x === 0));
+    const note = isNothing ? "0 at every step" : spec.note;
+    const notes = note ? el("span", { class: "soft" }, note) : null;
     const figure = el("figure", { class: "chart card" },
       el("figcaption", {}, el("h3", { title: spec.about }, spec.title), notes), box, tip, said);
     const lines = spec.lines.map((of) => ({ ...of, values: of.values.map(value) }));
@@ -385,10 +392,10 @@
     const draw = () => {
       const width = box.clientWidth || 320;
       frame = scales(width);
-      drawn = shown().map((of) => {
-        const sigma = (group.smoothing / 100) * of.steps.length * 0.12;
-        return { ...of, smooth: smoothed(of.values, sigma) };
-      });
+      // The same for every line, so that they compare.
+      const longest = Math.max(0, ...shown().map((of) => of.steps.length));
+      const sigma = spec.isExact ? 0 : (group.smoothing / 100) * longest * 0.12;
+      drawn = shown().map((of) => ({ ...of, smooth: smoothed(of.values, sigma) }));
       const parts = axes(frame, width);
       for (const of of drawn) {
         const raw = of.steps.map((s, i) => [frame.x(s), frame.y(of.values[i])]);
@@ -427,15 +434,19 @@
     const endNames = () => {
       const ends = drawn.filter((of) => !of.isDashed && drawn.length > 1).map((of) => {
         const last = of.smooth.findLastIndex(Number.isFinite);
-        return last < 0 ? null : { of, x: frame.x(of.steps[last]), y: frame.y(of.smooth[last]) - 9 };
+        if (last < 0) return null;
+        const [x, y] = [frame.x(of.steps[last]), frame.y(of.smooth[last])];
+        // Beside the end where there is room, else above it.
+        const isBeside = x + 8 * of.stage.length + 8 < frame.x1;
+        return { of, isBeside, x: isBeside ? x + 7 : x - 2, y: isBeside ? y + 4 : y - 9 };
       }).filter(Boolean).sort((a, b) => a.y - b.y);
       for (let i = 1; i < ends.length; i++) {
         const isNear = Math.abs(ends[i].x - ends[i - 1].x) < 90;
         if (isNear) ends[i].y = Math.max(ends[i].y, ends[i - 1].y + 14);
       }
-      return ends.map(({ of, x, y }) =>
+      return ends.map(({ of, isBeside, x, y }) =>
         svg("g", { class: colour(of.stage) },
-          svg("text", { class: "endname", x: x - 2, y, "text-anchor": "end" }, of.stage)));
+          svg("text", { class: "endname", x, y, "text-anchor": isBeside ? "start" : "end" }, of.stage)));
     };
 
     const move = (event) => {
@@ -507,29 +518,28 @@
       { title: "Reward", keys: ["reward"], unit: "mean reward", isFromZero: true },
       { title: "KL to the reference", keys: ["kl"], unit: "nats per token", isFromZero: true },
       { title: "Entropy", keys: ["entropy"], unit: "nats per token", isFromZero: true },
-      { title: "Clipped tokens", note: "solid: above; dashed: below", keys: ["clip_high_share", "clip_low_share"],
-        labels: ["above", "below"], ...share, unit: "% of tokens" },
+      { title: "Clipped tokens", keys: ["clip_high_share", "clip_low_share"], labels: ["above", "below"], ...share,
+        unit: "% of tokens; dashed: clipped below" },
       { title: "Gradient norm", keys: ["grad_norm"], unit: "global norm before clipping", isFromZero: true },
       { title: "Groups without signal", keys: ["no_signal_share"], ...share, unit: "% of groups" },
       { title: "Completions cut at the limit", keys: ["truncated_share"], ...share, unit: "% of completions" },
       { title: "Reflection words", keys: ["reflections_mean"], unit: "per completion", isFromZero: true },
-      { title: "Completions that reflect", keys: ["reflecting_share"], ...share, unit: "% of completions" },
       { title: "Mixed language", keys: ["foreign_share"], ...share, unit: "% of words not in the target language" },
       { title: "Speed", keys: ["tokens_per_second"], unit: "tokens per second", isFromZero: true },
     ],
     sft: [
       { title: "Loss", keys: ["loss"], unit: "nats per token", isFromZero: true },
       { title: "Gradient norm", keys: ["grad_norm"], unit: "global norm before clipping", isFromZero: true },
-      { title: "Learning rate", keys: ["lr"], unit: "per step", isFromZero: true },
+      { title: "Learning rate", keys: ["lr"], unit: "per optimizer step", isFromZero: true, isExact: true },
       { title: "Speed", keys: ["tokens_per_second"], unit: "tokens per second", isFromZero: true },
     ],
     "reward-model": [
-      { title: "Accuracy", note: "solid: the step's pairs; dashed: held-out pairs",
-        keys: ["accuracy", "held_out_accuracy"], labels: ["", "held out"], ...share, unit: "% of pairs", max: 1 },
-      { title: "Loss", note: "dashed: held-out pairs", keys: ["loss", "held_out_loss"], labels: ["", "held out"],
-        unit: "nats per pair", isFromZero: true },
-      { title: "Margin", note: "dashed: held-out pairs", keys: ["margin", "held_out_margin"],
-        labels: ["", "held out"], unit: "chosen less rejected", isFromZero: true },
+      { title: "Accuracy", keys: ["accuracy", "held_out_accuracy"], labels: ["", "held out"], ...share,
+        unit: "% of pairs; dashed: held out", max: 1 },
+      { title: "Loss", keys: ["loss", "held_out_loss"], labels: ["", "held out"],
+        unit: "nats per pair; dashed: held out", isFromZero: true },
+      { title: "Margin", keys: ["margin", "held_out_margin"], labels: ["", "held out"],
+        unit: "chosen less rejected; dashed: held out", isFromZero: true },
       { title: "Gradient norm", keys: ["grad_norm"], unit: "global norm before clipping", isFromZero: true },
       { title: "Speed", keys: ["tokens_per_second"], unit: "tokens per second", isFromZero: true },
     ],
@@ -547,7 +557,8 @@
       { title: `Reward: ${name.slice(7)}`, keys: [name], unit: "mean score", isFromZero: true })));
     const known = new Set(specs.flatMap((spec) => spec.keys));
     const others = names.filter((name) => !known.has(name)).map((name) => (
-      { title: name, keys: [name], unit: name.endsWith("_seconds") ? "seconds" : "value" }));
+      { title: name, keys: [name], isExact: ["lr", "policy_version"].includes(name),
+        ...(name.endsWith("_share") ? share : { unit: name.endsWith("_seconds") ? "seconds" : "value" }) }));
     const group = newGroup();
     const made = (spec) => {
       const lines = spec.keys.flatMap((key, i) => of.filter((curve) => curve.lines[key]).map((curve) => (
@@ -592,7 +603,7 @@
     // Of each pattern the shortest way to say it.
     const words = data.reflections.map((pattern) => pattern
       .replace(/\(\?:[^)]*\)\?/g, "").replace(/\(\?:([^|)]*)[^)]*\)/g, "$1")
-      .replace(/(\w)\+/g, "$1$1").replace(/-\?|\[- \]/g, "-")).join(", ");
+      .replace(/(\w)\+/g, "$1$1").replace(/-\?|\[- \]/g, "-").replace(/^i /, "I ")).join(", ");
     const cards = data.moments.flatMap(({ stage, moments }) => moments.map((found, i) =>
       el("article", { class: "moment card" },
         el("div", { class: "head" },
@@ -601,7 +612,7 @@
             `${plural(found.count, "right answer")} of this step ${found.count === 1 ? "looks" : "look"} back`)),
         el("div", { class: "text prompt soft" }, found.prompt),
         el("p", { class: "text" }, found.pieces.map((piece, at) => (at % 2 ? el("mark", {}, piece) : piece))),
-        el("p", { class: "soft" }, `prompt ${found.prompt_id}, sample ${found.sample_idx}` +
+        el("div", { class: "where" }, `prompt ${found.prompt_id}, sample ${found.sample_idx}` +
           (found.answer === null ? "" : `, reference answer ${found.answer}`)))));
     const none = data.moments.filter(({ reward, moments }) => reward && !moments.length).map(({ stage }) => stage);
     const unknown = data.moments.filter(({ reward }) => !reward).map(({ stage }) => stage);
@@ -636,7 +647,7 @@
       [el("i", {}, from), classes.map((of, i) => el("span", { class: of }, labels[i])), el("i", {}, to)];
     if (mode === "probability") {
       const labels = ["90 %", "70", "45", "25", "10", "3", "0"];
-      return scale(["", "u1", "u2", "u3", "u4", "u5", "u6"], labels, "probability of the token, from", "");
+      return scale(["", "u1", "u2", "u3", "u4", "u5", "u6"], labels, "probability of the token, at least", "");
     }
     if (mode === "advantage") {
       const labels = ["−1.75", "−1", "−0.5", "0", "+0.5", "+1", "+1.75"];
@@ -657,7 +668,7 @@
     const kind = count === 0 ? "special token" : count > 1 ? `${count} tokens of one character` : "token";
     const p100 = p[at];
     const likely = p100 === null ? "no finite log-prob"
-      : `probability ${measure(Math.exp(p100 / 100))}, log-prob ${(p100 / 100).toFixed(2)}`;
+      : `probability ${measure(Math.exp(p100 / 100))}, log-prob ${(p100 / 100).toFixed(2).replace("-", "−")}`;
     const left = row.tokens.gap && at >= row.tokens.gap[0] ? row.tokens.gap[1] : 0;
     const place = `${kind} ${grouped(at + 1 + left)} of ${grouped(row.len)}`;
     const adv = row.adv === null ? "no advantage" : `advantage ${measure(value(row.adv))}`;
