@@ -35,6 +35,11 @@ def scalars(folder):
     return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
+def same(a, b):
+    """Whether two values are equal, or both no numbers."""
+    return a == b or (a != a and b != b)
+
+
 def main(board, metrics):
     wanted = collections.defaultdict(lambda: collections.defaultdict(dict))
     for row in json.loads(pathlib.Path(metrics).read_text()):
@@ -42,7 +47,6 @@ def main(board, metrics):
     failed = not wanted
     for stage, names in wanted.items():
         found = scalars(pathlib.Path(board) / stage)
-        same = lambda a, b: a == b or (a != a and b != b)
         wrong = [
             f"{name} at step {step}: {found.get(name, {}).get(step)} is not {value}"
             for name, values in names.items()
@@ -51,7 +55,8 @@ def main(board, metrics):
         ]
         failed |= bool(wrong)
         count = sum(len(values) for values in names.values())
-        print(f"{'WRONG' if wrong else 'ok':5} {stage}: {count} values of {len(names)} metrics", *wrong[:5], sep="\n      ")
+        said = f"{'WRONG' if wrong else 'ok':5} {stage}: {count} values of {len(names)} metrics"
+        print(said, *wrong[:5], sep="\n      ")
     return 1 if failed else 0
 
 

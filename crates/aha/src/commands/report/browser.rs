@@ -225,7 +225,7 @@ async fn source(
             .collect(),
     });
     let steps: Vec<Step> = steps.collect();
-    Ok((!steps.is_empty()).then(|| Source {
+    Ok((!steps.is_empty()).then_some(Source {
         table: table.name,
         stage: table.stage,
         kind: table.kind,

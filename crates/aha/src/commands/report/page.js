@@ -89,7 +89,7 @@
   const status = () => {
     if (stages.every((stage) => stage.status === "done")) return "finished";
     const now = stages.find((stage) => stage.status === "running");
-    if (!now) return stages.some((stage) => stage.status === "done") ? "unfinished" : "not begun";
+    if (!now) return stages.some((stage) => stage.status === "done") ? "unfinished" : "nothing done yet";
     const of = now.steps_planned ? ` of ${grouped(now.steps_planned)}` : "";
     return `in progress: ${now.name}` + (now.steps ? `, step ${grouped(now.steps)}${of}` : "");
   };
@@ -130,8 +130,9 @@
     return found;
   };
 
-  const overview = () =>
-    el("div", {},
+  const overview = () => {
+    const figures = tiles();
+    return el("div", {},
       el("h1", {}, about.name),
       el("p", { class: "lead" },
         el("b", {}, status()), ` · begun ${moment(about.started_at_us)} · `,
@@ -142,7 +143,8 @@
           colours.has(stage.name) ? el("span", { class: "dot" }) : null,
           stage.name, el("span", { class: "soft" }, ` ${kindOf(stage)}`),
           el("span", { class: "hidden" }, `, ${stage.status}`)))),
-      el("div", { class: "tiles" }, tiles()));
+      figures.length ? el("div", { class: "tiles" }, figures) : null);
+  };
 
   // ---- Stages --------------------------------------------------------------------------------------------
 
@@ -409,6 +411,8 @@
             : svg("path", { class: "raw", d: path(raw) }),
           svg("path", { class: "smooth" + dashed,
             d: path(of.steps.map((s, i) => [frame.x(s), frame.y(of.smooth[i])])) }),
+          of.steps.length === 1 && Number.isFinite(of.values[0])
+            ? svg("circle", { class: "alone" + dashed, cx: raw[0][0], cy: raw[0][1], r: 4 }) : null,
           lost.slice(0, 200).map((s) => {
             const [x, y] = [frame.x(s), frame.y0 - 5];
             return svg("path", { class: "lost", d: `M${x - 3} ${y - 3}l6 6m0-6l-6 6` });
@@ -432,7 +436,8 @@
 
     // Names at the ends of solid lines, moved apart.
     const endNames = () => {
-      const ends = drawn.filter((of) => !of.isDashed && drawn.length > 1).map((of) => {
+      const solid = drawn.filter((of) => !of.isDashed);
+      const ends = solid.filter(() => solid.length > 1).map((of) => {
         const last = of.smooth.findLastIndex(Number.isFinite);
         if (last < 0) return null;
         const [x, y] = [frame.x(of.steps[last]), frame.y(of.smooth[last])];
@@ -545,7 +550,8 @@
     ],
   };
 
-  const docOf = (key) => data.docs[key] || (key.startsWith("reward_") ? data.docs.reward_NAME : "") || "";
+  const docOf = (key) => data.docs[key] ||
+    (key.startsWith("reward_") ? data.docs.reward_NAME.replace("NAME", key.slice(7)) : "");
 
   const curvesSection = (kind) => {
     const of = curves.filter((curve) => curve.kind === kind);
