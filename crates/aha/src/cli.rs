@@ -33,7 +33,7 @@ enum Command {
     Check(check::Args),
     /// Query the tables of runs with SQL.
     Query(query::Args),
-    /// Write what a run has done as one page: results, curves, completions; and as TensorBoard files.
+    /// Write a run as one page: results, curves, completions; and as TensorBoard files.
     Report(report::Args),
     /// Measure a model on problems: pass@1, pass@k, cons@k.
     Eval(eval::Args),

@@ -174,8 +174,23 @@ struct StepRow {
 
 #[derive(Deserialize)]
 struct GroupRow {
+    step: u64,
     prompt_id: String,
     size: u64,
+}
+
+/// A step as it is read.
+struct ReadStep {
+    step: u64,
+    groups_count: usize,
+    groups: Vec<ReadGroup>,
+}
+
+/// A group as it is read: the prompt's identity, how many completions there are, and those that are shown.
+struct ReadGroup {
+    id: String,
+    size: u64,
+    rows: Vec<Read>,
 }
 
 /// What is shown of a table; none where it has no rows yet.
@@ -201,28 +216,26 @@ async fn source(
     )
     .await?;
     let total = |of: fn(&StepRow) -> u64| all.iter().map(of).sum::<u64>() as usize;
-    let bounds = bounds.fit(Size {
+    let size = Size {
         steps: all.len(),
         groups: total(|row| row.groups),
         rows: total(|row| row.rows),
         tokens: total(|row| row.tokens),
-    });
-    let mut read = Vec::new();
-    for idx in evenly(all.len(), bounds.steps) {
-        let step = all[idx].step;
-        let groups = groups(session, &quoted, &reward_names, step, bounds).await?;
-        read.push((step, all[idx].groups as usize, groups));
+    };
+    let bounds = bounds.fit(size);
+    let steps: Vec<u64> =
+        evenly(all.len(), bounds.steps).into_iter().map(|idx| all[idx].step).collect();
+    let mut read = choose(session, &quoted, &steps, bounds).await?;
+    for some in read.chunks_mut(bounds.steps_at_once(size)) {
+        fill(session, &quoted, &reward_names, some, bounds).await?;
     }
-    let lens = read.iter().flat_map(|(_, _, groups)| groups).flat_map(|(_, _, rows)| rows);
-    let tokens_max = bounds.tokens_of(lens.map(|row| row.ids.len()));
+    let rows = read.iter().flat_map(|step| &step.groups).flat_map(|group| &group.rows);
+    let tokens_max = bounds.tokens_of(rows.map(|row| row.ids.len()));
     let mut show = |row: Read| row.shown(tokenizer, pieces, tokens_max);
-    let steps = read.into_iter().map(|(step, groups_count, groups)| Step {
-        step,
-        groups_count,
-        groups: groups
-            .into_iter()
-            .filter_map(|(id, size, rows)| group(id, size, rows, &mut show))
-            .collect(),
+    let steps = read.into_iter().map(|read| Step {
+        step: read.step,
+        groups_count: read.groups_count,
+        groups: read.groups.into_iter().filter_map(|read| group(read, &mut show)).collect(),
     });
     let steps: Vec<Step> = steps.collect();
     Ok((!steps.is_empty()).then_some(Source {
@@ -236,75 +249,88 @@ async fn source(
     }))
 }
 
-/// A group as it is read: the prompt's identity, how many completions there are, and those that are shown.
-type ReadGroup = (String, u64, Vec<Read>);
-
-/// The groups of a step that are shown.
-async fn groups(
+/// The groups of these steps that are shown, without their rows.
+async fn choose(
     session: &Session,
     table: &str,
-    reward_names: &[String],
-    step: u64,
+    steps: &[u64],
     bounds: Bounds,
-) -> anyhow::Result<Vec<ReadGroup>> {
+) -> anyhow::Result<Vec<ReadStep>> {
+    if steps.is_empty() {
+        return Ok(Vec::new());
+    }
+    let listed: Vec<String> = steps.iter().map(u64::to_string).collect();
     let all: Vec<GroupRow> = ask::rows(
         session,
         &format!(
-            "SELECT prompt_id, count(*) AS size FROM {table} WHERE step = {step} \
-             GROUP BY prompt_id ORDER BY prompt_id"
+            "SELECT step, prompt_id, count(*) AS size FROM {table} WHERE step IN ({}) \
+             GROUP BY step, prompt_id ORDER BY step, prompt_id",
+            listed.join(", ")
         ),
     )
     .await?;
-    let chosen: Vec<&GroupRow> =
-        evenly(all.len(), bounds.groups).into_iter().map(|idx| &all[idx]).collect();
-    let ids: Vec<String> = chosen.iter().map(|group| ask::text(&group.prompt_id)).collect();
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
+    let steps = all.chunk_by(|a, b| a.step == b.step).map(|groups| ReadStep {
+        step: groups[0].step,
+        groups_count: groups.len(),
+        groups: evenly(groups.len(), bounds.groups)
+            .into_iter()
+            .map(|idx| &groups[idx])
+            .map(|of| ReadGroup { id: of.prompt_id.clone(), size: of.size, rows: Vec::new() })
+            .collect(),
+    });
+    Ok(steps.collect())
+}
+
+/// Reads the rows of the groups.
+async fn fill(
+    session: &Session,
+    table: &str,
+    reward_names: &[String],
+    steps: &mut [ReadStep],
+    bounds: Bounds,
+) -> anyhow::Result<()> {
     let columns: Vec<String> =
         reward_names.iter().map(|reward| ask::name(&col::reward(reward))).collect();
     let parts = match columns.as_slice() {
         [] => "NULL".to_owned(),
         columns => format!("make_array({})", columns.join(", ")),
     };
+    let wanted = steps.iter().map(|step| {
+        let ids: Vec<String> = step.groups.iter().map(|group| ask::text(&group.id)).collect();
+        format!("(step = {} AND prompt_id IN ({}))", step.step, ids.join(", "))
+    });
     let rows: Vec<Read> = ask::rows(
         session,
         &format!(
-            "SELECT prompt_id, prompt, answer, source, sample_idx, completion, \
+            "SELECT step, prompt_id, prompt, answer, source, sample_idx, completion, \
                     completion_token_ids AS ids, completion_logprobs AS logprobs, \
                     completion_len_tokens AS len, finish_reason, reward, {parts} AS parts, reward_error, \
                     advantage, is_trained, skip_reason \
-             FROM {table} WHERE step = {step} AND sample_idx < {} AND prompt_id IN ({}) \
-             ORDER BY prompt_id, sample_idx",
+             FROM {table} WHERE sample_idx < {} AND ({}) ORDER BY step, prompt_id, sample_idx",
             bounds.completions,
-            ids.join(", ")
+            wanted.collect::<Vec<_>>().join(" OR ")
         ),
     )
     .await?;
-    let mut groups: Vec<ReadGroup> =
-        chosen.iter().map(|group| (group.prompt_id.clone(), group.size, Vec::new())).collect();
     for row in rows {
-        if let Some((_, _, rows)) = groups.iter_mut().find(|(id, ..)| *id == row.prompt_id) {
-            rows.push(row);
+        let step = steps.iter_mut().find(|step| step.step == row.step);
+        let group = step.and_then(|s| s.groups.iter_mut().find(|group| group.id == row.prompt_id));
+        if let Some(group) = group {
+            group.rows.push(row);
         }
     }
-    Ok(groups)
+    Ok(())
 }
 
-fn group(
-    id: String,
-    size: u64,
-    rows: Vec<Read>,
-    show: &mut impl FnMut(Read) -> Row,
-) -> Option<Group> {
-    let first = rows.first()?;
+fn group(read: ReadGroup, show: &mut impl FnMut(Read) -> Row) -> Option<Group> {
+    let first = read.rows.first()?;
     Some(Group {
-        id: text::one_line(&id),
+        id: text::one_line(&read.id),
         source: first.source.as_deref().map(text::one_line),
         prompt: shown(&first.prompt, PROMPT_CHARS_MAX),
         answer: first.answer.as_deref().map(|answer| shown(answer, ANSWER_CHARS_MAX)),
-        size,
-        rows: rows.into_iter().map(show).collect(),
+        size: read.size,
+        rows: read.rows.into_iter().map(show).collect(),
     })
 }
 
@@ -319,6 +345,7 @@ fn shown(whole: &str, chars_max: usize) -> String {
 /// A completion as it is read.
 #[derive(Deserialize)]
 struct Read {
+    step: u64,
     prompt_id: String,
     prompt: String,
     answer: Option<String>,

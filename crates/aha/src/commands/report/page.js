@@ -91,7 +91,8 @@
     const now = stages.find((stage) => stage.status === "running");
     if (!now) return stages.some((stage) => stage.status === "done") ? "unfinished" : "nothing done yet";
     const of = now.steps_planned ? ` of ${grouped(now.steps_planned)}` : "";
-    return `in progress: ${now.name}` + (now.steps ? `, step ${grouped(now.steps)}${of}` : "");
+    // Whether it is being worked on isn't known here.
+    return `unfinished, at ${now.name}` + (now.steps ? `, step ${grouped(now.steps)}${of}` : "");
   };
 
   const tile = (name, figure, unit, note) =>
@@ -693,7 +694,7 @@
     const { tokens } = row;
     if (tokens.text !== undefined) {
       const of = state.mode === "advantage" ? advantageClass(row.adv) : "";
-      return el("p", { class: "text", tabindex: 0 }, el("span", { class: of }, tokens.text));
+      return el("p", { class: "text", tabindex: 0, role: "group" }, el("span", { class: of }, tokens.text));
     }
     const spans = tokens.t.map((piece, at) => {
       const of = state.mode === "probability" ? surpriseClass(tokens.p[at])
@@ -714,7 +715,7 @@
       showToken(span, row, Number(span.dataset.at));
     };
     const spanOf = (event) => (event.target.dataset && event.target.dataset.at ? event.target : null);
-    return el("p", { class: "text", tabindex: 0, "aria-label": "completion; arrow keys go by token",
+    return el("p", { class: "text", tabindex: 0, role: "group", "aria-label": "completion; arrow keys go by token",
       pointerover: (event) => select(spanOf(event)),
       pointerleave: () => select(null),
       blur: () => select(null),

@@ -11,6 +11,8 @@ const GROUPS_WITHOUT_STEPS_MAX: usize = 12;
 const COMPLETIONS_MAX: usize = 16;
 /// Tokens of a completion.
 const TOKENS_MAX: usize = 2000;
+/// Tokens that a query reads, about.
+const TOKENS_READ: usize = 2_000_000;
 
 /// What is shown of a table, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +70,13 @@ impl Bounds {
             self.completions -= 1;
         }
         self
+    }
+
+    /// How many of the chosen steps to read together.
+    pub fn steps_at_once(&self, size: Size) -> usize {
+        let len = size.tokens / size.rows.max(1);
+        let step_len = self.groups * self.completions * len;
+        (TOKENS_READ / step_len.max(1)).max(1)
     }
 
     /// The largest number of tokens to show of one completion, so that those of all are allowed.
@@ -130,5 +139,7 @@ mod tests {
         let more = bounds.tokens_of(std::iter::repeat_n(8000, 700));
         assert_eq!(more, TOKENS_TOTAL / 5 / 700);
         assert_eq!(bounds.tokens_of(std::iter::empty()), TOKENS_MAX);
+        assert_eq!(bounds.steps_at_once(size), TOKENS_READ / 5 / (2_000_000_000 / 512_000));
+        assert_eq!(bounds.steps_at_once(Size { tokens: usize::MAX / 64, ..size }), 1);
     }
 }
