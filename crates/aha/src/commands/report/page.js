@@ -71,10 +71,6 @@
     }
     return model;
   };
-  const line = (stage, name) => {
-    const curve = curves.find((curve) => curve.stage === stage);
-    return curve && curve.lines[name];
-  };
   // Means over the first and the last tenth of a line.
   const ends = (of) => {
     const values = of.values.map(value).filter(Number.isFinite);
@@ -759,13 +755,13 @@
     const clamp = (x, count) => Math.max(0, Math.min(count - 1, x));
     const choose = (change) => { Object.assign(state, change); draw(); };
 
-    const picker = (label, options, at, pick) => {
+    const picker = (label, options, at, pick, hasButtons = true) => {
       const select = el("select", { "aria-label": label, change: (event) => pick(Number(event.currentTarget.value)) },
         options.map((text, i) => el("option", { value: i, selected: i === at }, text)));
       const button = (text, to, name) => el("button", { type: "button", "aria-label": `${name} ${label}`,
         disabled: to < 0 || to >= options.length, click: () => pick(to) }, text);
-      return [el("span", { class: "soft" }, label), button("‹", at - 1, "previous"), select,
-        button("›", at + 1, "next")];
+      const [before, after] = hasButtons ? [button("‹", at - 1, "previous"), button("›", at + 1, "next")] : [];
+      return el("span", { class: "picker" }, el("span", { class: "soft" }, label), before, select, after);
     };
 
     const nameOf = (source) => {
@@ -789,17 +785,17 @@
       const hasSteps = source.kind === "rl";
       const toStep = (at, of = source) => ({ step: at, group: of.steps.length ? firstGroup(of.steps[at]) : 0 });
       const modes = ["probability", "advantage", "none"];
-      controls.replaceChildren(
-        ...picker("stage", sources.map(nameOf), state.source, (at) =>
+      controls.replaceChildren(...[
+        picker("stage", sources.map(nameOf), state.source, (at) =>
           choose({ source: at, ...toStep(sources[at].steps.length - 1, sources[at]) })),
-        ...(hasSteps ? picker("step", source.steps.map((of) => grouped(of.step)), state.step, (at) =>
-          choose(toStep(at))) : []),
-        ...picker("prompt", step.groups.map((of) => of.id), state.group, (at) => choose({ group: at })),
+        hasSteps && picker("step", source.steps.map((of) => grouped(of.step)), state.step, (at) => choose(toStep(at))),
+        picker("prompt", step.groups.map((of) => of.id), state.group, (at) => choose({ group: at })),
         el("span", { class: "gap" }),
-        ...picker("colour", ["by probability", "by advantage", "none"], modes.indexOf(state.mode), (at) =>
-          choose({ mode: modes[at] })).filter((part) => part.tagName !== "BUTTON"),
-        ...picker("order", ["as sampled", "by reward"], Number(state.isByReward), (at) =>
-          choose({ isByReward: at === 1 })).filter((part) => part.tagName !== "BUTTON"));
+        picker("colour", ["by probability", "by advantage", "none"], modes.indexOf(state.mode), (at) =>
+          choose({ mode: modes[at] }), false),
+        picker("order", ["as sampled", "by reward"], Number(state.isByReward), (at) =>
+          choose({ isByReward: at === 1 }), false),
+      ].filter(Boolean));
       keys.replaceChildren(...keysOf(state.mode).flat());
       place.replaceChildren(...(group ? shown(source, step, group) : []));
       const again = focused && [...controls.querySelectorAll("[aria-label]")].find((node) =>
