@@ -743,7 +743,7 @@
       el("div", { class: "facts" }, parts,
         chip(plural(row.len, "token")),
         row.finish === "length" ? chip("cut at the limit", "wrong") : chip(row.finish),
-        row.skip ? chip(`not trained on: ${row.skip.replaceAll("_", " ")}`, "skip") : null),
+        row.skip && source.kind === "rl" ? chip(`not trained on: ${row.skip.replaceAll("_", " ")}`, "skip") : null),
       row.error ? el("div", { class: "minus text" }, row.error) : null,
       completionText(row));
   };
@@ -809,8 +809,8 @@
       if (state.isByReward) rows.sort((a, b) => reward(b) - reward(a) || a.idx - b.idx);
       const isLong = rows.some((row) => row.len > 250);
       const counts = `${grouped(group.rows.length)} of ${plural(group.size, "completion")}` +
-        ` · ${grouped(step.groups.length)} of ${plural(step.groups_count, "prompt")} of the step` +
-        (source.kind === "rl" ? ` · ${grouped(source.steps.length)} of ${plural(source.steps_count, "step")}` : "");
+        ` · ${grouped(step.groups.length)} of ${plural(step.groups_count, "prompt")}` +
+        (source.kind === "rl" ? ` of the step · ${grouped(source.steps.length)} of ${plural(source.steps_count, "step")}` : "");
       return [
         el("div", { class: "asked card" },
           el("div", {}, el("div", { class: "label" }, "prompt" + (group.source ? ` from ${group.source}` : "")),
