@@ -1,5 +1,6 @@
 //! What a text looks like: its words, and those of reflection. Pure, for SQL and reports.
 
+use std::ops::Range;
 use std::sync::LazyLock;
 
 use regex::Regex;
@@ -36,7 +37,12 @@ static REFLECTION: LazyLock<Regex> = LazyLock::new(|| {
 /// assert_eq!(aha_reward::reflection_count("Wait, let me check. The waiter waits."), 2);
 /// ```
 pub fn reflection_count(text: &str) -> usize {
-    REFLECTION.find_iter(text).count()
+    reflections(text).count()
+}
+
+/// Where those are that [`reflection_count`] counts, in order: ranges of bytes of the text.
+pub fn reflections(text: &str) -> impl Iterator<Item = Range<usize>> {
+    REFLECTION.find_iter(text).map(|found| found.range())
 }
 
 /// The number of words: runs of letters and digits, and each character of a script without blanks (Han, kana,

@@ -2,7 +2,9 @@
 
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
-use crate::commands::{bench, check, doctor, eval, export, generate, grade, logprobs, query, run};
+use crate::commands::{
+    bench, check, doctor, eval, export, generate, grade, logprobs, query, report, run,
+};
 use crate::logging;
 use crate::screen::Screen;
 
@@ -31,6 +33,8 @@ enum Command {
     Check(check::Args),
     /// Query the tables of runs with SQL.
     Query(query::Args),
+    /// Write a run as one page: results, curves, completions; and as TensorBoard files.
+    Report(report::Args),
     /// Measure a model on problems: pass@1, pass@k, cons@k.
     Eval(eval::Args),
     /// Let a model complete a prompt.
@@ -55,6 +59,7 @@ pub fn run(screen: &Screen) -> anyhow::Result<()> {
         Command::Run(args) => run::run(args, screen, &log),
         Command::Check(args) => check::run(&args),
         Command::Query(args) => query::run(&args, screen),
+        Command::Report(args) => report::run(&args, screen),
         Command::Eval(args) => eval::run(args, screen),
         Command::Generate(args) => generate::run(&args, screen),
         Command::Logprobs(args) => logprobs::run(&args),

@@ -27,7 +27,7 @@ fn escape(text: &str, stays: impl Fn(char) -> bool) -> String {
 }
 
 /// Control characters, and marks that turn the direction of the text around.
-fn is_hidden(c: char) -> bool {
+pub fn is_hidden(c: char) -> bool {
     c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 

@@ -9,6 +9,7 @@ pub mod generate;
 pub mod grade;
 pub mod logprobs;
 pub mod query;
+pub mod report;
 pub mod run;
 
 mod shared;

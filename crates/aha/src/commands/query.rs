@@ -166,7 +166,7 @@ async fn answer(
 }
 
 /// The newest run in `runs/`, named on stderr.
-fn newest_run(screen: &Screen) -> anyhow::Result<PathBuf> {
+pub(super) fn newest_run(screen: &Screen) -> anyhow::Result<PathBuf> {
     let runs = Path::new("runs");
     let found = newest_in(runs).with_context(|| format!("can't list `{}`", runs.display()))?;
     let run = found.ok_or_else(|| {

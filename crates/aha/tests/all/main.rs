@@ -9,6 +9,7 @@ mod models;
 mod preferences;
 mod queries;
 mod recipes;
+mod reports;
 mod runs;
 mod support;
 mod usage;

@@ -4,8 +4,10 @@ use std::path::Path;
 
 use crate::support::aha;
 
-const COMMANDS: [&str; 10] =
-    ["run", "check", "query", "eval", "generate", "logprobs", "grade", "export", "bench", "doctor"];
+const COMMANDS: [&str; 11] = [
+    "run", "check", "query", "report", "eval", "generate", "logprobs", "grade", "export", "bench",
+    "doctor",
+];
 
 #[test]
 fn every_command_has_help() {
@@ -22,7 +24,7 @@ fn every_command_has_help() {
 #[test]
 fn wrong_arguments_are_misuse() {
     let dir = tempfile::tempdir().unwrap();
-    let cases: [&[&str]; 14] = [
+    let cases: [&[&str]; 15] = [
         &[],
         &["bench", "trian"],
         &["bench", "train", "--shape", "8"],
@@ -33,6 +35,7 @@ fn wrong_arguments_are_misuse() {
         &["check", "nowhere.toml"],
         &["query", "SELECT 1"],
         &["query", "SELECT 1", "--run", "nowhere"],
+        &["report"],
         &["generate", "--model", "nowhere", "--prompt", "x"],
         &["generate", "--model", "nowhere", "--prompt", "x", "--temperature=-1"],
         &["eval", "--model", "nowhere", "--data", "nowhere.parquet"],
