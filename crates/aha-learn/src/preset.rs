@@ -149,26 +149,8 @@ impl Preset {
                 surrogate: Surrogate::Cispo,
                 ..TOKEN_MEAN
             },
-            Self::Rloo => Objective {
-                kl_coef: 0.05,
-                kl_in_reward: true,
-                kl_estimator: KlEstimator::K1,
-                aggregation: Aggregation::Constant { length_tokens: 1 },
-                advantage: AdvantageRule {
-                    baseline: Baseline::LeaveOneOut,
-                    scale: Scale::None,
-                    ..DEEPSEEK_R1.advantage
-                },
-                ..DEEPSEEK_R1
-            },
-            Self::ReinforcePlusPlus => Objective {
-                advantage: AdvantageRule {
-                    baseline: Baseline::None,
-                    scale: Scale::Whiten,
-                    ..DEEPSEEK_R1.advantage
-                },
-                ..TOKEN_MEAN
-            },
+            Self::Rloo => RLOO,
+            Self::ReinforcePlusPlus => REINFORCE_PLUS_PLUS,
             Self::ReinforcePlusPlusBaseline => Objective {
                 kl_coef: DEEPSEEK_R1.kl_coef,
                 kl_estimator: KlEstimator::K2,
@@ -178,6 +160,28 @@ impl Preset {
         }
     }
 }
+
+const RLOO: Objective = Objective {
+    kl_coef: 0.05,
+    kl_in_reward: true,
+    kl_estimator: KlEstimator::K1,
+    aggregation: Aggregation::Constant { length_tokens: 1 },
+    advantage: AdvantageRule {
+        baseline: Baseline::LeaveOneOut,
+        scale: Scale::None,
+        ..DEEPSEEK_R1.advantage
+    },
+    ..DEEPSEEK_R1
+};
+
+const REINFORCE_PLUS_PLUS: Objective = Objective {
+    advantage: AdvantageRule {
+        baseline: Baseline::None,
+        scale: Scale::Whiten,
+        ..DEEPSEEK_R1.advantage
+    },
+    ..TOKEN_MEAN
+};
 
 /// What those have in common that weigh all tokens alike and know no reference.
 const TOKEN_MEAN: Objective =

@@ -115,16 +115,7 @@ fn naive(o: &Objective, batch: &[Completion], logps: &[Vec<f64>], entropies: &[V
             if a < 0.0 {
                 policy = policy.min(-o.dual_clip.unwrap_or(f64::INFINITY) * a);
             }
-            let d = f64::from(c.ref_logps[t]) - logps[i][t];
-            let mut kl = match o.kl_estimator {
-                KlEstimator::K1 => -d,
-                KlEstimator::K2 => 0.5 * d.powi(2),
-                KlEstimator::K3 => {
-                    let bound = o.kl_log_ratio_clamp.unwrap_or(f64::INFINITY);
-                    let d = d.clamp(-bound, bound);
-                    (d.exp() - d - 1.0).min(o.kl_value_clamp.unwrap_or(f64::INFINITY))
-                }
-            };
+            let mut kl = naive_kl(o, f64::from(c.ref_logps[t]) - logps[i][t]);
             if o.kl_times_ratio {
                 kl *= rho;
             }
@@ -141,6 +132,19 @@ fn naive(o: &Objective, batch: &[Completion], logps: &[Vec<f64>], entropies: &[V
         }
     }
     total
+}
+
+/// The KL estimate, with `d = ref - logp`.
+fn naive_kl(o: &Objective, d: f64) -> f64 {
+    match o.kl_estimator {
+        KlEstimator::K1 => -d,
+        KlEstimator::K2 => 0.5 * d.powi(2),
+        KlEstimator::K3 => {
+            let bound = o.kl_log_ratio_clamp.unwrap_or(f64::INFINITY);
+            let d = d.clamp(-bound, bound);
+            (d.exp() - d - 1.0).min(o.kl_value_clamp.unwrap_or(f64::INFINITY))
+        }
+    }
 }
 
 /// Every option of the loss: its name, an objective with it and one without.

@@ -52,7 +52,10 @@ fn r1_zero_evaluates_trains_and_evaluates_again() {
     let query = run("r1-zero.toml", "zero", &[]);
     let rows = "SELECT stage, count(*) AS n FROM rollouts GROUP BY stage ORDER BY stage";
     let eval = |stage: &str| json!({"stage": stage, "n": 8});
-    assert_eq!(query(rows), json!([eval("after"), eval("before"), {"stage": "zero", "n": 32}]));
+    assert_eq!(
+        query(rows),
+        json!([eval("after_zero"), eval("before_base"), {"stage": "zero", "n": 32}])
+    );
     let evals = "SELECT stage, model FROM evals ORDER BY stage DESC";
     let want = json!([{"stage": "before", "model": "base"}, {"stage": "after", "model": "zero"}]);
     assert_eq!(query(evals), want);
