@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use aha_flow::metrics;
@@ -163,7 +163,12 @@ fn a_run_prints_its_events_as_json() {
 
 /// Starts a run that would last for days, sends it `signal` after its second step, and reads what it says.
 fn stopped_by(signal: &str, dir: &Path) -> String {
-    let mut child = command(dir, &["run", "tiny.toml"]).spawn().unwrap();
+    // Whoever runs the tests may have had the signal ignored, as nohup does, and the program keeps to that.
+    let mut command = Command::new("env");
+    command.arg(format!("--default-signal={}", signal.trim_start_matches('-')));
+    command.arg(env!("CARGO_BIN_EXE_aha")).args(["run", "tiny.toml"]).current_dir(dir);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.starts_with("zero step 2/") {
