@@ -21,6 +21,8 @@ use crate::{Device, Tensor};
 
 /// Elements that one call of a kernel takes, at least.
 const BLOCK_LEN: usize = 1 << 13;
+/// Vectors of column sums that are kept in registers.
+const SUM_VECTORS: usize = 4;
 
 /// `y = x r w` and the saved `r`.
 pub fn forward(y: &mut Tensor, r: &mut Tensor, x: &Tensor, w: &Tensor, eps: f32) {
@@ -168,7 +170,26 @@ simd_fn! {
 simd_fn! {
     /// `dw` of the columns from `start` on, over all groups in order.
     fn weight_backward<S>(dw: &mut [f32], dy: &[f32], x: &[f32], r: &[f32], start: usize, group_len: usize) {
-        for at in (0..dw.len()).step_by(LANES) {
+        let whole = dw.len() - dw.len() % (SUM_VECTORS * LANES);
+        for at in (0..whole).step_by(SUM_VECTORS * LANES) {
+            let mut sums = [S::splat(0.0); SUM_VECTORS];
+            for (v, sum) in sums.iter_mut().enumerate() {
+                *sum = load::<S>(dw, at + v * LANES);
+            }
+            for (group, &r) in r.iter().enumerate() {
+                let (from, r) = (group * group_len + start + at, S::splat(r));
+                let part = from..from + SUM_VECTORS * LANES;
+                let (x, dy) = (x[part.clone()].as_ptr(), dy[part].as_ptr());
+                for (v, sum) in sums.iter_mut().enumerate() {
+                    let z = S::mul(S::load(x.add(v * LANES)), r);
+                    *sum = S::fma(S::load(dy.add(v * LANES)), z, *sum);
+                }
+            }
+            for (v, &sum) in sums.iter().enumerate() {
+                store::<S>(dw, at + v * LANES, sum);
+            }
+        }
+        for at in (whole..dw.len()).step_by(LANES) {
             let len = (dw.len() - at).min(LANES);
             let mut sum = load::<S>(dw, at);
             for (group, &r) in r.iter().enumerate() {

@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::kernel::{self, BackwardRows};
-use super::tiles::{Span, Task, tiles_of, with_scratch};
+use super::tiles::{Span, Task, copy_row, tiles_of, with_scratch};
 use super::{Dims, Layout, Segment, check_len};
 use crate::Tensor;
 use crate::tensor::Shards;
@@ -213,7 +213,7 @@ fn backward_head(outputs: &Outputs<'_>, shares: &Shards<'_>, inputs: &Inputs<'_>
             for (row, own) in (segment.row..).zip(own.chunks_exact(d)) {
                 let at = row * cols + work.kv_head * d;
                 // SAFETY: this call alone has this segment and this head.
-                unsafe { to.slice(at, at + d) }.copy_from_slice(own);
+                copy_row(unsafe { to.slice(at, at + d) }, own);
             }
         }
     });

@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use super::tiles::copy_row;
 use super::{Dims, PAGE_LEN};
 use crate::Tensor;
 use crate::tensor::Shards;
@@ -154,7 +155,7 @@ impl Layout {
     /// The rows of keys or values as pages `(KV, 16, D)`. Lanes behind a segment's end hold anything.
     pub(super) fn pages_of_rows(&self, x: &Tensor, dims: Dims) -> Tensor {
         self.pages(x, dims, |page, lane, row| {
-            page[lane * dims.head_dim..(lane + 1) * dims.head_dim].copy_from_slice(row);
+            copy_row(&mut page[lane * dims.head_dim..(lane + 1) * dims.head_dim], row);
         })
     }
 

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 
 use super::kernel::{self, Keys, Tile};
 use super::{Dims, PAGE_LEN};
+use crate::simd::LANES;
 use crate::tensor::Shards;
 use crate::{Device, Tensor};
 
@@ -81,7 +82,7 @@ impl Task {
     /// Copies the tile's rows of `from` `(T, H·width)` to `to` `(rows, width)`.
     pub fn gather(&self, to: &mut [f32], from: &[f32], width: usize, dims: Dims) {
         for (r, to) in to.chunks_exact_mut(width).enumerate() {
-            to.copy_from_slice(&from[self.head_idx(r, dims) * width..][..width]);
+            copy_row(to, &from[self.head_idx(r, dims) * width..][..width]);
         }
     }
 
@@ -90,8 +91,27 @@ impl Task {
         for (r, from) in from.chunks_exact(width).enumerate() {
             let at = self.head_idx(r, dims) * width;
             // SAFETY: a query's head belongs to one tile only.
-            unsafe { to.slice(at, at + width) }.copy_from_slice(from);
+            copy_row(unsafe { to.slice(at, at + width) }, from);
         }
+    }
+}
+
+/// Copies a head of a row, or one number: too little for a call of `memcpy`, which a loop would become.
+#[inline(always)]
+pub(super) fn copy_row(to: &mut [f32], from: &[f32]) {
+    const TWICE: usize = 2 * LANES;
+    match to.len() {
+        1 => to[0] = from[0],
+        LANES => copy_whole::<LANES>(to, from),
+        TWICE => copy_whole::<TWICE>(to, from),
+        _ => to.copy_from_slice(from),
+    }
+}
+
+#[inline(always)]
+fn copy_whole<const N: usize>(to: &mut [f32], from: &[f32]) {
+    if let (Some(to), Some(from)) = (to.first_chunk_mut::<N>(), from.first_chunk::<N>()) {
+        *to = *from;
     }
 }
 

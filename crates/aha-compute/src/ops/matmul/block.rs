@@ -25,7 +25,7 @@ const ROWS_MAX: usize = 192;
 const COLS_MAX: usize = 1024;
 /// Products with fewer multiply-adds stay on the caller's thread: waking another costs more.
 const ALONE_MAX: usize = 50_000;
-/// Rows of a task, in tiles, up to which its left operand is read in place.
+/// Rows of a task, in tiles, up to which its left operand is read in place whatever its depth.
 const IN_PLACE_TILES: usize = 4;
 /// Most rows whose sums are kept in `f32` until they are finished and rounded.
 const ROUNDED_ROWS_MAX: usize = 96;
@@ -207,7 +207,7 @@ impl Grid {
     /// An estimate of the time until all tasks are done.
     fn cycles(self, product: &Product, tile: Tile, threads: usize) -> f64 {
         let left = match product.left {
-            Left::Rows(Values::F32(_)) if self.rows <= IN_PLACE_TILES * tile.rows => 0.0,
+            left if is_in_place(left, self.rows, product.depth, tile) => 0.0,
             Left::Rows(_) => 1.0,
             Left::Columns(_) => 0.5,
         };
@@ -324,8 +324,7 @@ impl Task<'_> {
     }
 
     fn is_in_place(&self) -> bool {
-        matches!(self.product.left, Left::Rows(Values::F32(_)))
-            && self.rows.len() <= IN_PLACE_TILES * self.tile.rows
+        is_in_place(self.product.left, self.rows.len(), self.product.depth, self.tile)
     }
 
     /// How the panels are laid out that are packed here.
@@ -461,6 +460,13 @@ impl Task<'_> {
         };
         kernel::block(self.device.isa(), &block);
     }
+}
+
+/// Whether so many rows of the left operand are read where they are: floats that few tiles read, or that a block takes
+/// whole, so that a copy would look the same.
+fn is_in_place(left: Left<'_>, rows: usize, depth: usize, tile: Tile) -> bool {
+    matches!(left, Left::Rows(Values::F32(_)))
+        && (rows <= IN_PLACE_TILES * tile.rows || depth <= DEPTH_MAX)
 }
 
 /// The step that splits `len` in as few even parts of at most `max` as it needs, a multiple of `unit`.
