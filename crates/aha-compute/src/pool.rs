@@ -224,6 +224,23 @@ mod tests {
         }
     }
 
+    /// Workers that sleep, and those that wake up while a job is already over, miss no index and run none twice.
+    #[test]
+    fn jobs_are_whole_whether_or_not_workers_sleep() {
+        let pool = Pool::new(3);
+        for round in 0..300 {
+            if round % 3 == 0 {
+                std::thread::sleep(2 * SPIN);
+            }
+            // A job of its own memory each time, soon over for most.
+            let calls: Vec<AtomicUsize> = (0..2 + round % 7).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(calls.len(), &|i| {
+                calls[i].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(calls.iter().all(|c| c.load(Ordering::Relaxed) == 1), "round {round}");
+        }
+    }
+
     #[test]
     fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
         let pool = Pool::new(2);

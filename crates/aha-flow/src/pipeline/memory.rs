@@ -27,6 +27,8 @@
 //! | spare buffers | half of activations, backward and logits, at most 32 MiB; `rl` 64 MiB | freed ones, other sizes |
 //! | rollouts | rows * tokens * 48 | `rl`, `sample`, `eval`: ids, log-probs, text of a step or chunk, copied twice |
 //!
+//! With `resample_rounds` a step has the rollouts of as many further steps, at most.
+//!
 //! What one block keeps for its backward pass, B: both sums of the residual stream and their norms (4 H),
 //! queries and the attention's output (2 Q), keys and values (2 K), the softmax's sums (N), and the MLP's
 //! gate, up and product (3 I); with normed queries and keys those before the norm as well (Q + K).
@@ -237,20 +239,7 @@ pub fn predict(
             at.add_training(tokens.min(batch), stage.activation_checkpointing.is_on());
             vec![at]
         }
-        StageKind::Rl(rl) => {
-            let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
-            let tokens = rl_tokens(rl, longest(&stage.kind, model), model);
-            // Sampling and training leave buffers of each other's sizes.
-            at.spare_bytes_max = SPARE_BYTES_MAX as u64;
-            at.add_training_state();
-            at.add_reference(rl.objective.kl_coef > 0.0, rl.sampling.weights);
-            at.add_int8(rl.sampling.weights);
-            at.add_sampler(rows, rl.sampling.max_tokens);
-            let mut sampling = at.clone();
-            sampling.add_sampling();
-            at.add_training(tokens, rl.activation_checkpointing.is_on());
-            vec![sampling, at]
-        }
+        StageKind::Rl(rl) => at.rl(rl, rl_tokens(rl, longest(&stage.kind, model), model)),
         StageKind::Sample(sample) => {
             let drawn = &sample.sampling;
             vec![at.completions(sample.n, drawn.max_tokens, drawn.weights)]
@@ -458,20 +447,37 @@ impl<'a> Phase<'a> {
             self.add_packed();
         }
         self.add_int8(weights);
-        self.add_sampler(CHUNK_PROMPTS as u64 * u64::from(samples), max_tokens);
+        self.add_sampler(CHUNK_PROMPTS as u64 * u64::from(samples), 1, max_tokens);
         self.add_sampling();
         self
     }
 
+    /// The phases of a stage `rl`: sampling, and training with micro-batches of so many tokens.
+    fn rl(mut self, rl: &RlStage, tokens: u64) -> Vec<Phase<'a>> {
+        let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
+        // Sampling and training leave buffers of each other's sizes.
+        self.spare_bytes_max = SPARE_BYTES_MAX as u64;
+        self.add_training_state();
+        self.add_reference(rl.objective.kl_coef > 0.0, rl.sampling.weights);
+        self.add_int8(rl.sampling.weights);
+        let batches = 1 + u64::from(rl.resample_rounds);
+        self.add_sampler(rows, batches, rl.sampling.max_tokens);
+        let mut sampling = self.clone();
+        sampling.add_sampling();
+        self.add_training(tokens, rl.activation_checkpointing.is_on());
+        vec![sampling, self]
+    }
+
     /// What a sampler holds between its steps, and what it hands on.
-    fn add_sampler(&mut self, rows: u64, max_tokens: u32) {
+    /// `rows` are sampled together, and so many batches of them are kept until they are written.
+    fn add_sampler(&mut self, rows: u64, batches: u64, max_tokens: u32) {
         let model = self.model;
         let dims = dims_of(model);
         let (layers, positions) = (model.layers as usize, model.max_position_embeddings as usize);
         // The system gives the cache's memory as it is written to.
         let sequences = u64::from(self.run.sequences_max).min(rows);
         self.found.add("kv cache", filled_bytes(self.run, sequences, layers, dims, positions));
-        let tokens = rows.saturating_mul(u64::from(max_tokens));
+        let tokens = rows.saturating_mul(batches).saturating_mul(u64::from(max_tokens));
         self.found.add("rollouts", tokens.saturating_mul(ROLLOUT_TOKEN_BYTES));
     }
 

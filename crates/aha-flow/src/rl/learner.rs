@@ -331,7 +331,7 @@ impl State {
     /// Publishes the weights and grants the feeder the next step, once for each spawn of the left side.
     fn issue(&mut self) {
         let step = self.position.step + 1;
-        let (Some(links), Some(engine)) = (&self.links, &self.engine) else { return };
+        let (Some(links), Some(_)) = (&self.links, &self.engine) else { return };
         if step > self.shared.settings.steps || self.ending.is_some() || self.has_ended {
             return;
         }
@@ -339,24 +339,27 @@ impl State {
             return;
         }
         self.issued = (step, links.attempt);
-        let model = Arc::clone(engine.model());
-        let weights = Weights { model, version: engine.version(), checksum: self.checksum };
-        links.sampler.publish(weights);
-        links.feeder.credit(step, self.set_aside(), None);
+        self.grant(None);
         self.issued_at = Instant::now();
     }
 
-    /// Publishes the weights once more and grants the feeder other prompts for the current step, if the engine is here.
+    /// Grants the feeder other prompts for the current step, if they are wanted and the engine is here.
     fn issue_refill(&mut self) {
-        let (Some(links), Some(engine)) = (&self.links, &self.engine) else { return };
+        let (Some(links), Some(_)) = (&self.links, &self.engine) else { return };
         let Some((attempt, refill)) = self.refill.take() else { return };
         if attempt != links.attempt || self.ending.is_some() || self.has_ended {
             return;
         }
+        self.grant(Some(refill));
+    }
+
+    /// Publishes the weights, which the sampler lets go of after each batch of prompts, and grants the feeder a batch.
+    fn grant(&self, refill: Option<Refill>) {
+        let (Some(links), Some(engine)) = (&self.links, &self.engine) else { return };
         let model = Arc::clone(engine.model());
         let weights = Weights { model, version: engine.version(), checksum: self.checksum };
         links.sampler.publish(weights);
-        links.feeder.credit(self.position.step + 1, self.set_aside(), Some(refill));
+        links.feeder.credit(self.position.step + 1, self.set_aside(), refill);
     }
 
     /// Starts training on the parked groups, if the engine is here. A checkpoint that is due comes first:

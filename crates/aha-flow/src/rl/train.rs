@@ -105,17 +105,22 @@ pub fn train(
     Ok(Trained { rows, metrics, facts, checksum, reference_version, failures })
 }
 
-/// The groups with KL taken off their rewards before advantages, and the mean estimate over tokens; none where the
-/// objective has no such term. The rewards in the rows stay as they were given.
+/// The groups with KL taken off their rewards before advantages, and the mean estimate over tokens of those that are
+/// trained on; none where the objective has no such term. The rewards in the rows stay as they were given.
 fn penalise(learner: &Learner, shared: &Shared, groups: &Groups) -> Result<Option<(Groups, f64)>> {
     let objective = &shared.settings.objective;
-    let Some(reference) = learner.reference().filter(|_| objective.kl_reward_coef() != 0.0) else {
+    if objective.kl_reward_coef() == 0.0 {
         return Ok(None);
-    };
+    }
+    let reference = learner.reference().ok_or_else(|| Error::bug("KL needs a reference model"))?;
     let view = RolloutsView::new(&groups.rows, Progress::Grouped)?;
     let mut samples = advantage::samples(&view);
-    let rows: Vec<usize> =
-        (0..samples.len()).filter(|&row| samples[row].reward.is_some()).collect();
+    let is_kept = by_row(groups, &groups.is_kept);
+    let rows: Vec<usize> = is_kept
+        .enumerate()
+        .filter(|&(row, is_kept)| is_kept && samples[row].reward.is_some())
+        .map(|(row, _)| row)
+        .collect();
     let rollouts: Vec<Rollout<'_>> =
         rows.iter().map(|&row| rollout_of(&view, row, OldLogps::Behaviour)).collect();
     let tokens = shared.settings.micro_batch_tokens.tokens() as usize;
@@ -156,6 +161,12 @@ fn failures(view: &RolloutsView<'_>, groups: &Groups, starts: &[usize]) -> Vec<(
     groups.failed.iter().cloned().chain(unscored).collect()
 }
 
+/// What is said of groups, for each of their rows.
+fn by_row<'a>(groups: &'a Groups, of_groups: &'a [bool]) -> impl Iterator<Item = bool> + 'a {
+    let of_group = |(&len, &flag): (&usize, &bool)| std::iter::repeat_n(flag, len);
+    groups.lens.iter().zip(of_groups).flat_map(of_group)
+}
+
 /// First rows of the groups.
 fn starts(lens: &[usize]) -> Vec<usize> {
     lens.iter().scan(0, |at, &len| Some(std::mem::replace(at, *at + len))).collect()
@@ -174,16 +185,16 @@ fn first_outcomes(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> 
     let needs_all = shared.settings.objective.kl_loss_coef() != 0.0
         || shared.settings.objective.entropy_coef != 0.0;
     let masks_truncated = shared.settings.overlong_filter;
-    let group_of = groups.lens.iter().enumerate().flat_map(|(g, &len)| std::iter::repeat_n(g, len));
-    (0..view.rows_count())
-        .zip(group_of)
-        .map(|(row, group)| match view.advantage(row) {
+    let groups = by_row(groups, &groups.is_kept).zip(by_row(groups, &groups.has_signal));
+    groups
+        .enumerate()
+        .map(|(row, (is_kept, has_signal))| match view.advantage(row) {
             None => skip("reward_null"),
             // Others were sampled in its place.
-            Some(_) if !groups.is_kept[group] => skip("no_signal"),
+            Some(_) if !is_kept => skip("no_signal"),
             Some(_) if masks_truncated && is_truncated(view, row) => skip("truncated"),
             // Its gradient is exactly zero; it still counts in the loss's mean.
-            Some(_) if !groups.has_signal[group] && !needs_all => skip("no_signal"),
+            Some(_) if !has_signal && !needs_all => skip("no_signal"),
             Some(_) => Outcome::Trained,
         })
         .collect()

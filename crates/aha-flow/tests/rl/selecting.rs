@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use aha_flow::Error;
 use aha_flow::rl::fault::{Faults, Point};
 
-use crate::world::{How, World, assert_same_run, each_rollout};
+use crate::world::{How, Outcome, World, assert_same_run, each_rollout};
 
 /// A reward that few completions get, so that most groups have none.
 const RARE: &str = "stage.zero.rewards=[{ kind = \"regex\", pattern = \"^[67]\" }]";
 /// Up to three rounds of other groups in place of those.
 const RESAMPLED: [&str; 2] = [RARE, "stage.zero.resample_rounds=3"];
+
+const DAPO: &str = "stage.zero.objective={ preset = \"dapo\" }";
 
 /// The rewards of a step's groups, and why none of their rows was trained on.
 #[derive(Default)]
@@ -33,10 +35,31 @@ fn groups(world: &World, name: &str) -> BTreeMap<u64, BTreeMap<String, Group>> {
     steps
 }
 
+/// DAPO's loss of the first step: on-policy, without KL, so that it is the mean of the advantages over the tokens of
+/// the completions that count, whose rows `counts` says.
+fn assert_loss(
+    world: &World,
+    (name, outcome): (&str, &Outcome),
+    counts: impl Fn(Option<&str>) -> bool,
+) {
+    let (mut sum, mut tokens) = (0.0, 0.0);
+    each_rollout(&world.dir(name), "zero", |view, row| {
+        if view.step(row) == 1 && counts(view.skip_reason(row)) {
+            let len = view.completion_token_ids(row).len() as f64;
+            sum += view.advantage(row).unwrap() * len;
+            tokens += len;
+        }
+    });
+    let loss = outcome.steps("zero")[0].1["loss"];
+    assert!(sum.abs() > 1e-3, "a loss of 0 says nothing");
+    assert!((loss + sum / tokens).abs() < 1e-6, "{loss}, expected {}", -sum / tokens);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn groups_without_spread_are_replaced_and_kept_in_the_table() {
     let world = World::new();
-    world.finish("run", &RESAMPLED).await;
+    let outcome = world.finish("run", &[&RESAMPLED[..], &[DAPO]].concat()).await;
+    assert_loss(&world, ("run", &outcome), |skip_reason| skip_reason.is_none());
     let steps = groups(&world, "run");
     assert_eq!(steps.len(), 6);
     for (step, groups) in &steps {
@@ -127,7 +150,9 @@ async fn kl_in_the_reward_changes_advantages() {
 #[tokio::test(flavor = "multi_thread")]
 async fn completions_that_were_cut_off_are_left_out_of_the_loss() {
     let world = World::new();
-    let outcome = world.finish("run", &["stage.zero.overlong_filter=true"]).await;
+    let outcome = world.finish("dapo", &["stage.zero.overlong_filter=true", DAPO]).await;
+    assert_loss(&world, ("dapo", &outcome), |skip_reason| skip_reason != Some("truncated"));
+    world.finish("run", &["stage.zero.overlong_filter=true"]).await;
     let (mut cut, mut whole) = (0, 0);
     each_rollout(&world.dir("run"), "zero", |view, row| {
         if view.finish_reason(row) == "length" {
@@ -140,13 +165,4 @@ async fn completions_that_were_cut_off_are_left_out_of_the_loss() {
         }
     });
     assert!(cut > 0 && whole > 0, "{cut} were cut off, {whole} weren't");
-    let losses = |outcome: &crate::world::Outcome| {
-        outcome
-            .steps("zero")
-            .iter()
-            .map(|(_, metrics)| metrics.get("loss").copied())
-            .collect::<Vec<_>>()
-    };
-    let plain = world.finish("plain", &[]).await;
-    assert_ne!(losses(&outcome), losses(&plain));
 }

@@ -256,7 +256,7 @@ fn sequence_loss(
         RatioLevel::Token => None,
         RatioLevel::Sequence => Some(Ratio::of(objective, mean_log_ratio(terms, len_tokens))),
     };
-    let importance = Importances::of(objective, terms);
+    let importances = Importances::of(objective, terms);
     let mut totals = Totals { token_count: len_tokens, ..Totals::default() };
     // With one ratio per completion, each token's gradient flows through all of its log-probs.
     let mut shared_gradient = 0.0;
@@ -267,8 +267,8 @@ fn sequence_loss(
             continue;
         }
         let ratio = sequence_ratio.unwrap_or_else(|| Ratio::of(objective, terms.log_ratio(idx)));
-        let weight_of_sampling = importance.at(idx, &mut totals);
-        let token = token_loss(objective, terms, idx, (ratio, weight_of_sampling), &mut totals);
+        let importance = importances.at(idx, &mut totals);
+        let token = token_loss(objective, terms, idx, ratio, importance, &mut totals);
         totals.loss += weight * token.value;
         match objective.ratio {
             RatioLevel::Token => gradients.push(weight * (token.dlogp + token.dlog_ratio)),
@@ -397,7 +397,8 @@ fn token_loss(
     objective: &Objective,
     terms: &SequenceTerms<'_>,
     idx: usize,
-    (ratio, weight): (Ratio, f64),
+    ratio: Ratio,
+    importance: f64,
     totals: &mut Totals,
 ) -> TokenLoss {
     totals.ratio_sum += ratio.value;
@@ -407,13 +408,13 @@ fn token_loss(
         Surrogate::Clip => {
             let policy = clip_surrogate(objective, ratio.value, advantage, totals);
             TokenLoss {
-                value: weight * policy.value,
-                dlog_ratio: weight * policy.slope * ratio.dlog_ratio,
+                value: importance * policy.value,
+                dlog_ratio: importance * policy.slope * ratio.dlog_ratio,
                 dlogp: 0.0,
             }
         }
         Surrogate::Cispo => {
-            let factor = weight * cispo_weight(objective, ratio.value, totals);
+            let factor = importance * cispo_weight(objective, ratio.value, totals);
             let dlogp = -factor * advantage;
             TokenLoss { value: dlogp * f64::from(terms.logps[idx]), dlog_ratio: 0.0, dlogp }
         }

@@ -86,6 +86,10 @@ fn a_benchmark_is_read_in_its_publishers_layout_and_asked_with_its_prompt() {
     );
     // Again, nothing is drawn and the row is the same, its speed included.
     assert_eq!(aha(temp.path(), &[&args[..], &["--dir", "run"]].concat()).json(), row);
+    let rounded =
+        aha(temp.path(), &[&args[..], &["--dtype", "bf16", "--weights", "int8"]].concat());
+    let rounded = rounded.json();
+    assert_eq!((&rounded["dtype"], &rounded["weights"]), (&json!("bf16"), &json!("int8")));
     let in_memory = aha(temp.path(), &args).json();
     assert_eq!(without_speed(in_memory), without_speed(row));
 }

@@ -64,11 +64,7 @@ fn r1_zero_evaluates_trains_and_evaluates_again() {
 /// No completion is right, so every group is replaced as often as the eight problems allow.
 #[test]
 fn dapo_replaces_groups_without_signal() {
-    let query = run(
-        "dapo.toml",
-        "dapo",
-        &["stage.dapo.minibatches=2", "stage.dapo.rewards=[{ kind = \"math\" }]"],
-    );
+    let query = run("dapo.toml", "dapo", &["stage.dapo.minibatches=2"]);
     let rows = "SELECT step, count(DISTINCT prompt_id) AS prompts, count(*) AS n, \
                 count(*) FILTER (WHERE skip_reason = 'no_signal') AS replaced \
                 FROM dapo GROUP BY step ORDER BY step";
