@@ -5,6 +5,8 @@
 //!   model/                  the policy, Hugging Face layout
 //!   reference/              the KL term's reference, where it isn't the model that the stage began with
 //!   optimizer.safetensors   AdamW's moments: m.NAME and v.NAME
+//!   critic/                 the critic, where there is one, Hugging Face layout
+//!   critic_optimizer.safetensors
 //!   position.json           step, versions, digests of the files above; written last
 //! ```
 //!
@@ -29,6 +31,9 @@ use crate::models;
 use crate::parts::{Parts, tables_of_training};
 use crate::rundir::{RunDir, aside, replace_dir, sha256_of_file, write_file};
 
+/// The moments of the critic's optimizer.
+const CRITIC_OPTIMIZER: &str = "critic_optimizer.safetensors";
+
 /// Where a stage is.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Position {
@@ -40,6 +45,9 @@ pub struct Position {
     pub version: u64,
     /// Updates of the optimizer's moments.
     pub optimizer_steps: u64,
+    /// Updates of the moments of the critic's optimizer.
+    #[serde(default)]
+    pub critic_steps: u64,
     /// Optimizer step at which the policy last became the reference; 0: it is the stage's first model.
     pub reference_version: u64,
     /// Batches set aside because something wasn't a number.
@@ -63,6 +71,8 @@ pub struct Saved {
     pub reference: Option<Arc<Model>>,
     /// The optimizer.
     pub optimizer: AdamW,
+    /// The critic and its optimizer.
+    pub critic: Option<(Arc<Model>, AdamW)>,
     /// Where the stage is.
     pub position: Position,
 }
@@ -77,6 +87,8 @@ pub struct Content<'a> {
     pub reference: Option<&'a Model>,
     /// The optimizer.
     pub optimizer: &'a AdamW,
+    /// The critic and its optimizer.
+    pub critic: Option<(&'a Model, &'a AdamW)>,
     /// Where the stage is; `files` and what is new of `parts` are filled in here.
     pub position: Position,
 }
@@ -102,6 +114,10 @@ pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<Parts> {
         content.optimizer,
         content.model.params(),
     )?;
+    if let Some((critic, moments)) = content.critic {
+        models::save(&temporary.join("critic"), critic, content.tokenizer, SaveDtype::F32)?;
+        optimizer::write(&temporary.join(CRITIC_OPTIMIZER), moments, critic.params())?;
+    }
     let parts = content.position.parts.with(dir, &stage, &tables_of_training(&stage))?;
     let position = Position { parts, files: digests(&temporary)?, ..content.position };
     let text = serde_json::to_vec_pretty(&position)
@@ -155,7 +171,18 @@ fn load(path: &Path, device: &Device, head: Head) -> Result<Saved> {
         model.params(),
         position.optimizer_steps,
     )?;
-    Ok(Saved { model: Arc::new(model), reference: reference.map(Arc::new), optimizer, position })
+    let critic = path.join("critic");
+    let critic = match critic.exists() {
+        true => {
+            let model = Model::load_with_head(&critic, device, Head::Score)?;
+            let moments = path.join(CRITIC_OPTIMIZER);
+            let moments = optimizer::read(&moments, model.params(), position.critic_steps)?;
+            Some((Arc::new(model), moments))
+        }
+        false => None,
+    };
+    let (model, reference) = (Arc::new(model), reference.map(Arc::new));
+    Ok(Saved { model, reference, optimizer, critic, position })
 }
 
 fn name(step: u64) -> String {

@@ -14,7 +14,7 @@ use crate::progress::{Event, Watcher};
 use crate::rundir::RunDir;
 
 /// What each metric of a training stage says. `reward_NAME` has a row for each part of the reward.
-pub const REFERENCE: [(&str, &str); 30] = [
+pub const REFERENCE: [(&str, &str); 37] = [
     (
         "accuracy",
         "`rl`: share of completions to which the first reward that compares with answers gives 1. \
@@ -23,7 +23,17 @@ pub const REFERENCE: [(&str, &str); 30] = [
     ("clip_high_share", "`rl`: share of trained tokens whose ratio is clipped above."),
     ("clip_low_share", "`rl`: share of trained tokens whose ratio is clipped below."),
     ("completion_len_tokens", "`rl`: mean number of tokens per completion."),
+    (
+        "critic_grad_norm",
+        "`rl` with a critic: global norm of its gradient before clipping, mean over the step's optimizer steps.",
+    ),
+    ("critic_lr", "Likewise: learning rate of its last optimizer step."),
     ("entropy", "`rl`: mean entropy of the policy over trained tokens."),
+    (
+        "explained_variance",
+        "`rl` with a critic: how much of the returns' variance over tokens its values explain, before it has learnt \
+         from them: 1 is all of it, and below 0 values are worse than a constant.",
+    ),
     (
         "grad_norm",
         "Global norm of the gradient before clipping, mean over the step's optimizer steps.",
@@ -47,6 +57,10 @@ pub const REFERENCE: [(&str, &str); 30] = [
     ("policy_version", "`rl`: optimizer steps that the stage's weights have seen."),
     ("ratio_max", "`rl`: largest importance ratio of a trained token."),
     ("ratio_mean", "`rl`: mean importance ratio over trained tokens."),
+    (
+        "returns_mean",
+        "`rl` with a critic: mean over tokens of what it is to expect, advantage and value together.",
+    ),
     ("reward", "`rl`: mean reward of the completions that have one."),
     ("reward_NAME", "`rl`: mean score of the part `NAME` of the reward."),
     (
@@ -60,6 +74,15 @@ pub const REFERENCE: [(&str, &str); 30] = [
     ("tokens_per_second", "Tokens of the step per second of wall-clock time."),
     ("trained_tokens", "`sft`: tokens in the loss."),
     ("truncated_share", "`rl`: share of completions cut at `sampling.max_tokens`."),
+    (
+        "value_clip_share",
+        "`rl` with a critic: share of trained tokens whose value has moved too far to be pulled any further.",
+    ),
+    ("value_loss", "Likewise: the critic's loss, mean over the step's optimizer steps."),
+    (
+        "value_mean",
+        "Likewise: mean over tokens of what it expected, before it has learnt from them.",
+    ),
 ];
 
 /// Rows that wait for a sink that fails, at most; the oldest go first.

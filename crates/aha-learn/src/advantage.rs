@@ -48,6 +48,9 @@ pub enum Baseline {
     Batch,
     /// Nothing: the reward itself (REINFORCE).
     None,
+    /// What a critic expects of each token: advantages of tokens by generalised advantage estimation (PPO). The other
+    /// baselines need no second model; this one needs no second completion of a prompt.
+    Value,
 }
 
 impl Baseline {
@@ -144,12 +147,17 @@ pub struct GroupAdvantages {
 /// The advantages of a rollout batch, group by group.
 ///
 /// The whole batch comes in one call because [`Baseline::Batch`], [`Scale::Batch`] and [`Scale::Whiten`] need it. A
-/// reward that is not finite is an error: it is neither a score nor the absence of one.
+/// reward that is not finite is an error: it is neither a score nor the absence of one. With [`Baseline::Value`] nothing
+/// is known before a critic was asked, see [`crate::value::estimate`]: advantages are 0, and every group with a reward
+/// has a signal.
 pub fn advantages(
     groups: &[&[Sample]],
     rule: &AdvantageRule,
 ) -> Result<Vec<GroupAdvantages>, Error> {
     check_finite(groups)?;
+    if rule.baseline == Baseline::Value {
+        return Ok(groups.iter().map(|group| unknown(group, rule)).collect());
+    }
     let batch = Moments::of(groups.iter().copied().flatten(), rule.std);
     let mut all: Vec<Deviations> =
         groups.iter().map(|group| Deviations::of(group, rule, &batch)).collect();
@@ -174,6 +182,14 @@ fn check_finite(groups: &[&[Sample]]) -> Result<(), Error> {
     Ok(())
 }
 
+/// A group before its critic was asked.
+fn unknown(group: &[Sample], rule: &AdvantageRule) -> GroupAdvantages {
+    let moments = Moments::of(group, rule.std);
+    let has_signal = moments.count > 0;
+    let values = vec![0.0; moments.count];
+    Deviations { values, moments, has_signal }.into_advantages(group)
+}
+
 /// What a group's scored completions are off their baseline, in the order of the group, after the division.
 struct Deviations {
     values: Vec<f64>,
@@ -192,7 +208,7 @@ impl Deviations {
             Baseline::Group => moments.mean,
             Baseline::LeaveOneOut => (moments.sum - reward) / (moments.count as f64 - 1.0),
             Baseline::Batch => batch.mean,
-            Baseline::None => 0.0,
+            Baseline::None | Baseline::Value => 0.0,
         };
         let divisor = match rule.scale {
             Scale::Group if is_taken_as_it_is => 1.0 + rule.eps,
@@ -203,7 +219,7 @@ impl Deviations {
         let has_spread = match rule.baseline {
             Baseline::Group | Baseline::LeaveOneOut => moments.std > rule.no_signal_std_max,
             Baseline::Batch => batch.std > rule.no_signal_std_max,
-            Baseline::None => scored(group).any(|reward| reward != 0.0),
+            Baseline::None | Baseline::Value => scored(group).any(|reward| reward != 0.0),
         };
         // A lone reward of a batch without spread has nothing to be divided by.
         let has_signal = (is_taken_as_it_is || has_spread) && divisor > 0.0;
@@ -355,6 +371,20 @@ mod tests {
         assert_eq!(values(&rewards, &PAPER), [0.0; 3]);
         let blown_up = values(&rewards, &AdvantageRule { no_signal_std_max: 0.0, ..PAPER });
         assert!(blown_up.iter().any(|a| a.abs() > 0.5), "{blown_up:?}");
+    }
+
+    #[test]
+    fn before_a_critic_was_asked_advantages_are_zero_and_rewards_a_signal() {
+        let rule = AdvantageRule { baseline: Baseline::Value, scale: Scale::Whiten, ..PAPER };
+        let groups = of(&[&[Some(3.0)], &[Some(1.0), None, Some(1.0)], &[None]], &rule).unwrap();
+        assert!(all_values(&groups).iter().all(|&value| value == 0.0));
+        let signals: Vec<bool> = groups.iter().map(|group| group.has_signal).collect();
+        assert_eq!(signals, [true, true, false]);
+        let skipped =
+            |group: &GroupAdvantages| group.rows.iter().filter(|r| r.skip_reason.is_some()).count();
+        assert_eq!(groups.iter().map(skipped).collect::<Vec<_>>(), [0, 1, 1]);
+        assert_eq!((groups[1].scored_count, groups[1].reward_mean), (2, 1.0));
+        assert!(of(&[&[Some(f32::NAN)]], &rule).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! those of a whole group, bit for bit: all parts add to the sums for the prompt's keys and values, and the
 //! last one's backward pass goes on from them.
 
+mod critic;
 mod packed;
 
 use std::ops::Range;
@@ -25,6 +26,8 @@ use crate::packing::pack;
 use crate::preference::{self, PairScores};
 use crate::sft;
 use packed::Packed;
+
+pub use critic::{ValueOutcome, ValueTarget, values};
 
 /// What one optimizer step does beside its objective.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,6 +56,8 @@ pub struct Rollout<'a> {
     pub old: OldLogps<'a>,
     /// The completion's advantage.
     pub advantage: f32,
+    /// Advantages of its tokens, in place of the completion's.
+    pub token_advantages: Option<&'a [f32]>,
     /// Which tokens count; all where absent.
     pub mask: Option<&'a [bool]>,
 }
@@ -115,6 +120,7 @@ pub struct StepOutcome {
 pub struct Learner {
     model: Arc<Model>,
     reference: Option<Arc<Model>>,
+    critic: Option<Box<Learner>>,
     adamw: AdamW,
     grads: Grads,
     version: u64,
@@ -130,7 +136,7 @@ impl Learner {
     /// A learner that goes on from saved state, after `version` optimizer steps.
     pub fn resume(model: Arc<Model>, adamw: AdamW, version: u64) -> Learner {
         let grads = Grads::zeros(model.device(), model.params());
-        Learner { model, reference: None, adamw, grads, version }
+        Learner { model, reference: None, critic: None, adamw, grads, version }
     }
 
     /// The weights. A holder of this handle keeps them: the next step then changes a copy.
@@ -156,6 +162,21 @@ impl Learner {
     /// The model that KL is measured from.
     pub fn reference(&self) -> Option<&Arc<Model>> {
         self.reference.as_ref()
+    }
+
+    /// What learns to expect a completion's reward, where advantages are measured against that.
+    pub fn set_critic(&mut self, critic: Option<Learner>) {
+        self.critic = critic.map(Box::new);
+    }
+
+    /// The critic.
+    pub fn critic(&self) -> Option<&Learner> {
+        self.critic.as_deref()
+    }
+
+    /// The critic, to train it.
+    pub fn critic_mut(&mut self) -> Option<&mut Learner> {
+        self.critic.as_deref_mut()
     }
 
     /// One step of policy optimization on `rollouts`, of which those of a group follow one another. Log-probs
@@ -391,6 +412,7 @@ impl PolicyTerms<'_> {
                     ref_logps: reference.map(|r| &r[range.clone()]),
                     entropies: Some(&entropies[range.clone()]),
                     advantage: rollout.advantage,
+                    token_advantages: rollout.token_advantages,
                     mask: rollout.mask,
                 }
             })
@@ -418,6 +440,12 @@ fn check_rollout(rollout: &Rollout<'_>) -> Result<(), Error> {
         && old.len() != len
     {
         return input("old log-probs of a rollout", format!("one per token, {len}"), old.len());
+    }
+    if let Some(advantages) = rollout.token_advantages
+        && advantages.len() != len
+    {
+        let expected = format!("one per token, {len}");
+        return input("advantages of a rollout's tokens", expected, advantages.len());
     }
     match rollout.mask {
         Some(mask) if mask.len() != len => {

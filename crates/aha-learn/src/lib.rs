@@ -2,8 +2,9 @@
 //!
 //! # Map
 //! - [`advantage`]: rewards of a prompt's group → advantages. Pure; start here.
+//! - [`value`]: a critic's values → advantages of tokens, and the critic's loss.
 //! - [`objective`]: every constant of GRPO and its variants, the loss, its gradient, its formula as text.
-//! - [`preset`]: the named settings of DeepSeek-R1, TRL, verl, Dr. GRPO and DAPO.
+//! - [`preset`]: the named settings of DeepSeek-R1, TRL, verl, Dr. GRPO, DAPO, PPO and others.
 //! - [`sft`]: the supervised loss on the same terms. [`preference`]: that of a reward model on pairs.
 //! - [`packing`]: sequences → micro-batches without padding, groups → minibatches.
 //! - [`schedule`]: the learning rate of a step.
@@ -26,5 +27,6 @@ pub mod preference;
 pub mod preset;
 pub mod schedule;
 pub mod sft;
+pub mod value;
 
 pub use error::{Error, Problem};

@@ -22,9 +22,11 @@ pub use loss::{Importance, LossOut, SequenceTerms, Totals, kl_estimate, loss};
 
 use serde::{Deserialize, Serialize};
 
-use crate::advantage::AdvantageRule;
+use crate::advantage::{AdvantageRule, Baseline};
+use crate::value::ValueRule;
 
-/// Every constant of the loss. Per token `t` of completion `i`, with `A` its advantage:
+/// Every constant of the loss. Per token `t` of completion `i`, with `A` its advantage, the completion's or, with a
+/// critic, the token's own:
 ///
 /// ```text
 /// L  = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)      rho = exp(logp - old), see `ratio`
@@ -67,7 +69,8 @@ pub struct Objective {
     /// Factor of the KL term; 0 needs no reference model.
     pub kl_coef: f64,
     /// The estimates of a completion's tokens are added up and taken off its reward, before advantages, in place of a
-    /// term of the loss (verl's `use_kl_in_reward`, TRL's RLOO). They are then of the policy that sampled.
+    /// term of the loss (verl's `use_kl_in_reward`, TRL's RLOO). They are then of the policy that sampled. With a critic
+    /// each is taken off its own token's reward.
     pub kl_in_reward: bool,
     /// Which estimator of the KL divergence from the reference.
     pub kl_estimator: KlEstimator,
@@ -89,6 +92,8 @@ pub struct Objective {
     pub count_empty_sequences: bool,
     /// How rewards become advantages.
     pub advantage: AdvantageRule,
+    /// How a critic's values do, and how it learns; seen where the baseline is [`Baseline::Value`].
+    pub value: ValueRule,
 }
 
 /// How the ratio weighs a token's policy term.
@@ -174,6 +179,11 @@ pub struct Normaliser {
 }
 
 impl Objective {
+    /// How a critic's values become advantages; none where there is no critic.
+    pub fn critic(&self) -> Option<&ValueRule> {
+        (self.advantage.baseline == Baseline::Value).then_some(&self.value)
+    }
+
     /// Factor of the KL term of the loss: 0 where the KL is in the reward.
     pub fn kl_loss_coef(&self) -> f64 {
         if self.kl_in_reward { 0.0 } else { self.kl_coef }

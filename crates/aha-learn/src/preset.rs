@@ -7,6 +7,7 @@ use crate::advantage::{AdvantageRule, Baseline, Scale, SingleRule, StdEstimator}
 use crate::objective::{
     Aggregation, EntropyMean, ImportanceMode, KlEstimator, Objective, RatioLevel, Surrogate,
 };
+use crate::value::ValueRule;
 
 /// A named setting of every constant of [`Objective`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,11 +58,20 @@ pub enum Preset {
     /// REINFORCE++ with a baseline: arXiv:2501.03262, section 3.3. The group's mean is taken off before
     /// advantages are normalised over the batch; KL with k2 in the loss.
     ReinforcePlusPlusBaseline,
+    /// PPO with a critic: arXiv:1707.06347, eq. 7, 9 (each loss with a model of its own), 11 and 12, for language as in
+    /// InstructGPT (arXiv:2203.02155, eq. 2) and with the defaults of TRL 1.16's `PPOConfig`: clip 0.2 of ratios and of
+    /// values, gamma 1, lambda 0.95, advantages whitened over the batch's tokens (std with n - 1), mean over tokens, KL
+    /// 0.05 with k1 off the reward of each token.
+    ///
+    /// verl's PPO is `lambda = 1, value_clip = 0.5, kl = 0, dual_clip = 3.0, log_ratio_clamp = 20.0`. The factor of
+    /// the critic's loss (TRL: 0.1) has no place here: the critic is a model of its own, whose learning rate is
+    /// `critic.optimizer.lr`.
+    Ppo,
 }
 
 impl Preset {
     /// All presets, the default first.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::DeepseekR1,
         Self::Trl1_16,
         Self::Verl0_9,
@@ -72,6 +82,7 @@ impl Preset {
         Self::Rloo,
         Self::ReinforcePlusPlus,
         Self::ReinforcePlusPlusBaseline,
+        Self::Ppo,
     ];
 
     /// The name in pipeline files.
@@ -87,6 +98,7 @@ impl Preset {
             Self::Rloo => "rloo",
             Self::ReinforcePlusPlus => "reinforce++",
             Self::ReinforcePlusPlusBaseline => "reinforce++-baseline",
+            Self::Ppo => "ppo",
         }
     }
 
@@ -157,9 +169,24 @@ impl Preset {
                 advantage: AdvantageRule { scale: Scale::Whiten, ..DEEPSEEK_R1.advantage },
                 ..TOKEN_MEAN
             },
+            Self::Ppo => PPO,
         }
     }
 }
+
+const PPO: Objective = Objective {
+    kl_coef: 0.05,
+    kl_in_reward: true,
+    kl_estimator: KlEstimator::K1,
+    advantage: AdvantageRule {
+        baseline: Baseline::Value,
+        scale: Scale::Whiten,
+        std: StdEstimator::Sample,
+        no_signal_std_max: 0.0,
+        ..DEEPSEEK_R1.advantage
+    },
+    ..TOKEN_MEAN
+};
 
 const RLOO: Objective = Objective {
     kl_coef: 0.05,
@@ -217,6 +244,7 @@ const DEEPSEEK_R1: Objective = Objective {
         no_signal_std_max: 1e-6,
         single: SingleRule::Zero,
     },
+    value: ValueRule { gamma: 1.0, lambda: 0.95, clip: Some(0.2) },
 };
 
 #[cfg(test)]

@@ -86,6 +86,7 @@ fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
             behaviour_logps: logps,
             old: OldLogps::Behaviour,
             advantage: *advantage,
+            token_advantages: None,
             mask: None,
         }
     };
@@ -441,11 +442,14 @@ fn rollouts_that_cannot_be_learned_from_are_refused() {
         behaviour_logps: &[-1.0, -1.0],
         old: OldLogps::Behaviour,
         advantage: 1.0,
+        token_advantages: None,
         mask: None,
     };
     assert!(refuse(Rollout { prompt_ids: &[], ..rollout }).contains("prompt"));
     assert!(refuse(Rollout { behaviour_logps: &[-1.0], ..rollout }).contains("log-probs"));
     assert!(refuse(Rollout { mask: Some(&[true]), ..rollout }).contains("mask"));
+    let few = Rollout { token_advantages: Some(&[1.0]), ..rollout };
+    assert!(refuse(few).contains("advantages of a rollout's tokens"));
     let scored = Rollout { old: OldLogps::Scored(&[-1.0]), ..rollout };
     assert!(refuse(scored).contains("old log-probs"));
 }

@@ -1,6 +1,6 @@
 //! The names of columns: one constant each, so that one quantity has one name in every table.
 
-/// Advantage of a completion over its group.
+/// Advantage of a completion over its group, or the mean of its tokens'.
 pub const ADVANTAGE: &str = "advantage";
 /// Reference answer of a problem.
 pub const ANSWER: &str = "answer";
@@ -16,6 +16,8 @@ pub const CHOSEN: &str = "chosen";
 pub const CHOSEN_TOKEN_IDS: &str = "chosen_token_ids";
 /// Text that came out of the model.
 pub const COMPLETION: &str = "completion";
+/// Advantage of each of a completion's tokens.
+pub const COMPLETION_ADVANTAGES: &str = "completion_advantages";
 /// Number of a completion's tokens.
 pub const COMPLETION_LEN_TOKENS: &str = "completion_len_tokens";
 /// Mean number of tokens of an evaluation's completions.
@@ -28,6 +30,8 @@ pub const COMPLETION_LEN_TOKENS_P95: &str = "completion_len_tokens_p95";
 pub const COMPLETION_LOGPROBS: &str = "completion_logprobs";
 /// A completion's tokens.
 pub const COMPLETION_TOKEN_IDS: &str = "completion_token_ids";
+/// What a critic expected before each of a completion's tokens.
+pub const COMPLETION_VALUES: &str = "completion_values";
 /// Share of problems whose majority answer is right.
 pub const CONS_AT_K: &str = "cons_at_k";
 /// Standard error of `cons_at_k`.

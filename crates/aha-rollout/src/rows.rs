@@ -461,6 +461,20 @@ fn lists_f32<'a>(lists: impl Iterator<Item = &'a [f32]>) -> ArrayRef {
     )
 }
 
+pub(crate) fn maybe_lists_f32<'a>(lists: impl Iterator<Item = Option<&'a [f32]>>) -> ArrayRef {
+    let (mut values, mut lens, mut valid) = (Vec::new(), Vec::new(), Vec::new());
+    for list in lists {
+        values.extend_from_slice(list.unwrap_or_default());
+        lens.push(list.map_or(0, <[f32]>::len));
+        valid.push(list.is_some());
+    }
+    let field = Arc::new(Field::new("item", DataType::Float32, false));
+    let nulls = Some(NullBuffer::from(valid)).filter(|nulls| nulls.null_count() > 0);
+    let (values, offsets) =
+        (Arc::new(Float32Array::from(values)), OffsetBuffer::from_lengths(lens));
+    Arc::new(ListArray::new(field, offsets, values, nulls))
+}
+
 fn lists_bool<'a>(lists: impl Iterator<Item = &'a [bool]>) -> ArrayRef {
     let (mut values, mut lens) = (BooleanBufferBuilder::new(0), Vec::new());
     for list in lists {

@@ -58,7 +58,7 @@ pub fn scored(reward_names: &[String]) -> Result<SchemaRef> {
     rollouts_until(Progress::Scored, reward_names)
 }
 
-/// [`scored`] and the advantage.
+/// [`scored`] and the advantages.
 pub fn grouped(reward_names: &[String]) -> Result<SchemaRef> {
     rollouts_until(Progress::Grouped, reward_names)
 }
@@ -76,7 +76,7 @@ pub fn rollouts_until(progress: Progress, reward_names: &[String]) -> Result<Sch
         fields.extend(scored_fields(reward_names));
     }
     if progress >= Progress::Grouped {
-        fields.push(advantage_field());
+        fields.extend(advantage_fields());
     }
     if progress >= Progress::Trained {
         fields.extend(trained_fields());
@@ -348,12 +348,26 @@ fn scored_fields(reward_names: &[String]) -> Vec<Field> {
     fields
 }
 
-fn advantage_field() -> Field {
-    maybe_number(
-        col::ADVANTAGE,
-        "what the learner multiplies its gradient by; null where it has no reward, and where the \
-         stage doesn't train",
-    )
+fn advantage_fields() -> Vec<Field> {
+    let maybe_list =
+        |name: &str, text: &str| doc(Field::new(name, list_of(DataType::Float32), true), text);
+    vec![
+        maybe_number(
+            col::ADVANTAGE,
+            "what the learner multiplies its gradient by, the mean of completion_advantages where \
+             tokens have their own; null where it has no reward, and where the stage doesn't train",
+        ),
+        maybe_list(
+            col::COMPLETION_ADVANTAGES,
+            "per token of completion_token_ids, what the learner multiplies its gradient by; null \
+             where all have that of the completion, as without a critic",
+        ),
+        maybe_list(
+            col::COMPLETION_VALUES,
+            "per token of completion_token_ids, what the critic expected before it; null where none \
+             was asked",
+        ),
+    ]
 }
 
 fn trained_fields() -> Vec<Field> {

@@ -3,6 +3,7 @@
 use arrow::array::{ArrayRef, RecordBatch};
 use arrow::datatypes::{Field, Schema};
 
+use crate::view::RolloutsView;
 use crate::{Error, Result, col, extend, rows, schema};
 
 /// The rewards of one completion.
@@ -14,6 +15,23 @@ pub struct Scores {
     pub reward: Option<f64>,
     /// Why a part is missing.
     pub error: Option<String>,
+}
+
+/// What a critic made of one completion: a number for each of its tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Appraisal {
+    /// Their advantages.
+    pub advantages: Vec<f32>,
+    /// What it expected before them.
+    pub values: Vec<f32>,
+}
+
+impl Appraisal {
+    /// The mean advantage; 0 of no tokens.
+    fn mean(&self) -> f64 {
+        let sum: f64 = self.advantages.iter().map(|&advantage| f64::from(advantage)).sum();
+        sum / self.advantages.len().max(1) as f64
+    }
 }
 
 /// What the learner did with one completion.
@@ -49,10 +67,16 @@ pub fn add_scores(
     add(sampled, &target, columns)
 }
 
-/// [`schema::scored`] rows with their advantages: [`schema::grouped`].
+/// [`schema::scored`] rows with their advantages, one for all tokens of a completion: [`schema::grouped`].
 pub fn add_advantages(scored: &RecordBatch, advantages: &[Option<f64>]) -> Result<RecordBatch> {
+    let none = || rows::maybe_lists_f32(advantages.iter().map(|_| None));
+    let columns = vec![rows::numbers(advantages.iter().copied()), none(), none()];
+    add_grouped(scored, columns)
+}
+
+fn add_grouped(scored: &RecordBatch, columns: Vec<ArrayRef>) -> Result<RecordBatch> {
     let target = schema::grouped(&schema::reward_names(&scored.schema()))?;
-    add(scored, &target, vec![rows::numbers(advantages.iter().copied())])
+    add(scored, &target, columns)
 }
 
 /// [`schema::grouped`] rows with other advantages in place of theirs.
@@ -60,14 +84,40 @@ pub fn replace_advantages(
     grouped: &RecordBatch,
     advantages: &[Option<f64>],
 ) -> Result<RecordBatch> {
+    add_advantages(&without_advantages(grouped)?, advantages)
+}
+
+/// [`schema::grouped`] rows with what a critic made of them in place of their advantages; those that it wasn't asked
+/// about keep theirs.
+pub fn appraise(grouped: &RecordBatch, appraisals: &[Option<Appraisal>]) -> Result<RecordBatch> {
+    let scored = without_advantages(grouped)?;
+    let view = RolloutsView::new(grouped, schema::Progress::Grouped)?;
+    if view.rows_count() != appraisals.len() {
+        let (found, rows) = (appraisals.len(), view.rows_count());
+        return Err(Error::bug(format!("{found} appraisals for {rows} rows")));
+    }
+    let advantages = appraisals.iter().enumerate().map(|(row, found)| match found {
+        Some(found) => Some(found.mean()),
+        None => view.advantage(row),
+    });
+    let lists = |of: fn(&Appraisal) -> &[f32]| {
+        rows::maybe_lists_f32(appraisals.iter().map(|found| found.as_ref().map(of)))
+    };
+    let columns = vec![
+        rows::numbers(advantages),
+        lists(|found| &found.advantages),
+        lists(|found| &found.values),
+    ];
+    add_grouped(&scored, columns)
+}
+
+fn without_advantages(grouped: &RecordBatch) -> Result<RecordBatch> {
     let Ok(at) = grouped.schema_ref().index_of(col::ADVANTAGE) else {
         return Err(Error::bug("rows without advantages have none to replace"));
     };
-    let others: Vec<usize> = (0..grouped.num_columns()).filter(|&i| i != at).collect();
-    let scored = grouped
-        .project(&others)
-        .map_err(|error| Error::bug(format!("columns of rows can't be chosen: {error}")))?;
-    add_advantages(&scored, advantages)
+    grouped
+        .project(&(0..at).collect::<Vec<_>>())
+        .map_err(|error| Error::bug(format!("columns of rows can't be chosen: {error}")))
 }
 
 /// [`schema::grouped`] rows with what the learner did: [`schema::rollouts`].
@@ -133,6 +183,22 @@ mod tests {
         let again = replace_advantages(&replaced, &[Some(0.0), None, Some(1.0)]).unwrap();
         assert!(replaced != grouped && again == grouped);
         assert!(replace_advantages(&scored, &[None; 3]).is_err());
+        let appraisal =
+            Appraisal { advantages: vec![0.5, -1.5, 0.25], values: vec![0.0, 1.0, 2.0] };
+        let appraised = appraise(&grouped, &[Some(appraisal), None, None]).unwrap();
+        assert_eq!(appraised.schema(), grouped.schema());
+        let view = RolloutsView::new(&appraised, schema::Progress::Grouped).unwrap();
+        assert_eq!([0, 1, 2].map(|row| view.advantage(row)), [Some(-0.25), None, Some(1.0)]);
+        assert_eq!(view.completion_advantages(0), Some(&[0.5, -1.5, 0.25][..]));
+        assert_eq!(view.completion_values(0), Some(&[0.0, 1.0, 2.0][..]));
+        assert_eq!((view.completion_advantages(1), view.completion_values(2)), (None, None));
+        assert!(appraise(&grouped, &[None]).is_err());
+        assert!(appraise(&scored, &[None, None, None]).is_err());
+        let again = replace_advantages(&appraised, &[Some(0.0), None, Some(1.0)]).unwrap();
+        assert!(again == grouped);
+        let few = Appraisal { advantages: vec![0.5], values: vec![0.0] };
+        let few = appraise(&grouped, &[Some(few), None, None]).unwrap();
+        assert!(RolloutsView::new(&few, schema::Progress::Grouped).is_err());
         let outcomes = [Outcome::Trained, Outcome::Skipped("no_signal".into()), Outcome::Trained];
         let trained = add_outcomes(&grouped, &outcomes).unwrap();
         assert_eq!(trained.schema(), schema::rollouts(&names()).unwrap());

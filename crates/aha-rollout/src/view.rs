@@ -107,8 +107,14 @@ pub struct RolloutsView<'a> {
     finish_reason: &'a StringArray,
     finished_at: &'a TimestampMicrosecondArray,
     scored: Option<ScoredColumns<'a>>,
-    advantage: Option<&'a Float64Array>,
+    grouped: Option<GroupedColumns<'a>>,
     trained: Option<(&'a BooleanArray, &'a StringArray)>,
+}
+
+struct GroupedColumns<'a> {
+    advantage: &'a Float64Array,
+    advantages: Lists<'a, Float32Array>,
+    values: Lists<'a, Float32Array>,
 }
 
 struct ScoredColumns<'a> {
@@ -133,7 +139,15 @@ impl<'a> RolloutsView<'a> {
         } else {
             None
         };
-        let advantage = (progress >= Progress::Grouped).then(|| columns.get(col::ADVANTAGE));
+        let grouped = if progress >= Progress::Grouped {
+            Some(GroupedColumns {
+                advantage: columns.get(col::ADVANTAGE)?,
+                advantages: columns.lists(col::COMPLETION_ADVANTAGES)?,
+                values: columns.lists(col::COMPLETION_VALUES)?,
+            })
+        } else {
+            None
+        };
         let trained = if progress >= Progress::Trained {
             Some((columns.get(col::IS_TRAINED)?, columns.get(col::SKIP_REASON)?))
         } else {
@@ -158,7 +172,7 @@ impl<'a> RolloutsView<'a> {
             finish_reason: columns.get(col::FINISH_REASON)?,
             finished_at: columns.get(col::FINISHED_AT)?,
             scored,
-            advantage: advantage.transpose()?,
+            grouped,
             trained,
         };
         view.check_lengths()?;
@@ -177,6 +191,21 @@ impl<'a> RolloutsView<'a> {
                     ),
                     "read rollouts as a stage wrote them, without changing their lists",
                 ));
+            }
+            let Some(grouped) = &self.grouped else { continue };
+            for (name, list) in [
+                (col::COMPLETION_ADVANTAGES, grouped.advantages.maybe(row)),
+                (col::COMPLETION_VALUES, grouped.values.maybe(row)),
+            ] {
+                if let Some(found) = list.map(<[f32]>::len).filter(|&found| found != tokens) {
+                    let id = self.rollout_id(row);
+                    return Err(Error::input(
+                        format!(
+                            "rollout `{id}` has {tokens} completion tokens and {found} in `{name}`"
+                        ),
+                        "read rollouts as a stage wrote them, without changing their lists",
+                    ));
+                }
             }
         }
         Ok(())
@@ -287,9 +316,9 @@ impl<'a> RolloutsView<'a> {
         number(self.scored().reward, row)
     }
 
-    /// Advantage over its group. From [`Progress::Grouped`] on.
+    /// Its advantage, or the mean of its tokens'. From [`Progress::Grouped`] on.
     pub fn advantage(&self, row: usize) -> Option<f64> {
-        number(self.advantage.expect("the view is of grouped rows"), row)
+        number(self.grouped().advantage, row)
     }
 
     /// Whether the learner used it. From [`Progress::Trained`] on.
@@ -300,6 +329,20 @@ impl<'a> RolloutsView<'a> {
     /// Why the learner left it out. From [`Progress::Trained`] on.
     pub fn skip_reason(&self, row: usize) -> Option<&'a str> {
         optional(self.trained().1, row)
+    }
+
+    /// Advantages of its tokens, where they have their own. From [`Progress::Grouped`] on.
+    pub fn completion_advantages(&self, row: usize) -> Option<&'a [f32]> {
+        self.grouped().advantages.maybe(row)
+    }
+
+    /// What a critic expected before its tokens, where one was asked. From [`Progress::Grouped`] on.
+    pub fn completion_values(&self, row: usize) -> Option<&'a [f32]> {
+        self.grouped().values.maybe(row)
+    }
+
+    fn grouped(&self) -> &GroupedColumns<'a> {
+        self.grouped.as_ref().expect("the view is of grouped rows")
     }
 
     fn scored(&self) -> &ScoredColumns<'a> {
@@ -389,6 +432,10 @@ impl<'a> Lists<'a, UInt32Array> {
 impl<'a> Lists<'a, Float32Array> {
     fn get(&self, row: usize) -> &'a [f32] {
         &self.values.values()[self.range(row)]
+    }
+
+    fn maybe(&self, row: usize) -> Option<&'a [f32]> {
+        self.lists.is_valid(row).then(|| self.get(row))
     }
 }
 

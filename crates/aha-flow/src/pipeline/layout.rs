@@ -103,7 +103,7 @@ fn read_stage(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Stage>
     let kind = match read_word(&kind.node, &kind_path, reader, &KINDS)? {
         "sft" => StageKind::Sft(Box::new(read_kind(entries, path, reader))),
         "reward-model" => StageKind::RewardModel(Box::new(read_kind(entries, path, reader))),
-        "rl" => StageKind::Rl(Box::new(read_kind::<RlStage>(entries, path, reader))),
+        "rl" => StageKind::Rl(Box::new(read_rl(entries, path, reader))),
         "sample" => StageKind::Sample(Box::new(read_kind(entries, path, reader))),
         "query" => StageKind::Query(read_kind(entries, path, reader)),
         "eval" => StageKind::Eval(Box::new(read_eval(entries, path, reader))),
@@ -118,6 +118,15 @@ fn read_kind<S: Section + Default>(entries: &[Entry], path: &str, reader: &mut R
     refuse_unknown(entries, &defaults.section_keys(), &COMMON, path, reader);
     reader.completion_len_tokens_max = completion_len_tokens_max(entries);
     S::read_over(defaults, entries, path, reader)
+}
+
+/// Advantages by a critic bring one along.
+fn read_rl(entries: &[Entry], path: &str, reader: &mut Reader<'_>) -> RlStage {
+    let mut stage: RlStage = read_kind(entries, path, reader);
+    if stage.objective.critic().is_some() {
+        stage.critic.get_or_insert_default();
+    }
+    stage
 }
 
 /// A benchmark brings its verifier along.

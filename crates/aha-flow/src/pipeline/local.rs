@@ -309,6 +309,46 @@ fn check_reward_model(stage: &RewardModelStage, path: &str, reader: &mut Reader<
     }
 }
 
+/// What a reward is compared with decides how many completions a prompt needs, and whether there is a critic.
+fn check_baseline(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
+    if !reader.is_good(&format!("{path}.objective")) {
+        return;
+    }
+    let mut report = |key: &str, is_wrong: bool, message: &str, hint: &str| {
+        let key = format!("{path}.{key}");
+        if is_wrong && reader.is_good(&key) {
+            reader.report_at(&key, message.replace("KEY", &key), Some(hint.to_owned()));
+        }
+    };
+    let is_of_group = rl.objective.advantage.baseline.is_of_group();
+    report(
+        "group_size",
+        rl.group_size == 1 && is_of_group,
+        "`KEY` is 1, but advantages are relative to a prompt's other completions",
+        "set it to 2 or more, or compare with something else: `objective = { preset = \"ppo\" }` has a critic",
+    );
+    report(
+        "resample_rounds",
+        rl.group_size == 1 && !is_of_group && rl.resample_rounds > 0,
+        "`KEY` replaces groups whose rewards are all equal, and a group of one is always such a group",
+        "set it to 0, or `group_size` to 2 or more",
+    );
+    let has_critic = rl.objective.critic().is_some();
+    report(
+        "critic",
+        rl.critic.is_some() && !has_critic,
+        "`KEY` says what a critic is, but advantages are measured without one",
+        "set `objective.advantage_baseline = \"value\"`, as `preset = \"ppo\"` does, or leave `critic` out",
+    );
+    let warmup_steps = rl.critic.as_ref().map_or(0, |critic| critic.warmup_steps);
+    report(
+        "critic.warmup_steps",
+        has_critic && warmup_steps >= rl.steps,
+        &format!("`KEY` is {warmup_steps} of {} steps: the policy would never move", rl.steps),
+        "lower it below `steps`",
+    );
+}
+
 fn check_rl(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
     check_rewards(&rl.rewards, path, reader);
     let good = |reader: &Reader<'_>, keys: &[&str]| {
@@ -324,6 +364,7 @@ fn check_rl(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
         let hint = "`prompts_per_step` must be a multiple of `minibatches`: a group stays whole";
         reader.report_at(&format!("{path}.minibatches"), message, Some(hint.into()));
     }
+    check_baseline(rl, path, reader);
     if good(reader, &["sampling", "micro_batch_tokens"])
         && let Some(tokens) = rl.micro_batch_tokens.given()
         && tokens <= rl.sampling.max_tokens

@@ -16,6 +16,7 @@
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
 //! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model |
+//! | critic | (16 + A) P of it, and rows * tokens * 24 | `rl` with a critic: weights, packed weights, gradients and moments, and what it says of tokens |
 //! | reward models | (4 + A) P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | rewards of kind `model` |
 //! | kv cache | `run.kv_cache`, or less if S sequences, or all rows of a step, can't fill it | sampling |
 //! | activations | T (L B + 16 H), where B = A (2 H + 2 Q + 2 K + 3 I) + 4 (2 H + N) | training |
@@ -61,6 +62,8 @@ const PROGRAM_BYTES: u64 = 40 << 20;
 const THREAD_SCRATCH_BYTES: u64 = 2 << 20;
 /// Of a token that was sampled: id, log-prob and text, three times.
 const ROLLOUT_TOKEN_BYTES: u64 = 48;
+/// Of a token that a critic was asked about: advantage, value and return, twice.
+const CRITIC_TOKEN_BYTES: u64 = 24;
 const F32: u64 = 4;
 
 /// One part of a stage's memory.
@@ -186,18 +189,21 @@ pub(crate) fn memory_of(pipeline: &Pipeline, stage: &Stage, facts: &Facts) -> Br
         }
     }
     let asked: Vec<_> = asked.into_iter().filter_map(|name| facts.models.get(name)).collect();
-    predict(pipeline, stage, models.max_by_key(|model| model.param_count), &asked)
+    let critic = stage.kind.critic().and_then(|name| facts.models.get(name));
+    predict(pipeline, stage, models.max_by_key(|model| model.param_count), critic, &asked)
 }
 
 /// The memory of a stage at its peak, by the formulas of [the module](self). `model` is the one it
 /// starts from; of several models evaluated in turn, the largest.
-/// `reward_models` are those that its rewards ask.
+/// `critic` is what its critic starts from, and `reward_models` are those that its rewards ask.
 pub fn predict(
     pipeline: &Pipeline,
     stage: &Stage,
     model: Option<&ModelFacts>,
+    critic: Option<&ModelFacts>,
     reward_models: &[&ModelFacts],
 ) -> Breakdown {
+    let critic = critic.map(facts_of_reward_model);
     let mut program = Breakdown::default();
     program.add("program", PROGRAM_BYTES);
     let mut query = program.clone();
@@ -239,7 +245,9 @@ pub fn predict(
             at.add_training(tokens.min(batch), stage.activation_checkpointing.is_on());
             vec![at]
         }
-        StageKind::Rl(rl) => at.rl(rl, rl_tokens(rl, longest(&stage.kind, model), model)),
+        StageKind::Rl(rl) => {
+            at.rl(rl, rl_tokens(rl, longest(&stage.kind, model), model), critic.as_ref())
+        }
         StageKind::Sample(sample) => {
             let drawn = &sample.sampling;
             vec![at.completions(sample.n, drawn.max_tokens, drawn.weights)]
@@ -396,6 +404,15 @@ impl<'a> Phase<'a> {
         self.found.add("reference", if is_needed { bytes } else { 0 });
     }
 
+    /// The critic's weights and the state of its training, and what it says of so many tokens.
+    fn add_critic(&mut self, critic: Option<&ModelFacts>, tokens: u64) {
+        let Some(critic) = critic else { return };
+        let mut state = Phase::new(self.run, critic);
+        state.add_training_state();
+        let bytes = state.weights().saturating_add(state.found.total_bytes());
+        self.found.add("critic", bytes.saturating_add(tokens.saturating_mul(CRITIC_TOKEN_BYTES)));
+    }
+
     fn add_training_state(&mut self) {
         self.add_packed();
         let lookups = if self.model.has_tied_embeddings { self.vocab() * self.hidden() } else { 0 };
@@ -452,8 +469,9 @@ impl<'a> Phase<'a> {
         self
     }
 
-    /// The phases of a stage `rl`: sampling, and training with micro-batches of so many tokens.
-    fn rl(mut self, rl: &RlStage, tokens: u64) -> Vec<Phase<'a>> {
+    /// The phases of a stage `rl`: sampling, and training with micro-batches of so many tokens, of the policy and then of
+    /// its critic.
+    fn rl(mut self, rl: &RlStage, tokens: u64, critic: Option<&'a ModelFacts>) -> Vec<Phase<'a>> {
         let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
         // Sampling and training leave buffers of each other's sizes.
         self.spare_bytes_max = SPARE_BYTES_MAX as u64;
@@ -462,10 +480,16 @@ impl<'a> Phase<'a> {
         self.add_int8(rl.sampling.weights);
         let batches = 1 + u64::from(rl.resample_rounds);
         self.add_sampler(rows, batches, rl.sampling.max_tokens);
+        self.add_critic(critic, rows.saturating_mul(u64::from(rl.sampling.max_tokens)));
         let mut sampling = self.clone();
         sampling.add_sampling();
-        self.add_training(tokens, rl.activation_checkpointing.is_on());
-        vec![sampling, self]
+        let mut phases = vec![sampling];
+        for model in std::iter::once(self.model).chain(critic) {
+            let mut training = Phase { model, ..self.clone() };
+            training.add_training(tokens, rl.activation_checkpointing.is_on());
+            phases.push(training);
+        }
+        phases
     }
 
     /// What a sampler holds between its steps, and what it hands on.
@@ -541,7 +565,8 @@ mod tests {
         );
         let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
         let pipeline = crate::pipeline::parse(text).unwrap();
-        let found = predict(&pipeline, &pipeline.stages[0], Some(model), &[]);
+        let critic = pipeline.stages[0].kind.critic().map(|_| model);
+        let found = predict(&pipeline, &pipeline.stages[0], Some(model), critic, &[]);
         found.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).sum()
     }
 
@@ -630,6 +655,21 @@ mod tests {
         assert_eq!(part("int8 weights", eval, &model), bytes);
         assert_eq!(part("packed weights", eval, &model), 0);
         assert_eq!(part("int8 weights", RL, &model), 0);
+    }
+
+    #[test]
+    fn a_critic_is_a_second_model_that_is_trained() {
+        let rows = 32 * 16 * 256;
+        for model in models() {
+            let ppo = format!("{RL}\nobjective = {{ preset = 'ppo' }}");
+            let params = facts_of_reward_model(&model).param_count;
+            let embedding = 49_152 * 576;
+            // Weights, gradients and two moments; the embedding isn't multiplied with.
+            let state = 16 * params + 4 * (params - embedding);
+            assert_eq!(part("critic", &ppo, &model), state + 24 * rows);
+            assert_eq!(part("critic", RL, &model), 0);
+            assert_eq!(part("optimizer", &ppo, &model), 8 * model.param_count);
+        }
     }
 
     #[test]

@@ -330,6 +330,17 @@ fn details_of_rl(rl: &RlStage) -> Vec<String> {
         });
     }
     lines.push(format!("optimizer {}", optimizer(&rl.optimizer, rl.grad_clip)));
+    if let Some(critic) = &rl.critic {
+        let of = critic.model.as_ref().unwrap_or(&rl.model);
+        let alone = match critic.warmup_steps {
+            0 => String::new(),
+            n => format!(", alone for {n} steps"),
+        };
+        lines.push(format!(
+            "critic    made of `{of}`{alone}; {}",
+            optimizer(&critic.optimizer, critic.grad_clip)
+        ));
+    }
     lines
 }
 

@@ -189,6 +189,14 @@ fn rewards_of<'p>(kind: &'p StageKind, path: &str) -> Vec<(String, &'p Reward)> 
     kind.rewards().iter().enumerate().map(|(idx, reward)| (path_of(idx), reward)).collect()
 }
 
+/// The model that a critic starts from, where it isn't the stage's own.
+fn named_critic(kind: &StageKind) -> Option<&str> {
+    match kind {
+        StageKind::Rl(rl) => rl.critic.as_ref()?.model.as_deref(),
+        _ => None,
+    }
+}
+
 /// Which models and tables each stage reads. A query that is no SQL is reported and reads nothing.
 fn reads_of(
     pipeline: &Pipeline,
@@ -207,6 +215,13 @@ fn reads_of(
             if reader.is_good(&path) {
                 let span = reader.span_of(&path);
                 of_stage.models.push(Read { name: name.clone(), path, span });
+            }
+        }
+        if let Some(name) = named_critic(&stage.kind) {
+            let path = format!("{path}.critic.model");
+            if reader.is_good(&path) {
+                let span = reader.span_of(&path);
+                of_stage.models.push(Read { name: name.to_owned(), path, span });
             }
         }
         for (path, reward) in rewards_of(&stage.kind, &path) {
@@ -598,6 +613,7 @@ fn check_against_model(
     let known: Vec<ModelFacts> =
         stage.kind.models().iter().filter_map(|name| facts.models.get(name).cloned()).collect();
     check_roles(stage, &path, facts, reader);
+    check_critic(stage, &path, facts, reader);
     let (template, key, len) = match &stage.kind {
         StageKind::Sft(sft) => (&sft.template, "max_tokens", sft.max_tokens),
         StageKind::RewardModel(stage) => (&stage.template, "max_tokens", stage.max_tokens),
@@ -646,6 +662,35 @@ fn check_against_model(
             _ => model,
         };
         facts.models.insert(stage.name.clone(), model);
+    }
+}
+
+/// A critic reads the tokens that the policy writes, at the same positions.
+fn check_critic(stage: &Stage, path: &str, facts: &Facts, reader: &mut Reader<'_>) {
+    let Some(name) = named_critic(&stage.kind) else { return };
+    let policy = stage.kind.models().first().and_then(|name| facts.models.get(name));
+    let (Some(policy), Some(critic)) = (policy, facts.models.get(name)) else { return };
+    let path = format!("{path}.critic.model");
+    let [tokens, positions] = [
+        [critic.tokenizer_vocab_size, policy.tokenizer_vocab_size],
+        [critic.max_position_embeddings, policy.max_position_embeddings],
+    ];
+    let message = if tokens[0] < tokens[1] {
+        format!(
+            "the critic `{name}` knows {} tokens, and the policy writes {}",
+            tokens[0], tokens[1]
+        )
+    } else if positions[0] < positions[1] {
+        format!(
+            "the critic `{name}` has {} positions, and the policy {}",
+            positions[0], positions[1]
+        )
+    } else {
+        return;
+    };
+    if reader.is_good(&path) {
+        let hint = "take one that was made of a model of the same family, or leave it out";
+        reader.report_at(&path, message, Some(hint.to_owned()));
     }
 }
 

@@ -131,6 +131,13 @@ impl StageKind {
         }
     }
 
+    /// The name of the model that its critic starts from.
+    pub fn critic(&self) -> Option<&str> {
+        let StageKind::Rl(stage) = self else { return None };
+        let critic = stage.critic.as_ref()?;
+        Some(critic.model.as_ref().unwrap_or(&stage.model))
+    }
+
     /// The key and names of the models that the stage starts from.
     pub fn models(&self) -> &[String] {
         use std::slice::from_ref;
@@ -316,6 +323,24 @@ section! {
 }
 
 section! {
+    /// The critic of a stage with `objective.advantage_baseline = "value"`: a model of its own, which learns what to
+    /// expect of a completion from each of its tokens on. It is written into checkpoints, and is no model of the run's.
+    pub struct Critic {
+        /// The model to start from: one of `[models]` or an earlier training stage, with the tokenizer of the stage's
+        /// model. A reward model goes on with its head (InstructGPT); a language model gets one of zeros. Absent: the
+        /// stage's own model.
+        pub model: Option<String> = None, "not empty" |name| name.as_ref().is_none_or(|name| !name.is_empty());
+        /// Steps in which only the critic learns, before the policy first moves (verl's `critic_warmup`): a critic that
+        /// has seen nothing expects nothing. Their completions are in the table, left out as `critic_warmup`.
+        pub warmup_steps: u64 = 0;
+        /// AdamW. verl's rate is 1e-5; a critic has more to learn than the policy may move.
+        pub optimizer: Optimizer = Optimizer { lr: 1e-5, ..Optimizer::default() };
+        /// Largest global norm of the critic's gradient; a larger one is scaled down to it; 0 is off.
+        pub grad_clip: f64 = 1.0, "at least 0" |x| *x >= 0.0;
+    }
+}
+
+section! {
     /// Reinforcement learning of `model` on the prompts of a query. Leaves the trained model, a table of
     /// every completion, and the table `NAME_set_aside` of prompts that kept failing.
     pub struct RlStage {
@@ -329,8 +354,9 @@ section! {
         pub steps: u64 = 100, "at least 1" |n| *n >= 1;
         /// Prompts of one step. R1-Zero's is 32.
         pub prompts_per_step: u32 = 32, "at least 1" |n| *n >= 1;
-        /// Completions per prompt; advantages are relative to this group. R1-Zero's is 16.
-        pub group_size: u32 = 16, "from 2 to 65536" |n| (2..=65_536).contains(n);
+        /// Completions per prompt; advantages are relative to this group, which then has 2 at the least. With another
+        /// `objective.advantage_baseline` than the group's, such as a critic's, 1 will do. R1-Zero's is 16.
+        pub group_size: u32 = 16, "from 1 to 65536" |n| (1..=65_536).contains(n);
         /// Whether each pass over the prompts has its own order, drawn from the seed.
         pub shuffle: bool = true;
         /// How tokens are drawn.
@@ -353,6 +379,8 @@ section! {
         /// What is optimised. A preset sets every constant, other keys change single ones; `aha check`
         /// prints the formula that comes of it.
         pub objective: Objective = Preset::default().objective(256);
+        /// The critic of `objective.advantage_baseline = "value"`; absent: this with its defaults, or none without that.
+        pub critic: Option<Critic> = None;
         /// The reference model of the KL term.
         pub reference: Reference = Reference::default();
         /// Optimizer steps that one pass over a step's completions is split into, by whole groups.
@@ -509,4 +537,4 @@ section! {
     }
 }
 
-section_fields!(Reference);
+section_fields!(Critic, Reference);

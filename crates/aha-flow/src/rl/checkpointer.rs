@@ -157,7 +157,12 @@ fn save(
         tokenizer: &shared.tokenizer,
         reference: learner.reference().filter(|_| refreshed).map(AsRef::as_ref),
         optimizer: learner.optimizer(),
-        position: Position { optimizer_steps: learner.optimizer().step_count(), ..position },
+        critic: learner.critic().map(|critic| (&**critic.model(), critic.optimizer())),
+        position: Position {
+            optimizer_steps: learner.optimizer().step_count(),
+            critic_steps: learner.critic().map_or(0, |critic| critic.optimizer().step_count()),
+            ..position
+        },
     };
     checkpoint::save(&shared.dir, content, shared.run.checkpoint_keep as usize)
 }

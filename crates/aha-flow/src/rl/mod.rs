@@ -12,7 +12,8 @@
 //! - [`supervisor`]: spawns the actors and decides what a failure means; [`credit`]: bounded edges.
 //! - [`feeder`], [`sampler`], [`reward`], [`advantage`], [`learner`], [`recorder`], [`checkpointer`]:
 //!   the actors, in the order of the data.
-//! - [`train`]: what the learner does with a step's rows. Pure but for the weights.
+//! - [`train`]: what the learner does with a step's rows. Pure but for the weights. `appraise`: advantages that need the
+//!   learner's models, KL in the reward and a critic's. `critic`: the critic's optimizer steps.
 //! - [`fault`]: faults that tests inject.
 //!
 //! # Invariants
@@ -22,12 +23,14 @@
 //! - A row is durable before the checkpoint that has trained on it, and so are the step's measures, unless
 //!   their sink fails.
 //! - What computes or writes for long does so on threads of its actor's own, never in a handler.
-//! - A stage holds the model that it trains, and the reference if the objective has one; no other outlives a
-//!   step.
+//! - A stage holds the model that it trains, the reference if the objective has one, and the critic if it has one; no
+//!   other outlives a step.
 
 pub mod advantage;
+mod appraise;
 pub mod checkpointer;
 pub mod credit;
+mod critic;
 pub mod fault;
 pub mod feeder;
 pub mod learner;

@@ -15,7 +15,7 @@ use crate::checkpoint::{self, Position};
 use crate::error::{Error, Result};
 use crate::evaluate::Answers;
 use crate::models::{Loaded, Models};
-use crate::pipeline::{RlStage, Run, Template, Watch};
+use crate::pipeline::{Optimizer, RlStage, Run, Template, Watch};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{Problem, Prompter};
 use crate::rundir::RunDir;
@@ -56,13 +56,39 @@ pub struct Shared {
 impl Shared {
     /// The learning rate of a minibatch, by its place among those that are planned. A minibatch that gives no
     /// optimizer step, and one that a step with fewer groups doesn't have, takes its place all the same:
-    /// otherwise the schedule would not be through when the stage is.
+    /// otherwise the schedule would not be through when the stage is. It begins when the policy first moves.
     pub fn learning_rate(&self, step: u64, epoch: u64, minibatch_idx: u64) -> f64 {
+        let before = self.warmup_steps();
+        self.rate_of(&self.settings.optimizer, (before, step), epoch, minibatch_idx)
+    }
+
+    /// The same of the critic, which learns from the first step on.
+    pub fn critic_learning_rate(&self, step: u64, epoch: u64, minibatch_idx: u64) -> f64 {
+        let optimizer = self.settings.critic.as_ref().map(|critic| &critic.optimizer);
+        optimizer.map_or(0.0, |optimizer| self.rate_of(optimizer, (0, step), epoch, minibatch_idx))
+    }
+
+    fn rate_of(
+        &self,
+        optimizer: &Optimizer,
+        (before, step): (u64, u64),
+        epoch: u64,
+        minibatch_idx: u64,
+    ) -> f64 {
         let settings = &self.settings;
         let per_pass = u64::from(settings.prompts_per_step.min(settings.minibatches));
         let passes = u64::from(settings.inner_epochs);
-        let done = ((step - 1) * passes + epoch) * per_pass + minibatch_idx;
-        train::learning_rate(&settings.optimizer, settings.steps * passes * per_pass, done)
+        let done = ((step - 1 - before) * passes + epoch) * per_pass + minibatch_idx;
+        train::learning_rate(optimizer, (settings.steps - before) * passes * per_pass, done)
+    }
+
+    /// Whether the policy rests in this step, and only the critic learns.
+    pub fn is_warming_up(&self, step: u64) -> bool {
+        step <= self.warmup_steps()
+    }
+
+    fn warmup_steps(&self) -> u64 {
+        self.settings.critic.as_ref().map_or(0, |critic| critic.warmup_steps)
     }
 
     /// Whether the objective measures its distance from a reference model.
@@ -160,6 +186,7 @@ async fn begin(
     else {
         let model = first_model(shared, base, models).await?;
         let mut learner = Learner::new(Arc::clone(&model));
+        learner.set_critic(first_critic(shared, &model, models).await?);
         learner.set_reference(needs_reference.then_some(model));
         let position = Position { stage: shared.stage.clone(), ..Position::default() };
         return Ok((learner, position));
@@ -173,7 +200,45 @@ async fn begin(
     };
     let mut learner = Learner::resume(saved.model, saved.optimizer, saved.position.version);
     learner.set_reference(reference);
+    let steps = saved.position.critic_steps;
+    let critic = saved.critic.map(|(model, optimizer)| Learner::resume(model, optimizer, steps));
+    if critic.is_none() && shared.settings.critic.is_some() {
+        return Err(Error::bug("the checkpoint of a stage with a critic has none"));
+    }
+    learner.set_critic(critic);
     Ok((learner, saved.position))
+}
+
+/// The critic that the stage begins with; none where it has none.
+async fn first_critic(
+    shared: &Shared,
+    first: &Model,
+    models: &Models<'_>,
+) -> Result<Option<Learner>> {
+    let Some(settings) = &shared.settings.critic else { return Ok(None) };
+    let model = match &settings.model {
+        None => Arc::new(first.to_critic()?),
+        Some(name) => {
+            let Loaded { model, tokenizer } = models.load_any(name).await?;
+            check_same_tokens(&shared.tokenizer, &tokenizer, name)?;
+            if model.is_reward() { model } else { Arc::new(model.to_critic()?) }
+        }
+    };
+    Ok(Some(Learner::new(model)))
+}
+
+/// A critic reads the policy's token ids.
+fn check_same_tokens(policy: &Tokenizer, critic: &Tokenizer, name: &str) -> Result<()> {
+    let len = policy.vocab_len();
+    let is_same = critic.vocab_len() >= len
+        && (0..len as u32).all(|id| policy.token_bytes(id) == critic.token_bytes(id));
+    if is_same {
+        return Ok(());
+    }
+    Err(Error::input_with(
+        format!("the critic `{name}` has another tokenizer than the model that is trained"),
+        "take a critic that was made of a model of the same family, or leave `critic.model` out",
+    ))
 }
 
 async fn first_model(

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use aha_compute::WeightForm;
 use aha_compute::ops::adamw::Hyper;
 use aha_learn::learner::{self, Learner, OldLogps, Rollout, StepSettings};
-use aha_learn::objective::{self, Normaliser, Totals};
+use aha_learn::objective::{Normaliser, Totals};
 use aha_learn::packing::minibatches;
 use aha_learn::schedule::{Schedule, Shape};
 use aha_rollout::schema::Progress;
@@ -15,7 +15,9 @@ use aha_rollout::steps::{self, Outcome};
 use aha_rollout::view::RolloutsView;
 use arrow::array::RecordBatch;
 
-use super::advantage::{self, Groups};
+use super::advantage::Groups;
+use super::appraise::appraise;
+use super::critic::CriticSteps;
 use super::stage::Shared;
 use crate::error::{Error, Result};
 use crate::evaluate::Answers;
@@ -48,19 +50,23 @@ pub fn train(
     mut reference_version: u64,
     cancel: &AtomicBool,
 ) -> Result<Trained> {
-    let penalised = penalise(learner, shared, groups)?;
-    let groups = penalised.as_ref().map_or(groups, |(groups, _)| groups);
+    let appraised = appraise(learner, shared, groups)?;
+    let groups = appraised.as_ref().map_or(groups, |appraised| &appraised.groups);
     let view = RolloutsView::new(&groups.rows, Progress::Grouped)?;
     let settings = &shared.settings;
     let mut outcomes = first_outcomes(&view, groups, shared);
     let starts = starts(&groups.lens);
     let kept: Vec<usize> = (0..groups.lens.len()).filter(|&g| groups.is_kept[g]).collect();
     let old = Old::of(learner, shared, &view, &outcomes);
+    let moves = !shared.is_warming_up(step);
+    let returns = appraised.as_ref().and_then(|appraised| appraised.returns.as_deref());
     let mut run = Minibatches {
         learner,
         old,
         shared,
         view: &view,
+        critic: returns.and_then(|returns| CriticSteps::new(shared, returns)),
+        moves,
         totals: Totals::default(),
         grad_norms: Vec::new(),
         nan: 0,
@@ -77,78 +83,32 @@ pub fn train(
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            run.lr = shared.learning_rate(step, epoch, idx as u64);
+            run.lr = if moves { shared.learning_rate(step, epoch, idx as u64) } else { 0.0 };
+            if let Some(critic) = &mut run.critic {
+                critic.lr = shared.critic_learning_rate(step, epoch, idx as u64);
+            }
             let groups_of = hand.iter().map(|&i| kept[i]);
             let rows: Vec<usize> =
                 groups_of.flat_map(|g| starts[g]..starts[g] + groups.lens[g]).collect();
             run.minibatch(&rows, &mut outcomes, (trained_total, split.len()))?;
-            let refresh = settings.reference.refresh_every;
-            if refresh > 0
-                && run.learner.version() - reference_version >= refresh
-                && shared.needs_reference()
-            {
-                run.learner.set_reference(Some(Arc::clone(run.learner.model())));
-                reference_version = run.learner.version();
-            }
+            reference_version = run.refresh_reference(reference_version);
         }
     }
     let mut metrics = measure(&view, groups, shared);
     run.measure(&mut metrics);
-    if let Some((_, kl)) = penalised {
-        metrics.insert("kl".to_owned(), kl);
+    for (name, value) in appraised.iter().flat_map(|appraised| &appraised.metrics) {
+        metrics.insert((*name).to_owned(), *value);
     }
-    let nan_batches = run.nan;
+    let nan_batches = run.nan + run.critic.as_ref().map_or(0, |critic| critic.nan);
     let checksum = run.learner.model().params().checksum();
     let facts = facts(&view, groups, shared, &outcomes, nan_batches);
+    if !moves {
+        let of_critic = outcomes.iter_mut().filter(|outcome| **outcome == Outcome::Trained);
+        of_critic.for_each(|outcome| *outcome = Outcome::Skipped("critic_warmup".to_owned()));
+    }
     let rows = steps::add_outcomes(&groups.rows, &outcomes)?;
     let failures = failures(&view, groups, &starts);
     Ok(Trained { rows, metrics, facts, checksum, reference_version, failures })
-}
-
-/// The groups with KL taken off their rewards before advantages, and the mean estimate over tokens of those that are
-/// trained on; none where the objective has no such term. The rewards in the rows stay as they were given.
-fn penalise(learner: &Learner, shared: &Shared, groups: &Groups) -> Result<Option<(Groups, f64)>> {
-    let objective = &shared.settings.objective;
-    if objective.kl_reward_coef() == 0.0 {
-        return Ok(None);
-    }
-    let reference = learner.reference().ok_or_else(|| Error::bug("KL needs a reference model"))?;
-    let view = RolloutsView::new(&groups.rows, Progress::Grouped)?;
-    let mut samples = advantage::samples(&view);
-    let is_kept = by_row(groups, &groups.is_kept);
-    let rows: Vec<usize> = is_kept
-        .enumerate()
-        .filter(|&(row, is_kept)| is_kept && samples[row].reward.is_some())
-        .map(|(row, _)| row)
-        .collect();
-    let rollouts: Vec<Rollout<'_>> =
-        rows.iter().map(|&row| rollout_of(&view, row, OldLogps::Behaviour)).collect();
-    let tokens = shared.settings.micro_batch_tokens.tokens() as usize;
-    let score = |model| learner::score(model, &rollouts, temperature(shared), tokens);
-    let (under_reference, own) = match shared.sampling.weights {
-        WeightForm::Same => (score(reference), None),
-        WeightForm::Int8 => (score(reference), Some(score(learner.model()))),
-    };
-    let (mut kl_sum, mut kl_count) = (0.0, 0_usize);
-    for (i, &row) in rows.iter().enumerate() {
-        let logps = own.as_ref().map_or(view.completion_logprobs(row), |own| &own[i]);
-        let estimates = logps.iter().zip(&under_reference[i]);
-        let kl: f64 =
-            estimates.map(|(&logp, &of)| objective::kl_estimate(objective, logp, of)).sum();
-        (kl_sum, kl_count) = (kl_sum + kl, kl_count + logps.len());
-        let reward = samples[row].reward.unwrap_or_default();
-        samples[row].reward = Some((f64::from(reward) - objective.kl_reward_coef() * kl) as f32);
-    }
-    let slices = advantage::split(&samples, &groups.lens);
-    let (values, has_signal) = advantage::compare(&slices, &groups.is_kept, &objective.advantage)?;
-    let groups = Groups {
-        rows: steps::replace_advantages(&groups.rows, &values)?,
-        lens: groups.lens.clone(),
-        has_signal,
-        is_kept: groups.is_kept.clone(),
-        failed: groups.failed.clone(),
-    };
-    Ok(Some((groups, kl_sum / kl_count.max(1) as f64)))
 }
 
 /// Prompts that could not be served, and those none of whose completions could be scored.
@@ -162,7 +122,10 @@ fn failures(view: &RolloutsView<'_>, groups: &Groups, starts: &[usize]) -> Vec<(
 }
 
 /// What is said of groups, for each of their rows.
-fn by_row<'a>(groups: &'a Groups, of_groups: &'a [bool]) -> impl Iterator<Item = bool> + 'a {
+pub(super) fn by_row<'a>(
+    groups: &'a Groups,
+    of_groups: &'a [bool],
+) -> impl Iterator<Item = bool> + 'a {
     let of_group = |(&len, &flag): (&usize, &bool)| std::iter::repeat_n(flag, len);
     groups.lens.iter().zip(of_groups).flat_map(of_group)
 }
@@ -244,19 +207,24 @@ impl Old {
     }
 }
 
-fn rollout_of<'a>(view: &'a RolloutsView<'a>, row: usize, old: OldLogps<'a>) -> Rollout<'a> {
+pub(super) fn rollout_of<'a>(
+    view: &'a RolloutsView<'a>,
+    row: usize,
+    old: OldLogps<'a>,
+) -> Rollout<'a> {
     Rollout {
         prompt_ids: view.prompt_token_ids(row),
         completion_ids: view.completion_token_ids(row),
         behaviour_logps: view.completion_logprobs(row),
         old,
         advantage: view.advantage(row).unwrap_or(0.0) as f32,
+        token_advantages: view.completion_advantages(row),
         mask: None,
     }
 }
 
 /// The temperature of the log-probs.
-fn temperature(shared: &Shared) -> f32 {
+pub(super) fn temperature(shared: &Shared) -> f32 {
     1.0 / shared.sampling.inv_temperature()
 }
 
@@ -266,6 +234,10 @@ struct Minibatches<'a> {
     old: Old,
     shared: &'a Shared,
     view: &'a RolloutsView<'a>,
+    /// Where advantages are measured against a critic.
+    critic: Option<CriticSteps<'a>>,
+    /// Whether the policy is trained; before, its critic is alone.
+    moves: bool,
     totals: Totals,
     grad_norms: Vec<f64>,
     nan: u32,
@@ -295,6 +267,12 @@ impl Minibatches<'_> {
         }
         let rollouts: Vec<Rollout<'_>> =
             trained.iter().map(|&r| rollout_of(view, r, self.old.at(r))).collect();
+        if let (Some(steps), Some(critic)) = (&mut self.critic, self.learner.critic_mut()) {
+            steps.step(critic, view, &trained, &rollouts)?;
+        }
+        if !self.moves {
+            return Ok(());
+        }
         let step = step_settings(
             &settings.optimizer,
             self.lr,
@@ -323,7 +301,20 @@ impl Minibatches<'_> {
         Ok(())
     }
 
+    /// Makes the policy the reference if that is due. Returns the version that is the reference then.
+    fn refresh_reference(&mut self, reference_version: u64) -> u64 {
+        let (every, version) =
+            (self.shared.settings.reference.refresh_every, self.learner.version());
+        let is_due = every > 0 && version - reference_version >= every;
+        if !is_due || !self.shared.needs_reference() {
+            return reference_version;
+        }
+        self.learner.set_reference(Some(Arc::clone(self.learner.model())));
+        version
+    }
+
     fn measure(&self, metrics: &mut BTreeMap<String, f64>) {
+        self.critic.iter().for_each(|critic| critic.measure(metrics));
         let totals = &self.totals;
         let mut set = |name: &str, value: f64| metrics.insert(name.to_owned(), value);
         set("lr", self.lr);

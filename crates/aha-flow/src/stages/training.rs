@@ -212,6 +212,7 @@ impl Training<'_> {
                 tokenizer: &tokenizer,
                 reference: None,
                 optimizer: learner.optimizer(),
+                critic: None,
                 position,
             };
             let parts = checkpoint::save(&dir, content, keep as usize)?;

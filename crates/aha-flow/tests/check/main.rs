@@ -59,6 +59,8 @@ golden! {
     a_model_that_no_loader_would_take_is_refused: "model_ranges",
     an_evaluation_that_can_not_be_is_refused: "bad_eval",
     models_in_the_wrong_role_are_refused: "reward_models",
+    a_critic_that_can_not_be_is_refused: "critic",
+    a_critic_is_in_the_plan: "good_critic",
     a_cache_and_places_without_room_are_refused: "no_room",
     everything_wrong_is_reported_at_once: "everything",
     rewards_that_can_not_be_are_refused: "rewards",
@@ -98,7 +100,8 @@ fn a_problem_names_file_line_and_remedy() {
 fn what_is_written_reads_back_as_the_same_pipeline() {
     let rewards = fs_err::read_to_string(folder().join("good_rewards.toml")).unwrap();
     let mut written = String::new();
-    for text in [rewards, good()] {
+    let critic = fs_err::read_to_string(folder().join("good_critic.toml")).unwrap();
+    for text in [rewards, critic, good()] {
         let plan = check_text("good.toml", &text, &[]).unwrap();
         written = plan.pipeline.to_toml();
         let again = parse(Text { path: "pipeline.toml", text: &written, sets: &[] })

@@ -47,3 +47,23 @@ async fn the_learning_rate_of_a_minibatch_is_that_of_its_place_in_the_stage() {
     assert_eq!(engine.version(), 4);
     assert!((trained.metrics["lr"] - lr(15)).abs() < 1e-12, "{}", trained.metrics["lr"]);
 }
+
+/// The critic's schedule begins with the stage, and the policy's when it first moves.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_critic_has_a_schedule_of_its_own() {
+    let world = World::new();
+    let sets = [
+        LINEAR,
+        "stage.zero.objective={ preset = \"ppo\" }",
+        "stage.zero.critic={ warmup_steps = 2, optimizer = { lr = 1e-2, schedule = { kind = \"linear\" } } }",
+    ];
+    let outcome = world.finish("run", &sets).await;
+    for (step, metrics) in outcome.steps("zero") {
+        let left = (7 - step) as f64;
+        let policy = if step <= 2 { 0.0 } else { 1e-3 * left / 4.0 };
+        for (name, wanted) in [("lr", policy), ("critic_lr", 1e-2 * left / 6.0)] {
+            let found = metrics[name];
+            assert!((found - wanted).abs() < 1e-12, "step {step}, {name}: {found}");
+        }
+    }
+}

@@ -158,6 +158,12 @@ impl World {
         world
     }
 
+    /// Adds stages to the pipeline.
+    pub fn append(&self, stages: &str) {
+        let text = fs_err::read_to_string(self.pipeline()).unwrap();
+        fs_err::write(self.pipeline(), format!("{text}{stages}")).unwrap();
+    }
+
     fn write_pipeline(&self, text: &str) {
         // Paths of a pipeline start from the directory of the process, which all tests share.
         let problems = self.folder.path().join("problems.jsonl");

@@ -100,6 +100,14 @@ impl Packed {
         tape.log_probs(&hidden, model.head(), &self.targets, inv_temperature)
     }
 
+    /// What a critic expects before each of the wanted tokens, `(N, 1)`.
+    pub fn values<'m>(&self, critic: &'m Model, tape: &mut Tape<'m>, checkpointing: bool) -> Var {
+        let batch = Batch::laid_out(&self.ids, self.layout.clone());
+        let hidden = critic.hidden(tape, batch, checkpointing);
+        let hidden = tape.select_rows_of(&hidden, &self.rows, &self.layout);
+        critic.score_hidden(tape, &hidden)
+    }
+
     /// Log-probs of the wanted tokens under a model that isn't trained.
     pub fn score(&self, model: &Model, inv_temperature: f32) -> Vec<f32> {
         let mut tape = Tape::inference(model.device(), model.params());

@@ -10,6 +10,7 @@ use super::{
 use crate::Problem;
 use crate::advantage::{AdvantageRule, Baseline, Scale, SingleRule, StdEstimator};
 use crate::preset::Preset;
+use crate::value::ValueRule;
 
 /// An `objective` table as the file has it. What is absent comes from the preset.
 ///
@@ -17,11 +18,13 @@ use crate::preset::Preset;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "snake_case")]
 pub struct ObjectiveFile {
-    /// The family of the loss. Default `grpo`, the only one so far.
+    /// The family of the loss. Default `grpo`, the only one: PPO with a critic is the same loss with another baseline,
+    /// `preset = "ppo"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<Kind>,
     /// Where absent keys come from: `deepseek-r1` (default), `trl-1.16`, `verl-0.9`, `dr-grpo`, `dapo`, `gspo`,
-    /// `cispo`, `rloo`, `reinforce++`, `reinforce++-baseline`.
+    /// `cispo`, `rloo`, `reinforce++`, `reinforce++-baseline`,
+    /// `ppo`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
     /// Sets `clip_low` and `clip_high` at once. At least 0; 0.2 in all papers but R1's own, which has 10.
@@ -67,7 +70,8 @@ pub struct ObjectiveFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl: Option<f64>,
     /// Whether the estimates of a completion's tokens are added up and taken off its reward, before advantages, in
-    /// place of a term of the loss (verl's `use_kl_in_reward`, TRL's RLOO).
+    /// place of a term of the loss (verl's `use_kl_in_reward`, TRL's RLOO). With a critic each is taken off its own
+    /// token's reward (InstructGPT, TRL's and verl's PPO).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_in_reward: Option<bool>,
     /// Which estimator of the KL divergence from the reference, with `d = ref - logp`.
@@ -102,7 +106,8 @@ pub struct ObjectiveFile {
     /// What a reward is compared with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantage_baseline: Option<Baseline>,
-    /// What a deviation from the baseline is divided by. `group` needs a baseline of the group.
+    /// What a deviation from the baseline is divided by. `group` needs a baseline of the group. With a critic `whiten` or
+    /// `none`, of the advantages of all tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantage_scale: Option<Scale>,
     /// Which standard deviation.
@@ -117,6 +122,17 @@ pub struct ObjectiveFile {
     /// What a group with one scored completion gives.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantage_single: Option<SingleRule>,
+    /// With `advantage_baseline = "value"`: discount of a token. From 0 to 1; 1 in every preset, as in TRL and verl.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gamma: Option<f64>,
+    /// With `advantage_baseline = "value"`: weight of what lies further ahead in an advantage. From 0 to 1; 0.95 (TRL),
+    /// and 1 in verl: with long completions a smaller one forgets the reward before it has come to the first tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lambda: Option<f64>,
+    /// With `advantage_baseline = "value"`: how far a value may move from what it was before the step, until the critic
+    /// is no longer pulled towards the return (TRL: 0.2; verl: 0.5). Above 0, or `false`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value_clip: Option<Switch>,
 }
 
 /// The family of a loss.
@@ -213,8 +229,14 @@ impl ObjectiveFile {
             aggregation: self.aggregation(&base, completion_len_tokens_max),
             count_empty_sequences: self.count_empty_sequences.unwrap_or(base.count_empty_sequences),
             advantage,
+            value: ValueRule {
+                gamma: self.gamma.unwrap_or(base.value.gamma),
+                lambda: self.lambda.unwrap_or(base.value.lambda),
+                clip: self.value_clip.map_or(base.value.clip, Switch::bound),
+            },
         };
         self.check_keys(&mut problems);
+        self.check_critic_keys(&objective, &mut problems);
         check_ranges(&objective, &mut problems);
         check_together(&objective, &mut problems);
         if problems.found.is_empty() { Ok(objective) } else { Err(problems.found) }
@@ -248,6 +270,7 @@ impl ObjectiveFile {
             ("log_ratio_clamp", self.log_ratio_clamp),
             ("kl_log_ratio_clamp", self.kl_log_ratio_clamp),
             ("kl_value_clamp", self.kl_value_clamp),
+            ("value_clip", self.value_clip),
         ] {
             let is_true = switch == Some(Switch::Flag(true));
             problems.require(!is_true, key, "a number or false", "true");
@@ -266,6 +289,25 @@ impl ObjectiveFile {
                 "absent unless aggregation is \"constant\"",
                 length,
             );
+        }
+    }
+
+    /// Keys of a critic say nothing where there is none.
+    fn check_critic_keys(&self, objective: &Objective, problems: &mut Problems) {
+        let number = |value: Option<f64>| value.map(|value| format!("{value:?}"));
+        let value_clip = self.value_clip.map(|switch| match switch.bound() {
+            Some(bound) => format!("{bound:?}"),
+            None => "false".to_owned(),
+        });
+        for (key, got) in [
+            ("gamma", number(self.gamma)),
+            ("lambda", number(self.lambda)),
+            ("value_clip", value_clip),
+        ] {
+            if let (Some(got), None) = (got, objective.critic()) {
+                let must = "absent unless advantage_baseline is \"value\"";
+                problems.require(false, key, must, got);
+            }
         }
     }
 }
@@ -289,6 +331,10 @@ fn check_ranges(objective: &Objective, problems: &mut Problems) {
     let floor = objective.importance_floor;
     let is_floor = (0.0..=1.0).contains(&floor);
     problems.require(is_floor, "importance_floor", "a number from 0 to 1", format!("{floor:?}"));
+    for (key, share) in [("gamma", objective.value.gamma), ("lambda", objective.value.lambda)] {
+        let is_share = (0.0..=1.0).contains(&share);
+        problems.require(is_share, key, "a number from 0 to 1", format!("{share:?}"));
+    }
     let mut above = |key, bound: Option<f64>, floor: f64| {
         let ok = bound.is_none_or(|bound| floor < bound && bound.is_finite());
         let got = format!("{:?}", bound.unwrap_or_default());
@@ -299,6 +345,7 @@ fn check_ranges(objective: &Objective, problems: &mut Problems) {
     above("log_ratio_clamp", objective.log_ratio_clamp, 0.0);
     above("kl_log_ratio_clamp", objective.kl_log_ratio_clamp, 0.0);
     above("kl_value_clamp", objective.kl_value_clamp, 0.0);
+    above("value_clip", objective.value.clip, 0.0);
     if let Aggregation::Constant { length_tokens } = objective.aggregation {
         let must = "at least 1 token where aggregation is \"constant\"";
         problems.require(1 <= length_tokens, "aggregation_length_tokens", must, length_tokens);
@@ -321,8 +368,17 @@ fn check_together(objective: &Objective, problems: &mut Problems) {
     problems.require(
         scale != Scale::Group || baseline.is_of_group(),
         "advantage_scale",
-        "\"batch\", \"whiten\" or \"none\" where advantage_baseline isn't the group's",
+        match baseline {
+            Baseline::Value => "\"whiten\" or \"none\" where advantage_baseline is \"value\"",
+            _ => "\"batch\", \"whiten\" or \"none\" where advantage_baseline isn't the group's",
+        },
         "\"group\"",
+    );
+    problems.require(
+        scale != Scale::Batch || baseline != Baseline::Value,
+        "advantage_scale",
+        "\"whiten\" or \"none\" where advantage_baseline is \"value\"",
+        "\"batch\"",
     );
 }
 
@@ -365,6 +421,7 @@ impl From<Objective> for ObjectiveFile {
                 (AggregationName::Constant, Some(length_tokens))
             }
         };
+        let critic = objective.critic().copied();
         Self {
             kind: Some(Kind::Grpo),
             preset: None,
@@ -397,6 +454,9 @@ impl From<Objective> for ObjectiveFile {
             advantage_eps: Some(objective.advantage.eps),
             advantage_no_signal_std_max: Some(objective.advantage.no_signal_std_max),
             advantage_single: Some(objective.advantage.single),
+            gamma: critic.map(|rule| rule.gamma),
+            lambda: critic.map(|rule| rule.lambda),
+            value_clip: critic.map(|rule| rule.clip.into()),
         }
     }
 }
@@ -480,7 +540,8 @@ mod tests {
             problems,
             [
                 "`preset` must be one of \"deepseek-r1\", \"trl-1.16\", \"verl-0.9\", \"dr-grpo\", \
-                 \"dapo\", \"gspo\", \"cispo\", \"rloo\", \"reinforce++\", \"reinforce++-baseline\", found trl",
+                 \"dapo\", \"gspo\", \"cispo\", \"rloo\", \"reinforce++\", \"reinforce++-baseline\", \
+                 \"ppo\", found trl",
                 "`delta` must be a number or false, found true",
                 "`clip_low` must be a finite number of at least 0, found -1.0",
                 "`kl` must be a finite number of at least 0, found -0.1",
@@ -500,6 +561,24 @@ mod tests {
             (json!({"preset": "cispo", "delta": 2}), "`delta` must be false"),
             (json!({"advantage_baseline": "batch"}), "`advantage_scale` must be \"batch\","),
             (json!({"kl_in_reward": true, "kl_times_ratio": true}), "`kl_times_ratio` must be"),
+            (json!({"gamma": 0.9}), "`gamma` must be absent unless"),
+            (json!({"lambda": 0.9}), "`lambda` must be absent unless"),
+            (json!({"value_clip": false}), "`value_clip` must be absent unless"),
+            (json!({"preset": "ppo", "lambda": 1.1}), "`lambda` must be a number from 0 to 1"),
+            (json!({"preset": "ppo", "gamma": -0.1}), "`gamma` must be a number from 0 to 1"),
+            (
+                json!({"preset": "ppo", "value_clip": 0}),
+                "`value_clip` must be a finite number above",
+            ),
+            (
+                json!({"preset": "ppo", "value_clip": true}),
+                "`value_clip` must be a number or false",
+            ),
+            (
+                json!({"preset": "ppo", "advantage_scale": "batch"}),
+                "`advantage_scale` must be \"whiten\"",
+            ),
+            (json!({"advantage_baseline": "value"}), "`advantage_scale` must be \"whiten\""),
             (json!({"importance_floor": 1.5}), "`importance_floor` must be a number from 0 to 1"),
             (json!({"clip": 0.2, "clip_low": 0.1, "clip_high": 0.3}), "`clip` must be absent"),
             (

@@ -3,14 +3,18 @@
 use super::{
     Aggregation, EntropyMean, ImportanceMode, KlEstimator, Objective, RatioLevel, Surrogate,
 };
-use crate::advantage::{Baseline, Scale, SingleRule, StdEstimator};
+use crate::advantage::{AdvantageRule, Baseline, Scale, SingleRule, StdEstimator};
+use crate::value::ValueRule;
 
 /// The loss in words and symbols, every constant filled in, for people to read before a run.
 ///
 /// Two objectives that compute different things have different texts.
 pub fn formula(objective: &Objective) -> String {
-    let mut lines = advantage_lines(objective);
-    if objective.kl_reward_coef() != 0.0 {
+    let mut lines = match objective.critic() {
+        Some(rule) => critic_lines(objective, rule),
+        None => advantage_lines(objective),
+    };
+    if objective.critic().is_none() && objective.kl_reward_coef() != 0.0 {
         let penalty = format!("r_i less {:?} sum_t KL_t", objective.kl_reward_coef());
         lines.push(format!("         r_i: {penalty}, KL_t with old_t in place of logp_t"));
     }
@@ -23,12 +27,51 @@ pub fn formula(objective: &Objective) -> String {
     text
 }
 
-fn advantage_lines(objective: &Objective) -> Vec<String> {
-    let rule = &objective.advantage;
-    let divisor = match rule.std {
+/// Advantages of tokens, and the critic's loss.
+fn critic_lines(objective: &Objective, rule: &ValueRule) -> Vec<String> {
+    let AdvantageRule { scale, std, eps, no_signal_std_max, .. } = objective.advantage;
+    let ValueRule { gamma, lambda, clip } = rule;
+    let mut lines = match scale {
+        Scale::Whiten => vec![
+            format!("A_t    = (G_t - mean(G)) / (std(G) + {eps:?})"),
+            format!(
+                "         mean(G) and std(G) over the tokens of the batch, std divides by {}",
+                divisor(std)
+            ),
+            format!("         A_t = 0 where std(G) <= {no_signal_std_max:?}"),
+        ],
+        Scale::Group | Scale::Batch | Scale::None => vec!["A_t    = G_t".to_owned()],
+    };
+    lines.push(format!("G_t    = delta_t + {gamma:?} {lambda:?} G_{{t+1}}"));
+    lines.push(format!("delta_t = r_t + {gamma:?} V_{{t+1}} - V_t"));
+    lines.push(match objective.kl_reward_coef() {
+        0.0 => "         r_t = r_i at the last token of o_i, else 0".to_owned(),
+        coef => format!(
+            "         r_t = [t last] r_i - {coef:?} KL_t, KL_t with old_t in place of logp_t"
+        ),
+    });
+    lines.push("         V_t: the critic before token t, 0 after the last".to_owned());
+    let free = "(V'_t - R_t)^2";
+    lines.push(match clip {
+        None => format!("critic = 1/N sum_i sum_t 1/2 {free}"),
+        Some(clip) => format!(
+            "critic = 1/N sum_i sum_t 1/2 max({free}, (clip(V'_t, V_t - {clip:?}, V_t + {clip:?}) - R_t)^2)"
+        ),
+    });
+    lines.push("         R_t = G_t + V_t; V'_t: the critic as it learns".to_owned());
+    lines
+}
+
+fn divisor(std: StdEstimator) -> &'static str {
+    match std {
         StdEstimator::Population => "n",
         StdEstimator::Sample => "n-1",
-    };
+    }
+}
+
+fn advantage_lines(objective: &Objective) -> Vec<String> {
+    let rule = &objective.advantage;
+    let divisor = divisor(rule.std);
     let eps = rule.eps;
     let (deviation, baseline) = match rule.baseline {
         Baseline::Group => ("r_i - mean_g", "over the scored completions of a prompt"),
@@ -36,7 +79,7 @@ fn advantage_lines(objective: &Objective) -> Vec<String> {
             ("r_i - mean_{j != i} r_j", "over the other scored completions of the prompt")
         }
         Baseline::Batch => ("r_i - mean_batch", "over the scored completions of the batch"),
-        Baseline::None => ("r_i", "whatever the others got"),
+        Baseline::None | Baseline::Value => ("r_i", "whatever the others got"),
     };
     let (advantage, std) = match rule.scale {
         Scale::Group => (
@@ -70,7 +113,7 @@ fn advantage_lines(objective: &Objective) -> Vec<String> {
     match rule.baseline {
         Baseline::Group | Baseline::LeaveOneOut => lines.push(format!("{zero}; {single}")),
         Baseline::None if rule.scale != Scale::Whiten => {}
-        Baseline::Batch | Baseline::None => lines.push(zero),
+        Baseline::Batch | Baseline::None | Baseline::Value => lines.push(zero),
     }
     lines
 }
@@ -94,9 +137,10 @@ fn ratio_lines(objective: &Objective) -> Vec<String> {
 
 fn policy_lines(objective: &Objective) -> Vec<String> {
     let (low, high) = (objective.clip_low, objective.clip_high);
+    let advantage = if objective.critic().is_some() { "A_t" } else { "A_i" };
     if objective.surrogate == Surrogate::Cispo {
         return vec![
-            format!("L_t    = -sg(clip(rho_t, 1 - {low:?}, 1 + {high:?})) A_i logp_t"),
+            format!("L_t    = -sg(clip(rho_t, 1 - {low:?}, 1 + {high:?})) {advantage} logp_t"),
             "         sg: a constant in the gradient".to_owned(),
         ];
     }
@@ -104,10 +148,13 @@ fn policy_lines(objective: &Objective) -> Vec<String> {
         Some(delta) => format!("min(rho_t, {delta:?})"),
         None => "rho_t".to_owned(),
     };
-    let mut lines =
-        vec![format!("L_t    = -min({free} A_i, clip(rho_t, 1 - {low:?}, 1 + {high:?}) A_i)")];
+    let mut lines = vec![format!(
+        "L_t    = -min({free} {advantage}, clip(rho_t, 1 - {low:?}, 1 + {high:?}) {advantage})"
+    )];
     if let Some(bound) = objective.dual_clip {
-        lines.push(format!("         where A_i < 0: L_t = min(L_t, -{bound:?} A_i)"));
+        lines.push(format!(
+            "         where {advantage} < 0: L_t = min(L_t, -{bound:?} {advantage})"
+        ));
     }
     lines
 }
@@ -231,6 +278,29 @@ A_i    = (r_i - mean_g) / (std_g + 1e-6)
 rho_t  = exp(clamp(logp_t - old_t, ±20.0))
 L_t    = -min(rho_t A_i, clip(rho_t, 1 - 0.2, 1 + 0.2) A_i)
          where A_i < 0: L_t = min(L_t, -3.0 A_i)
+loss   = 1/N sum_i sum_t (w_t L_t)
+         N: trained tokens of the minibatch
+         w_t = min(exp(old_t - behaviour_t), 2.0): 1 unless the sampler's weights are int8",
+        );
+    }
+
+    #[test]
+    fn ppo() {
+        check(
+            Preset::Ppo,
+            "
+A_t    = (G_t - mean(G)) / (std(G) + 1e-8)
+         mean(G) and std(G) over the tokens of the batch, std divides by n-1
+         A_t = 0 where std(G) <= 0.0
+G_t    = delta_t + 1.0 0.95 G_{t+1}
+delta_t = r_t + 1.0 V_{t+1} - V_t
+         r_t = [t last] r_i - 0.05 KL_t, KL_t with old_t in place of logp_t
+         V_t: the critic before token t, 0 after the last
+critic = 1/N sum_i sum_t 1/2 max((V'_t - R_t)^2, (clip(V'_t, V_t - 0.2, V_t + 0.2) - R_t)^2)
+         R_t = G_t + V_t; V'_t: the critic as it learns
+rho_t  = exp(logp_t - old_t)
+L_t    = -min(rho_t A_t, clip(rho_t, 1 - 0.2, 1 + 0.2) A_t)
+KL_t   = logp_t - ref_t
 loss   = 1/N sum_i sum_t (w_t L_t)
          N: trained tokens of the minibatch
          w_t = min(exp(old_t - behaviour_t), 2.0): 1 unless the sampler's weights are int8",

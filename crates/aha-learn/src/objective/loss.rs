@@ -30,6 +30,8 @@ pub struct SequenceTerms<'a> {
     pub entropies: Option<&'a [f32]>,
     /// The completion's advantage.
     pub advantage: f32,
+    /// Advantages of its tokens, in place of the completion's.
+    pub token_advantages: Option<&'a [f32]>,
     /// Which tokens count; all where absent.
     pub mask: Option<&'a [bool]>,
 }
@@ -44,6 +46,10 @@ impl SequenceTerms<'_> {
         self.mask.is_none_or(|mask| mask[idx])
     }
 
+    fn advantage_at(&self, idx: usize) -> f64 {
+        f64::from(self.token_advantages.map_or(self.advantage, |advantages| advantages[idx]))
+    }
+
     fn assert_shapes(&self, objective: &Objective) {
         let len = self.logps.len();
         let check = |name, found: Option<usize>| {
@@ -52,6 +58,7 @@ impl SequenceTerms<'_> {
         check("old_logps", self.old_logps.map(<[_]>::len));
         check("ref_logps", self.ref_logps.map(<[_]>::len));
         check("entropies", self.entropies.map(<[_]>::len));
+        check("token_advantages", self.token_advantages.map(<[_]>::len));
         check("mask", self.mask.map(<[_]>::len));
         check("behaviour_logps", self.behaviour_logps.map(<[_]>::len));
         assert!(
@@ -403,7 +410,7 @@ fn token_loss(
 ) -> TokenLoss {
     totals.ratio_sum += ratio.value;
     totals.ratio_max = max_or_nan(totals.ratio_max, ratio.value);
-    let advantage = f64::from(terms.advantage);
+    let advantage = terms.advantage_at(idx);
     let mut token = match objective.surrogate {
         Surrogate::Clip => {
             let policy = clip_surrogate(objective, ratio.value, advantage, totals);

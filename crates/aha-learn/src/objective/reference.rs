@@ -10,6 +10,7 @@ use super::{
 };
 use crate::advantage::{AdvantageRule, Baseline, Scale, SingleRule, StdEstimator};
 use crate::preset::Preset;
+use crate::value::ValueRule;
 
 struct Completion {
     logps: Vec<f32>,
@@ -19,9 +20,15 @@ struct Completion {
     behaviour_logps: Vec<f32>,
     mask: Vec<bool>,
     advantage: f32,
+    /// One for each token, in place of the completion's.
+    advantages: Option<Vec<f32>>,
 }
 
 impl Completion {
+    fn advantage_at(&self, t: usize) -> f64 {
+        f64::from(self.advantages.as_ref().map_or(self.advantage, |all| all[t]))
+    }
+
     fn terms(&self) -> SequenceTerms<'_> {
         SequenceTerms {
             logps: &self.logps,
@@ -30,6 +37,7 @@ impl Completion {
             ref_logps: Some(&self.ref_logps),
             entropies: Some(&self.entropies),
             advantage: self.advantage,
+            token_advantages: self.advantages.as_deref(),
             mask: Some(&self.mask),
         }
     }
@@ -56,6 +64,7 @@ fn minibatch() -> Vec<Completion> {
                 entropies: row(&|t| 1.2 + noise(i, t, 3.0)),
                 mask: (0..len).map(|t| i != 4 && t != 3).collect(),
                 advantage: advantages[i],
+                advantages: None,
             }
         })
         .collect()
@@ -104,7 +113,7 @@ fn naive(o: &Objective, batch: &[Completion], logps: &[Vec<f64>], entropies: &[V
         let gap_of_all: f64 = kept.iter().map(|&t| gap(t)).sum();
         for &t in &kept {
             let rho = ratio(&log_ratios, t);
-            let a = f64::from(c.advantage);
+            let a = c.advantage_at(t);
             let clip = |rho: f64| rho.clamp(1.0 - o.clip_low, 1.0 + o.clip_high);
             let mut policy = match o.surrogate {
                 Surrogate::Clip => {
@@ -233,6 +242,18 @@ pub(super) fn variants() -> Vec<(&'static str, Objective, Objective)> {
         let without = Objective { advantage: whitened, ..base.clone() };
         all.push((name, Objective { advantage, ..base.clone() }, without));
     }
+    let ppo = Preset::Ppo.objective(256);
+    all.push(("a critic", ppo.clone(), Preset::ReinforcePlusPlus.objective(256)));
+    for (name, value) in [
+        ("gamma", ValueRule { gamma: 0.9, ..ppo.value }),
+        ("lambda", ValueRule { lambda: 1.0, ..ppo.value }),
+        ("value_clip", ValueRule { clip: Some(0.5), ..ppo.value }),
+        ("no value_clip", ValueRule { clip: None, ..ppo.value }),
+    ] {
+        all.push((name, Objective { value, ..ppo.clone() }, ppo.clone()));
+    }
+    let unscaled = AdvantageRule { scale: Scale::None, ..ppo.advantage };
+    all.push(("no whitening", Objective { advantage: unscaled, ..ppo.clone() }, ppo));
     all
 }
 
@@ -287,6 +308,34 @@ fn gradients_are_the_derivatives_of_the_loss_for_every_option() {
     for preset in Preset::ALL {
         check(preset.name(), &preset.objective(256), &batch, &terms);
     }
+}
+
+/// Advantages of a completion's tokens, of both signs.
+#[test]
+fn a_token_has_its_own_advantage_where_there_is_one() {
+    let mut batch = minibatch();
+    let of_completions = gradients_of(&batch, &Preset::Ppo.objective(256));
+    for (i, completion) in batch.iter_mut().enumerate() {
+        let advantage = |t: usize| (1.3 * (i as f64 * 0.7 + t as f64 * 1.9).cos()) as f32;
+        completion.advantages = Some((0..completion.logps.len()).map(advantage).collect());
+    }
+    let terms: Vec<SequenceTerms<'_>> = batch.iter().map(Completion::terms).collect();
+    for (name, with, _) in loss_variants() {
+        check(name, &with, &batch, &terms);
+    }
+    assert_ne!(gradients_of(&batch, &Preset::Ppo.objective(256)), of_completions);
+    // The same one everywhere is the completion's.
+    let plain = minibatch();
+    for (completion, plain) in batch.iter_mut().zip(&plain) {
+        completion.advantages = Some(vec![plain.advantage; plain.logps.len()]);
+    }
+    assert_eq!(gradients_of(&batch, &Preset::Ppo.objective(256)), of_completions);
+}
+
+/// The gradients of a minibatch.
+fn gradients_of(batch: &[Completion], objective: &Objective) -> Vec<f32> {
+    let terms: Vec<SequenceTerms<'_>> = batch.iter().map(Completion::terms).collect();
+    loss(objective, &terms, &normaliser(objective, batch)).dlogps
 }
 
 #[test]

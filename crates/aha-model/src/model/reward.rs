@@ -48,6 +48,19 @@ impl Model {
     /// A reward model of a language model: the same weights, and a new head in place of its own, drawn from
     /// a normal distribution with the config's `initializer_range`, as transformers does.
     pub fn to_reward(&self, random: Philox) -> Result<Model> {
+        let std = f64::from(self.config.initializer_range);
+        let family = random.derive(SCORE_WEIGHT);
+        let draw = |i: usize| (family.normal(i as u64) * std) as f32;
+        self.with_score_head((0..self.config.hidden_size).map(draw).collect())
+    }
+
+    /// A critic of a language model: the same weights, and a head of zeros in place of its own, so that it expects
+    /// nothing before it has learnt anything.
+    pub fn to_critic(&self) -> Result<Model> {
+        self.with_score_head(vec![0.0; self.config.hidden_size])
+    }
+
+    fn with_score_head(&self, values: Vec<f32>) -> Result<Model> {
         let mut config = self.config.clone();
         config.head = Head::Score;
         config.extra.insert("id2label".to_owned(), json!({"0": "LABEL_0"}));
@@ -56,10 +69,6 @@ impl Model {
         for id in self.params.ids().filter(|id| self.params.name(*id) != LM_HEAD_WEIGHT) {
             params.push(self.params.name(id), self.params.value(id).clone());
         }
-        let std = f64::from(config.initializer_range);
-        let family = random.derive(SCORE_WEIGHT);
-        let draw = |i: usize| (family.normal(i as u64) * std) as f32;
-        let values: Vec<f32> = (0..config.hidden_size).map(draw).collect();
         params.push(SCORE_WEIGHT, Tensor::from_slice(&self.device, &[1, values.len()], &values));
         Model::over(config, &self.device, params)
     }
@@ -96,7 +105,12 @@ impl Model {
         let ends: Vec<usize> = ends.collect();
         let hidden = self.hidden(tape, Batch::packed(ids, lens.iter().copied()), checkpointing);
         let last = tape.select_rows(&hidden, &ends.into());
-        tape.linear_f32(&last, self.score_head(), None)
+        self.score_hidden(tape, &last)
+    }
+
+    /// Scores `(T, 1)` of final hidden states `(T, C)`, which a critic gives at any token of a sequence.
+    pub fn score_hidden<'m>(&'m self, tape: &mut Tape<'m>, hidden: &Var) -> Var {
+        tape.linear_f32(hidden, self.score_head(), None)
     }
 
     /// Scores of whole sequences that run through the model at once. The same sequence has the same bits

@@ -61,6 +61,21 @@ fn r1_zero_evaluates_trains_and_evaluates_again() {
     assert_eq!(query(evals), want);
 }
 
+/// One completion a prompt; the critic learns in each step, and the policy from the second on.
+#[test]
+fn ppo_trains_a_critic_and_then_the_policy() {
+    let sets =
+        ["stage.ppo.group_size=1", "stage.ppo.minibatches=2", "stage.ppo.critic.warmup_steps=1"];
+    let query = run("ppo.toml", "ppo", &sets);
+    let rows = "SELECT step, count(*) AS n, count(*) FILTER (WHERE is_trained) AS trained, \
+                count(*) FILTER (WHERE skip_reason = 'critic_warmup') AS warming, \
+                count(completion_values) AS appraised FROM ppo GROUP BY step ORDER BY step";
+    let step = |step: u64, trained: u64| json!({"step": step, "n": 4, "trained": trained, "warming": 4 - trained, "appraised": 4});
+    assert_eq!(query(rows), json!([step(1, 0), step(2, 4)]));
+    let losses = "SELECT count(*) AS n FROM metrics WHERE name = 'value_loss'";
+    assert_eq!(query(losses), json!([{"n": 2}]));
+}
+
 /// No completion is right, so every group is replaced as often as the eight problems allow.
 #[test]
 fn dapo_replaces_groups_without_signal() {

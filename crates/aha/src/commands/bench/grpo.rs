@@ -133,6 +133,7 @@ fn rollout<'a>(
         behaviour_logps: &completion.logprobs,
         old,
         advantage,
+        token_advantages: None,
         mask: None,
     }
 }
