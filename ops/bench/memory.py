@@ -24,6 +24,7 @@ SMALL = "hidden_size = 512, intermediate_size = 1536, layers = 6, heads = 8, kv_
 SMOLLM2 = "hidden_size = 576, intermediate_size = 1536, layers = 30, heads = 9, kv_heads = 3, vocab_size = 49152"
 SFT = 'kind = "sft"\ndata = "SELECT text FROM texts"\nmax_tokens = 512\noverlong = "truncate"\n'
 PAIRS = 'kind = "reward-model"\ndata = "SELECT prompt, chosen, rejected FROM pairs"\nmax_tokens = 512\n'
+DPO = PAIRS.replace("reward-model", "dpo")
 RL = (
     'kind = "rl"\nsampling = { max_tokens = 192 }\nprompts = "SELECT id, prompt, answer FROM problems"\n'
     'prompts_per_step = 4\ngroup_size = 8\n'
@@ -44,6 +45,7 @@ CONFIGURATIONS = [
     ("sft-small-batches", SMALL, "8MiB", SFT + "batch_size = 8\nmicro_batch_tokens = 512"),
     ("sft-checkpointing", SMALL, "8MiB", SFT + "batch_size = 8\nmicro_batch_tokens = 4096\n" + CHECKPOINTING),
     ("reward-model", SMALL, "8MiB", PAIRS + "batch_size = 4\nmicro_batch_tokens = 2048"),
+    ("dpo", SMALL, "8MiB", DPO + "batch_size = 4\nmicro_batch_tokens = 2048"),
     ("rl", SMALL, "32MiB", RL + "micro_batch_tokens = 2048\n" + NO_KL),
     ("rl-kl", SMALL, "32MiB", RL + "micro_batch_tokens = 1024\nobjective = { kl = 0.01 }"),
     ("rl-large-cache", SMALL, "512MiB", RL + "micro_batch_tokens = 512\n" + NO_KL),
@@ -87,7 +89,7 @@ def write_tables(folder):
 
 def pipeline(model, cache, stage):
     """A pipeline of one stage, which takes two steps."""
-    steps = {"sft": "max_steps = 2\n", "reward-model": "max_steps = 2\n", "rl": "steps = 2\n"}
+    steps = {"sft": "max_steps = 2\n", "reward-model": "max_steps = 2\n", "dpo": "max_steps = 2\n", "rl": "steps = 2\n"}
     kind = stage.split('"')[1]
     positions = 1024 if "max_tokens = 512" in stage else 256
     tokenizer = "tokenizer = { train = \"SELECT prompt || '0123456789 ' AS text FROM problems\""

@@ -101,11 +101,25 @@ enum Op<'p> {
         head: ParamId,
         targets: Arc<[u32]>,
         inv_temperature: f32,
+        beside: Option<Predictions<'p>>,
     },
     Checkpoint {
         inputs: Vec<Var>,
         segment: Segment<'p>,
     },
+}
+
+/// What a model predicts after some rows, for another to be held against. A constant to whoever is.
+#[derive(Clone)]
+pub struct Predictions<'p> {
+    hidden: Arc<Tensor>,
+    head: &'p Packed,
+}
+
+impl Predictions<'_> {
+    fn of(&self) -> lm_head::Other<'_> {
+        lm_head::Other { hidden: &self.hidden, head: self.head }
+    }
 }
 
 struct Node<'p> {
@@ -332,30 +346,73 @@ impl<'p> Tape<'p> {
         targets: &Arc<[u32]>,
         inv_temperature: f32,
     ) -> (Var, Var) {
-        let mut log_probs = self.uninit(&[targets.len()]);
-        let mut entropies = self.uninit(&[targets.len()]);
-        let packed = self.packed(head);
-        let weight = self.params.value(head);
-        let span = profile::span("lm_head.forward", || profile::Work {
-            flop: product(&x.value, weight),
-            bytes: bytes(&x.value) + packed.bytes() as f64,
-        });
-        lm_head::forward(
-            &mut log_probs,
-            &mut entropies,
+        let [mut log_probs, mut entropies] = [0, 1].map(|_| self.uninit(&[targets.len()]));
+        let (packed, span) = self.head(x, head);
+        let (log_probs_of, entropies_of) = (&mut log_probs, &mut entropies);
+        lm_head::forward(log_probs_of, entropies_of, &x.value, packed, targets, inv_temperature);
+        drop(span);
+        let [log_probs, entropies] = [log_probs, entropies].map(|value| self.var(value));
+        self.record_log_probs(x, head, targets, inv_temperature, None, &[&log_probs, &entropies]);
+        (log_probs, entropies)
+    }
+
+    /// As [`Tape::log_probs`], with the same bits, and the divergences `KL(own || beside)` of those distributions from
+    /// what another model predicts in their places, in nats.
+    pub fn log_probs_beside(
+        &mut self,
+        x: &Var,
+        head: ParamId,
+        targets: &Arc<[u32]>,
+        inv_temperature: f32,
+        beside: &Predictions<'p>,
+    ) -> [Var; 3] {
+        let mut values = [0, 1, 2].map(|_| self.uninit(&[targets.len()]));
+        let (packed, span) = self.head(x, head);
+        lm_head::forward_beside(
+            values.each_mut(),
+            beside.of(),
             &x.value,
             packed,
             targets,
             inv_temperature,
         );
         drop(span);
-        let (log_probs, entropies) = (self.var(log_probs), self.var(entropies));
+        let vars = values.map(|value| self.var(value));
+        let beside = Some(beside.clone());
+        self.record_log_probs(x, head, targets, inv_temperature, beside, &vars.each_ref());
+        vars
+    }
+
+    /// What `softmax(x · headᵀ · inv_temperature)` predicts after each row of `x`, for another model's tape.
+    pub fn predictions(&self, x: &Var, head: ParamId) -> Predictions<'p> {
+        Predictions { hidden: Arc::clone(&x.value), head: self.packed(head) }
+    }
+
+    /// The packed weight of the LM head, and the span of its forward pass.
+    fn head(&self, x: &Var, head: ParamId) -> (&'p Packed, profile::Span) {
+        let packed = self.packed(head);
+        let weight = self.params.value(head);
+        let span = profile::span("lm_head.forward", || profile::Work {
+            flop: product(&x.value, weight),
+            bytes: bytes(&x.value) + packed.bytes() as f64,
+        });
+        (packed, span)
+    }
+
+    fn record_log_probs(
+        &mut self,
+        x: &Var,
+        head: ParamId,
+        targets: &Arc<[u32]>,
+        inv_temperature: f32,
+        beside: Option<Predictions<'p>>,
+        outputs: &[&Var],
+    ) {
         if self.recording {
-            let op =
-                Op::LogProbs { x: x.clone(), head, targets: Arc::clone(targets), inv_temperature };
-            self.nodes.push(Node { op, outputs: vec![log_probs.slot, entropies.slot] });
+            let (x, targets) = (x.clone(), Arc::clone(targets));
+            let op = Op::LogProbs { x, head, targets, inv_temperature, beside };
+            self.nodes.push(Node { op, outputs: outputs.iter().map(|var| var.slot).collect() });
         }
-        (log_probs, entropies)
     }
 
     /// Runs `segment` and keeps only its inputs; the backward pass runs it again. The bits of the results
@@ -543,30 +600,18 @@ fn play<'p>(
         Op::SelectRows { x, rows, layout } => {
             play_select_rows(&x, &rows, layout.as_ref(), outputs[0], slots, grads);
         }
-        Op::LogProbs { x, head, targets, inv_temperature } => {
-            let dlog_probs = slots.take(outputs[0], &[targets.len()]);
-            let dentropies = slots.grads[outputs[1]].take();
-            let mut dx = slots.uninit_like(&x.value);
-            let head_value = params.value(head);
-            // Logits once more, then the gradients of rows and weights.
-            let span = multiplying(
-                "lm_head.backward",
-                || 3.0 * product(&x.value, head_value),
-                &[&x.value, &dx, head_value, head_value, head_value],
+        Op::LogProbs { x, head, targets, inv_temperature, beside } => {
+            let beside = beside.as_ref().map(Predictions::of);
+            play_log_probs(
+                &x,
+                head,
+                (&*targets, inv_temperature),
+                beside,
+                outputs,
+                slots,
+                params,
+                grads,
             );
-            lm_head::backward(
-                &mut dx,
-                grads.get_mut(head),
-                dlog_probs.as_slice(),
-                dentropies.as_ref().map(Tensor::as_slice),
-                &x.value,
-                params.packed(head),
-                head_value,
-                &targets,
-                inv_temperature,
-            );
-            drop(span);
-            slots.add(x.slot, dx);
         }
         Op::Checkpoint { inputs, segment } => {
             let mut tape = Tape::recording(&slots.device, params);
@@ -584,6 +629,45 @@ fn play<'p>(
             }
         }
     }
+}
+
+fn play_log_probs(
+    x: &Var,
+    head: ParamId,
+    (targets, inv_temperature): (&[u32], f32),
+    beside: Option<lm_head::Other<'_>>,
+    outputs: &[usize],
+    slots: &mut Slots,
+    params: &Params,
+    grads: &mut Grads,
+) {
+    let dlog_probs = slots.take(outputs[0], &[targets.len()]);
+    let dentropies = slots.grads[outputs[1]].take();
+    let ddivergences = outputs.get(2).and_then(|&slot| slots.grads[slot].take());
+    let mut dx = slots.uninit_like(&x.value);
+    let head_value = params.value(head);
+    // Logits once more, then the gradients of rows and weights.
+    let span = multiplying(
+        "lm_head.backward",
+        || 3.0 * product(&x.value, head_value),
+        &[&x.value, &dx, head_value, head_value, head_value],
+    );
+    lm_head::backward(
+        &mut dx,
+        grads.get_mut(head),
+        lm_head::Grads {
+            dlogp: dlog_probs.as_slice(),
+            dentropy: dentropies.as_ref().map(Tensor::as_slice),
+            ddivergence: ddivergences.as_ref().map(Tensor::as_slice).zip(beside),
+        },
+        &x.value,
+        params.packed(head),
+        head_value,
+        targets,
+        inv_temperature,
+    );
+    drop(span);
+    slots.add(x.slot, dx);
 }
 
 fn play_linear(

@@ -14,11 +14,12 @@ use crate::progress::{Event, Watcher};
 use crate::rundir::RunDir;
 
 /// What each metric of a training stage says. `reward_NAME` has a row for each part of the reward.
-pub const REFERENCE: [(&str, &str); 37] = [
+pub const REFERENCE: [(&str, &str); 43] = [
     (
         "accuracy",
         "`rl`: share of completions to which the first reward that compares with answers gives 1. \
-         `reward-model`: share of the step's pairs whose chosen completion has the higher score.",
+         `reward-model`: share of the step's pairs whose chosen completion has the higher score; `dpo`: the higher \
+         implicit reward.",
     ),
     ("clip_high_share", "`rl`: share of trained tokens whose ratio is clipped above."),
     ("clip_low_share", "`rl`: share of trained tokens whose ratio is clipped below."),
@@ -38,9 +39,12 @@ pub const REFERENCE: [(&str, &str); 37] = [
         "grad_norm",
         "Global norm of the gradient before clipping, mean over the step's optimizer steps.",
     ),
-    ("held_out_accuracy", "`reward-model`: `accuracy` on the held-out pairs, after the step."),
-    ("held_out_loss", "`reward-model`: `loss` on the held-out pairs, after the step."),
-    ("held_out_margin", "`reward-model`: `margin` on the held-out pairs, after the step."),
+    (
+        "held_out_accuracy",
+        "`reward-model`, `dpo`: `accuracy` on the held-out pairs, after the step.",
+    ),
+    ("held_out_loss", "`reward-model`, `dpo`: `loss` on the held-out pairs, after the step."),
+    ("held_out_margin", "`reward-model`, `dpo`: `margin` on the held-out pairs, after the step."),
     (
         "importance_cut_share",
         "`rl` with `sampling.weights = \"int8\"`: share of trained tokens whose importance weight is cut off at \
@@ -50,9 +54,18 @@ pub const REFERENCE: [(&str, &str); 37] = [
     ("importance_mean", "Likewise: mean importance weight over trained tokens."),
     ("kl", "`rl`: mean KL estimate between policy and reference over trained tokens."),
     ("learning_seconds", "`rl`: wall-clock time that the learner worked on the step."),
+    (
+        "logp_chosen",
+        "`dpo`: mean log-prob of the step's chosen completions, each the sum over its tokens.",
+    ),
+    ("logp_rejected", "`dpo`: the same of the rejected ones."),
     ("loss", "The loss, mean over the step's optimizer steps."),
     ("lr", "Learning rate of the last optimizer step."),
-    ("margin", "`reward-model`: mean of the step's chosen scores less the rejected ones."),
+    (
+        "margin",
+        "`reward-model`: mean of the step's chosen scores less the rejected ones; `dpo`: of the implicit rewards.",
+    ),
+    ("nll", "`dpo`: mean negative log-prob of a token of the step's chosen completions."),
     ("no_signal_share", "`rl`: share of groups whose completions all have the same reward."),
     ("policy_version", "`rl`: optimizer steps that the stage's weights have seen."),
     ("ratio_max", "`rl`: largest importance ratio of a trained token."),
@@ -64,6 +77,12 @@ pub const REFERENCE: [(&str, &str); 37] = [
     ("reward", "`rl`: mean reward of the completions that have one."),
     ("reward_NAME", "`rl`: mean score of the part `NAME` of the reward."),
     (
+        "reward_chosen",
+        "`dpo`: mean implicit reward of the step's chosen completions: `beta` times the log-ratio of policy and \
+         reference.",
+    ),
+    ("reward_rejected", "`dpo`: the same of the rejected ones."),
+    (
         "sampler_gap_mean",
         "`rl` with `sampling.weights = \"int8\"`: mean distance in nats between the learner's and the sampler's \
          log-prob of a trained token, under the weights that sampled it.",
@@ -71,6 +90,11 @@ pub const REFERENCE: [(&str, &str); 37] = [
     ("sampling_seconds", "`rl`: wall-clock time from the step's prompts to its last completion."),
     ("score_mean", "`reward-model`: mean score of the step's completions."),
     ("score_std", "`reward-model`: standard deviation of the scores of the step's completions."),
+    (
+        "teacher_kl",
+        "`rl` with a teacher: mean reverse KL divergence from the teacher over trained tokens, in nats, over the whole \
+         vocabulary.",
+    ),
     ("tokens_per_second", "Tokens of the step per second of wall-clock time."),
     ("trained_tokens", "`sft`: tokens in the loss."),
     ("truncated_share", "`rl`: share of completions cut at `sampling.max_tokens`."),

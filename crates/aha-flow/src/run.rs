@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use aha_compute::Device;
 use aha_data::{Session, SessionOptions};
+use aha_model::Model;
 use aha_reward::wait::Waiting;
 
 use crate::error::{Error, Result};
@@ -12,7 +13,10 @@ use crate::identity::Identity;
 use crate::lend::{self, Lender};
 use crate::models::{Loaded, Models};
 use crate::parts::Depth;
-use crate::pipeline::{self, Pipeline, Places, Plan, Problems, RlStage, Stage, StageKind, Text};
+use crate::pipeline::{
+    self, DpoStage, Pipeline, Places, Plan, Problems, RewardModelStage, RlStage, Stage, StageKind,
+    Text,
+};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Prompter};
 use crate::rl::fault::Faults;
@@ -20,8 +24,8 @@ use crate::rl::stage::Shared;
 use crate::rundir::{RunDir, write_file};
 use crate::score::Scorer;
 use crate::stages::{
-    self, eval::Eval, export::Export, query::Query, reward_model::RewardModel, sample::Sample,
-    sft::Sft,
+    self, dpo::Dpo, eval::Eval, export::Export, query::Query, reward_model::RewardModel,
+    sample::Sample, sft::Sft,
 };
 use crate::state::{self, Machine, Opening, RunState};
 use crate::stop::Stop;
@@ -263,22 +267,9 @@ impl Runner {
                 };
                 sft.run(base).await
             }
-            StageKind::RewardModel(settings) => {
-                let base = self.models().load_any(&settings.model).await?;
-                self.set_tokenizer(&base);
-                let stage = RewardModel {
-                    stage: &stage.name,
-                    settings,
-                    run: &self.pipeline.run,
-                    dir: &self.dir,
-                    device: &self.device,
-                    session: &self.session,
-                    watcher: &self.how.watcher,
-                    stop: &self.how.stop,
-                };
-                stage.run(base).await
-            }
-            StageKind::Rl(settings) => self.rl(&stage.name, settings).await,
+            StageKind::RewardModel(settings) => self.reward_model(stage, settings).await,
+            StageKind::Dpo(settings) => self.dpo(stage, settings).await,
+            StageKind::Rl(settings) => self.rl(stage, settings).await,
             StageKind::Sample(settings) => {
                 let base = self.load(&settings.model).await?;
                 self.set_tokenizer(&base);
@@ -328,9 +319,44 @@ impl Runner {
         }
     }
 
-    async fn rl(&self, stage: &str, settings: &RlStage) -> Result<()> {
+    async fn reward_model(&self, stage: &Stage, settings: &RewardModelStage) -> Result<()> {
+        let base = self.models().load_any(&settings.model).await?;
+        self.set_tokenizer(&base);
+        let stage = RewardModel {
+            stage: &stage.name,
+            settings,
+            run: &self.pipeline.run,
+            dir: &self.dir,
+            device: &self.device,
+            session: &self.session,
+            watcher: &self.how.watcher,
+            stop: &self.how.stop,
+        };
+        stage.run(base).await
+    }
+
+    async fn dpo(&self, stage: &Stage, settings: &DpoStage) -> Result<()> {
         let base = self.load(&settings.model).await?;
         self.set_tokenizer(&base);
+        let reference = self.guide(stage, &base).await?;
+        let dpo = Dpo {
+            stage: &stage.name,
+            settings,
+            run: &self.pipeline.run,
+            dir: &self.dir,
+            device: &self.device,
+            session: &self.session,
+            watcher: &self.how.watcher,
+            stop: &self.how.stop,
+        };
+        dpo.run(base, reference).await
+    }
+
+    async fn rl(&self, of: &Stage, settings: &RlStage) -> Result<()> {
+        let stage = of.name.as_str();
+        let base = self.load(&settings.model).await?;
+        self.set_tokenizer(&base);
+        let teacher = self.guide(of, &base).await?;
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
         let (on_null, models) = (settings.reward_null, self.models());
         let lender = Lender::new(stage, &specs, &models, &self.waiting).await?;
@@ -344,11 +370,25 @@ impl Runner {
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
             tokenizer: Arc::clone(&base.tokenizer),
             scorer: Scorer::new(&specs, on_null, settings.reward_clip, &lender)?,
+            teacher,
             random: generate::stage_random(self.pipeline.run.seed, stage),
             watcher: Arc::clone(&self.how.watcher),
             faults: self.how.faults.clone(),
         };
         rl::run(Arc::new(shared), base, &self.models(), &self.how.stop).await
+    }
+
+    /// The model that is asked about the tokens of `base`, where the stage names one: it has to know them.
+    async fn guide(&self, stage: &Stage, base: &Loaded) -> Result<Option<Arc<Model>>> {
+        let Some((key, name)) = stage.kind.guide() else { return Ok(None) };
+        let Loaded { model, tokenizer } = self.load(name).await?;
+        if let Some(difference) = base.tokenizer.difference(&tokenizer) {
+            return Err(Error::input_with(
+                format!("`{key}` is `{name}`, whose tokenizer is another one: {difference}"),
+                "give it a model of the same family, or one trained from it",
+            ));
+        }
+        Ok(Some(model))
     }
 
     fn models(&self) -> Models<'_> {

@@ -14,10 +14,10 @@ use crate::compute::panic_text;
 use crate::error::{Error, Result};
 use crate::pipeline::OnNull;
 
-/// A stage's rewards.
+/// A stage's rewards. Without any, no completion has a reward.
 #[derive(Clone)]
 pub struct Scorer {
-    composite: Arc<Composite>,
+    composite: Option<Arc<Composite>>,
     names: Arc<[String]>,
     /// Raised when the verdicts may be no more than that the run was stopped.
     cancel: Option<Cancel>,
@@ -36,6 +36,9 @@ impl Scorer {
             OnNull::Zero => aha_reward::OnNull::Zero,
             OnNull::Stop => aha_reward::OnNull::Stop,
         };
+        if specs.is_empty() {
+            return Ok(Scorer { composite: None, names: Arc::default(), cancel: None });
+        }
         let clip = clip.map(|bounds| bounds.map(|bound| bound as f32));
         let composite = Composite::new(specs, on_null, clip, backends).map_err(|problems| {
             let texts: Vec<String> =
@@ -45,7 +48,7 @@ impl Scorer {
         let names: Vec<String> = composite.names().map(str::to_owned).collect();
         let waits = specs.iter().any(|spec| spec.kind().waits());
         let cancel = waits.then(|| backends.waiting().cancel);
-        Ok(Scorer { composite: Arc::new(composite), names: names.into(), cancel })
+        Ok(Scorer { composite: Some(Arc::new(composite)), names: names.into(), cancel })
     }
 
     /// Names of the parts, in order.
@@ -55,20 +58,24 @@ impl Scorer {
 
     /// How many calls of [`Scorer::score`] it can usefully have at a time, if more than there are cores.
     pub fn parallel_count(&self) -> usize {
-        self.composite.parallel_count()
+        self.composite.as_ref().map_or(1, |composite| composite.parallel_count())
     }
 
     /// Adds reward columns to sampled rows. A verifier that panics leaves its row without a reward, and the
     /// panic's text as the reason. Fails with [`Error::Interrupted`] where the run was stopped meanwhile: what was
     /// not waited for is not what a row without a score is.
     pub fn score(&self, sampled: &RecordBatch) -> Result<RecordBatch> {
+        let Some(composite) = &self.composite else {
+            let nothing = vec![Scores::default(); sampled.num_rows()];
+            return Ok(steps::add_scores(sampled, &self.names, &nothing)?);
+        };
         let view = RolloutsView::new(sampled, Progress::Sampled)?;
         let samples: Vec<Sample<'_>> =
             (0..view.rows_count()).map(|row| sample(&view, row)).collect();
         // Nothing is shared with the verifiers but what they read.
-        let together = catch_unwind(AssertUnwindSafe(|| self.composite.score_all(&samples)));
-        let scored = together
-            .unwrap_or_else(|_| samples.iter().map(|sample| self.score_alone(sample)).collect());
+        let together = catch_unwind(AssertUnwindSafe(|| composite.score_all(&samples)));
+        let alone = |sample| self.score_alone(composite, sample);
+        let scored = together.unwrap_or_else(|_| samples.iter().map(alone).collect());
         if self.cancel.as_ref().is_some_and(Cancel::is_raised) {
             return Err(Error::Interrupted);
         }
@@ -80,8 +87,8 @@ impl Scorer {
         Ok(steps::add_scores(sampled, &self.names, &scores?)?)
     }
 
-    fn score_alone(&self, sample: &Sample<'_>) -> Scored {
-        let scored = catch_unwind(AssertUnwindSafe(|| self.composite.score(sample)));
+    fn score_alone(&self, composite: &Composite, sample: &Sample<'_>) -> Scored {
+        let scored = catch_unwind(AssertUnwindSafe(|| composite.score(sample)));
         scored.unwrap_or_else(|panic| Scored {
             total: None,
             parts: vec![None; self.names.len()],

@@ -10,7 +10,10 @@
 //! last one's backward pass goes on from them.
 
 mod critic;
+mod dpo;
 mod packed;
+
+pub use dpo::{DpoOutcome, DpoPair, compare_dpo};
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -121,6 +124,7 @@ pub struct Learner {
     model: Arc<Model>,
     reference: Option<Arc<Model>>,
     critic: Option<Box<Learner>>,
+    teacher: Option<Arc<Model>>,
     adamw: AdamW,
     grads: Grads,
     version: u64,
@@ -136,7 +140,7 @@ impl Learner {
     /// A learner that goes on from saved state, after `version` optimizer steps.
     pub fn resume(model: Arc<Model>, adamw: AdamW, version: u64) -> Learner {
         let grads = Grads::zeros(model.device(), model.params());
-        Learner { model, reference: None, critic: None, adamw, grads, version }
+        Learner { model, reference: None, critic: None, teacher: None, adamw, grads, version }
     }
 
     /// The weights. A holder of this handle keeps them: the next step then changes a copy.
@@ -154,12 +158,12 @@ impl Learner {
         &self.adamw
     }
 
-    /// The model that KL is measured from; absent where no objective needs it.
+    /// The model that KL is measured from, or the log-probs of pairs; absent where no objective needs it.
     pub fn set_reference(&mut self, reference: Option<Arc<Model>>) {
         self.reference = reference;
     }
 
-    /// The model that KL is measured from.
+    /// The model that KL is measured from, or the log-probs of pairs.
     pub fn reference(&self) -> Option<&Arc<Model>> {
         self.reference.as_ref()
     }
@@ -177,6 +181,12 @@ impl Learner {
     /// The critic, to train it.
     pub fn critic_mut(&mut self) -> Option<&mut Learner> {
         self.critic.as_deref_mut()
+    }
+
+    /// The model that an objective with `distill` comes closer to; absent where there is none. It knows the same
+    /// tokens, and has as many positions.
+    pub fn set_teacher(&mut self, teacher: Option<Arc<Model>>) {
+        self.teacher = teacher;
     }
 
     /// One step of policy optimization on `rollouts`, of which those of a group follow one another. Log-probs
@@ -222,20 +232,51 @@ impl Learner {
             }
             _ => None,
         };
+        let teacher = match &self.teacher {
+            Some(teacher) if objective.distill_coef != 0.0 => Some(Arc::clone(teacher)),
+            None if objective.distill_coef != 0.0 => {
+                return Err(Error::Bug("distillation needs a teacher".to_owned()));
+            }
+            _ => None,
+        };
+        let predictions = teacher.as_deref().map(|teacher| packed.predictions(teacher));
         let model = Arc::clone(&self.model);
         let mut tape = Tape::recording(model.device(), model.params());
-        let (log_probs, entropies) =
-            packed.run(&model, &mut tape, inv_temperature, settings.activation_checkpointing);
-        let out = {
-            let logps = log_probs.value().as_slice();
-            let entropies = entropies.value().as_slice();
-            terms.loss(packed, logps, entropies, reference.as_deref())
+        let checkpointing = settings.activation_checkpointing;
+        let (log_probs, entropies, divergences) = match &predictions {
+            None => {
+                let (log_probs, entropies) =
+                    packed.run(&model, &mut tape, inv_temperature, checkpointing);
+                (log_probs, entropies, None)
+            }
+            Some(predictions) => {
+                let [log_probs, entropies, divergences] = packed.run_beside(
+                    &model,
+                    &mut tape,
+                    inv_temperature,
+                    checkpointing,
+                    predictions,
+                );
+                (log_probs, entropies, Some(divergences))
+            }
         };
+        let out = terms.loss(
+            packed,
+            Measured {
+                logps: log_probs.value().as_slice(),
+                entropies: entropies.value().as_slice(),
+                reference: reference.as_deref(),
+                divergences: divergences.as_ref().map(|var| var.value().as_slice()),
+            },
+        );
         out.sequences.iter().for_each(|sequence| totals.add(sequence));
         let seed = |values: &[f32]| Tensor::from_slice(model.device(), &[values.len()], values);
         let mut seeds = vec![(log_probs, seed(&out.dlogps))];
         if let Some(dentropies) = &out.dentropies {
             seeds.push((entropies, seed(dentropies)));
+        }
+        if let Some((divergences, ddivergences)) = divergences.zip(out.ddivergences.as_ref()) {
+            seeds.push((divergences, seed(ddivergences)));
         }
         tape.backward(seeds, &mut self.grads);
         Ok(())
@@ -386,14 +427,17 @@ struct PolicyTerms<'a> {
     normaliser: Normaliser,
 }
 
+/// What the forward passes of a micro-batch give, token by token.
+struct Measured<'a> {
+    logps: &'a [f32],
+    entropies: &'a [f32],
+    reference: Option<&'a [f32]>,
+    divergences: Option<&'a [f32]>,
+}
+
 impl PolicyTerms<'_> {
-    fn loss(
-        self,
-        packed: &Packed,
-        logps: &[f32],
-        entropies: &[f32],
-        reference: Option<&[f32]>,
-    ) -> objective::LossOut {
+    fn loss(self, packed: &Packed, measured: Measured<'_>) -> objective::LossOut {
+        let Measured { logps, entropies, reference, divergences } = measured;
         let terms: Vec<_> = self
             .rollouts
             .iter()
@@ -411,6 +455,7 @@ impl PolicyTerms<'_> {
                     behaviour_logps,
                     ref_logps: reference.map(|r| &r[range.clone()]),
                     entropies: Some(&entropies[range.clone()]),
+                    divergences: divergences.map(|d| &d[range.clone()]),
                     advantage: rollout.advantage,
                     token_advantages: rollout.token_advantages,
                     mask: rollout.mask,

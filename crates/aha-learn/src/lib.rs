@@ -6,6 +6,7 @@
 //! - [`objective`]: every constant of GRPO and its variants, the loss, its gradient, its formula as text.
 //! - [`preset`]: the named settings of DeepSeek-R1, TRL, verl, Dr. GRPO, DAPO, PPO and others.
 //! - [`sft`]: the supervised loss on the same terms. [`preference`]: that of a reward model on pairs.
+//!   [`dpo`]: that of a policy on pairs.
 //! - [`packing`]: sequences → micro-batches without padding, groups → minibatches.
 //! - [`schedule`]: the learning rate of a step.
 //! - [`learner`]: one optimizer step over a model: packed forward and backward passes in which a group's prompt
@@ -19,6 +20,7 @@
 //! - Nothing here draws a random number: whoever needs a shuffle passes the draws in.
 
 pub mod advantage;
+pub mod dpo;
 pub mod error;
 pub mod learner;
 pub mod objective;

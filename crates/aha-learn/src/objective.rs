@@ -31,7 +31,8 @@ use crate::value::ValueRule;
 /// ```text
 /// L  = -min(rho A, clip(rho, 1 - clip_low, 1 + clip_high) A)      rho = exp(logp - old), see `ratio`
 /// KL = e^d - d - 1                                                d = ref - logp, see `kl_estimator`
-/// loss = aggregate(w L + kl_coef KL) - entropy_coef mean(entropy)
+/// loss = aggregate(w L + kl_coef KL + distill_coef D) - entropy_coef mean(entropy)
+/// D  = sum_v p(v) (log p(v) - log q(v))           p: the policy, q: the teacher, over the whole vocabulary
 /// w    = min(exp(old - behaviour), importance_cap)                a constant in the gradient, see `importance_mode`
 /// ```
 ///
@@ -82,6 +83,14 @@ pub struct Objective {
     pub kl_log_ratio_clamp: Option<f64>,
     /// K3 only: the estimate is clamped to ± this (verl: 10).
     pub kl_value_clamp: Option<f64>,
+    /// Factor of the reverse KL divergence from a teacher, at each token that the policy drew; 0 needs no teacher.
+    ///
+    /// On-policy distillation: Agarwal et al. 2023 (GKD, arXiv:2306.13649: reverse KL, all texts the student's own), Lu
+    /// et al. 2025 ("On-Policy Distillation", Thinking Machines Lab). The latter estimate the divergence from the token
+    /// that was drawn, as an advantage `-(logp - teacher)`; ours is the exact sum, whose gradient is the mean of theirs
+    /// over all tokens that could have been drawn there, without its variance. Neither is differentiated through the
+    /// drawing of the tokens before.
+    pub distill_coef: f64,
     /// Factor of the entropy bonus.
     pub entropy_coef: f64,
     /// Which mean of the entropy.

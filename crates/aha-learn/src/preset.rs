@@ -67,6 +67,10 @@ pub enum Preset {
     /// the critic's loss (TRL: 0.1) has no place here: the critic is a model of its own, whose learning rate is
     /// `critic.optimizer.lr`.
     Ppo,
+    /// On-policy distillation: Agarwal et al. 2023 (GKD), arXiv:2306.13649, with all texts the student's own and reverse
+    /// KL; Lu et al. 2025, "On-Policy Distillation", Thinking Machines Lab. Mean over tokens of the divergence from the
+    /// stage's `teacher`, with rewards beside it if there are any; no KL from a reference.
+    Distill,
 }
 
 impl Preset {
@@ -83,6 +87,7 @@ impl Preset {
         Self::ReinforcePlusPlus,
         Self::ReinforcePlusPlusBaseline,
         Self::Ppo,
+        Self::Distill,
     ];
 
     /// The name in pipeline files.
@@ -99,6 +104,7 @@ impl Preset {
             Self::ReinforcePlusPlus => "reinforce++",
             Self::ReinforcePlusPlusBaseline => "reinforce++-baseline",
             Self::Ppo => "ppo",
+            Self::Distill => "distill",
         }
     }
 
@@ -170,6 +176,7 @@ impl Preset {
                 ..TOKEN_MEAN
             },
             Self::Ppo => PPO,
+            Self::Distill => Objective { distill_coef: 1.0, ..TOKEN_MEAN },
         }
     }
 }
@@ -232,6 +239,7 @@ const DEEPSEEK_R1: Objective = Objective {
     kl_times_ratio: false,
     kl_log_ratio_clamp: None,
     kl_value_clamp: None,
+    distill_coef: 0.0,
     entropy_coef: 0.0,
     entropy_mean: EntropyMean::Tokens,
     aggregation: Aggregation::SequenceMean,
@@ -278,6 +286,7 @@ mod tests {
             (Preset::Rloo, 2.0 / 3.0),
             (Preset::ReinforcePlusPlus, (2.0_f64 / 9.0).sqrt() + 1e-8),
             (Preset::ReinforcePlusPlusBaseline, (2.0_f64 / 9.0).sqrt() + 1e-8),
+            (Preset::Distill, (2.0_f64 / 9.0).sqrt() + 1e-8),
         ] {
             let rule = preset.objective(256).advantage;
             let group = &advantages(&[&rewards], &rule).unwrap()[0];

@@ -283,6 +283,12 @@ impl Model {
         }
     }
 
+    /// Fails for a sequence that can't run through the model: for one of its ids, or for its length.
+    pub fn check_sequence(&self, ids: &[u32]) -> Result<()> {
+        self.check_ids(ids.iter().copied())?;
+        self.check_lens([ids.len()])
+    }
+
     /// Fails for a sequence that is longer than the model has positions.
     fn check_lens(&self, lens: impl IntoIterator<Item = usize>) -> Result<()> {
         let positions_max = self.config.max_position_embeddings;

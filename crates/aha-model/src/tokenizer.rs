@@ -206,6 +206,19 @@ impl Tokenizer {
         self.table.len()
     }
 
+    /// How the tokens of `other` are others than these, if they are: the same id has to stand for the same bytes.
+    pub fn difference(&self, other: &Self) -> Option<String> {
+        let (own, others) = (self.vocab_len(), other.vocab_len());
+        if own != others {
+            return Some(format!("it has {others} tokens, not {own}"));
+        }
+        let whole = u32::try_from(own).unwrap_or(u32::MAX);
+        let id = (0..whole).find(|&id| self.token_bytes(id) != other.token_bytes(id))?;
+        let [found, wanted] =
+            [other, self].map(|of| String::from_utf8_lossy(of.token_bytes(id)).into_owned());
+        Some(format!("its token {id} is {found:?}, not {wanted:?}"))
+    }
+
     /// The id of a token, given as the vocabulary spells it.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)

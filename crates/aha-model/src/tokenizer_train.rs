@@ -375,6 +375,20 @@ mod tests {
     }
 
     #[test]
+    fn tokenizers_differ_where_an_id_stands_for_other_bytes() {
+        let of = |texts: [&str; 3], size| train(texts, &options(size, Alphabet::Full)).unwrap();
+        let tokenizer = of(TEXTS, 260);
+        assert_eq!(tokenizer.difference(&of(TEXTS, 260)), None);
+        let found = tokenizer.difference(&of(TEXTS, 259)).unwrap();
+        assert_eq!(found, "it has 259 tokens, not 260");
+        let found = tokenizer.difference(&of(["zzz", "zzz", "zz zz"], 260)).unwrap();
+        assert!(
+            found.starts_with("its token 257 is \"zz") && found.contains("not \"he\""),
+            "{found}"
+        );
+    }
+
+    #[test]
     fn a_role_without_its_token_is_refused() {
         let pad_token = Some("<pad>".to_owned());
         let error = train(TEXTS, &TrainOptions { pad_token, ..options(300, Alphabet::Full) });

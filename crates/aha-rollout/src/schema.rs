@@ -239,7 +239,7 @@ pub fn preferences() -> SchemaRef {
         text(col::REJECTED, "completion that was not"),
         number(
             col::MARGIN,
-            "by how much the chosen score ought to be ahead; 0 where the data has none",
+            "by how much the chosen score, or implicit reward, ought to be ahead; 0 where the data has none",
         ),
         doc(
             Field::new(col::IS_HELD_OUT, DataType::Boolean, false),
@@ -257,7 +257,7 @@ pub fn set_aside() -> SchemaRef {
         whole(col::STEP, "step that asked for completions, or trained on the example"),
         text(
             col::PROMPT_ID,
-            "prompt that was set aside; of an `sft` stage, the example; of a `reward-model` stage, the pair",
+            "prompt that was set aside; of an `sft` stage, the example; of a `reward-model` or `dpo` stage, the pair",
         ),
         whole(col::FAILURES_COUNT, "how often it failed before it was set aside"),
         text(col::ERROR, "error of the last failure"),

@@ -1,4 +1,5 @@
-//! The LM head: logits, log-softmax, the log-prob of a target and the entropy, as one op.
+//! The LM head: logits, log-softmax, the log-prob of a target, the entropy and, beside the head of another model, the
+//! divergence from what that predicts, as one op.
 //!
 //! ```text
 //! l_tj   = inv_temperature (h_t . w_j)   d_tj = l_tj - max_j l_tj   s_t = sum_j exp(d_tj)
@@ -7,6 +8,16 @@
 //! dh_t   = sum_j dl_tj w_j               dw_j = sum_t dl_tj h_t
 //! ```
 //!
+//! Beside another model, whose logits are `m_tj = inv_temperature (g_t . u_j)`:
+//!
+//! ```text
+//! D_t    = KL(p_t || q_t) = sum_j p_tj (log p_tj - log q_tj)          log q_tj from m_tj as log p_tj from l_tj
+//! dl_tj  += inv_temperature dD_t p_tj (log p_tj - log q_tj - D_t)
+//! ```
+//!
+//! Where the vocabularies have other sizes, which happens where models of a family are padded to other multiples,
+//! both distributions are those of the tokens that they have in common.
+//!
 //! | buffer                | shape  | unit             | written by                            |
 //! |-----------------------|--------|------------------|---------------------------------------|
 //! | `hidden`              | (T, C) | activation       | caller                                |
@@ -14,12 +25,16 @@
 //! | `targets`             | (T)    | index below V    | caller                                |
 //! | `out`                 | (T, V) | logit            | [`logits`] `=`                        |
 //! | `logp` `entropy`      | (T)    | nats             | [`forward`] `=`                       |
+//! | `other.hidden` `g`    | (T, D) | activation       | caller; a constant                    |
+//! | `other.head` `u`      | (U, D) | weight, packed   | caller; a constant                    |
+//! | `divergence`          | (T)    | nats             | [`forward_beside`] `=`                |
 //! | `dlogp` `dentropy`    | (T)    | loss per nat     | caller                                |
+//! | `ddivergence`         | (T)    | loss per nat     | caller                                |
 //! | `dhidden`             | (T, C) | loss per unit    | [`backward`] `=`                      |
 //! | `dw`                  | (V, C) | loss per unit    | [`backward`] `+=`                     |
 //!
-//! [`forward`] and [`backward`] go through the tokens in chunks, and only one chunk's logits exist at a
-//! time. Both run what the sampler runs, [`logits`] and [`row_stats`], on their chunks, so a token's
+//! [`forward`] and [`backward`] go through the tokens in chunks, and only one chunk's logits, of both models, exist
+//! at a time. Both run what the sampler runs, [`logits`] and [`row_stats`], on their chunks, so a token's
 //! log-prob has the same bits in either.
 //!
 //! # Order of sums
@@ -78,7 +93,30 @@ pub fn forward(
     inv_temperature: f32,
 ) {
     let chunk_rows = chunk_rows(head.out_len());
-    forward_in_chunks(logp, entropy, hidden, head, targets, inv_temperature, chunk_rows);
+    forward_in_chunks(logp, entropy, None, hidden, head, targets, inv_temperature, chunk_rows);
+}
+
+/// Another model's activations and head: distributions that those here are held against.
+#[derive(Clone, Copy)]
+pub struct Other<'a> {
+    /// Activations, a row for each of the tokens.
+    pub hidden: &'a Tensor,
+    /// The weight, packed.
+    pub head: &'a Packed,
+}
+
+/// As [`forward`], with the same bits, and the divergences from the distributions of `other`, in nats.
+pub fn forward_beside(
+    [logp, entropy, divergence]: [&mut Tensor; 3],
+    other: Other<'_>,
+    hidden: &Tensor,
+    head: &Packed,
+    targets: &[u32],
+    inv_temperature: f32,
+) {
+    let rows = chunk_rows(head.out_len());
+    let beside = Some((divergence, other));
+    forward_in_chunks(logp, entropy, beside, hidden, head, targets, inv_temperature, rows);
 }
 
 /// Gradients of `hidden` and, added to what is there, of the weight. `w` is what `head` was packed from.
@@ -87,24 +125,26 @@ pub fn forward(
 pub fn backward(
     dhidden: &mut Tensor,
     dw: &mut Tensor,
-    dlogp: &[f32],
-    dentropy: Option<&[f32]>,
+    grads: Grads<'_>,
     hidden: &Tensor,
     head: &Packed,
     w: &Tensor,
     targets: &[u32],
     inv_temperature: f32,
 ) {
-    let grads = Grads { dlogp, dentropy };
     let chunk_rows = chunk_rows(head.out_len());
     backward_in_chunks(dhidden, dw, grads, hidden, head, w, targets, inv_temperature, chunk_rows);
 }
 
-/// Gradients of what [`forward`] writes.
+/// Gradients of what [`forward`] or [`forward_beside`] writes.
 #[derive(Clone, Copy)]
-struct Grads<'a> {
-    dlogp: &'a [f32],
-    dentropy: Option<&'a [f32]>,
+pub struct Grads<'a> {
+    /// Of the log-probs.
+    pub dlogp: &'a [f32],
+    /// Of the entropies; 0 where absent.
+    pub dentropy: Option<&'a [f32]>,
+    /// Of the divergences, and what they are from; 0 where absent.
+    pub ddivergence: Option<(&'a [f32], Other<'a>)>,
 }
 
 /// Rows of a chunk: as many have their logits in memory at once.
@@ -115,6 +155,7 @@ pub fn chunk_rows(vocab_size: usize) -> usize {
 fn forward_in_chunks(
     logp: &mut Tensor,
     entropy: &mut Tensor,
+    beside: Option<(&mut Tensor, Other<'_>)>,
     hidden: &Tensor,
     head: &Packed,
     targets: &[u32],
@@ -127,8 +168,15 @@ fn forward_in_chunks(
     check_targets(targets, rows, head.out_len());
     let device = hidden.device();
     let (logp, entropy) = (Shards::new(logp.as_mut_slice()), Shards::new(entropy.as_mut_slice()));
+    let (divergence, other) = beside.unzip();
+    let divergence = divergence.map(|divergence| {
+        check_len("divergence", divergence.len(), rows, 1);
+        Shards::new(divergence.as_mut_slice())
+    });
+    let mut others = other.map(|other| Others::new(other, rows, inv_temperature, chunk_rows));
     for_each_chunk(hidden, head, inv_temperature, chunk_rows, |chunk, logits| {
         let logits: &[f32] = logits;
+        let others = others.as_mut().map(|others| &*others.of(chunk.clone()));
         run_rows(device, chunk.len(), head.out_len(), |part| {
             let tokens = chunk.start + part.start..chunk.start + part.end;
             // SAFETY: each token belongs to one call.
@@ -141,8 +189,61 @@ fn forward_in_chunks(
                 logp[i] = log_prob(row, &stats, targets[tokens.start + i]);
                 entropy[i] = stats.entropy;
             }
+            if let (Some(divergence), Some(others)) = (&divergence, others) {
+                // SAFETY: as above.
+                let divergence = unsafe { divergence.slice(tokens.start, tokens.end) };
+                let size = others.len() / chunk.len();
+                for (i, divergence) in divergence.iter_mut().enumerate() {
+                    let at = tokens.start - chunk.start + i;
+                    let row = &logits[at * head.out_len()..][..head.out_len()];
+                    let (own, other) = in_common(row, &others[at * size..][..size]);
+                    *divergence = kernel::divergence(
+                        device.isa(),
+                        own,
+                        other,
+                        &stats_of(device, [own, other]),
+                    );
+                }
+            }
         });
     });
+}
+
+/// The statistics of two rows.
+fn stats_of(device: &Device, rows: [&[f32]; 2]) -> [RowStats; 2] {
+    rows.map(|row| row_stats(device.isa(), row))
+}
+
+/// The logits of the tokens that both rows have.
+fn in_common<'a>(own: &'a [f32], other: &'a [f32]) -> (&'a [f32], &'a [f32]) {
+    let size = own.len().min(other.len());
+    (&own[..size], &other[..size])
+}
+
+/// The logits of another model, a chunk at a time.
+struct Others<'a> {
+    other: Other<'a>,
+    inv_temperature: f32,
+    scratch: Tensor,
+}
+
+impl<'a> Others<'a> {
+    fn new(other: Other<'a>, rows: usize, inv_temperature: f32, chunk_rows: usize) -> Self {
+        let Other { hidden, head } = other;
+        assert!(head.out_len() > 0, "`other.head` has no rows: a distribution needs a token");
+        check_len("other.hidden", hidden.len(), rows, head.in_len());
+        let scratch = Tensor::uninit(hidden.device(), &[chunk_rows.min(rows), head.out_len()]);
+        Self { other, inv_temperature, scratch }
+    }
+
+    /// Those of the rows `chunk`, to be overwritten.
+    fn of(&mut self, chunk: Range<usize>) -> &mut [f32] {
+        let Other { hidden, head } = self.other;
+        let logits = &mut self.scratch.as_mut_slice()[..chunk.len() * head.out_len()];
+        let x = hidden.values().slice(chunk.start * head.in_len()..chunk.end * head.in_len());
+        logits_of(hidden.device(), logits, x, head, self.inv_temperature);
+        logits
+    }
 }
 
 fn backward_in_chunks(
@@ -164,20 +265,37 @@ fn backward_in_chunks(
     if let Some(dentropy) = grads.dentropy {
         check_len("dentropy", dentropy.len(), rows, 1);
     }
+    if let Some((ddivergence, _)) = grads.ddivergence {
+        check_len("ddivergence", ddivergence.len(), rows, 1);
+    }
     check_targets(targets, rows, vocab_size);
     let device = hidden.device();
+    let (ddivergence, other) = grads.ddivergence.unzip();
+    let mut others = other.map(|other| Others::new(other, rows, inv_temperature, chunk_rows));
     for_each_chunk(hidden, head, inv_temperature, chunk_rows, |chunk, logits| {
         let shards = Shards::new(&mut *logits);
+        let size = other.map_or(0, |other| other.head.out_len());
+        let others = others.as_mut().map(|others| Shards::new(others.of(chunk.clone())));
         run_rows(device, chunk.len(), vocab_size, |part| {
             for row in part {
                 let token = chunk.start + row;
                 let dlogp = grads.dlogp[token] * inv_temperature;
                 let dentropy = grads.dentropy.map_or(0.0, |d| d[token]) * inv_temperature;
                 // SAFETY: each row belongs to one call.
-                let row = unsafe { shards.slice(row * vocab_size, (row + 1) * vocab_size) };
+                let (row, other) = unsafe {
+                    let other = others.as_ref().map(|o| o.slice(row * size, (row + 1) * size));
+                    (shards.slice(row * vocab_size, (row + 1) * vocab_size), other)
+                };
                 let stats = row_stats(device.isa(), row);
+                let of_divergence = other.zip(ddivergence).map(|(other, ddivergence)| {
+                    let factor = ddivergence[token] * inv_temperature;
+                    divergence_gradient(device, row, other, factor)
+                });
                 kernel::gradient(device.isa(), row, &stats, dlogp, dentropy);
                 row[targets[token] as usize] += dlogp;
+                if let Some(of_divergence) = of_divergence {
+                    kernel::add(device.isa(), &mut row[..of_divergence.len()], of_divergence);
+                }
             }
         });
         let dims = matmul::Dims { rows: chunk.len(), out: vocab_size, inp: width };
@@ -189,6 +307,21 @@ fn backward_in_chunks(
         matmul::backward_input_rows(device, dx, dlogits, w.as_slice(), dims, false);
         matmul::backward_weight_rows(device, dw.as_mut_slice(), dlogits, x, dims);
     });
+}
+
+/// Overwrites the logits of another model with what the divergence from them adds to the gradients of those here.
+fn divergence_gradient<'a>(
+    device: &Device,
+    row: &[f32],
+    other: &'a mut [f32],
+    factor: f32,
+) -> &'a [f32] {
+    let size = row.len().min(other.len());
+    let (own, other) = (&row[..size], &mut other[..size]);
+    let stats = stats_of(device, [own, other]);
+    let divergence = kernel::divergence(device.isa(), own, other, &stats);
+    kernel::divergence_gradient(device.isa(), other, own, &stats, divergence, factor);
+    other
 }
 
 /// A copy of the gradients as bf16, where that is what the products multiply.

@@ -111,6 +111,7 @@ impl Knobs {
             StageKind::RewardModel(stage) => {
                 (stage.micro_batch_tokens, stage.activation_checkpointing)
             }
+            StageKind::Dpo(stage) => (stage.micro_batch_tokens, stage.activation_checkpointing),
             StageKind::Rl(stage) => (stage.micro_batch_tokens, stage.activation_checkpointing),
             StageKind::Sample(_)
             | StageKind::Query(_)
@@ -126,6 +127,9 @@ impl Knobs {
                 (&mut stage.micro_batch_tokens, &mut stage.activation_checkpointing)
             }
             StageKind::RewardModel(stage) => {
+                (&mut stage.micro_batch_tokens, &mut stage.activation_checkpointing)
+            }
+            StageKind::Dpo(stage) => {
                 (&mut stage.micro_batch_tokens, &mut stage.activation_checkpointing)
             }
             StageKind::Rl(stage) => {
@@ -190,6 +194,7 @@ pub(crate) fn longest(kind: &StageKind, model: &ModelFacts) -> u32 {
     match kind {
         StageKind::Sft(stage) => stage.max_tokens,
         StageKind::RewardModel(stage) => stage.max_tokens.saturating_mul(2),
+        StageKind::Dpo(stage) => stage.max_tokens.saturating_mul(2),
         StageKind::Rl(stage) => {
             let completion = stage.sampling.max_tokens;
             let with_prompt = completion.saturating_add(PROMPT_TOKENS);

@@ -8,8 +8,8 @@ use super::reader::{
 use super::run::Run;
 use super::source::{Entry, Node, Value, stage_name};
 use super::stages::{
-    EvalStage, ExportStage, Pipeline, QueryStage, RewardModelStage, RlStage, SampleStage, SftStage,
-    Stage, StageKind,
+    DpoStage, EvalStage, ExportStage, Pipeline, QueryStage, RewardModelStage, RlStage, SampleStage,
+    SftStage, Stage, StageKind,
 };
 use super::write::{Out, table};
 
@@ -18,7 +18,7 @@ pub const RESOLVED_HEADER: &str = "# As resolved, with every default written out
 const SECTIONS: [&str; 4] = ["run", "models", "tables", "stage"];
 const COMMON: [&str; 3] = ["name", "kind", "description"];
 /// The kinds of stage, in the order of the docs.
-const KINDS: [&str; 7] = ["sft", "reward-model", "rl", "sample", "query", "eval", "export"];
+const KINDS: [&str; 8] = ["sft", "reward-model", "dpo", "rl", "sample", "query", "eval", "export"];
 
 /// Reads the whole tree; what is wrong is in the reader, and stages that can't be read are left out.
 pub(crate) fn read(root: &Node, reader: &mut Reader<'_>) -> Pipeline {
@@ -104,6 +104,7 @@ fn read_stage(node: &Node, path: &str, reader: &mut Reader<'_>) -> Option<Stage>
         "sft" => StageKind::Sft(Box::new(read_kind(entries, path, reader))),
         "reward-model" => StageKind::RewardModel(Box::new(read_kind(entries, path, reader))),
         "rl" => StageKind::Rl(Box::new(read_rl(entries, path, reader))),
+        "dpo" => StageKind::Dpo(Box::new(read_kind(entries, path, reader))),
         "sample" => StageKind::Sample(Box::new(read_kind(entries, path, reader))),
         "query" => StageKind::Query(read_kind(entries, path, reader)),
         "eval" => StageKind::Eval(Box::new(read_eval(entries, path, reader))),
@@ -238,6 +239,7 @@ impl Stage {
         match &self.kind {
             StageKind::Sft(stage) => stage.write_section(),
             StageKind::RewardModel(stage) => stage.write_section(),
+            StageKind::Dpo(stage) => stage.write_section(),
             StageKind::Rl(stage) => stage.write_section(),
             StageKind::Sample(stage) => stage.write_section(),
             StageKind::Query(stage) => stage.write_section(),
@@ -252,6 +254,7 @@ impl StageKind {
         match self {
             StageKind::Sft(stage) => stage.section_keys(),
             StageKind::RewardModel(stage) => stage.section_keys(),
+            StageKind::Dpo(stage) => stage.section_keys(),
             StageKind::Rl(stage) => stage.section_keys(),
             StageKind::Sample(stage) => stage.section_keys(),
             StageKind::Query(stage) => stage.section_keys(),
@@ -302,6 +305,7 @@ pub fn reference() -> Vec<Table> {
     tables.extend([
         part::<SftStage>("kind = \"sft\""),
         part::<RewardModelStage>("kind = \"reward-model\""),
+        part::<DpoStage>("kind = \"dpo\""),
         part::<RlStage>("kind = \"rl\""),
         part::<SampleStage>("kind = \"sample\""),
         part::<QueryStage>("kind = \"query\""),

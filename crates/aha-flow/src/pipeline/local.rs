@@ -5,7 +5,8 @@ use super::models::{ModelSource, RandomModel, TokenizerSource};
 use super::problem::suggest;
 use super::reader::Reader;
 use super::rewards::Reward;
-use super::stages::{EvalStage, Pipeline, RewardModelStage, RlStage, SftStage, Stage, StageKind};
+use super::stages::{DpoStage, EvalStage, PairLoss, Pipeline, RlStage, SftStage, Stage, StageKind};
+use super::values::Sql;
 
 /// Tables that every query sees; no stage and no table may take their names.
 pub(crate) const TABLES_OF_THE_RUN: [&str; 3] = ["rollouts", "metrics", "evals"];
@@ -199,7 +200,17 @@ pub(crate) fn report_mismatch(
 fn check_stage(stage: &Stage, path: &str, reader: &mut Reader<'_>) {
     match &stage.kind {
         StageKind::Sft(sft) => check_sft(sft, path, reader),
-        StageKind::RewardModel(stage) => check_reward_model(stage, path, reader),
+        StageKind::RewardModel(stage) => {
+            let micro_batch_tokens = stage.micro_batch_tokens.given();
+            check_pair_tokens(micro_batch_tokens, stage.max_tokens, path, reader);
+            let held_out = HeldOut {
+                sql: stage.held_out.as_ref(),
+                share: stage.held_out_share,
+                every: stage.held_out_every,
+            };
+            held_out.check(path, reader);
+        }
+        StageKind::Dpo(stage) => check_dpo(stage, path, reader),
         StageKind::Rl(rl) => check_rl(rl, path, reader),
         StageKind::Sample(sample) => check_rewards(&sample.rewards, path, reader),
         StageKind::Eval(eval) => check_eval(eval, path, reader),
@@ -277,35 +288,70 @@ fn check_sft(sft: &SftStage, path: &str, reader: &mut Reader<'_>) {
     }
 }
 
-fn check_reward_model(stage: &RewardModelStage, path: &str, reader: &mut Reader<'_>) {
+fn check_pair_tokens(
+    micro_batch_tokens: Option<u32>,
+    max_tokens: u32,
+    path: &str,
+    reader: &mut Reader<'_>,
+) {
     let key = format!("{path}.micro_batch_tokens");
-    let pair_tokens = stage.max_tokens.saturating_mul(2);
-    if let Some(tokens) = stage.micro_batch_tokens.given()
+    let pair_tokens = max_tokens.saturating_mul(2);
+    if let Some(tokens) = micro_batch_tokens
         && tokens < pair_tokens
         && reader.is_good(&key)
         && reader.is_good(&format!("{path}.max_tokens"))
     {
         let message = format!(
-            "a pair of sequences of `max_tokens` = {} tokens does not fit into a micro-batch of {}",
-            stage.max_tokens, tokens
+            "a pair of sequences of `max_tokens` = {max_tokens} tokens does not fit into a \
+             micro-batch of {tokens}"
         );
         let hint = format!("raise `micro_batch_tokens` to {pair_tokens} or lower `max_tokens`");
         reader.report_at(&key, message, Some(hint));
     }
-    let share = format!("{path}.held_out_share");
-    if stage.held_out.is_some() && stage.held_out_share > 0.0 && reader.is_good(&share) {
-        let message = format!("`{share}` takes pairs from `data`, but `held_out` gives others");
-        reader.report_at(&share, message, Some("keep one of the two".to_owned()));
+}
+
+/// What a stage says of the pairs that it measures on.
+struct HeldOut<'a> {
+    sql: Option<&'a Sql>,
+    share: f64,
+    every: u64,
+}
+
+impl HeldOut<'_> {
+    fn check(&self, path: &str, reader: &mut Reader<'_>) {
+        let share = format!("{path}.held_out_share");
+        if self.sql.is_some() && self.share > 0.0 && reader.is_good(&share) {
+            let message = format!("`{share}` takes pairs from `data`, but `held_out` gives others");
+            reader.report_at(&share, message, Some("keep one of the two".to_owned()));
+        }
+        let every = format!("{path}.held_out_every");
+        let is_empty = self.sql.is_none() && self.share == 0.0;
+        if self.every > 0 && is_empty && reader.is_good(&every) {
+            let message = format!("`{every}` measures on held-out pairs, but there are none");
+            let hint = "set `held_out_share`, such as 0.1, or give a query `held_out`".to_owned();
+            reader.report_at(&every, message, Some(hint));
+        }
     }
-    let every = format!("{path}.held_out_every");
-    if stage.held_out_every > 0
-        && stage.held_out.is_none()
-        && stage.held_out_share == 0.0
-        && reader.is_good(&every)
-    {
-        let message = format!("`{every}` measures on held-out pairs, but there are none");
-        let hint = "set `held_out_share`, such as 0.1, or give a query `held_out`".to_owned();
-        reader.report_at(&every, message, Some(hint));
+}
+
+fn check_dpo(stage: &DpoStage, path: &str, reader: &mut Reader<'_>) {
+    check_pair_tokens(stage.micro_batch_tokens.given(), stage.max_tokens, path, reader);
+    let held_out = HeldOut {
+        sql: stage.held_out.as_ref(),
+        share: stage.held_out_share,
+        every: stage.held_out_every,
+    };
+    held_out.check(path, reader);
+    let smoothing = format!("{path}.label_smoothing");
+    let is_read = stage.loss == PairLoss::Sigmoid || stage.label_smoothing == 0.0;
+    if !is_read && reader.is_good(&smoothing) && reader.is_good(&format!("{path}.loss")) {
+        let message = format!(
+            "`{smoothing}` is {:?}, but the loss \"{}\" knows no wrong pairs",
+            stage.label_smoothing,
+            stage.loss.word()
+        );
+        let hint = "leave it out, or set `loss` to \"sigmoid\"".to_owned();
+        reader.report_at(&smoothing, message, Some(hint));
     }
 }
 
@@ -377,6 +423,7 @@ fn check_rl(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
         let hint = "raise `micro_batch_tokens` or lower `sampling.max_tokens`".to_owned();
         reader.report_at(&format!("{path}.micro_batch_tokens"), message, Some(hint));
     }
+    check_teacher(rl, path, reader);
     // The reader has refused what is negative or not a number.
     if good(reader, &["sampling.temperature"]) && rl.sampling.temperature == 0.0 {
         let message = "an `rl` stage can't sample at temperature 0: a group's completions would \
@@ -392,5 +439,46 @@ fn check_rl(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
         );
         let hint = "set it to 0, or leave it out".to_owned();
         reader.report_at(&format!("{path}.max_staleness"), message, Some(hint));
+    }
+}
+
+/// A stage learns from rewards, from a teacher, or from both.
+fn check_teacher(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
+    let [teacher, rewards, objective] =
+        ["teacher", "rewards", "objective"].map(|key| format!("{path}.{key}"));
+    if [&teacher, &rewards, &objective].iter().any(|key| !reader.is_good(key)) {
+        return;
+    }
+    let distill = rl.objective.distill_coef;
+    let preset = "objective = { preset = \"distill\" }";
+    if let (Some(name), true) = (&rl.teacher, distill == 0.0) {
+        let message = format!("nothing is learned from the teacher `{name}`: `distill` is 0");
+        let hint = format!("set `{preset}`, or leave `teacher` out");
+        reader.report_at(&teacher, message, Some(hint));
+    }
+    if rl.teacher.is_none() && distill != 0.0 {
+        let message = format!("`{objective}.distill` is {distill:?}, but there is no teacher");
+        let hint = "name one with `teacher = \"MODEL\"`, or set `distill` to 0".to_owned();
+        reader.report_at(&objective, message, Some(hint));
+    }
+    if !rl.rewards.is_empty() {
+        return;
+    }
+    if rl.teacher.is_none() && distill == 0.0 {
+        let message = format!("`{rewards}` must be at least one reward, got none");
+        let hint = format!("give one, or a model to learn from: `teacher` with `{preset}`");
+        reader.report_at(&rewards, message, Some(hint));
+    }
+    let idle = [
+        ("resample_rounds", rl.resample_rounds > 0),
+        ("reward_clip", rl.reward_clip.is_some()),
+        ("objective.kl_in_reward", rl.objective.kl_reward_coef() != 0.0),
+    ];
+    for (key, _) in idle.into_iter().filter(|(_, is_set)| *is_set) {
+        let path = format!("{path}.{key}");
+        if reader.is_good(&path) {
+            let message = format!("`{path}` is about rewards, but the stage has none");
+            reader.report_at(&path, message, Some("leave it out, or give `rewards`".to_owned()));
+        }
     }
 }

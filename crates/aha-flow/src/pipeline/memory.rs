@@ -15,8 +15,11 @@
 //! | int8 weights | a byte of each, and 4 per output | sampling with `weights = "int8"`, which packs no others |
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
-//! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model |
+//! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model; `dpo` likewise |
 //! | critic | (16 + A) P of it, and rows * tokens * 24 | `rl` with a critic: weights, packed weights, gradients and moments, and what it says of tokens |
+//! | teacher | (4 + A) P of the teacher | `rl` with a teacher |
+//! | teacher's predictions | 4 (T H + V rows of a chunk) of the teacher | the same, while it trains |
+//! | other model | 4 P of it, and its file | while the reference of a `dpo`, or a teacher, is read |
 //! | reward models | (4 + A) P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | rewards of kind `model` |
 //! | kv cache | `run.kv_cache`, or less if S sequences, or all rows of a step, can't fill it | sampling |
 //! | activations | T (L B + 16 H), where B = A (2 H + 2 Q + 2 K + 3 I) + 4 (2 H + N) | training |
@@ -37,6 +40,8 @@
 //! A stage's phases follow one another: its query, reading a model, sampling, training. What it needs is what
 //! the largest needs. Neither a checkpoint nor a table is ever in memory as a whole; the problems and
 //! examples of a stage are, and are not counted.
+
+mod guides;
 
 use aha_compute::device::SPARE_BYTES_MAX;
 use aha_compute::ops::attention::{Dims, KvCache, PAGE_LEN};
@@ -188,22 +193,34 @@ pub(crate) fn memory_of(pipeline: &Pipeline, stage: &Stage, facts: &Facts) -> Br
             asked.push(name);
         }
     }
-    let asked: Vec<_> = asked.into_iter().filter_map(|name| facts.models.get(name)).collect();
-    let critic = stage.kind.critic().and_then(|name| facts.models.get(name));
-    predict(pipeline, stage, models.max_by_key(|model| model.param_count), critic, &asked)
+    let others = Others {
+        critic: stage.kind.critic().and_then(|name| facts.models.get(name)),
+        guide: stage.kind.guide().and_then(|(_, name)| facts.models.get(name)),
+        reward_models: asked.into_iter().filter_map(|name| facts.models.get(name)).collect(),
+    };
+    predict(pipeline, stage, models.max_by_key(|model| model.param_count), &others)
+}
+
+/// The models that a stage needs besides the one it starts from.
+#[derive(Clone, Debug, Default)]
+pub struct Others<'a> {
+    /// What its critic starts from.
+    pub critic: Option<&'a ModelFacts>,
+    /// The one that is asked about the tokens of the one that learns; see [`StageKind::guide`].
+    pub guide: Option<&'a ModelFacts>,
+    /// Those that its rewards ask.
+    pub reward_models: Vec<&'a ModelFacts>,
 }
 
 /// The memory of a stage at its peak, by the formulas of [the module](self). `model` is the one it
 /// starts from; of several models evaluated in turn, the largest.
-/// `critic` is what its critic starts from, and `reward_models` are those that its rewards ask.
 pub fn predict(
     pipeline: &Pipeline,
     stage: &Stage,
     model: Option<&ModelFacts>,
-    critic: Option<&ModelFacts>,
-    reward_models: &[&ModelFacts],
+    others: &Others<'_>,
 ) -> Breakdown {
-    let critic = critic.map(facts_of_reward_model);
+    let critic = others.critic.map(facts_of_reward_model);
     let mut program = Breakdown::default();
     program.add("program", PROGRAM_BYTES);
     let mut query = program.clone();
@@ -222,11 +239,12 @@ pub fn predict(
     };
     let mut at = Phase { found: program, ..Phase::new(&pipeline.run, model) };
     at.found.add("weights", at.weights());
-    at.add_reward_models(reward_models);
+    at.add_reward_models(&others.reward_models);
     let mut query = at.clone();
     query.found.add("queries", pipeline.run.query_memory.0);
     let mut reading = at.clone();
     reading.found.add("file", at.weights());
+    let reading_other = at.clone().reading(others.guide);
     let working = match &stage.kind {
         StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
         StageKind::Sft(sft) => {
@@ -238,15 +256,16 @@ pub fn predict(
             vec![at]
         }
         StageKind::RewardModel(stage) => {
-            let sequence = u64::from(stage.max_tokens.min(model.max_position_embeddings));
-            let tokens = u64::from(stage.micro_batch_tokens.tokens()).max(2 * sequence);
-            let batch = u64::from(stage.batch_size).saturating_mul(2 * sequence);
+            let tokens = stage.micro_batch_tokens.tokens();
+            let tokens = guides::pair_tokens(tokens, stage.max_tokens, stage.batch_size, model);
             at.add_training_state();
-            at.add_training(tokens.min(batch), stage.activation_checkpointing.is_on());
+            at.add_training(tokens, stage.activation_checkpointing.is_on());
             vec![at]
         }
+        StageKind::Dpo(stage) => at.comparing(stage, others.guide.unwrap_or(model)),
         StageKind::Rl(rl) => {
-            at.rl(rl, rl_tokens(rl, longest(&stage.kind, model), model), critic.as_ref())
+            let tokens = rl_tokens(rl, longest(&stage.kind, model), model);
+            at.rl(rl, tokens, critic.as_ref(), others.guide)
         }
         StageKind::Sample(sample) => {
             let drawn = &sample.sampling;
@@ -254,7 +273,8 @@ pub fn predict(
         }
         StageKind::Eval(eval) => vec![at.completions(eval.k, eval.max_tokens, eval.weights)],
     };
-    let phases = [query, reading].into_iter().chain(working).map(|phase| phase.found);
+    let phases =
+        [query, reading, reading_other].into_iter().chain(working).map(|phase| phase.found);
     phases.max_by_key(Breakdown::total_bytes).unwrap_or_default()
 }
 
@@ -471,7 +491,13 @@ impl<'a> Phase<'a> {
 
     /// The phases of a stage `rl`: sampling, and training with micro-batches of so many tokens, of the policy and then of
     /// its critic.
-    fn rl(mut self, rl: &RlStage, tokens: u64, critic: Option<&'a ModelFacts>) -> Vec<Phase<'a>> {
+    fn rl(
+        mut self,
+        rl: &RlStage,
+        tokens: u64,
+        critic: Option<&'a ModelFacts>,
+        teacher: Option<&ModelFacts>,
+    ) -> Vec<Phase<'a>> {
         let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
         // Sampling and training leave buffers of each other's sizes.
         self.spare_bytes_max = SPARE_BYTES_MAX as u64;
@@ -481,9 +507,13 @@ impl<'a> Phase<'a> {
         let batches = 1 + u64::from(rl.resample_rounds);
         self.add_sampler(rows, batches, rl.sampling.max_tokens);
         self.add_critic(critic, rows.saturating_mul(u64::from(rl.sampling.max_tokens)));
+        let asking = teacher.map(|teacher| self.add_teacher(teacher, tokens));
         let mut sampling = self.clone();
         sampling.add_sampling();
-        let mut phases = vec![sampling];
+        if let Some(teacher) = teacher {
+            self.add_predictions(teacher, tokens);
+        }
+        let mut phases: Vec<Phase<'a>> = asking.into_iter().chain([sampling]).collect();
         for model in std::iter::once(self.model).chain(critic) {
             let mut training = Phase { model, ..self.clone() };
             training.add_training(tokens, rl.activation_checkpointing.is_on());
@@ -544,7 +574,7 @@ mod tests {
     }
 
     /// SmolLM2, and a model with a head of its own.
-    fn models() -> [ModelFacts; 2] {
+    pub(super) fn models() -> [ModelFacts; 2] {
         let tied = RandomModel {
             hidden_size: 576,
             intermediate_size: 1536,
@@ -558,15 +588,18 @@ mod tests {
     }
 
     /// What the first stage of a pipeline needs of a part; 0 where its largest phase has no such part.
-    fn part(name: &str, stage: &str, model: &ModelFacts) -> u64 {
+    pub(super) fn part(name: &str, stage: &str, model: &ModelFacts) -> u64 {
         let text = format!(
             "[run]\nthreads = 2\nsequences_max = 100\nkv_cache = '4GiB'\n[models]\nbase = 'base'\n\
              [[stage]]\nname = 'a'\nmodel = 'base'\n{stage}"
         );
         let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
         let pipeline = crate::pipeline::parse(text).unwrap();
-        let critic = pipeline.stages[0].kind.critic().map(|_| model);
-        let found = predict(&pipeline, &pipeline.stages[0], Some(model), critic, &[]);
+        let others = Others {
+            critic: pipeline.stages[0].kind.critic().map(|_| model),
+            ..Others::default()
+        };
+        let found = predict(&pipeline, &pipeline.stages[0], Some(model), &others);
         found.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).sum()
     }
 

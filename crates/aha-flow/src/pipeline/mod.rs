@@ -59,7 +59,7 @@ pub use rewards::Reward;
 pub use run::{Device, Run};
 pub use sampling::{Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template};
 pub use stages::{
-    Critic, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong, OverlongPair,
+    Critic, DpoStage, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong, OverlongPair, PairLoss,
     Pipeline, QueryStage, Reference, RewardModelStage, RlStage, SampleStage, SftStage, Stage,
     StageKind,
 };

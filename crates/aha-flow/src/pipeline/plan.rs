@@ -14,7 +14,10 @@ use super::models::{ModelSource, TokenizerSource};
 use super::resolve::Facts;
 use super::rewards::Reward;
 use super::sampling::{Optimizer, SamplingWeights, ScheduleKind, Template};
-use super::stages::{LossOn, Pipeline, RewardModelStage, RlStage, SftStage, Stage, StageKind};
+use super::stages::{
+    DpoStage, LossOn, PairLoss, Pipeline, RewardModelStage, RlStage, SftStage, Stage, StageKind,
+};
+use super::values::Sql;
 
 /// A pipeline with what was found out about it.
 #[derive(Clone, Debug)]
@@ -204,6 +207,7 @@ fn details(stage: &Stage, facts: &Facts) -> Vec<String> {
             details_of_sft(sft, is_plain)
         }
         StageKind::RewardModel(stage) => details_of_reward_model(stage),
+        StageKind::Dpo(dpo) => details_of_dpo(dpo),
         StageKind::Rl(rl) => details_of_rl(rl),
         StageKind::Sample(sample) => vec![
             format!("prompts   {}", one_line(&sample.prompts.0)),
@@ -270,11 +274,7 @@ fn details_of_sft(sft: &SftStage, is_plain: bool) -> Vec<String> {
 
 fn details_of_reward_model(stage: &RewardModelStage) -> Vec<String> {
     let limit = stage.max_steps.map(|n| format!(", at most {n} steps")).unwrap_or_default();
-    let held_out = match (&stage.held_out, stage.held_out_share) {
-        (Some(sql), _) => one_line(&sql.0),
-        (None, 0.0) => "nothing".to_owned(),
-        (None, share) => format!("the pairs of {share:?} of the prompts"),
-    };
+    let held_out = held_out(stage.held_out.as_ref(), stage.held_out_share);
     let centering = match stage.centering {
         0.0 => String::new(),
         factor => format!(" + {factor:?} (chosen + rejected)^2"),
@@ -287,6 +287,49 @@ fn details_of_reward_model(stage: &RewardModelStage) -> Vec<String> {
         format!(
             "loss      mean of -log sigmoid(chosen - rejected - margin){centering} over a batch"
         ),
+        format!("optimizer {}", optimizer(&stage.optimizer, stage.grad_clip)),
+    ]
+}
+
+fn held_out(sql: Option<&Sql>, share: f64) -> String {
+    match (sql, share) {
+        (Some(sql), _) => one_line(&sql.0),
+        (None, 0.0) => "nothing".to_owned(),
+        (None, share) => format!("the pairs of {share:?} of the prompts"),
+    }
+}
+
+fn details_of_dpo(stage: &DpoStage) -> Vec<String> {
+    let limit = stage.max_steps.map(|n| format!(", at most {n} steps")).unwrap_or_default();
+    let reference = match &stage.reference {
+        Some(name) => format!("`{name}`"),
+        None => "the model that the stage starts from".to_owned(),
+    };
+    let beta = stage.beta;
+    let loss = match (stage.loss, stage.label_smoothing) {
+        (PairLoss::Sigmoid, 0.0) => "-log sigmoid(d)".to_owned(),
+        (PairLoss::Sigmoid, s) => {
+            format!("-(1 - {s:?}) log sigmoid(d) - {s:?} log sigmoid(-d)")
+        }
+        (PairLoss::Hinge, _) => "max(0, 1 - d)".to_owned(),
+        (PairLoss::Ipo, _) => format!("(d/{beta:?} - 1/(2 {beta:?}))^2"),
+    };
+    let nll = match stage.nll {
+        0.0 => String::new(),
+        factor => format!(" + {factor:?} nll(chosen)"),
+    };
+    let logps = if stage.length_normalised { "means" } else { "sums" };
+    vec![
+        format!("data      {}", one_line(&stage.data.0)),
+        format!("held out  {}", held_out(stage.held_out.as_ref(), stage.held_out_share)),
+        format!("template  {}", template(&stage.template)),
+        format!("{} epochs of batches of {} pairs{limit}", stage.epochs, stage.batch_size),
+        format!("loss      mean of {loss}{nll} over a batch"),
+        format!(
+            "          d = {beta:?} ((chosen - ref_chosen) - (rejected - ref_rejected)) - margin"
+        ),
+        format!("          of log-probs of completions, {logps} over tokens"),
+        format!("reference {reference}"),
         format!("optimizer {}", optimizer(&stage.optimizer, stage.grad_clip)),
     ]
 }
@@ -309,8 +352,12 @@ fn details_of_rl(rl: &RlStage) -> Vec<String> {
             "sampling  temperature {:?}, top_p {:?}, top_k {}, at most {} tokens",
             rl.sampling.temperature, rl.sampling.top_p, rl.sampling.top_k, rl.sampling.max_tokens
         ),
-        format!("rewards   {}", rewards(&rl.rewards)),
+        match rl.rewards[..] {
+            [] => "rewards   none: every A_i is 0".to_owned(),
+            _ => format!("rewards   {}", rewards(&rl.rewards)),
+        },
     ];
+    lines.extend(rl.teacher.as_ref().map(|name| format!("teacher   `{name}`")));
     if rl.sampling.weights == SamplingWeights::Int8 {
         let cap = rl.objective.importance_cap;
         lines.push(

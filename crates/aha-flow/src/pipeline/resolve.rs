@@ -127,7 +127,7 @@ fn output_of(stage: &Stage) -> Option<StageOutput> {
             Some(StageOutput::Rollouts { reward_names: reward_names(stage) })
         }
         StageKind::Sft(_) => Some(StageOutput::SftExamples),
-        StageKind::RewardModel(_) => Some(StageOutput::Preferences),
+        StageKind::RewardModel(_) | StageKind::Dpo(_) => Some(StageOutput::Preferences),
         StageKind::Eval(_) => Some(StageOutput::Evals),
         StageKind::Query(_) | StageKind::Export(_) => None,
     }
@@ -150,15 +150,17 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
         }
         vec![columns]
     };
+    let pairs = |data, held_out: Option<&'p Sql>| {
+        let needs = || vec![vec!["prompt", "chosen", "rejected"]];
+        let held_out = held_out.map(|sql| query("held_out", sql, needs()));
+        std::iter::once(query("data", data, needs())).chain(held_out).collect()
+    };
     match kind {
         StageKind::Sft(sft) => {
             vec![query("data", &sft.data, vec![vec!["prompt", "completion"], vec!["text"]])]
         }
-        StageKind::RewardModel(stage) => {
-            let needs = || vec![vec!["prompt", "chosen", "rejected"]];
-            let held_out = stage.held_out.as_ref().map(|sql| query("held_out", sql, needs()));
-            std::iter::once(query("data", &stage.data, needs())).chain(held_out).collect()
-        }
+        StageKind::RewardModel(stage) => pairs(&stage.data, stage.held_out.as_ref()),
+        StageKind::Dpo(stage) => pairs(&stage.data, stage.held_out.as_ref()),
         StageKind::Rl(rl) => {
             let rewards: Vec<&Reward> = rl.rewards.iter().collect();
             vec![query("prompts", &rl.prompts, problems(&rewards))]
@@ -217,8 +219,9 @@ fn reads_of(
                 of_stage.models.push(Read { name: name.clone(), path, span });
             }
         }
-        if let Some(name) = named_critic(&stage.kind) {
-            let path = format!("{path}.critic.model");
+        let critic = named_critic(&stage.kind).map(|name| ("critic.model", name));
+        for (key, name) in critic.into_iter().chain(stage.kind.guide()) {
+            let path = format!("{path}.{key}");
             if reader.is_good(&path) {
                 let span = reader.span_of(&path);
                 of_stage.models.push(Read { name: name.to_owned(), path, span });
@@ -614,21 +617,23 @@ fn check_against_model(
         stage.kind.models().iter().filter_map(|name| facts.models.get(name).cloned()).collect();
     check_roles(stage, &path, facts, reader);
     check_critic(stage, &path, facts, reader);
+    check_guide(stage, &path, facts, reader);
     let (template, key, len) = match &stage.kind {
         StageKind::Sft(sft) => (&sft.template, "max_tokens", sft.max_tokens),
         StageKind::RewardModel(stage) => (&stage.template, "max_tokens", stage.max_tokens),
+        StageKind::Dpo(stage) => (&stage.template, "max_tokens", stage.max_tokens),
         StageKind::Rl(rl) => (&rl.template, "sampling.max_tokens", rl.sampling.max_tokens),
         StageKind::Sample(s) => (&s.template, "sampling.max_tokens", s.sampling.max_tokens),
         StageKind::Eval(eval) => (&eval.template, "max_tokens", eval.max_tokens),
         StageKind::Export(export) => return check_export(export, &path, world, reader),
         StageKind::Query(_) => return,
     };
-    let is_sampling = !matches!(stage.kind, StageKind::Sft(_) | StageKind::RewardModel(_));
+    // A fine-tuning's default is bounded by the model's positions anyway.
+    let has_bound =
+        matches!(stage.kind, StageKind::Sft(_) | StageKind::RewardModel(_) | StageKind::Dpo(_));
     for model in &known {
         let positions = model.max_position_embeddings;
         let len_path = format!("{path}.{key}");
-        // A fine-tuning's default is bounded by the model's positions anyway.
-        let has_bound = matches!(stage.kind, StageKind::Sft(_) | StageKind::RewardModel(_));
         let is_bounded = has_bound && !reader.has(&len_path);
         if len > positions && !is_bounded && reader.is_good(&len_path) {
             let message = format!("`{len_path}` is {len}, but the model has {positions} positions");
@@ -645,7 +650,7 @@ fn check_against_model(
         }
         // A prompt has a token at the least.
         let needed = super::memory::sequence_bytes(&pipeline.run, model, len.saturating_add(1));
-        if is_sampling && needed > pipeline.run.kv_cache.0 && reader.is_good("run.kv_cache") {
+        if !has_bound && needed > pipeline.run.kv_cache.0 && reader.is_good("run.kv_cache") {
             let message = format!(
                 "`run.kv_cache` is {}, less than one sequence of `{len_path}` = {len} tokens needs",
                 shown(pipeline.run.kv_cache.0)
@@ -736,6 +741,41 @@ fn check_roles(stage: &Stage, path: &str, facts: &Facts, reader: &mut Reader<'_>
             let hint = "leave `normalise` out, and set `scale` by hand".to_owned();
             reader.report_at(&normalise, message, Some(hint));
         }
+    }
+}
+
+/// A model that is asked about another one's tokens has to know them. Whether the tokenizers are the same in all is
+/// known when they are loaded.
+fn check_guide(stage: &Stage, path: &str, facts: &Facts, reader: &mut Reader<'_>) {
+    let Some((key, name)) = stage.kind.guide() else { return };
+    let own = stage.kind.models().first().and_then(|name| facts.models.get(name));
+    let (Some(guide), Some(own)) = (facts.models.get(name), own) else { return };
+    let path = format!("{path}.{key}");
+    if !reader.is_good(&path) {
+        return;
+    }
+    if guide.is_reward_model {
+        let message = format!("`{name}` is a reward model, which has no log-probs of tokens");
+        let hint = format!("give `{key}` a language model");
+        reader.report_at(&path, message, Some(hint));
+    } else if guide.tokenizer_vocab_size != own.tokenizer_vocab_size {
+        let message = format!(
+            "`{name}` has a tokenizer of {} tokens, the model that learns one of {}: they have to \
+             be the same",
+            guide.tokenizer_vocab_size, own.tokenizer_vocab_size
+        );
+        let hint = format!("give `{key}` a model of the same family, or one trained from it");
+        reader.report_at(&path, message, Some(hint));
+    } else if let StageKind::Rl(rl) = &stage.kind
+        && guide.max_position_embeddings <= rl.sampling.max_tokens
+    {
+        let (tokens, positions) = (rl.sampling.max_tokens, guide.max_position_embeddings);
+        let message = format!(
+            "`{name}` has {positions} positions: a completion of `sampling.max_tokens` = {tokens} \
+             tokens and its prompt are more"
+        );
+        let hint = "lower `sampling.max_tokens`, or take another teacher".to_owned();
+        reader.report_at(&path, message, Some(hint));
     }
 }
 

@@ -57,6 +57,8 @@ pub enum StageKind {
     Sft(Box<SftStage>),
     /// Training of a reward model.
     RewardModel(Box<RewardModelStage>),
+    /// Direct preference optimization.
+    Dpo(Box<DpoStage>),
     /// Reinforcement learning.
     Rl(Box<RlStage>),
     /// Sampling of completions.
@@ -76,6 +78,7 @@ impl Stage {
         match &self.kind {
             StageKind::Sft(_)
             | StageKind::RewardModel(_)
+            | StageKind::Dpo(_)
             | StageKind::Rl(_)
             | StageKind::Sample(_) => vec![set_aside(&self.name)],
             StageKind::Eval(eval) => {
@@ -105,6 +108,7 @@ impl StageKind {
         match self {
             StageKind::Sft(_) => "sft",
             StageKind::RewardModel(_) => "reward-model",
+            StageKind::Dpo(_) => "dpo",
             StageKind::Rl(_) => "rl",
             StageKind::Sample(_) => "sample",
             StageKind::Query(_) => "query",
@@ -115,7 +119,10 @@ impl StageKind {
 
     /// Whether the stage makes a model of its name.
     pub fn is_training(&self) -> bool {
-        matches!(self, StageKind::Sft(_) | StageKind::RewardModel(_) | StageKind::Rl(_))
+        matches!(
+            self,
+            StageKind::Sft(_) | StageKind::RewardModel(_) | StageKind::Dpo(_) | StageKind::Rl(_)
+        )
     }
 
     /// The rewards that score its completions.
@@ -126,6 +133,7 @@ impl StageKind {
             StageKind::Eval(stage) => std::slice::from_ref(&stage.reward),
             StageKind::Sft(_)
             | StageKind::RewardModel(_)
+            | StageKind::Dpo(_)
             | StageKind::Query(_)
             | StageKind::Export(_) => &[],
         }
@@ -144,11 +152,26 @@ impl StageKind {
         match self {
             StageKind::Sft(stage) => from_ref(&stage.model),
             StageKind::RewardModel(stage) => from_ref(&stage.model),
+            StageKind::Dpo(stage) => from_ref(&stage.model),
             StageKind::Rl(stage) => from_ref(&stage.model),
             StageKind::Sample(stage) => from_ref(&stage.model),
             StageKind::Query(_) => &[],
             StageKind::Eval(stage) => &stage.model.0,
             StageKind::Export(stage) => from_ref(&stage.model),
+        }
+    }
+
+    /// The model that is asked about the tokens of the one that learns, and the key that names it.
+    pub fn guide(&self) -> Option<(&'static str, &str)> {
+        match self {
+            StageKind::Dpo(stage) => Some(("reference", stage.reference.as_deref()?)),
+            StageKind::Rl(stage) => Some(("teacher", stage.teacher.as_deref()?)),
+            StageKind::Sft(_)
+            | StageKind::RewardModel(_)
+            | StageKind::Sample(_)
+            | StageKind::Query(_)
+            | StageKind::Eval(_)
+            | StageKind::Export(_) => None,
         }
     }
 }
@@ -303,6 +326,93 @@ section! {
 }
 
 choice! {
+    /// How far ahead the chosen completion of a pair has to be.
+    pub enum PairLoss {
+        /// `-log sigmoid(d)`: DPO.
+        Sigmoid = "sigmoid",
+        /// `(d/beta - 1/(2 beta))^2`: IPO (Azar et al. 2023).
+        Ipo = "ipo",
+        /// `max(0, 1 - d)` (Liu et al. 2023).
+        Hinge = "hinge",
+    }
+}
+
+section! {
+    /// Direct preference optimization of `model` on pairs of completions (Rafailov et al. 2023). One of each pair was
+    /// preferred: `loss = mean(-log sigmoid(d))` over the pairs of a batch, with
+    /// `d = beta ((logp_chosen - ref_chosen) - (logp_rejected - ref_rejected)) - margin` and log-probs of whole
+    /// completions under the model that learns and under the reference, which doesn't. Leaves the trained model, and a
+    /// table of the pairs with their tokens.
+    pub struct DpoStage {
+        /// The model to start from: one of `[models]` or an earlier training stage.
+        pub model: String;
+        /// The reference model, which has to have the same tokenizer; absent: the model that the stage starts from.
+        pub reference: Option<String> = None, "not empty" |name| name.as_ref().is_none_or(|n| !n.is_empty());
+        /// The pairs: columns `prompt`, `chosen`, `rejected`; `margin`, `id` and `source` optional. A margin is by how
+        /// much the chosen completion's reward ought to be ahead (Amini et al. 2024).
+        pub data: Sql;
+        /// Pairs to measure on, of the same columns; absent: `held_out_share` of `data`.
+        pub held_out: Option<Sql> = None;
+        /// Share of the prompts of `data` whose pairs are measured on and not trained on, drawn from the seed.
+        /// With `held_out` it has to be 0.
+        pub held_out_share: f64 = 0.0, "in [0, 1)" |x| *x >= 0.0 && *x < 1.0;
+        /// Optimizer steps between measurements on held-out pairs; 0: after the last step only.
+        pub held_out_every: u64 = 0;
+        /// How a prompt becomes the model's input.
+        pub template: Template = Template::Raw;
+        /// How far ahead the chosen completion has to be.
+        pub loss: PairLoss = PairLoss::Sigmoid;
+        /// How much the model is held to the reference: a completion's reward is this times the log-ratio.
+        pub beta: f64 = 0.1, "above 0" |x| *x > 0.0 && x.is_finite();
+        /// The probability that a pair is the wrong way round (conservative DPO: Mitchell 2023), for `sigmoid` only:
+        /// `(1 - s) L(d) + s L(-d)`.
+        pub label_smoothing: f64 = 0.0, "in [0, 0.5)" |x| *x >= 0.0 && *x < 0.5;
+        /// Whether a completion's log-prob is the mean over its tokens (Tülu 3; what TRL has with `ipo`), and not their
+        /// sum. `beta` is then larger, such as 5.
+        pub length_normalised: bool = false;
+        /// Factor of the mean negative log-prob of the chosen completion's tokens, a term that keeps it likely (Pang et
+        /// al. 2024, who use 1; TRL's `rpo_alpha`); 0 is off.
+        pub nll: f64 = 0.0, "at least 0" |x| *x >= 0.0 && x.is_finite();
+        /// Passes over the data.
+        pub epochs: u32 = 1, "at least 1" |n| *n >= 1;
+        /// Optimizer steps, at most; absent: as many as the epochs need.
+        pub max_steps: Option<u64> = None, "at least 1" |n| n.is_none_or(|n| n >= 1);
+        /// Pairs of one optimizer step.
+        pub batch_size: u32 = 32, "at least 1" |n| *n >= 1;
+        /// Tokens of one forward and backward pass, at most; a pair stays whole, and its prompt counts once. Memory
+        /// depends on it, results do not. "auto": as many as fit into `run.memory` or, without it, into what the machine
+        /// has free, up to 4096.
+        @neutral
+        pub micro_batch_tokens: Auto<u32> = Auto::Auto, "at least 1" |n| n.given() != Some(0);
+        /// Tokens of a prompt and one of its completions, end token included, at most; never more than the
+        /// model has positions for.
+        pub max_tokens: u32 = 1024, "at least 2" |n| *n >= 2;
+        /// What happens to a pair with a longer sequence.
+        pub overlong: OverlongPair = OverlongPair::Drop;
+        /// AdamW, its rate falling in a line to 0.
+        pub optimizer: Optimizer = Optimizer {
+            lr: 1e-6,
+            schedule: Schedule { kind: ScheduleKind::Linear, warmup_steps: 0, min_lr: 0.0 },
+            ..Optimizer::default()
+        };
+        /// Largest global norm of the gradient; a larger one is scaled down to it; 0 is off.
+        pub grad_clip: f64 = 1.0, "at least 0" |x| *x >= 0.0;
+        /// Whether each epoch has its own order, drawn from the seed.
+        pub shuffle: bool = true;
+        /// Optimizer steps between checkpoints.
+        @neutral
+        pub checkpoint_every: u64 = 100, "at least 1" |n| *n >= 1;
+        /// Keeps one activation per layer and computes the rest again in the backward pass. "auto": only if
+        /// no micro-batch fits otherwise.
+        @neutral
+        pub activation_checkpointing: Auto<bool> = Auto::Auto;
+        /// What is watched, and what happens then.
+        @neutral
+        pub watchdogs: SftWatchdogs = SftWatchdogs::default();
+    }
+}
+
+choice! {
     /// What happens to a completion that no verifier could score.
     pub enum OnNull {
         /// It is left out of its group and not trained on.
@@ -361,8 +471,8 @@ section! {
         pub shuffle: bool = true;
         /// How tokens are drawn.
         pub sampling: Sampling = Sampling::default();
-        /// What a completion is worth: the weighted sum of these.
-        pub rewards: Vec<Reward>, "at least one reward" |r| !r.is_empty();
+        /// What a completion is worth: the weighted sum of these. May be left out where a teacher is learned from.
+        pub rewards: Vec<Reward> = Vec::new();
         /// What happens to a completion that no verifier could score.
         pub reward_null: OnNull = OnNull::Drop;
         /// Least and greatest reward: a weighted sum outside is taken as the bound; absent: any.
@@ -383,6 +493,10 @@ section! {
         pub critic: Option<Critic> = None;
         /// The reference model of the KL term.
         pub reference: Reference = Reference::default();
+        /// The model whose distributions are learned at each token that the policy draws: on-policy distillation, by the
+        /// term `objective.distill`, which `objective = { preset = "distill" }` has. One of `[models]` or an earlier
+        /// training stage, with the same tokenizer.
+        pub teacher: Option<String> = None, "not empty" |name| name.as_ref().is_none_or(|n| !n.is_empty());
         /// Optimizer steps that one pass over a step's completions is split into, by whole groups.
         pub minibatches: u32 = 1, "at least 1" |n| *n >= 1;
         /// Passes over a step's completions.

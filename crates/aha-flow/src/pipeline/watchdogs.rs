@@ -52,7 +52,7 @@ section! {
 }
 
 section! {
-    /// What is watched before an `sft` stage trains, and while it does.
+    /// What is watched before an `sft` or `dpo` stage trains, and while it does.
     pub struct SftWatchdogs {
         /// Examples whose stop token is outside the loss mask, so that the model never learns to
         /// stop, or a tokenizer without one. Examples whose end was cut off don't count.

@@ -95,7 +95,7 @@ pub struct Groups {
     pub rows: RecordBatch,
     /// Rows of each group.
     pub lens: Vec<usize>,
-    /// Whether each group teaches anything but closeness to the reference.
+    /// Whether each group teaches anything but closeness to the reference, and to a teacher beside rewards.
     pub has_signal: Vec<bool>,
     /// Whether each group is trained on; without, others were sampled in its place.
     pub is_kept: Vec<bool>,
@@ -245,7 +245,8 @@ pub(super) fn samples(view: &RolloutsView<'_>) -> Vec<Sample> {
     (0..view.rows_count()).map(sample).collect()
 }
 
-/// Adds advantages to the groups of a step: among those that are kept; the others' are 0.
+/// Adds advantages to the groups of a step: among those that are kept; the others' are 0. Without rewards all are,
+/// and what the groups teach is the teacher's.
 pub fn normalise(
     groups: &[&RecordBatch],
     is_kept: Vec<bool>,
@@ -259,7 +260,10 @@ pub fn normalise(
     let samples = samples(&RolloutsView::new(&scored, Progress::Scored)?);
     let lens: Vec<usize> = groups.iter().map(|rows| rows.num_rows()).collect();
     let slices = split(&samples, &lens);
-    let (values, has_signal) = compare(&slices, &is_kept, rule)?;
+    let (values, has_signal) = match reward_names {
+        [] => (vec![Some(0.0); samples.len()], vec![true; lens.len()]),
+        _ => compare(&slices, &is_kept, rule)?,
+    };
     Ok(Groups { rows: steps::add_advantages(&scored, &values)?, lens, has_signal, is_kept, failed })
 }
 

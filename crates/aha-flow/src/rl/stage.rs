@@ -45,6 +45,8 @@ pub struct Shared {
     pub tokenizer: Arc<Tokenizer>,
     /// The rewards.
     pub scorer: Scorer,
+    /// The model that is learned from, if there is one. It knows the tokens of the one that learns.
+    pub teacher: Option<Arc<Model>>,
     /// The family of the stage's draws.
     pub random: Philox,
     /// Who watches.
@@ -116,12 +118,14 @@ pub async fn run(
     stop: &Stop,
 ) -> Result<()> {
     check_template(&shared)?;
+    check_teacher(&shared, &base.model)?;
     // Held until the stage has begun, not longer: the learner changes it in place if nobody else has it.
     let mut base = Some(base.model);
     // The step that it went on from last, how often it did, and why it has to again.
     let mut last: Option<(u64, u32, Error)> = None;
     loop {
-        let (engine, position) = begin(&shared, base.take(), models).await?;
+        let (mut engine, position) = begin(&shared, base.take(), models).await?;
+        engine.set_teacher(shared.teacher.clone());
         let step = position.step;
         let restarts = match last.take() {
             Some((from, restarts, error)) if from == step && restarts == STAGE_RESTARTS_MAX => {
@@ -272,5 +276,31 @@ fn check_template(shared: &Shared) -> Result<()> {
         message,
         hint: hint.to_owned(),
     });
+    Ok(())
+}
+
+/// A teacher may have fewer positions than its student: then no prompt may leave too few of them for a completion.
+fn check_teacher(shared: &Shared, base: &Model) -> Result<()> {
+    let Some(teacher) = &shared.teacher else { return Ok(()) };
+    let positions = teacher.config().max_position_embeddings;
+    if base.config().max_position_embeddings <= positions {
+        return Ok(());
+    }
+    let max_tokens = shared.sampling.max_tokens;
+    for problem in &shared.problems {
+        // What can't be encoded is set aside when its turn comes.
+        let Ok(ids) = shared.prompter.prompt_ids(&problem.prompt) else { continue };
+        let len = ids.len() + max_tokens;
+        if positions < len {
+            return Err(Error::input_with(
+                format!(
+                    "prompt `{}` and a completion of `sampling.max_tokens` are {len} tokens: the \
+                     teacher has {positions} positions",
+                    problem.id
+                ),
+                "lower `sampling.max_tokens`, leave long prompts out, or take another teacher",
+            ));
+        }
+    }
     Ok(())
 }

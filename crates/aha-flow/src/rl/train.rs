@@ -114,7 +114,8 @@ pub fn train(
 /// Prompts that could not be served, and those none of whose completions could be scored.
 fn failures(view: &RolloutsView<'_>, groups: &Groups, starts: &[usize]) -> Vec<(String, String)> {
     let unscored = starts.iter().zip(&groups.lens).filter_map(|(&start, &len)| {
-        let all = (start..start + len).all(|row| view.reward(row).is_none());
+        // Where there are no rewards at all, every row has an advantage.
+        let all = (start..start + len).all(|row| view.advantage(row).is_none());
         let error = || view.reward_error(start).unwrap_or("no reward").to_owned();
         (all && len > 0).then(|| (view.prompt_id(start).to_owned(), error()))
     });
@@ -146,7 +147,13 @@ fn counted_len(view: &RolloutsView<'_>, row: usize, settings: &RlStage) -> Optio
 fn first_outcomes(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> Vec<Outcome> {
     let skip = |reason: &str| Outcome::Skipped(reason.to_owned());
     let needs_all = shared.settings.objective.kl_loss_coef() != 0.0
-        || shared.settings.objective.entropy_coef != 0.0;
+        || shared.settings.objective.entropy_coef != 0.0
+        || shared.settings.objective.distill_coef != 0.0;
+    let teacher = shared.teacher.as_ref().map(|teacher| teacher.config().vocab_size);
+    let is_known = |row| {
+        let mut ids = view.completion_token_ids(row).iter().chain(view.prompt_token_ids(row));
+        teacher.is_none_or(|size| ids.all(|&id| (id as usize) < size))
+    };
     let masks_truncated = shared.settings.overlong_filter;
     let groups = by_row(groups, &groups.is_kept).zip(by_row(groups, &groups.has_signal));
     groups
@@ -156,6 +163,8 @@ fn first_outcomes(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> 
             // Others were sampled in its place.
             Some(_) if !is_kept => skip("no_signal"),
             Some(_) if masks_truncated && is_truncated(view, row) => skip("truncated"),
+            // A row of the embedding that no token has.
+            Some(_) if !is_known(row) => skip("unknown_to_teacher"),
             // Its gradient is exactly zero; it still counts in the loss's mean.
             Some(_) if !has_signal && !needs_all => skip("no_signal"),
             Some(_) => Outcome::Trained,
@@ -329,7 +338,11 @@ impl Minibatches<'_> {
         set("clip_high_share", totals.clip_high_fraction());
         set("ratio_max", totals.ratio_max);
         set("ratio_mean", totals.ratio_mean());
-        for (name, mean) in [("entropy", totals.entropy_mean()), ("kl", totals.kl_mean())] {
+        for (name, mean) in [
+            ("entropy", totals.entropy_mean()),
+            ("kl", totals.kl_mean()),
+            ("teacher_kl", totals.divergence_mean()),
+        ] {
             if let Some(mean) = mean {
                 set(name, mean);
             }
@@ -443,7 +456,11 @@ fn facts(
         stop_outside_mask: stops_outside_mask(view, &shared.sampling.stop_token_ids),
         unparsed: answers.as_ref().map(unparsed),
         groups: groups.lens.len(),
-        without_signal: groups.has_signal.iter().filter(|&&s| !s).count(),
+        // From a teacher there is always something to learn.
+        without_signal: match shared.teacher {
+            Some(_) => 0,
+            None => groups.has_signal.iter().filter(|&&s| !s).count(),
+        },
         trained: outcomes.iter().filter(|o| **o == Outcome::Trained).count(),
         nan_batches,
         ..Facts::default()

@@ -4,8 +4,10 @@
 //! was interrupted.
 
 pub(crate) mod completions;
+pub mod dpo;
 pub mod eval;
 pub mod export;
+mod pairs;
 pub mod query;
 pub mod reward_model;
 pub mod sample;

@@ -1,14 +1,13 @@
 //! The `reward-model` stage: a head that scores, trained on pairs of completions of which one was preferred.
 //!
 //! # Map
-//! - `pairs`: what the stage's queries give, as tokens, and which prompts are held out.
+//! - `pairs`, of [`super`]: what the stage's queries give, as tokens, and which prompts are held out.
 //! - Here: a step, the measurement on held-out pairs, and what is saved. `training` goes from step to step;
 //!   which pairs a step has is a function of seed and step, as for `sft`.
 //!
 //! What is saved has a card (see [`Card`]): the template, and mean and deviation of the scores of the pairs that
 //! were trained on, measured once at the end.
 
-mod pairs;
 #[cfg(test)]
 mod tests;
 
@@ -23,12 +22,12 @@ use aha_learn::learner::{self, Learner, PreferenceOutcome, compare};
 use aha_learn::preference::Totals;
 use aha_model::{Model, SaveDtype, Tokenizer};
 
-use self::pairs::Pair;
+use super::pairs::{self, Pair};
 use super::sft::plan::Plan;
 use super::training::{Done, Task, Training};
 use crate::clock;
 use crate::compute::ComputeThread;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::models::{self, Loaded};
 use crate::pipeline::{RewardModelStage, Run};
 use crate::progress::Watcher;
@@ -61,8 +60,9 @@ impl RewardModel<'_> {
     /// Runs the stage from its last checkpoint, or from the start, to its end.
     pub async fn run(&self, base: Loaded) -> Result<()> {
         let Loaded { model, tokenizer } = base;
-        let pairs = self.pairs(&model, &tokenizer).await?;
-        self.write_table(&pairs)?;
+        let source = self.source();
+        let pairs = source.pairs(&model, &tokenizer).await?;
+        source.write_table(&pairs)?;
         let (model, tokenizer) = self.prepare(model, tokenizer, &pairs)?;
         let (held_out, trained): (Vec<Pair>, Vec<Pair>) =
             pairs.into_iter().partition(|pair| pair.is_held_out);
@@ -71,7 +71,8 @@ impl RewardModel<'_> {
         let random = self.random();
         let plan = Plan::new(trained.len(), settings.batch_size, steps, settings.shuffle, random);
         let task = Arc::new(Preference { settings, trained, held_out, plan });
-        let learner = self.training().run(model, Arc::clone(&tokenizer), task.clone()).await?;
+        let training = self.training();
+        let learner = training.run(model, None, Arc::clone(&tokenizer), task.clone()).await?;
         let mut model = Arc::clone(learner.model());
         drop(learner);
         let thread = ComputeThread::start("aha-learner")?;
@@ -112,6 +113,20 @@ impl RewardModel<'_> {
         }
     }
 
+    fn source(&self) -> pairs::Source<'_> {
+        pairs::Source {
+            training: self.training(),
+            session: self.session,
+            random: self.random(),
+            data: &self.settings.data,
+            held_out: self.settings.held_out.as_ref(),
+            held_out_share: self.settings.held_out_share,
+            template: &self.settings.template,
+            max_tokens: self.settings.max_tokens,
+            overlong: self.settings.overlong,
+        }
+    }
+
     fn training(&self) -> Training<'_> {
         Training {
             stage: self.stage,
@@ -132,9 +147,7 @@ impl RewardModel<'_> {
 fn pad_id(model: &Model, tokenizer: &Tokenizer, pairs: &[Pair]) -> Option<u32> {
     let mut taken: BTreeSet<u32> = tokenizer.eos_ids().iter().copied().collect();
     taken.extend(&model.config().eos_ids);
-    taken.extend(
-        pairs.iter().flat_map(|pair| [pair.chosen_ids.last(), pair.rejected_ids.last()]).flatten(),
-    );
+    taken.extend(pairs.iter().flat_map(Pair::examples).filter_map(|example| example.ids.last()));
     let rows = u32::try_from(model.config().vocab_size).unwrap_or(u32::MAX);
     let named = [tokenizer.pad().map(|token| token.id), model.config().pad_id];
     let special = (0..rows).filter(|&id| tokenizer.is_special(id));
@@ -151,16 +164,15 @@ struct Preference {
 
 impl Preference {
     fn compare(&self, model: &Model, pairs: &[Pair]) -> Result<Totals> {
-        let pairs: Vec<learner::Pair<'_>> = pairs.iter().map(Pair::tokens).collect();
+        let pairs: Vec<learner::Pair<'_>> = pairs.iter().map(tokens).collect();
         let micro_batch_tokens = self.settings.micro_batch_tokens.tokens() as usize;
         Ok(compare(model, &pairs, self.settings.centering, micro_batch_tokens)?)
     }
 
     /// Whether the held-out pairs are measured after `step` steps.
     fn is_measured(&self, step: u64) -> bool {
-        let every = self.settings.held_out_every;
-        let is_due = step == self.plan.steps || (every > 0 && step.is_multiple_of(every));
-        is_due && !self.held_out.is_empty()
+        let (every, steps) = (self.settings.held_out_every, self.plan.steps);
+        !self.held_out.is_empty() && pairs::is_measured(step, steps, every)
     }
 }
 
@@ -181,7 +193,7 @@ impl Task for Preference {
         );
         let batch = self.plan.batch(step);
         let batch: Vec<learner::Pair<'_>> =
-            batch.iter().map(|&i| self.trained[i].tokens()).collect();
+            batch.iter().map(|&i| tokens(&self.trained[i])).collect();
         let outcome = learner.preference_step(&batch, self.settings.centering, &settings)?;
         let tokens: usize = batch.iter().map(|p| p.chosen.len() + p.rejected.len()).sum();
         let mut metrics = measure(&outcome, lr, tokens, began);
@@ -196,6 +208,15 @@ impl Task for Preference {
 
     fn example_ids(&self, step: u64) -> Vec<&str> {
         self.plan.batch(step).into_iter().map(|i| self.trained[i].id.as_str()).collect()
+    }
+}
+
+/// What the learner needs of a pair.
+fn tokens(pair: &Pair) -> learner::Pair<'_> {
+    learner::Pair {
+        chosen: &pair.chosen_example.ids,
+        rejected: &pair.rejected_example.ids,
+        margin: pair.margin as f32,
     }
 }
 
@@ -220,13 +241,4 @@ fn measure(
         metrics.insert("tokens_per_second".to_owned(), tokens as f64 / seconds.max(1e-9));
     }
     metrics
-}
-
-/// Nothing is left to train on.
-fn nothing_left(trained: usize, held_out: usize) -> Error {
-    Error::Watchdog {
-        message: format!("{trained} pairs are left to train on, {held_out} are held out"),
-        hint: "look at the query with `aha query`, and at `max_tokens` and `held_out_share`"
-            .to_owned(),
-    }
 }

@@ -64,7 +64,8 @@ impl Sft<'_> {
         let steps = (settings.epochs, settings.max_steps);
         let plan = Plan::new(examples.len(), settings.batch_size, steps, settings.shuffle, random);
         let task = Arc::new(Imitation { settings, ids, examples, plan });
-        let learner = self.training().run(model, Arc::clone(&tokenizer), task).await?;
+        let training = self.training();
+        let learner = training.run(model, None, Arc::clone(&tokenizer), task).await?;
         let path = self.dir.model(self.stage);
         models::save(&path, learner.model(), &tokenizer, aha_model::save::SaveDtype::F32)
     }

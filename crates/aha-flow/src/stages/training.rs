@@ -1,5 +1,5 @@
-//! Training on a fixed set of examples, one optimizer step after the other: what the stages `sft` and
-//! `reward-model` share.
+//! Training on a fixed set of examples, one optimizer step after the other: what the stages `sft`,
+//! `reward-model` and `dpo` share.
 //!
 //! A batch whose loss or gradient is not a number changes no weight. It is set aside in a table of its own,
 //! and the stage goes on or stops as its watchdog says. Weights that are not finite are never saved.
@@ -84,11 +84,13 @@ impl Training<'_> {
     pub async fn run(
         &self,
         model: Arc<Model>,
+        reference: Option<Arc<Model>>,
         tokenizer: Arc<Tokenizer>,
         task: Arc<dyn Task>,
     ) -> Result<Learner> {
         // The weights go to the learner alone: whoever else held them would make it train a copy.
         let (mut learner, mut position) = self.begin(model)?;
+        learner.set_reference(reference);
         let work = self.work(task, tokenizer, position.step)?;
         let steps = work.task.steps();
         let mut metrics = MetricsLog::open(self.dir, self.stage, position.step, self.watcher);

@@ -61,12 +61,14 @@ golden! {
     models_in_the_wrong_role_are_refused: "reward_models",
     a_critic_that_can_not_be_is_refused: "critic",
     a_critic_is_in_the_plan: "good_critic",
+    references_and_teachers_that_do_not_fit_are_refused: "teachers",
     a_cache_and_places_without_room_are_refused: "no_room",
     everything_wrong_is_reported_at_once: "everything",
     rewards_that_can_not_be_are_refused: "rewards",
     rewards_that_wait_are_checked: "rewards_that_wait",
     a_good_pipeline_gives_a_plan: "good",
     every_reward_that_reads_text_gives_a_plan: "good_rewards",
+    pairs_and_teachers_give_a_plan: "good_teachers",
     a_secret_that_is_not_set_is_a_warning: "good_judge",
 }
 
@@ -101,7 +103,8 @@ fn what_is_written_reads_back_as_the_same_pipeline() {
     let rewards = fs_err::read_to_string(folder().join("good_rewards.toml")).unwrap();
     let mut written = String::new();
     let critic = fs_err::read_to_string(folder().join("good_critic.toml")).unwrap();
-    for text in [rewards, critic, good()] {
+    let teachers = fs_err::read_to_string(folder().join("good_teachers.toml")).unwrap();
+    for text in [rewards, critic, teachers, good()] {
         let plan = check_text("good.toml", &text, &[]).unwrap();
         written = plan.pipeline.to_toml();
         let again = parse(Text { path: "pipeline.toml", text: &written, sets: &[] })

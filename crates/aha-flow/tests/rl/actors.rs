@@ -75,6 +75,7 @@ impl Actors {
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
             tokenizer: Arc::clone(&base.tokenizer),
             scorer: Scorer::new(&specs, settings.reward_null, None, &NoBackends).unwrap(),
+            teacher: None,
             random: generate::stage_random(self.pipeline.run.seed, "zero"),
             watcher,
             faults,

@@ -7,7 +7,7 @@
 //! - [`faults`]: actors that fail, and prompts. [`watching`]: watchdogs and metrics. [`reading`]: tables
 //!   while they grow. [`waiting`]: rewards that wait for others. [`edges`]: what actors hold while they stand
 //!   still. [`memory`]: how many models a stage holds. [`schedule`]: the learning rate. [`selecting`]: what a step is
-//!   trained on. [`int8`]: sampling from rounded weights. [`critic`]: PPO.
+//!   trained on. [`distilling`]: learning from a teacher. [`int8`]: sampling from rounded weights. [`critic`]: PPO.
 //!
 //! Kills from outside are the business of the program's tests.
 
@@ -16,6 +16,7 @@
 mod actors;
 mod bits;
 mod critic;
+mod distilling;
 mod edges;
 mod faults;
 mod int8;

@@ -164,6 +164,21 @@ impl World {
         fs_err::write(self.pipeline(), format!("{text}{stages}")).unwrap();
     }
 
+    /// One RL stage without rewards, that learns from another model with the same tokenizer.
+    pub fn taught() -> World {
+        let world = World::new();
+        let sage = "sage = { init = \"random\", hidden_size = 48, intermediate_size = 64, layers = 2, heads = 2, \
+                    head_dim = 16, kv_heads = 2, max_position_embeddings = 64, init_std = 0.4, tokenizer = \
+                    \"blank\" }\n\n[[stage]]";
+        let text = ZERO.replacen("[[stage]]", sage, 1).replace(
+            "objective = { kl = 0.01 }",
+            "objective = { preset = \"distill\" }\nteacher = \"sage\"",
+        );
+        let lines = text.lines().filter(|line| !line.starts_with("rewards"));
+        world.write_pipeline(&lines.collect::<Vec<_>>().join("\n"));
+        world
+    }
+
     fn write_pipeline(&self, text: &str) {
         // Paths of a pipeline start from the directory of the process, which all tests share.
         let problems = self.folder.path().join("problems.jsonl");

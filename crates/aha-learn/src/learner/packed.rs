@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use aha_compute::ops::attention::{Layout, Split};
+use aha_compute::tape::Predictions;
 use aha_compute::{Tape, Var};
 use aha_model::Model;
 use aha_model::model::Batch;
@@ -94,10 +95,35 @@ impl Packed {
         inv_temperature: f32,
         checkpointing: bool,
     ) -> (Var, Var) {
+        let hidden = self.hidden(model, tape, checkpointing);
+        tape.log_probs(&hidden, model.head(), &self.targets, inv_temperature)
+    }
+
+    /// As [`Packed::run`], and the divergences of those distributions from what another model predicts.
+    pub fn run_beside<'m>(
+        &self,
+        model: &'m Model,
+        tape: &mut Tape<'m>,
+        inv_temperature: f32,
+        checkpointing: bool,
+        beside: &Predictions<'m>,
+    ) -> [Var; 3] {
+        let hidden = self.hidden(model, tape, checkpointing);
+        tape.log_probs_beside(&hidden, model.head(), &self.targets, inv_temperature, beside)
+    }
+
+    /// What a model that isn't trained predicts in the places of the wanted tokens.
+    pub fn predictions<'m>(&self, model: &'m Model) -> Predictions<'m> {
+        let mut tape = Tape::inference(model.device(), model.params());
+        let hidden = self.hidden(model, &mut tape, false);
+        tape.predictions(&hidden, model.head())
+    }
+
+    /// The final activations that the wanted tokens are predicted from.
+    fn hidden<'m>(&self, model: &'m Model, tape: &mut Tape<'m>, checkpointing: bool) -> Var {
         let batch = Batch::laid_out(&self.ids, self.layout.clone());
         let hidden = model.hidden(tape, batch, checkpointing);
-        let hidden = tape.select_rows_of(&hidden, &self.rows, &self.layout);
-        tape.log_probs(&hidden, model.head(), &self.targets, inv_temperature)
+        tape.select_rows_of(&hidden, &self.rows, &self.layout)
     }
 
     /// What a critic expects before each of the wanted tokens, `(N, 1)`.

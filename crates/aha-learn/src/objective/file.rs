@@ -24,7 +24,7 @@ pub struct ObjectiveFile {
     pub kind: Option<Kind>,
     /// Where absent keys come from: `deepseek-r1` (default), `trl-1.16`, `verl-0.9`, `dr-grpo`, `dapo`, `gspo`,
     /// `cispo`, `rloo`, `reinforce++`, `reinforce++-baseline`,
-    /// `ppo`.
+    /// `ppo`, `distill`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub preset: Option<String>,
     /// Sets `clip_low` and `clip_high` at once. At least 0; 0.2 in all papers but R1's own, which has 10.
@@ -87,6 +87,10 @@ pub struct ObjectiveFile {
     /// Clamp of the value of `k3`. Above 0, or `false`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kl_value_clamp: Option<Switch>,
+    /// Factor of the reverse KL divergence from the stage's `teacher`, over the whole vocabulary at each token that the
+    /// policy drew: on-policy distillation. At least 0; anything else needs a teacher.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub distill: Option<f64>,
     /// Factor of the entropy bonus. At least 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub entropy: Option<f64>,
@@ -224,6 +228,7 @@ impl ObjectiveFile {
                 .kl_log_ratio_clamp
                 .map_or(base.kl_log_ratio_clamp, Switch::bound),
             kl_value_clamp: self.kl_value_clamp.map_or(base.kl_value_clamp, Switch::bound),
+            distill_coef: self.distill.unwrap_or(base.distill_coef),
             entropy_coef: self.entropy.unwrap_or(base.entropy_coef),
             entropy_mean: self.entropy_mean.unwrap_or(base.entropy_mean),
             aggregation: self.aggregation(&base, completion_len_tokens_max),
@@ -321,6 +326,7 @@ fn check_ranges(objective: &Objective, problems: &mut Problems) {
     at_least_0("clip_low", objective.clip_low);
     at_least_0("clip_high", objective.clip_high);
     at_least_0("kl", objective.kl_coef);
+    at_least_0("distill", objective.distill_coef);
     at_least_0("entropy", objective.entropy_coef);
     at_least_0("advantage_eps", objective.advantage.eps);
     at_least_0("advantage_no_signal_std_max", objective.advantage.no_signal_std_max);
@@ -443,6 +449,7 @@ impl From<Objective> for ObjectiveFile {
             kl_times_ratio: Some(objective.kl_times_ratio),
             kl_log_ratio_clamp: Some(objective.kl_log_ratio_clamp.into()),
             kl_value_clamp: Some(objective.kl_value_clamp.into()),
+            distill: Some(objective.distill_coef),
             entropy: Some(objective.entropy_coef),
             entropy_mean: Some(objective.entropy_mean),
             aggregation: Some(aggregation),
@@ -532,7 +539,7 @@ mod tests {
     fn every_problem_is_reported_at_once() {
         let problems = read(json!({
             "preset": "trl", "clip_low": -1.0, "dual_clip": 0.5, "delta": true, "kl": -0.1,
-            "importance_cap": 0.9,
+            "importance_cap": 0.9, "distill": -1,
             "aggregation": "constant", "aggregation_length_tokens": 0, "advantage_eps": -1.0,
         }))
         .unwrap_err();
@@ -541,10 +548,11 @@ mod tests {
             [
                 "`preset` must be one of \"deepseek-r1\", \"trl-1.16\", \"verl-0.9\", \"dr-grpo\", \
                  \"dapo\", \"gspo\", \"cispo\", \"rloo\", \"reinforce++\", \"reinforce++-baseline\", \
-                 \"ppo\", found trl",
+                 \"ppo\", \"distill\", found trl",
                 "`delta` must be a number or false, found true",
                 "`clip_low` must be a finite number of at least 0, found -1.0",
                 "`kl` must be a finite number of at least 0, found -0.1",
+                "`distill` must be a finite number of at least 0, found -1.0",
                 "`advantage_eps` must be a finite number of at least 0, found -1.0",
                 "`importance_cap` must be a finite number of at least 1, found 0.9",
                 "`dual_clip` must be a finite number above 1.0, or false, found 0.5",

@@ -21,6 +21,12 @@ pub fn formula(objective: &Objective) -> String {
     lines.extend(ratio_lines(objective));
     lines.extend(policy_lines(objective));
     lines.extend(kl_lines(objective));
+    if objective.distill_coef != 0.0 {
+        lines.push("D_t    = sum_v p_t(v) (log p_t(v) - log q_t(v))".to_owned());
+        lines.push(
+            "         p_t: the policy, q_t: the teacher, at the sampling temperature".to_owned(),
+        );
+    }
     lines.extend(loss_lines(objective));
     let mut text = lines.join("\n");
     text.push('\n');
@@ -190,6 +196,10 @@ fn loss_lines(objective: &Objective) -> Vec<String> {
         0.0 => String::new(),
         coef => format!(" + {coef:?} KL_t"),
     };
+    let distill = match objective.distill_coef {
+        0.0 => String::new(),
+        coef => format!(" + {coef:?} D_t"),
+    };
     let sequences = if objective.count_empty_sequences {
         "B: completions of the minibatch, empty ones too"
     } else {
@@ -208,7 +218,7 @@ fn loss_lines(objective: &Objective) -> Vec<String> {
             (format!("1/(B {length_tokens}) sum_i sum_t"), sequences)
         }
     };
-    let mut lines = vec![format!("loss   = {aggregate} (w_t L_t{kl})")];
+    let mut lines = vec![format!("loss   = {aggregate} (w_t L_t{kl}{distill})")];
     if objective.entropy_coef != 0.0 {
         let mean = match objective.entropy_mean {
             EntropyMean::Tokens => "1/(trained tokens of the minibatch) sum_i sum_t",

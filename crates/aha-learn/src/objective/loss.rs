@@ -3,8 +3,8 @@
 //! | buffer | one value per | unit |
 //! | --- | --- | --- |
 //! | `logps` `old_logps` `behaviour_logps` `ref_logps` | completion token | nats |
-//! | `entropies` | completion token | nats |
-//! | `dlogps` `dentropies` | completion token, sequence after sequence | loss per nat |
+//! | `entropies` `divergences` | completion token | nats |
+//! | `dlogps` `dentropies` `ddivergences` | completion token, sequence after sequence | loss per nat |
 //!
 //! Where a minimum has two equal branches the gradient is the mean of theirs, as PyTorch has it; a clip
 //! passes the gradient on its bounds.
@@ -28,6 +28,8 @@ pub struct SequenceTerms<'a> {
     pub ref_logps: Option<&'a [f32]>,
     /// Entropies of the policy that learns; needed where `entropy_coef` is not 0.
     pub entropies: Option<&'a [f32]>,
+    /// Divergences of the policy that learns from the teacher; needed where `distill_coef` is not 0.
+    pub divergences: Option<&'a [f32]>,
     /// The completion's advantage.
     pub advantage: f32,
     /// Advantages of its tokens, in place of the completion's.
@@ -59,6 +61,7 @@ impl SequenceTerms<'_> {
         check("ref_logps", self.ref_logps.map(<[_]>::len));
         check("entropies", self.entropies.map(<[_]>::len));
         check("token_advantages", self.token_advantages.map(<[_]>::len));
+        check("divergences", self.divergences.map(<[_]>::len));
         check("mask", self.mask.map(<[_]>::len));
         check("behaviour_logps", self.behaviour_logps.map(<[_]>::len));
         assert!(
@@ -68,6 +71,10 @@ impl SequenceTerms<'_> {
         assert!(
             objective.entropy_coef == 0.0 || self.entropies.is_some(),
             "`entropies` are given where `entropy_coef` is not 0"
+        );
+        assert!(
+            objective.distill_coef == 0.0 || self.divergences.is_some(),
+            "`divergences` are given where `distill_coef` is not 0"
         );
     }
 }
@@ -81,6 +88,8 @@ pub struct LossOut {
     pub dlogps: Vec<f32>,
     /// The gradient of each entropy, laid out as `dlogps`; absent where `entropy_coef` is 0.
     pub dentropies: Option<Vec<f32>>,
+    /// The gradient of each divergence, laid out as `dlogps`; absent where `distill_coef` is 0.
+    pub ddivergences: Option<Vec<f32>>,
 }
 
 impl LossOut {
@@ -125,6 +134,10 @@ pub struct Totals {
     pub entropy_sum: f64,
     /// Tokens that have an entropy.
     pub entropy_count: usize,
+    /// Sum of the divergences from the teacher, over tokens that have one.
+    pub divergence_sum: f64,
+    /// Tokens that have a divergence.
+    pub divergence_count: usize,
     /// Tokens that have an importance weight.
     pub importance_count: usize,
     /// Sum of the importance weights.
@@ -151,6 +164,8 @@ impl Totals {
         self.kl_count += next.kl_count;
         self.entropy_sum += next.entropy_sum;
         self.entropy_count += next.entropy_count;
+        self.divergence_sum += next.divergence_sum;
+        self.divergence_count += next.divergence_count;
         self.importance_count += next.importance_count;
         self.importance_sum += next.importance_sum;
         self.importance_max = max_or_nan(self.importance_max, next.importance_max);
@@ -191,6 +206,11 @@ impl Totals {
     /// Mean entropy over tokens; absent where none was given.
     pub fn entropy_mean(&self) -> Option<f64> {
         (0 < self.entropy_count).then(|| mean(self.entropy_sum, self.entropy_count))
+    }
+
+    /// Mean divergence from the teacher over tokens; absent without one.
+    pub fn divergence_mean(&self) -> Option<f64> {
+        (0 < self.divergence_count).then(|| mean(self.divergence_sum, self.divergence_count))
     }
 
     /// What the importance weights were; absent where there were none.
@@ -238,6 +258,7 @@ pub fn loss(
         sequences: Vec::with_capacity(sequences.len()),
         dlogps: Vec::with_capacity(token_count),
         dentropies: (objective.entropy_coef != 0.0).then(|| Vec::with_capacity(token_count)),
+        ddivergences: (objective.distill_coef != 0.0).then(|| Vec::with_capacity(token_count)),
     };
     let mut gradients = Vec::new();
     for terms in sequences {
@@ -245,6 +266,7 @@ pub fn loss(
         let mut totals = sequence_loss(objective, terms, normaliser, &mut gradients);
         out.dlogps.extend(gradients.iter().map(|&gradient| gradient as f32));
         add_entropy(objective, terms, normaliser, &mut totals, out.dentropies.as_mut());
+        add_divergence(objective, terms, normaliser, &mut totals, out.ddivergences.as_mut());
         out.sequences.push(totals);
     }
     out
@@ -319,6 +341,27 @@ fn add_entropy(
         let tokens = 0..terms.logps.len();
         dentropies.extend(tokens.map(|idx| if terms.is_trained(idx) { gradient } else { 0.0 }));
     }
+}
+
+/// The divergence of one completion from the teacher.
+fn add_divergence(
+    objective: &Objective,
+    terms: &SequenceTerms<'_>,
+    normaliser: &Normaliser,
+    totals: &mut Totals,
+    ddivergences: Option<&mut Vec<f32>>,
+) {
+    let (Some(divergences), Some(ddivergences)) = (terms.divergences, ddivergences) else { return };
+    let weight = objective.distill_coef * normaliser.token_weight(totals.token_count);
+    for (idx, &divergence) in divergences.iter().enumerate() {
+        let is_trained = terms.is_trained(idx);
+        ddivergences.push(if is_trained { weight as f32 } else { 0.0 });
+        if is_trained {
+            totals.divergence_sum += f64::from(divergence);
+            totals.divergence_count += 1;
+        }
+    }
+    totals.loss += weight * totals.divergence_sum;
 }
 
 impl SequenceTerms<'_> {

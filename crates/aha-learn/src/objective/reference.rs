@@ -17,6 +17,7 @@ struct Completion {
     old_logps: Vec<f32>,
     ref_logps: Vec<f32>,
     entropies: Vec<f32>,
+    divergences: Vec<f32>,
     behaviour_logps: Vec<f32>,
     mask: Vec<bool>,
     advantage: f32,
@@ -36,6 +37,7 @@ impl Completion {
             behaviour_logps: Some(&self.behaviour_logps),
             ref_logps: Some(&self.ref_logps),
             entropies: Some(&self.entropies),
+            divergences: Some(&self.divergences),
             advantage: self.advantage,
             token_advantages: self.advantages.as_deref(),
             mask: Some(&self.mask),
@@ -62,6 +64,7 @@ fn minibatch() -> Vec<Completion> {
                 behaviour_logps: row(&|t| old(t) - 0.9 * noise(i, t, 4.0)),
                 ref_logps: row(&|t| logp(t) + 0.5 * noise(i, t, 2.0)),
                 entropies: row(&|t| 1.2 + noise(i, t, 3.0)),
+                divergences: row(&|t| 1.1 + noise(i, t, 5.0)),
                 mask: (0..len).map(|t| i != 4 && t != 3).collect(),
                 advantage: advantages[i],
                 advantages: None,
@@ -78,8 +81,13 @@ fn normaliser(objective: &Objective, completions: &[Completion]) -> Normaliser {
 const ROLLOUT_TOKENS: usize = 50;
 const ROLLOUT_MINIBATCHES: usize = 4;
 
-/// The loss of the whole minibatch at other log-probs and entropies, in f64.
-fn naive(o: &Objective, batch: &[Completion], logps: &[Vec<f64>], entropies: &[Vec<f64>]) -> f64 {
+/// The loss of the whole minibatch at other log-probs, entropies and divergences, in f64.
+fn naive(
+    o: &Objective,
+    batch: &[Completion],
+    logps: &[Vec<f64>],
+    [entropies, divergences]: [&[Vec<f64>]; 2],
+) -> f64 {
     let counts: Vec<f64> =
         batch.iter().map(|c| c.mask.iter().filter(|&&m| m).count() as f64).collect();
     let tokens: f64 = counts.iter().sum();
@@ -138,6 +146,7 @@ fn naive(o: &Objective, batch: &[Completion], logps: &[Vec<f64>], entropies: &[V
             let kl_coef = if o.kl_in_reward { 0.0 } else { o.kl_coef };
             total += factor * (weight * policy + kl_coef * kl);
             total -= entropy_factor * o.entropy_coef * entropies[i][t];
+            total += factor * o.distill_coef * divergences[i][t];
         }
     }
     total
@@ -163,6 +172,7 @@ fn loss_variants() -> Vec<(&'static str, Objective, Objective)> {
     let sequence = Objective { ratio: RatioLevel::Sequence, ..base.clone() };
     let times_ratio = Objective { kl_times_ratio: true, ..base.clone() };
     let verl = Objective { kl_coef: 0.5, ..Preset::Verl0_9.objective(256) };
+    let token_mean = Objective { aggregation: Aggregation::TokenMean, ..base.clone() };
     let cispo = Objective { surrogate: Surrogate::Cispo, ..base.clone() };
     let mut all = Vec::new();
     let mut add = |name, without: &Objective, change: &dyn Fn(&mut Objective)| {
@@ -208,6 +218,8 @@ fn loss_variants() -> Vec<(&'static str, Objective, Objective)> {
     add("k2 times ratio", &times_ratio, &|o| o.kl_estimator = KlEstimator::K2);
     add("kl_log_ratio_clamp", &base, &|o| o.kl_log_ratio_clamp = Some(0.2));
     add("kl_value_clamp", &base, &|o| o.kl_value_clamp = Some(0.02));
+    add("distill", &base, &|o| o.distill_coef = 0.7);
+    add("distill, token mean", &token_mean, &|o| o.distill_coef = 1.3);
     add("no entropy", &base, &|o| o.entropy_coef = 0.0);
     add("entropy_coef", &base, &|o| o.entropy_coef = 0.2);
     add("entropy_mean", &base, &|o| o.entropy_mean = EntropyMean::AsLoss);
@@ -267,7 +279,8 @@ fn check(name: &str, objective: &Objective, batch: &[Completion], terms: &[Seque
     let out = loss(objective, terms, &normaliser(objective, batch));
     let logps = widen(batch.iter().map(|c| c.logps.clone()));
     let entropies = widen(batch.iter().map(|c| c.entropies.clone()));
-    let expected = naive(objective, batch, &logps, &entropies);
+    let divergences = widen(batch.iter().map(|c| c.divergences.clone()));
+    let expected = naive(objective, batch, &logps, [&entropies, &divergences]);
     assert!((out.loss() - expected).abs() <= 1e-12, "{name}: {} {expected}", out.loss());
 
     let slope = |rows: &[Vec<f64>], i: usize, t: usize, f: &dyn Fn(&[Vec<f64>]) -> f64| {
@@ -280,11 +293,14 @@ fn check(name: &str, objective: &Objective, batch: &[Completion], terms: &[Seque
     let mut at = 0;
     for (i, row) in logps.iter().enumerate() {
         for t in 0..row.len() {
-            let expected = slope(&logps, i, t, &|x| naive(objective, batch, x, &entropies));
-            close(name, "dlogp", (i, t), out.dlogps[at], expected);
-            let expected = slope(&entropies, i, t, &|x| naive(objective, batch, &logps, x));
+            let loss = |x: &[Vec<f64>]| naive(objective, batch, x, [&entropies, &divergences]);
+            close(name, "dlogp", (i, t), out.dlogps[at], slope(&logps, i, t, &loss));
+            let loss = |x: &[Vec<f64>]| naive(objective, batch, &logps, [x, &divergences]);
             let found = out.dentropies.as_ref().map_or(0.0, |dentropies| dentropies[at]);
-            close(name, "dentropy", (i, t), found, expected);
+            close(name, "dentropy", (i, t), found, slope(&entropies, i, t, &loss));
+            let loss = |x: &[Vec<f64>]| naive(objective, batch, &logps, [&entropies, x]);
+            let found = out.ddivergences.as_ref().map_or(0.0, |ddivergences| ddivergences[at]);
+            close(name, "ddivergence", (i, t), found, slope(&divergences, i, t, &loss));
             at += 1;
         }
     }
@@ -345,7 +361,7 @@ fn every_option_moves_the_gradients() {
     for (name, with, without) in loss_variants() {
         let run = |objective: &Objective| {
             let out = loss(objective, &terms, &normaliser(objective, &batch));
-            (out.dlogps, out.dentropies)
+            (out.dlogps, out.dentropies, out.ddivergences)
         };
         assert_ne!(run(&with), run(&without), "{name}");
     }
@@ -392,7 +408,8 @@ fn any_micro_batch_split_gives_the_same_bits() {
         // Each bit of `cuts` says whether a micro-batch ends after that completion.
         for cuts in 0..1_u32 << (terms.len() - 1) {
             let mut totals = Totals::default();
-            let (mut dlogps, mut dentropies) = (Vec::new(), Vec::new());
+            let (mut dlogps, mut dentropies, mut ddivergences) =
+                (Vec::new(), Vec::new(), Vec::new());
             let mut start = 0;
             for end in 1..=terms.len() {
                 if end == terms.len() || cuts >> (end - 1) & 1 == 1 {
@@ -400,6 +417,7 @@ fn any_micro_batch_split_gives_the_same_bits() {
                     out.sequences.iter().for_each(|sequence| totals.add(sequence));
                     dlogps.extend(out.dlogps);
                     dentropies.extend(out.dentropies.unwrap_or_default());
+                    ddivergences.extend(out.ddivergences.unwrap_or_default());
                     start = end;
                 }
             }
@@ -407,6 +425,8 @@ fn any_micro_batch_split_gives_the_same_bits() {
             assert_eq!(bits(&dlogps), bits(&whole.dlogps), "{name}");
             let expected = whole.dentropies.as_deref().unwrap_or_default();
             assert_eq!(bits(&dentropies), bits(expected), "{name}");
+            let expected = whole.ddivergences.as_deref().unwrap_or_default();
+            assert_eq!(bits(&ddivergences), bits(expected), "{name}");
             assert_eq!(totals.loss.to_bits(), whole.loss().to_bits(), "{name}");
             assert_eq!(totals, whole.totals(), "{name}");
         }
@@ -493,6 +513,7 @@ fn nothing_to_train_on_gives_zero_and_no_nan() {
             logps: &row,
             ref_logps: Some(&row),
             entropies: Some(&row),
+            divergences: Some(&row),
             mask: Some(&mask),
             advantage: 1.0,
             ..SequenceTerms::default()
@@ -502,6 +523,7 @@ fn nothing_to_train_on_gives_zero_and_no_nan() {
         let totals = loss(&objective, &[], &Normaliser::of(&objective, &[])).totals();
         assert_eq!(totals, Totals::default());
         assert_eq!((totals.kl_mean(), totals.entropy_mean()), (None, None));
+        assert_eq!(totals.divergence_mean(), None);
         assert_eq!((totals.ratio_mean(), totals.clip_fraction()), (0.0, 0.0));
     }
 }

@@ -1,4 +1,4 @@
-//! A reward model from preferences, and a policy that it teaches.
+//! A reward model from preferences, and a policy that it teaches; a policy that learns them directly.
 
 use std::path::Path;
 
@@ -133,4 +133,80 @@ model = "more"
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     let config = fs_err::read_to_string(folder.join("more/models/out/config.json")).unwrap();
     assert!(config.contains("LlamaForSequenceClassification"), "{config}");
+}
+
+/// After a cold start on what was chosen and what was rejected alike, preferences decide between the two.
+const DIRECT: &str = r#"
+[run]
+seed = 5
+
+[tables]
+pairs = "pairs.jsonl"
+prompts = "prompts.jsonl"
+
+[models]
+blank = { init = "random", hidden_size = 32, intermediate_size = 64, layers = 2, heads = 2, kv_heads = 1, head_dim = 16, tokenizer = { train = "SELECT prompt || chosen || rejected AS text FROM pairs", vocab_size = 14, alphabet = "seen" } }
+
+[[stage]]
+name = "cold"
+kind = "sft"
+model = "blank"
+data = "SELECT prompt, chosen AS completion FROM pairs UNION ALL SELECT prompt, rejected AS completion FROM pairs"
+epochs = 4
+batch_size = 16
+max_tokens = 32
+optimizer = { lr = 3e-3 }
+
+[[stage]]
+name = "direct"
+kind = "dpo"
+model = "cold"
+data = "SELECT * FROM pairs"
+held_out_share = 0.25
+epochs = 2
+batch_size = 16
+max_tokens = 32
+beta = 0.3
+optimizer = { lr = 1e-3 }
+
+[[stage]]
+name = "samples"
+kind = "sample"
+model = "cold"
+prompts = "SELECT id, prompt FROM prompts"
+n = 32
+sampling = { max_tokens = 6 }
+
+[[stage]]
+name = "better"
+kind = "sample"
+model = "direct"
+prompts = "SELECT id, prompt FROM prompts"
+n = 32
+sampling = { max_tokens = 6 }
+"#;
+
+#[test]
+fn a_policy_learns_preferences_without_a_reward_model() {
+    let folder = folder();
+    let folder = folder.path();
+    fs_err::write(folder.join("direct.toml"), DIRECT).unwrap();
+    let outcome = aha(folder, &["run", "direct.toml", "--dir", "run"]);
+    assert_eq!(outcome.code, Some(0), "{outcome:?}");
+    let held_out = number(
+        folder,
+        "SELECT value AS n FROM metrics WHERE stage = 'direct' AND name = 'held_out_accuracy'",
+    );
+    assert!(held_out > 0.9, "{held_out} of pairs whose prompts it never saw");
+    // What was preferred has more of the letter `y`.
+    let letters = |table: &str| {
+        let count = "avg(length(completion) - length(replace(completion, 'y', '')))";
+        number(folder, &format!("SELECT CAST({count} AS DOUBLE) AS n FROM {table}"))
+    };
+    let (before, after) = (letters("samples"), letters("better"));
+    assert!(after > before + 0.5, "{before}, then {after}");
+    let pairs = number(folder, "SELECT count(*) AS n FROM direct WHERE is_held_out");
+    assert!(pairs > 0.0);
+    let report = aha(folder, &["report", "run"]);
+    assert_eq!(report.code, Some(0), "{report:?}");
 }

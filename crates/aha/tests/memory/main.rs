@@ -125,3 +125,45 @@ fn a_run_is_refused_that_wants_more_than_it_may_have() {
         assert_eq!(checked.status.code(), Some(code), "{limit} of {enough}");
     }
 }
+
+/// Goal: models that are only asked, a teacher and a reference, are in the prediction. Method: each as large as the
+/// model that learns.
+#[test]
+fn a_teacher_and_a_reference_take_what_was_predicted() {
+    let folder = folder();
+    let folder = folder.path();
+    let taught = PIPELINE
+        .replacen("[tables]", &format!("{}[tables]", SAGE), 1)
+        .replacen(
+            "objective = { kl = 0.01, entropy = 0.001 }",
+            "objective = { preset = \"distill\" }",
+            1,
+        )
+        .replacen("rewards =", "teacher = \"sage\"\nrewards =", 1)
+        .replacen("truncated = \"stop\"", "truncated = \"off\"", 1);
+    let pairs = format!("{}{PAIRS}", taught.split("[[stage]]").next().unwrap());
+    for (name, text) in [("taught", taught), ("pairs", pairs)] {
+        std::fs::write(folder.join("pipeline.toml"), text).unwrap();
+        let predicted = predicted_bytes(folder, &[]);
+        let (measured, code) = measure(command(folder, &["run", "pipeline.toml", "--dir", name]));
+        assert_eq!(code, Some(0), "{name}");
+        assert_predicted(name, measured, predicted);
+    }
+}
+
+const SAGE: &str = r#"sage = { init = "random", hidden_size = 512, intermediate_size = 1536, layers = 6, heads = 8, kv_heads = 4, max_position_embeddings = 256, tokenizer = "blank", vocab_size = 4096 }
+
+"#;
+
+const PAIRS: &str = r#"[[stage]]
+name = "direct"
+kind = "dpo"
+model = "blank"
+reference = "sage"
+data = "SELECT prompt, answer AS chosen, answer || '0' AS rejected FROM problems"
+max_tokens = 16
+batch_size = 8
+max_steps = 2
+micro_batch_tokens = 256
+activation_checkpointing = false
+"#;

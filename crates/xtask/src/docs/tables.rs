@@ -46,7 +46,7 @@ pub fn page() -> Result<String> {
             schema::sft_examples(),
         ),
         (
-            "Pairs of a reward-model stage",
+            "Pairs of a reward-model or dpo stage",
             "What the stage of that name trains on and is measured on, one row per pair.",
             schema::preferences(),
         ),

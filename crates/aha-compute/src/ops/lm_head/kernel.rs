@@ -92,6 +92,75 @@ simd_fn! {
     }
 }
 
+simd_fn! {
+    /// `sum p (log p - log q)` over two rows of logits, with the statistics of both.
+    pub(super) fn divergence<S>(own: &[f32], other: &[f32], stats: &[RowStats; 2]) -> f32 {
+        assert_eq!(other.len(), own.len(), "both rows have the same tokens");
+        let mut sum = S::splat(0.0);
+        for block in (0..own.len()).step_by(BLOCK_LEN) {
+            let mut part = S::splat(0.0);
+            for at in (block..own.len().min(block + BLOCK_LEN)).step_by(LANES) {
+                let (p, gap) = weight_and_gap::<S>(own, other, at, stats);
+                part = S::fma(p, gap, part);
+            }
+            sum = S::add(sum, part);
+        }
+        S::reduce_add(sum)
+    }
+}
+
+simd_fn! {
+    /// Replaces each logit of the other row by `factor p (log p - log q - divergence)`.
+    pub(super) fn divergence_gradient<S>(
+        other: &mut [f32],
+        own: &[f32],
+        stats: &[RowStats; 2],
+        divergence: f32,
+        factor: f32,
+    ) {
+        let (divergence, factor) = (S::splat(divergence), S::splat(factor));
+        for at in (0..own.len()).step_by(LANES) {
+            let (p, gap) = weight_and_gap::<S>(own, other, at, stats);
+            store::<S>(other, at, S::mul(factor, S::mul(p, S::sub(gap, divergence))));
+        }
+    }
+}
+
+simd_fn! {
+    /// `row = row + addend`.
+    pub(super) fn add<S>(row: &mut [f32], addend: &[f32]) {
+        for at in (0..row.len()).step_by(LANES) {
+            store::<S>(row, at, S::add(load::<S>(row, at), load::<S>(addend, at)));
+        }
+    }
+}
+
+/// Sixteen `p` and `log p - log q`. A token that is impossible here weighs nothing, whatever it is there.
+#[inline(always)]
+unsafe fn weight_and_gap<S: Simd>(
+    own: &[f32],
+    other: &[f32],
+    at: usize,
+    stats: &[RowStats; 2],
+) -> (S::V, S::V) {
+    unsafe {
+        let log_p = log_probs::<S>(own, at, &stats[0]);
+        let log_q = log_probs::<S>(other, at, &stats[1]);
+        // In this order a NaN passes through `max`.
+        let gap = S::sub(S::max(S::splat(LOG_MIN), log_p), S::max(S::splat(f32::MIN), log_q));
+        (S::exp(log_p), gap)
+    }
+}
+
+/// Sixteen log-probs of a row; minus infinity behind its end.
+#[inline(always)]
+unsafe fn log_probs<S: Simd>(row: &[f32], at: usize, stats: &RowStats) -> S::V {
+    unsafe {
+        let shifted = S::sub(load::<S>(row, at), S::splat(stats.max));
+        S::sub(shifted, S::splat(stats.log_sum))
+    }
+}
+
 /// Statistics of a row and, if `SUMS`, the sums of its blocks' weights.
 #[inline(always)]
 unsafe fn statistics<S: Simd, const SUMS: bool>(row: &[f32], sums: &mut [f64]) -> RowStats {

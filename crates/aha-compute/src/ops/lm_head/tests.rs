@@ -63,6 +63,7 @@ impl Case {
         forward_in_chunks(
             &mut logp,
             &mut entropy,
+            None,
             &self.hidden,
             &self.head,
             &self.targets,
@@ -79,7 +80,7 @@ impl Case {
         backward_in_chunks(
             &mut dhidden,
             dw,
-            Grads { dlogp: &self.dlogp, dentropy: Some(&self.dentropy) },
+            Grads { dlogp: &self.dlogp, dentropy: Some(&self.dentropy), ddivergence: None },
             &self.hidden,
             &self.head,
             &self.w,
@@ -93,6 +94,232 @@ impl Case {
 
 fn wide(values: &[f32]) -> Vec<f64> {
     values.iter().map(|&x| f64::from(x)).collect()
+}
+
+/// Another model's activations and head, of `others` tokens.
+struct Beside {
+    hidden: Tensor,
+    w: Tensor,
+    head: Packed,
+    ddivergence: Vec<f32>,
+}
+
+/// Width of the other model.
+const OTHER_WIDTH: usize = 11;
+
+impl Beside {
+    fn new(device: &Device, rows: usize, others: usize) -> Beside {
+        let w = noise_tensor(device, 12, &[others, OTHER_WIDTH]);
+        Beside {
+            hidden: noise_tensor(device, 11, &[rows, OTHER_WIDTH]),
+            head: Packed::of_weight(&w, Dtype::F32),
+            w,
+            ddivergence: noise_f32(13, rows),
+        }
+    }
+
+    fn part(&self, rows: Range<usize>) -> Beside {
+        Beside {
+            hidden: self.hidden.rows_range(rows.clone()),
+            w: self.w.clone(),
+            head: Packed::of_weight(&self.w, Dtype::F32),
+            ddivergence: self.ddivergence[rows].to_vec(),
+        }
+    }
+
+    fn other(&self) -> Other<'_> {
+        Other { hidden: &self.hidden, head: &self.head }
+    }
+
+    /// `logp`, `entropy` and `divergence` of the case.
+    fn forward(&self, case: &Case, chunk_rows: usize) -> [Tensor; 3] {
+        let len = [case.targets.len()];
+        let mut out = [0, 1, 2].map(|_| Tensor::uninit(case.hidden.device(), &len));
+        let [logp, entropy, divergence] = out.each_mut();
+        forward_in_chunks(
+            logp,
+            entropy,
+            Some((divergence, self.other())),
+            &case.hidden,
+            &case.head,
+            &case.targets,
+            INV_TEMPERATURE,
+            chunk_rows,
+        );
+        out
+    }
+
+    /// `dhidden` of the case, and `dw` added to.
+    fn backward(&self, case: &Case, dw: &mut Tensor, chunk_rows: usize) -> Tensor {
+        let mut dhidden = Tensor::uninit(case.hidden.device(), case.hidden.shape());
+        dhidden.fill(f32::NAN);
+        backward_in_chunks(
+            &mut dhidden,
+            dw,
+            Grads {
+                dlogp: &case.dlogp,
+                dentropy: Some(&case.dentropy),
+                ddivergence: Some((&self.ddivergence, self.other())),
+            },
+            &case.hidden,
+            &case.head,
+            &case.w,
+            &case.targets,
+            INV_TEMPERATURE,
+            chunk_rows,
+        );
+        dhidden
+    }
+}
+
+#[test]
+fn the_divergence_matches_the_reference_on_every_device() {
+    let inv_temperature = f64::from(INV_TEMPERATURE);
+    for (shape, others) in SHAPES.into_iter().flat_map(|shape| {
+        [shape[1], shape[1] + 70, shape[1].div_ceil(2)].map(|others| (shape, others))
+    }) {
+        let [rows, vocab_size, width] = shape;
+        let plain = case(&Device::cpu(1), shape);
+        let beside = Beside::new(&Device::cpu(1), rows, others);
+        let [hidden, w] = [&plain.hidden, &plain.w].map(|x| wide(x.as_slice()));
+        let [their_hidden, their_w] = [&beside.hidden, &beside.w].map(|x| wide(x.as_slice()));
+        let other = reference::Other { hidden: &their_hidden, w: &their_w, width: OTHER_WIDTH };
+        let mut divergence = vec![0.0; rows];
+        reference::divergence(&mut divergence, other, &hidden, &w, inv_temperature, width);
+        let (mut dhidden, mut dw) = (vec![0.0; rows * width], wide(&noise_f32(6, w.len())));
+        reference::backward(
+            &mut dhidden,
+            &mut dw,
+            &wide(&plain.dlogp),
+            &wide(&plain.dentropy),
+            &hidden,
+            &w,
+            &plain.targets,
+            inv_temperature,
+            width,
+        );
+        reference::divergence_backward(
+            &mut dhidden,
+            &mut dw,
+            &wide(&beside.ddivergence),
+            other,
+            &hidden,
+            &w,
+            inv_temperature,
+            width,
+        );
+        let mut first: Option<[Tensor; 3]> = None;
+        for device in devices() {
+            let (case, beside) = (case(&device, shape), Beside::new(&device, rows, others));
+            let [logp, entropy, got_divergence] = beside.forward(&case, chunk_rows(vocab_size));
+            let [plain_logp, plain_entropy] = case.forward(chunk_rows(vocab_size));
+            assert_same_bits("logp", logp.as_slice(), plain_logp.as_slice());
+            assert_same_bits("entropy", entropy.as_slice(), plain_entropy.as_slice());
+            let mut got_dw = noise_tensor(&device, 6, &[vocab_size, width]);
+            let got_dhidden = beside.backward(&case, &mut got_dw, chunk_rows(vocab_size));
+            let got = [got_divergence, got_dhidden, got_dw];
+            let wanted = [&divergence, &dhidden, &dw];
+            for ((name, got), want) in ["divergence", "dhidden", "dw"].iter().zip(&got).zip(wanted)
+            {
+                let name = format!("{name} {shape:?} beside {others} on {device:?}");
+                assert_close(&name, got.as_slice(), want, F32);
+            }
+            let first = first.get_or_insert_with(|| got.clone());
+            for (got, first) in got.iter().zip(first) {
+                assert_same_bits("of devices", got.as_slice(), first.as_slice());
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_and_micro_batches_change_no_bit_of_a_divergence() {
+    for device in devices() {
+        for others in [100, 131, 150] {
+            let case = case(&device, [61, 131, 24]);
+            let beside = Beside::new(&device, 61, others);
+            let begun = noise_tensor(&device, 6, &[131, 24]);
+            let [_, _, whole] = beside.forward(&case, 1000);
+            let mut dw = begun.clone();
+            let dhidden = beside.backward(&case, &mut dw, 1000);
+            for chunk_rows in [1, 7, 60] {
+                let mut parts = begun.clone();
+                let part_dhidden = beside.backward(&case, &mut parts, chunk_rows);
+                assert_same_bits("dhidden", part_dhidden.as_slice(), dhidden.as_slice());
+                assert_same_bits("dw", parts.as_slice(), dw.as_slice());
+                let [_, _, part] = beside.forward(&case, chunk_rows);
+                assert_same_bits("divergence", part.as_slice(), whole.as_slice());
+            }
+            let mut parts = begun.clone();
+            for rows in [0..1, 1..20, 20..20, 20..55, 55..61] {
+                let (case, beside) = (case.part(rows.clone()), beside.part(rows.clone()));
+                beside.backward(&case, &mut parts, 16);
+                let [_, _, part] = beside.forward(&case, 16);
+                assert_same_bits("divergence", part.as_slice(), &whole.as_slice()[rows]);
+            }
+            assert_same_bits("dw of micro-batches", parts.as_slice(), dw.as_slice());
+        }
+    }
+}
+
+#[test]
+fn nothing_diverges_from_itself_and_nothing_pulls_it_away() {
+    let device = Device::cpu(2);
+    let case = case(&device, [9, 131, 8]);
+    let own = Other { hidden: &case.hidden, head: &case.head };
+    let [mut logp, mut entropy, mut divergence] = [0, 1, 2].map(|_| Tensor::zeros(&device, &[9]));
+    forward_beside(
+        [&mut logp, &mut entropy, &mut divergence],
+        own,
+        &case.hidden,
+        &case.head,
+        &case.targets,
+        INV_TEMPERATURE,
+    );
+    assert!(divergence.as_slice().iter().all(|&x| x == 0.0));
+    let mut dw = Tensor::zeros(&device, &[131, 8]);
+    let mut dhidden = Tensor::zeros(&device, &[9, 8]);
+    backward(
+        &mut dhidden,
+        &mut dw,
+        Grads { dlogp: &[0.0; 9], dentropy: None, ddivergence: Some((&[1.0; 9], own)) },
+        &case.hidden,
+        &case.head,
+        &case.w,
+        &case.targets,
+        INV_TEMPERATURE,
+    );
+    assert!(dw.as_slice().iter().chain(dhidden.as_slice()).all(|&x| x == 0.0));
+}
+
+/// A token that the other model rules out costs much; one that is ruled out here costs nothing.
+#[test]
+fn impossible_tokens_and_broken_models_show_in_a_divergence() {
+    for isa in Isa::available() {
+        let (mut own, mut other) = (noise_f32(1, 37), noise_f32(2, 37));
+        let of = |own: &[f32], other: &[f32]| {
+            let stats = [own, other].map(|row| row_stats(isa, row));
+            let divergence = kernel::divergence(isa, own, other, &stats);
+            let mut gradient = other.to_vec();
+            kernel::divergence_gradient(isa, &mut gradient, own, &stats, divergence, 1.0);
+            (divergence, gradient)
+        };
+        own[4] = f32::NEG_INFINITY;
+        other[4] = f32::NEG_INFINITY;
+        let (divergence, gradient) = of(&own, &other);
+        assert!(divergence.is_finite() && gradient[4] == 0.0);
+        other[5] = f32::NEG_INFINITY;
+        assert!(of(&own, &other).0 > 1e30);
+        for at in [0, 20, 36] {
+            for broken in [f32::NAN, f32::INFINITY] {
+                let mut row = noise_f32(1, 37);
+                row[at] = broken;
+                let fine = noise_f32(2, 37);
+                assert!(of(&row, &fine).0.is_nan() && of(&fine, &row).0.is_nan());
+                assert!(of(&row, &fine).1.iter().all(|x| x.is_nan()));
+            }
+        }
+    }
 }
 
 #[test]
@@ -294,8 +521,7 @@ fn without_a_gradient_of_the_entropy_it_counts_as_zero() {
     backward(
         &mut dhidden,
         &mut dw,
-        &case.dlogp,
-        None,
+        Grads { dlogp: &case.dlogp, dentropy: None, ddivergence: None },
         &case.hidden,
         &case.head,
         &case.w,

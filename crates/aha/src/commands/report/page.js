@@ -54,13 +54,13 @@
 
   const { about, stages, evals, curves } = data;
   const stageOf = new Map(stages.map((stage) => [stage.name, stage]));
-  const isTraining = (stage) => stage && ["rl", "sft", "reward-model"].includes(stage.kind);
+  const isTraining = (stage) => stage && ["rl", "sft", "reward-model", "dpo"].includes(stage.kind);
   const colours = new Map();
-  for (const kind of ["rl", "reward-model", "sft"]) {
+  for (const kind of ["rl", "reward-model", "dpo", "sft"]) {
     for (const curve of curves.filter((curve) => curve.kind === kind)) colours.set(curve.stage, colours.size % 10);
   }
   const colour = (name) => (colours.has(name) ? "s" + colours.get(name) : "s7");
-  const kindNames = { rl: "RL", sft: "SFT", "reward-model": "reward model" };
+  const kindNames = { rl: "RL", sft: "SFT", "reward-model": "reward model", dpo: "DPO" };
   const kindOf = (stage) => kindNames[stage.kind] || stage.kind;
   // The model that everything in a line of training began with.
   const rootOf = (model) => {
@@ -519,6 +519,7 @@
         isFromZero: true },
       { title: "Reward", keys: ["reward"], unit: "mean reward", isFromZero: true },
       { title: "KL to the reference", keys: ["kl"], unit: "nats per token", isFromZero: true },
+      { title: "Divergence from the teacher", keys: ["teacher_kl"], unit: "nats per token", isFromZero: true },
       { title: "Entropy", keys: ["entropy"], unit: "nats per token", isFromZero: true },
       { title: "Clipped tokens", keys: ["clip_high_share", "clip_low_share"], labels: ["above", "below"], ...share,
         unit: "% of tokens; dashed: clipped below" },
@@ -542,6 +543,20 @@
         unit: "nats per pair; dashed: held out", isFromZero: true },
       { title: "Margin", keys: ["margin", "held_out_margin"], labels: ["", "held out"],
         unit: "chosen less rejected; dashed: held out", isFromZero: true },
+      { title: "Gradient norm", keys: ["grad_norm"], unit: "global norm before clipping", isFromZero: true },
+      { title: "Speed", keys: ["tokens_per_second"], unit: "tokens per second", isFromZero: true },
+    ],
+    dpo: [
+      { title: "Accuracy", keys: ["accuracy", "held_out_accuracy"], labels: ["", "held out"], ...share,
+        unit: "% of pairs; dashed: held out", max: 1 },
+      { title: "Loss", keys: ["loss", "held_out_loss"], labels: ["", "held out"],
+        unit: "per pair; dashed: held out", isFromZero: true },
+      { title: "Margin", keys: ["margin", "held_out_margin"], labels: ["", "held out"],
+        unit: "implicit reward, chosen less rejected; dashed: held out", isFromZero: true },
+      { title: "Implicit rewards", keys: ["reward_chosen", "reward_rejected"], labels: ["chosen", "rejected"],
+        unit: "beta times the log-ratio; dashed: rejected" },
+      { title: "Log-probs", keys: ["logp_chosen", "logp_rejected"], labels: ["chosen", "rejected"],
+        unit: "nats per completion; dashed: rejected" },
       { title: "Gradient norm", keys: ["grad_norm"], unit: "global norm before clipping", isFromZero: true },
       { title: "Speed", keys: ["tokens_per_second"], unit: "tokens per second", isFromZero: true },
     ],
@@ -862,6 +877,9 @@
   if (has("sft")) section("sft", "Fine-tuning", "By optimizer step.", curvesSection("sft"));
   if (has("reward-model")) {
     section("reward-models", "Reward models", "By optimizer step.", curvesSection("reward-model"));
+  }
+  if (has("dpo")) {
+    section("dpo", "Direct preference optimization", "By optimizer step.", curvesSection("dpo"));
   }
   section("stages", "Stages", "The pipeline, in the order in which it runs.", stagesTable(),
     data.pipeline === null ? null : el("details", {}, el("summary", {}, "The pipeline as it ran, defaults included"),

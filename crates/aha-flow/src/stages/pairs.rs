@@ -1,10 +1,10 @@
-//! The pairs of a `reward-model` stage: what its queries give, as tokens, and which of them are held out.
+//! The pairs of a stage `reward-model` or `dpo`: what its queries give, as tokens, and which of them are held out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aha_compute::random::Philox;
-use aha_learn::learner;
+use aha_data::Session;
 use aha_model::{Model, Tokenizer};
 use aha_rollout::rows::{self, PreferenceRow};
 use aha_rollout::schema;
@@ -13,10 +13,10 @@ use arrow::array::{Array, Float64Array, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 
-use super::{RewardModel, nothing_left};
+use super::training::Training;
 use crate::error::{Error, Result};
-use crate::pipeline::{OverlongPair, Sql};
-use crate::prompts::{Prompter, required_text, required_value, text};
+use crate::pipeline::{OverlongPair, Sql, Template};
+use crate::prompts::{Example, Prompter, required_text, required_value, text};
 
 /// Rows of a part of the stage's table.
 const PART_ROWS: usize = 8192;
@@ -29,51 +29,66 @@ pub struct Pair {
     prompt: String,
     chosen: String,
     rejected: String,
-    margin: f64,
+    /// By how much the chosen completion ought to be ahead.
+    pub margin: f64,
     /// Whether it is measured on only.
     pub is_held_out: bool,
-    /// Tokens of prompt and chosen completion.
-    pub chosen_ids: Vec<u32>,
-    /// Tokens of prompt and rejected completion.
-    pub rejected_ids: Vec<u32>,
+    /// Prompt and chosen completion as tokens.
+    pub chosen_example: Example,
+    /// Prompt and rejected completion as tokens.
+    pub rejected_example: Example,
 }
 
 impl Pair {
-    /// What the learner needs of it.
-    pub fn tokens(&self) -> learner::Pair<'_> {
-        learner::Pair {
-            chosen: &self.chosen_ids,
-            rejected: &self.rejected_ids,
-            margin: self.margin as f32,
-        }
+    /// Its two sequences.
+    pub fn examples(&self) -> [&Example; 2] {
+        [&self.chosen_example, &self.rejected_example]
     }
 }
 
-impl RewardModel<'_> {
+/// Where a stage's pairs come from, and what becomes of them.
+pub struct Source<'a> {
+    /// The stage.
+    pub training: Training<'a>,
+    /// The tables.
+    pub session: &'a Session,
+    /// The family of the stage's draws.
+    pub random: Philox,
+    /// The query of the pairs.
+    pub data: &'a Sql,
+    /// That of pairs to measure on.
+    pub held_out: Option<&'a Sql>,
+    /// Share of the prompts of `data` that is held out.
+    pub held_out_share: f64,
+    /// How a prompt becomes the model's input.
+    pub template: &'a Template,
+    /// Tokens of a sequence, at most.
+    pub max_tokens: u32,
+    /// What happens to a pair with a longer one.
+    pub overlong: OverlongPair,
+}
+
+impl Source<'_> {
     /// The pairs of the stage's queries, encoded, without those that are too long.
-    pub(super) async fn pairs(
-        &self,
-        model: &Model,
-        tokenizer: &Arc<Tokenizer>,
-    ) -> Result<Vec<Pair>> {
-        let prompter = Prompter::new(tokenizer, &self.settings.template)?;
+    pub async fn pairs(&self, model: &Model, tokenizer: &Arc<Tokenizer>) -> Result<Vec<Pair>> {
+        let prompter = Prompter::new(tokenizer, self.template)?;
         let positions = model.config().max_position_embeddings;
-        let max = positions.min(self.settings.max_tokens as usize);
-        let mut pairs = self.pairs_of(&self.settings.data, &prompter, max).await?;
-        match &self.settings.held_out {
+        let max = positions.min(self.max_tokens as usize);
+        let mut pairs = self.pairs_of(self.data, &prompter, max).await?;
+        match self.held_out {
             Some(sql) => {
                 let held_out = self.pairs_of(sql, &prompter, max).await?;
                 pairs.extend(held_out.into_iter().map(|pair| Pair { is_held_out: true, ..pair }));
             }
-            None => hold_out(&mut pairs, self.settings.held_out_share, self.random()),
+            None => hold_out(&mut pairs, self.held_out_share, self.random),
         }
         let held_out_count = pairs.iter().filter(|pair| pair.is_held_out).count();
-        let is_asked_for = self.settings.held_out.is_some() || self.settings.held_out_share > 0.0;
+        let is_asked_for = self.held_out.is_some() || self.held_out_share > 0.0;
         if held_out_count == pairs.len() || (is_asked_for && held_out_count == 0) {
             return Err(nothing_left(pairs.len() - held_out_count, held_out_count));
         }
-        let ids = pairs.iter().flat_map(|pair| pair.chosen_ids.iter().chain(&pair.rejected_ids));
-        model.check_ids(ids.copied())?;
+        let examples = pairs.iter().flat_map(Pair::examples);
+        model.check_ids(examples.flat_map(|example| example.ids.iter().copied()))?;
         Ok(pairs)
     }
 
@@ -81,10 +96,10 @@ impl RewardModel<'_> {
         let (mut pairs, mut left_out) = (Vec::new(), 0_usize);
         for batch in self.session.collect(&sql.0).await? {
             for pair in encode(prompter, &batch, pairs.len() + left_out)? {
-                let len = pair.chosen_ids.len().max(pair.rejected_ids.len());
+                let len = pair.chosen_example.ids.len().max(pair.rejected_example.ids.len());
                 if len <= max {
                     pairs.push(pair);
-                } else if self.settings.overlong == OverlongPair::Drop {
+                } else if self.overlong == OverlongPair::Drop {
                     left_out += 1;
                 } else {
                     return Err(Error::input_with(
@@ -96,19 +111,20 @@ impl RewardModel<'_> {
         }
         if left_out > 0 {
             let message = format!("{left_out} pairs are longer than {max} tokens and left out");
-            self.training().warn(message, "raise `max_tokens`, or set `overlong` to \"error\"");
+            self.training.warn(message, "raise `max_tokens`, or set `overlong` to \"error\"");
         }
         Ok(pairs)
     }
 
     /// The stage's table: what it trains and is measured on.
-    pub(super) fn write_table(&self, pairs: &[Pair]) -> Result<()> {
-        let table = TableWriter::open(&self.dir.table(self.stage), schema::preferences())?;
+    pub fn write_table(&self, pairs: &[Pair]) -> Result<()> {
+        let Training { stage, dir, .. } = self.training;
+        let table = TableWriter::open(&dir.table(stage), schema::preferences())?;
         for (part, pairs) in pairs.chunks(PART_ROWS).enumerate() {
             let rows: Vec<PreferenceRow<'_>> = pairs
                 .iter()
                 .map(|pair| PreferenceRow {
-                    stage: self.stage,
+                    stage,
                     example_id: &pair.id,
                     source: pair.source.as_deref(),
                     prompt: &pair.prompt,
@@ -116,14 +132,19 @@ impl RewardModel<'_> {
                     rejected: &pair.rejected,
                     margin: pair.margin,
                     is_held_out: pair.is_held_out,
-                    chosen_token_ids: &pair.chosen_ids,
-                    rejected_token_ids: &pair.rejected_ids,
+                    chosen_token_ids: &pair.chosen_example.ids,
+                    rejected_token_ids: &pair.rejected_example.ids,
                 })
                 .collect();
             table.write(&part_name(part as u64), &[rows::preferences(&rows)])?;
         }
         Ok(())
     }
+}
+
+/// Whether held-out pairs are measured after `step` of `steps` steps: after every `every`, and after the last.
+pub fn is_measured(step: u64, steps: u64, every: u64) -> bool {
+    step == steps || (every > 0 && step.is_multiple_of(every))
 }
 
 fn encode(prompter: &Prompter, batch: &RecordBatch, first: usize) -> Result<Vec<Pair>> {
@@ -143,10 +164,10 @@ fn encode(prompter: &Prompter, batch: &RecordBatch, first: usize) -> Result<Vec<
         let id = get(&ids, row).unwrap_or_else(|| place.1.to_string());
         let within = |error: Error| error.within(&format!("pair `{id}`"));
         let prompt = required_value(&prompts, row, "prompt", place)?;
-        let tokens = |completion: &str| -> Result<Vec<u32>> {
-            let ids = prompter.example(prompt, completion).map_err(within)?.ids;
-            match ids.is_empty() {
-                false => Ok(ids),
+        let example = |completion: &str| -> Result<Example> {
+            let example = prompter.example(prompt, completion).map_err(within)?;
+            match example.ids.is_empty() {
+                false => Ok(example),
                 true => Err(within(Error::input("prompt and completion are empty"))),
             }
         };
@@ -161,8 +182,8 @@ fn encode(prompter: &Prompter, batch: &RecordBatch, first: usize) -> Result<Vec<
             prompt: prompt.to_owned(),
             margin,
             is_held_out: false,
-            chosen_ids: tokens(chosen)?,
-            rejected_ids: tokens(rejected)?,
+            chosen_example: example(chosen)?,
+            rejected_example: example(rejected)?,
             chosen: chosen.to_owned(),
             rejected: rejected.to_owned(),
             id,
@@ -198,5 +219,14 @@ fn hold_out(pairs: &mut [Pair], share: f64, random: Philox) {
         drawn.into_iter().take(count).map(|(_, prompt)| prompt.to_owned()).collect();
     for pair in pairs {
         pair.is_held_out = held_out.contains(&pair.prompt);
+    }
+}
+
+/// Nothing is left to train on.
+fn nothing_left(trained: usize, held_out: usize) -> Error {
+    Error::Watchdog {
+        message: format!("{trained} pairs are left to train on, {held_out} are held out"),
+        hint: "look at the query with `aha query`, and at `max_tokens` and `held_out_share`"
+            .to_owned(),
     }
 }

@@ -1,0 +1,245 @@
+//! The `dpo` stage: direct preference optimization on pairs of completions of which one was preferred.
+//!
+//! # Map
+//! - `pairs`, of [`super`]: what the stage's queries give, as tokens, and which prompts are held out.
+//! - Here: a step, and the measurement on held-out pairs. `training` goes from step to step; which pairs a step
+//!   has is a function of seed and step, as for `sft`.
+//!
+//! The reference is a model of the pipeline and never changes: a stage that goes on loads it again. Its log-probs
+//! are computed as those of the policy are, step by step, in the same micro-batches.
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use aha_compute::Device;
+use aha_compute::random::Philox;
+use aha_data::Session;
+use aha_learn::dpo::{LossKind, Objective, Totals};
+use aha_learn::learner::{self, DpoPair, Learner, compare_dpo};
+use aha_model::{Model, SaveDtype};
+
+use super::pairs::{self, Pair};
+use super::sft::plan::Plan;
+use super::training::{Done, Task, Training};
+use crate::clock;
+use crate::error::{Error, Result};
+use crate::models::{self, Loaded};
+use crate::pipeline::{DpoStage, NanWatchdog, PairLoss, Run};
+use crate::progress::Watcher;
+use crate::prompts::Example;
+use crate::rl::train::{learning_rate, step_settings};
+use crate::rundir::RunDir;
+use crate::stop::Stop;
+use crate::watchdog;
+
+/// What the stage works with.
+pub struct Dpo<'a> {
+    /// The stage's name.
+    pub stage: &'a str,
+    /// Its settings.
+    pub settings: &'a DpoStage,
+    /// What holds for every stage.
+    pub run: &'a Run,
+    /// Where everything is written.
+    pub dir: &'a RunDir,
+    /// Where the weights are.
+    pub device: &'a Device,
+    /// The tables.
+    pub session: &'a Session,
+    /// Who watches.
+    pub watcher: &'a Watcher,
+    /// A request to stop.
+    pub stop: &'a Stop,
+}
+
+impl Dpo<'_> {
+    /// Runs the stage from its last checkpoint, or from the start, to its end. Without a `reference` that is
+    /// `base`.
+    pub async fn run(&self, base: Loaded, reference: Option<Arc<Model>>) -> Result<()> {
+        let Loaded { model, tokenizer } = base;
+        let reference = reference.unwrap_or_else(|| Arc::clone(&model));
+        let pairs = self.pairs(&model, &reference, &tokenizer).await?;
+        let (held_out, trained): (Vec<Pair>, Vec<Pair>) =
+            pairs.into_iter().partition(|pair| pair.is_held_out);
+        let settings = self.settings.clone();
+        let steps = (settings.epochs, settings.max_steps);
+        let random = self.random();
+        let plan = Plan::new(trained.len(), settings.batch_size, steps, settings.shuffle, random);
+        let objective = objective(&settings);
+        let task = Arc::new(Preference { settings, objective, trained, held_out, plan });
+        let training = self.training();
+        let learner = training.run(model, Some(reference), Arc::clone(&tokenizer), task).await?;
+        models::save(&self.dir.model(self.stage), learner.model(), &tokenizer, SaveDtype::F32)
+    }
+
+    /// The pairs, once the watchdogs have seen them; both models know all of their tokens.
+    async fn pairs(
+        &self,
+        model: &Model,
+        reference: &Model,
+        tokenizer: &Arc<aha_model::Tokenizer>,
+    ) -> Result<Vec<Pair>> {
+        let source = self.source();
+        let pairs = source.pairs(model, tokenizer).await?;
+        for found in
+            watchdog::examples(&self.settings.watchdogs, pairs.iter().flat_map(Pair::examples))
+        {
+            source.training.tell(found)?;
+        }
+        for pair in &pairs {
+            for example in pair.examples() {
+                check(example).map_err(|error| error.within(&format!("pair `{}`", pair.id)))?;
+                let checked = reference.check_sequence(&example.ids);
+                checked.map_err(|error| Error::from(error).within("the reference model"))?;
+            }
+        }
+        source.write_table(&pairs)?;
+        Ok(pairs)
+    }
+
+    fn random(&self) -> Philox {
+        Philox::new(self.run.seed).derive(self.stage)
+    }
+
+    fn source(&self) -> pairs::Source<'_> {
+        pairs::Source {
+            training: self.training(),
+            session: self.session,
+            random: self.random(),
+            data: &self.settings.data,
+            held_out: self.settings.held_out.as_ref(),
+            held_out_share: self.settings.held_out_share,
+            template: &self.settings.template,
+            max_tokens: self.settings.max_tokens,
+            overlong: self.settings.overlong,
+        }
+    }
+
+    fn training(&self) -> Training<'_> {
+        let watchdogs = &self.settings.watchdogs;
+        Training {
+            stage: self.stage,
+            kind: "dpo",
+            run: self.run,
+            dir: self.dir,
+            device: self.device,
+            watcher: self.watcher,
+            stop: self.stop,
+            checkpoint_every: self.settings.checkpoint_every,
+            nan: NanWatchdog { nan: watchdogs.nan, nan_batches_max: watchdogs.nan_batches_max },
+        }
+    }
+}
+
+/// The first token never counts, since nothing precedes it.
+fn check(example: &Example) -> Result<()> {
+    if example.loss_mask.iter().skip(1).any(|&is_trained| is_trained) {
+        return Ok(());
+    }
+    Err(Error::input_with(
+        "a completion has no token to train on",
+        "leave the pair out, or look at `template`",
+    ))
+}
+
+fn objective(settings: &DpoStage) -> Objective {
+    Objective {
+        kind: match settings.loss {
+            PairLoss::Sigmoid => LossKind::Sigmoid,
+            PairLoss::Ipo => LossKind::Ipo,
+            PairLoss::Hinge => LossKind::Hinge,
+        },
+        beta: settings.beta,
+        label_smoothing: settings.label_smoothing,
+        is_length_normalised: settings.length_normalised,
+        nll_coef: settings.nll,
+    }
+}
+
+/// What the stage trains on.
+struct Preference {
+    settings: DpoStage,
+    objective: Objective,
+    trained: Vec<Pair>,
+    held_out: Vec<Pair>,
+    plan: Plan,
+}
+
+impl Preference {
+    /// Whether the held-out pairs are measured after `step` steps.
+    fn is_measured(&self, step: u64) -> bool {
+        let (every, steps) = (self.settings.held_out_every, self.plan.steps);
+        !self.held_out.is_empty() && pairs::is_measured(step, steps, every)
+    }
+
+    fn measure_held_out(&self, learner: &Learner) -> Result<Totals> {
+        let reference = learner.reference().ok_or_else(|| Error::bug("DPO has a reference"))?;
+        let pairs: Vec<DpoPair<'_>> = self.held_out.iter().map(tokens).collect();
+        let micro_batch_tokens = self.settings.micro_batch_tokens.tokens() as usize;
+        let model = learner.model();
+        Ok(compare_dpo(model, reference, &pairs, &self.objective, micro_batch_tokens)?)
+    }
+}
+
+impl Task for Preference {
+    fn steps(&self) -> u64 {
+        self.plan.steps
+    }
+
+    fn step(&self, learner: &mut Learner, step: u64) -> Result<Done> {
+        let began = Instant::now();
+        let lr = learning_rate(&self.settings.optimizer, self.plan.steps, step);
+        let settings = step_settings(
+            &self.settings.optimizer,
+            lr,
+            self.settings.grad_clip,
+            self.settings.micro_batch_tokens.tokens(),
+            self.settings.activation_checkpointing.is_on(),
+        );
+        let batch = self.plan.batch(step);
+        let batch: Vec<DpoPair<'_>> = batch.iter().map(|&i| tokens(&self.trained[i])).collect();
+        let outcome = learner.dpo_step(&batch, &self.objective, &settings)?;
+        let totals = &outcome.totals;
+        let mut metrics = BTreeMap::from([
+            ("loss".to_owned(), totals.loss),
+            ("accuracy".to_owned(), totals.accuracy()),
+            ("margin".to_owned(), totals.margin_mean()),
+            ("reward_chosen".to_owned(), totals.mean(totals.reward_chosen)),
+            ("reward_rejected".to_owned(), totals.mean(totals.reward_rejected)),
+            ("logp_chosen".to_owned(), totals.mean(totals.logp_chosen)),
+            ("logp_rejected".to_owned(), totals.mean(totals.logp_rejected)),
+            ("nll".to_owned(), totals.mean(totals.nll)),
+            ("grad_norm".to_owned(), outcome.grad_norm),
+            ("lr".to_owned(), lr),
+        ]);
+        if !clock::is_stopped() {
+            let tokens: usize =
+                batch.iter().map(|pair| pair.chosen.ids.len() + pair.rejected.ids.len()).sum();
+            let seconds = began.elapsed().as_secs_f64();
+            metrics.insert("tokens_per_second".to_owned(), tokens as f64 / seconds.max(1e-9));
+        }
+        if self.is_measured(step + 1) && learner.model().params().is_finite() {
+            let totals = self.measure_held_out(learner)?;
+            metrics.insert("held_out_loss".to_owned(), totals.loss);
+            metrics.insert("held_out_accuracy".to_owned(), totals.accuracy());
+            metrics.insert("held_out_margin".to_owned(), totals.margin_mean());
+        }
+        Ok(Done { applied: outcome.applied, metrics })
+    }
+
+    fn example_ids(&self, step: u64) -> Vec<&str> {
+        self.plan.batch(step).into_iter().map(|i| self.trained[i].id.as_str()).collect()
+    }
+}
+
+/// What the learner needs of a pair.
+fn tokens(pair: &Pair) -> DpoPair<'_> {
+    let [chosen, rejected] = pair
+        .examples()
+        .map(|example| learner::Example { ids: &example.ids, loss_mask: &example.loss_mask });
+    DpoPair { chosen, rejected, margin: pair.margin as f32 }
+}

@@ -1,0 +1,256 @@
+//! A tiny model made from nothing learns what was chosen: what is measured, what each option changes, how a stage
+//! goes on.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use aha_compute::Device;
+use aha_compute::random::Philox;
+use aha_data::{Session, SessionOptions};
+use aha_model::Model;
+use aha_model::tokenizer_train::{TrainOptions, train};
+use aha_rollout::{col, read};
+use arrow::array::{AsArray, RecordBatch, StringArray};
+
+use super::Dpo;
+use crate::error::{Error, Result};
+use crate::models::{Loaded, config_of};
+use crate::pipeline::{
+    Auto, DpoStage, Optimizer, PairLoss, RandomModel, Run, SftWatchdogs, Sql, Template, Watch,
+};
+use crate::progress::{Event, Watcher};
+use crate::rundir::RunDir;
+use crate::stop::Stop;
+
+struct World {
+    temp: tempfile::TempDir,
+    session: Session,
+    device: Device,
+    settings: DpoStage,
+}
+
+/// What a run of the stage gave.
+struct Outcome {
+    result: Result<()>,
+    events: Vec<Event>,
+}
+
+impl Outcome {
+    /// The metrics of each step.
+    fn metrics(&self) -> Vec<BTreeMap<String, f64>> {
+        let metrics = |event: &Event| match event {
+            Event::Step { metrics, .. } => Some(metrics.clone()),
+            _ => None,
+        };
+        self.events.iter().filter_map(metrics).collect()
+    }
+}
+
+impl World {
+    /// Four prompts with three pairs each: right sums are preferred to wrong ones.
+    fn new() -> World {
+        let prompts = ["1+1=", "1+2=", "2+2=", "2+3="];
+        let rows: Vec<(&str, String, String)> = (0..12)
+            .map(|i| (prompts[i % 4], (i % 4 + 2).to_string(), format!("{}{}", i / 4 + 6, i)))
+            .collect();
+        let session = Session::new(&SessionOptions::default()).unwrap();
+        let text = |texts: Vec<&str>| Arc::new(StringArray::from(texts)) as _;
+        let rows = RecordBatch::try_from_iter([
+            ("prompt", text(rows.iter().map(|row| row.0).collect())),
+            ("chosen", text(rows.iter().map(|row| row.1.as_str()).collect())),
+            ("rejected", text(rows.iter().map(|row| row.2.as_str()).collect())),
+        ])
+        .unwrap();
+        session.register_batches("data", rows.schema(), vec![rows]).unwrap();
+        World {
+            temp: tempfile::tempdir().unwrap(),
+            session,
+            device: Device::cpu(1),
+            settings: DpoStage {
+                data: Sql("SELECT * FROM data".to_owned()),
+                held_out_share: 0.25,
+                held_out_every: 2,
+                batch_size: 3,
+                epochs: 2,
+                template: Template::Text("Q {prompt} A ".to_owned()),
+                optimizer: Optimizer { lr: 3e-3, ..Optimizer::default() },
+                ..DpoStage::default()
+            },
+        }
+    }
+
+    fn loaded(&self, seed: u64, positions: u32) -> Loaded {
+        let options = TrainOptions { vocab_size: 270, ..TrainOptions::default() };
+        let tokenizer = train(["Q 1+1= A 2", "Q 2+2= A 4"], &options).unwrap();
+        let random = RandomModel {
+            hidden_size: 32,
+            intermediate_size: 32,
+            layers: 1,
+            heads: 2,
+            kv_heads: 1,
+            max_position_embeddings: positions,
+            ..RandomModel::default()
+        };
+        let config = config_of(&random, &tokenizer).unwrap();
+        let model = Model::random(config, &self.device, Philox::new(seed)).unwrap();
+        Loaded { model: Arc::new(model), tokenizer: Arc::new(tokenizer) }
+    }
+
+    fn dir(&self, name: &str) -> RunDir {
+        RunDir::new(self.temp.path().join(name))
+    }
+
+    async fn run_beside(
+        &self,
+        dir: &str,
+        reference: Option<Arc<Model>>,
+        stop: &Stop,
+        watch: impl Fn(&Event) + Send + Sync + 'static,
+    ) -> Outcome {
+        let events: Arc<Mutex<Vec<Event>>> = Arc::default();
+        let sink = Arc::clone(&events);
+        let watcher: Watcher = Arc::new(move |event| {
+            watch(&event);
+            sink.lock().unwrap().push(event);
+        });
+        let dir = self.dir(dir);
+        drop(dir.open().unwrap());
+        let stage = Dpo {
+            stage: "prefers",
+            settings: &self.settings,
+            run: &Run::default(),
+            dir: &dir,
+            device: &self.device,
+            session: &self.session,
+            watcher: &watcher,
+            stop,
+        };
+        let result = stage.run(self.loaded(1, 64), reference).await;
+        let events = events.lock().unwrap().clone();
+        Outcome { result, events }
+    }
+
+    async fn finish(&self, dir: &str) -> Outcome {
+        let outcome = self.run_beside(dir, None, &Stop::default(), |_| ()).await;
+        outcome.result.as_ref().unwrap();
+        outcome
+    }
+
+    async fn fail(&self, dir: &str) -> Error {
+        self.run_beside(dir, None, &Stop::default(), |_| ()).await.result.unwrap_err()
+    }
+
+    fn files(&self, dir: &str) -> BTreeMap<String, Vec<u8>> {
+        let entries = fs_err::read_dir(self.dir(dir).model("prefers")).unwrap();
+        let file = |path: std::path::PathBuf| {
+            (path.file_name().unwrap().to_string_lossy().into_owned(), fs_err::read(path).unwrap())
+        };
+        entries.map(|entry| file(entry.unwrap().path())).collect()
+    }
+}
+
+#[tokio::test]
+async fn a_policy_begins_as_its_reference_and_comes_to_prefer_what_was_chosen() {
+    let mut world = World::new();
+    world.settings.epochs = 10;
+    let metrics = world.finish("run").await.metrics();
+    let first = &metrics[0];
+    assert!((first["loss"] - 2.0_f64.ln()).abs() < 1e-12, "{first:?}");
+    for name in ["margin", "accuracy", "reward_chosen", "reward_rejected"] {
+        assert_eq!(first[name], 0.0, "{name}");
+    }
+    assert!(first["logp_chosen"] < 0.0 && first["nll"] > 0.0, "{first:?}");
+    let last = metrics.last().unwrap();
+    assert!(last["held_out_accuracy"] == 1.0 && last["held_out_margin"] > 0.0, "{last:?}");
+    assert!(last["held_out_loss"] < 2.0_f64.ln() && last["accuracy"] == 1.0, "{last:?}");
+    assert!((last["margin"] - (last["reward_chosen"] - last["reward_rejected"])).abs() < 1e-12);
+    let measured: Vec<bool> = metrics.iter().map(|m| m.contains_key("held_out_loss")).collect();
+    let every_second: Vec<bool> = (1..=metrics.len()).map(|step| step % 2 == 0).collect();
+    assert_eq!(measured, every_second);
+    // The pairs of one prompt of four.
+    let rows = &read::read_table(&world.dir("run").table("prefers")).unwrap()[0];
+    let held_out = rows.column_by_name(col::IS_HELD_OUT).unwrap().as_boolean();
+    assert_eq!(held_out.true_count(), 3);
+}
+
+#[tokio::test]
+async fn a_stage_that_was_interrupted_ends_with_the_same_files() {
+    let mut world = World::new();
+    world.settings.checkpoint_every = 2;
+    world.finish("whole").await;
+    let stop = Stop::default();
+    let asked = stop.clone();
+    let watch = move |event: &Event| {
+        if matches!(event, Event::Step { step: 3, .. }) {
+            asked.request();
+        }
+    };
+    let outcome = world.run_beside("broken", None, &stop, watch).await;
+    assert!(matches!(outcome.result, Err(Error::Interrupted)), "{:?}", outcome.result);
+    // As a kill would leave it: what came after the checkpoint of step 2 is made again.
+    let newest = world.dir("broken").checkpoints("prefers").join("step-000003");
+    fs_err::remove_dir_all(newest).unwrap();
+    world.settings.micro_batch_tokens = Auto::Given(30);
+    world.settings.activation_checkpointing = Auto::Given(true);
+    let outcome = world.finish("broken").await;
+    let metrics = outcome.metrics();
+    assert_eq!(metrics.len(), 4);
+    // The reference is still the model that the stage began with.
+    assert!(metrics[0]["reward_chosen"] != 0.0, "{metrics:?}");
+    assert!(world.files("broken") == world.files("whole"));
+}
+
+#[tokio::test]
+async fn every_option_changes_what_is_learned() {
+    let world = World::new();
+    world.finish("plain").await;
+    let plain = world.files("plain");
+    let change = |name: &str, change: &dyn Fn(&mut DpoStage)| {
+        let mut changed = World::new();
+        change(&mut changed.settings);
+        (name.to_owned(), changed)
+    };
+    let changed = [
+        change("beta", &|s| s.beta = 0.2),
+        change("ipo", &|s| s.loss = PairLoss::Ipo),
+        change("hinge", &|s| s.loss = PairLoss::Hinge),
+        change("label_smoothing", &|s| s.label_smoothing = 0.2),
+        change("length_normalised", &|s| s.length_normalised = true),
+        change("nll", &|s| s.nll = 0.5),
+        change("margin", &|s| s.data = Sql("SELECT *, 0.5 AS margin FROM data".to_owned())),
+        change("shuffle", &|s| s.shuffle = false),
+        change("grad_clip", &|s| s.grad_clip = 1e-3),
+    ];
+    for (name, world) in changed {
+        world.finish(&name).await;
+        assert!(world.files(&name) != plain, "{name}");
+    }
+    // Of its own model as reference nothing changes; of another one something does.
+    let stop = Stop::default();
+    let own = world.loaded(1, 64).model;
+    world.run_beside("own", Some(own), &stop, |_| ()).await.result.unwrap();
+    assert!(world.files("own") == plain);
+    let other = world.loaded(2, 64).model;
+    let outcome = world.run_beside("other", Some(other), &stop, |_| ()).await;
+    assert!(outcome.metrics()[0]["reward_chosen"] != 0.0);
+    assert!(world.files("other") != plain);
+}
+
+#[tokio::test]
+async fn what_cannot_be_compared_is_told_of() {
+    let mut world = World::new();
+    let short = world.loaded(1, 4).model;
+    let outcome = world.run_beside("a", Some(short), &Stop::default(), |_| ()).await;
+    let error = outcome.result.unwrap_err().to_string();
+    assert!(error.contains("reference model") && error.contains("4 positions"), "{error}");
+    world.settings.max_tokens = 3;
+    let error = world.fail("b").await.to_string();
+    assert!(error.contains("0 pairs are left to train on"), "{error}");
+    world.settings.max_tokens = 64;
+    world.settings.optimizer.lr = 1e30;
+    let nan = SftWatchdogs { nan: Watch::Stop, nan_batches_max: 3, ..SftWatchdogs::default() };
+    world.settings.watchdogs = nan;
+    let error = world.fail("c").await;
+    assert!(matches!(error, Error::Watchdog { .. }), "{error}");
+    assert!(!world.dir("c").model("prefers").exists());
+}

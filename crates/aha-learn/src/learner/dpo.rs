@@ -1,0 +1,175 @@
+//! One optimizer step of direct preference optimization. A pair's prompt runs through the model once.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use aha_compute::{Tape, Tensor};
+use aha_model::Model;
+
+use super::packed::Packed;
+use super::{Example, Learner, OldLogps, Rollout, StepSettings, check_example};
+use crate::Error;
+use crate::dpo::{self, Completion, Objective, Totals};
+use crate::packing::pack;
+
+/// Two completions of a prompt, each with it, one of which was preferred.
+#[derive(Clone, Copy, Debug)]
+pub struct DpoPair<'a> {
+    /// Prompt and chosen completion; at least one token counts.
+    pub chosen: Example<'a>,
+    /// Prompt and rejected completion; at least one token counts.
+    pub rejected: Example<'a>,
+    /// By how much the first ought to be ahead, in the unit of rewards.
+    pub margin: f32,
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DpoOutcome {
+    /// Sums over the minibatch's pairs, by the weights before the step.
+    pub totals: Totals,
+    /// Global L2 norm of the gradient, before it was scaled down.
+    pub grad_norm: f64,
+    /// Whether the weights changed. They don't where the loss or the gradient isn't finite.
+    pub applied: bool,
+}
+
+impl Learner {
+    /// One step on `pairs`, by the loss of [`dpo`]. Pairs of one prompt that follow one another share it.
+    pub fn dpo_step(
+        &mut self,
+        pairs: &[DpoPair<'_>],
+        objective: &Objective,
+        settings: &StepSettings,
+    ) -> Result<DpoOutcome, Error> {
+        check(pairs)?;
+        let reference = self.reference.clone();
+        let reference =
+            reference.ok_or_else(|| Error::Bug("DPO needs a reference model".into()))?;
+        let rollouts = rollouts(pairs);
+        let mut totals = Totals::default();
+        self.grads.clear();
+        for range in micro_batches(&rollouts, settings.micro_batch_tokens) {
+            let packed = Packed::completions(&rollouts, 2 * range.start..2 * range.end);
+            let ref_logps = packed.score(&reference, 1.0);
+            let model = Arc::clone(&self.model);
+            let mut tape = Tape::recording(model.device(), model.params());
+            let (log_probs, _) =
+                packed.run(&model, &mut tape, 1.0, settings.activation_checkpointing);
+            let batch = MicroBatch { packed: &packed, rollouts: &rollouts, pairs, range };
+            let dlogps =
+                batch.add(log_probs.value().as_slice(), &ref_logps, objective, &mut totals);
+            let seed = Tensor::from_slice(model.device(), &[dlogps.len()], &dlogps);
+            tape.backward(vec![(log_probs, seed)], &mut self.grads);
+        }
+        let (grad_norm, applied) = self.apply(totals.loss, settings);
+        Ok(DpoOutcome { totals, grad_norm, applied })
+    }
+}
+
+/// What a policy makes of pairs beside a reference, in micro-batches.
+pub fn compare_dpo(
+    model: &Model,
+    reference: &Model,
+    pairs: &[DpoPair<'_>],
+    objective: &Objective,
+    micro_batch_tokens: usize,
+) -> Result<Totals, Error> {
+    check(pairs)?;
+    let rollouts = rollouts(pairs);
+    let mut totals = Totals::default();
+    for range in micro_batches(&rollouts, micro_batch_tokens) {
+        let packed = Packed::completions(&rollouts, 2 * range.start..2 * range.end);
+        let [logps, ref_logps] = [model, reference].map(|model| packed.score(model, 1.0));
+        let batch = MicroBatch { packed: &packed, rollouts: &rollouts, pairs, range };
+        batch.add(&logps, &ref_logps, objective, &mut totals);
+    }
+    Ok(totals)
+}
+
+/// Some pairs of a minibatch, as they run through the model.
+struct MicroBatch<'a> {
+    packed: &'a Packed,
+    rollouts: &'a [Rollout<'a>],
+    pairs: &'a [DpoPair<'a>],
+    range: Range<usize>,
+}
+
+impl MicroBatch<'_> {
+    /// Adds the pairs to `totals`; returns the gradients of all log-probs.
+    fn add(
+        &self,
+        logps: &[f32],
+        ref_logps: &[f32],
+        objective: &Objective,
+        totals: &mut Totals,
+    ) -> Vec<f32> {
+        let mut dlogps = vec![0.0; logps.len()];
+        let outputs = self.packed.outputs.chunks_exact(2);
+        for (idx, outputs) in self.range.clone().zip(outputs) {
+            let masks = [2 * idx, 2 * idx + 1].map(|at| self.rollouts[at].mask.unwrap_or(&[]));
+            let of = |i: usize| {
+                let tokens = outputs[i].clone();
+                Completion::of(&logps[tokens.clone()], &ref_logps[tokens], masks[i])
+            };
+            let pair = dpo::Pair { chosen: of(0), rejected: of(1), margin: self.pairs[idx].margin };
+            let out = dpo::loss(&pair, objective, self.pairs.len());
+            totals.add(&pair, &out);
+            for (i, gradient) in [out.dchosen, out.drejected].into_iter().enumerate() {
+                let trained =
+                    outputs[i].clone().zip(masks[i]).filter(|(_, is_trained)| **is_trained);
+                trained.for_each(|(at, _)| dlogps[at] = gradient);
+            }
+        }
+        dlogps
+    }
+}
+
+/// Micro-batches of whole pairs, since a pair's loss takes both of its completions.
+fn micro_batches(rollouts: &[Rollout<'_>], micro_batch_tokens: usize) -> Vec<Range<usize>> {
+    let tokens = |two: &[Rollout<'_>]| {
+        let prompts = match two[0].prompt_ids == two[1].prompt_ids {
+            true => two[0].prompt_ids.len(),
+            false => two[0].prompt_ids.len() + two[1].prompt_ids.len(),
+        };
+        prompts + two[0].completion_ids.len() + two[1].completion_ids.len()
+    };
+    pack(&rollouts.chunks_exact(2).map(tokens).collect::<Vec<_>>(), micro_batch_tokens)
+}
+
+/// The completions of the pairs, chosen and rejected by turns. What comes before the first token that counts is
+/// their prompt.
+fn rollouts<'a>(pairs: &[DpoPair<'a>]) -> Vec<Rollout<'a>> {
+    let of = |Example { ids, loss_mask }: Example<'a>| {
+        let first = first_trained(loss_mask).unwrap_or(ids.len());
+        let (prompt_ids, completion_ids) = ids.split_at(first);
+        Rollout {
+            prompt_ids,
+            completion_ids,
+            behaviour_logps: &[],
+            old: OldLogps::Current,
+            advantage: 0.0,
+            mask: Some(&loss_mask[first..]),
+        }
+    };
+    pairs.iter().flat_map(|pair| [of(pair.chosen), of(pair.rejected)]).collect()
+}
+
+/// The first token never counts, since nothing precedes it.
+fn first_trained(loss_mask: &[bool]) -> Option<usize> {
+    (1..loss_mask.len()).find(|&idx| loss_mask[idx])
+}
+
+fn check(pairs: &[DpoPair<'_>]) -> Result<(), Error> {
+    for example in pairs.iter().flat_map(|pair| [&pair.chosen, &pair.rejected]) {
+        check_example(example)?;
+        if first_trained(example.loss_mask).is_none() {
+            return Err(Error::Input {
+                what: "trained tokens of a completion of a pair".to_owned(),
+                expected: "at least one".to_owned(),
+                found: "0".to_owned(),
+            });
+        }
+    }
+    Ok(())
+}
