@@ -32,5 +32,5 @@ pub mod tensor;
 pub use device::Device;
 pub use error::Error;
 pub use params::{Grads, ParamId, Params, WeightForm};
-pub use tape::{Rows, Tape, Var};
+pub use tape::{Adapter, Rows, Tape, Var};
 pub use tensor::{Dtype, Tensor};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use crate::ops::matmul::Packed;
 use crate::{Device, Dtype, Error, Tensor};
@@ -22,6 +22,10 @@ pub struct ParamId(pub(crate) usize);
 /// copy before it lends the value, and no copy can be made, or still be in use, while the value is lent.
 /// So [`Params::checksum`], which reads the values, speaks for what the kernels multiply with.
 ///
+/// A clone shares values and packed copies; a weight that others have too is copied when it is changed.
+///
+/// A weight is trained or frozen. A frozen one has no gradient and no optimizer state, and no step changes it.
+///
 /// ```compile_fail,E0502
 /// fn keeps_a_stale_copy(params: &mut aha_compute::Params, id: aha_compute::ParamId) -> usize {
 ///     let packed = params.packed(id);
@@ -29,11 +33,17 @@ pub struct ParamId(pub(crate) usize);
 ///     packed.in_len()
 /// }
 /// ```
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Params {
-    params: Vec<Param>,
+    params: Vec<Entry>,
     /// The embedding table that is also the head, if there is one.
     tied: Option<ParamId>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    param: Arc<Param>,
+    is_trained: bool,
 }
 
 #[derive(Debug)]
@@ -78,10 +88,31 @@ impl FromStr for WeightForm {
 }
 
 impl Params {
-    /// Appends a weight.
+    /// Appends a weight, which is trained.
     pub fn push(&mut self, name: impl Into<String>, value: Tensor) -> ParamId {
-        self.params.push(Param::new(name.into(), value));
+        let param = Arc::new(Param::new(name.into(), value));
+        self.params.push(Entry { param, is_trained: true });
         ParamId(self.params.len() - 1)
+    }
+
+    /// Drops all weights but the first `count`.
+    pub fn truncate(&mut self, count: usize) {
+        self.params.truncate(count);
+    }
+
+    /// Says whether a weight is trained.
+    pub fn set_trained(&mut self, id: ParamId, is_trained: bool) {
+        self.params[id.0].is_trained = is_trained;
+    }
+
+    /// Whether a weight is trained, and not frozen.
+    pub fn is_trained(&self, id: ParamId) -> bool {
+        self.params[id.0].is_trained
+    }
+
+    /// Weights that are trained, in order.
+    pub fn trained(&self) -> impl Iterator<Item = ParamId> + '_ {
+        self.ids().filter(|id| self.is_trained(*id))
     }
 
     /// Says that `id` is both the embedding table and the head, so that its two gradients are summed
@@ -92,7 +123,7 @@ impl Params {
 
     /// What kernels multiply with and activations are stored as: the choice of the device that holds the weights.
     pub fn dtype(&self) -> Dtype {
-        self.params.first().map_or(Dtype::F32, |param| param.value.device().dtype())
+        self.params.first().map_or(Dtype::F32, |entry| entry.param.value.device().dtype())
     }
 
     /// Weights in order.
@@ -102,29 +133,30 @@ impl Params {
 
     /// The weight's name.
     pub fn name(&self, id: ParamId) -> &str {
-        &self.params[id.0].name
+        &self.params[id.0].param.name
     }
 
     /// The weight called `name`.
     pub fn find(&self, name: &str) -> Option<ParamId> {
-        self.params.iter().position(|p| p.name == name).map(ParamId)
+        self.params.iter().position(|entry| entry.param.name == name).map(ParamId)
     }
 
     /// The weight's value.
     pub fn value(&self, id: ParamId) -> &Tensor {
-        &self.params[id.0].value
+        &self.params[id.0].param.value
     }
 
-    /// The weight's value, to change; its packed copies are dropped.
+    /// The weight's value, to change; its packed copies are dropped. Where a clone has it too, this one gets a value
+    /// of its own.
     pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
-        let param = &mut self.params[id.0];
+        let param = Arc::make_mut(&mut self.params[id.0].param);
         (param.packed, param.int8) = (OnceLock::new(), OnceLock::new());
         &mut param.value
     }
 
     /// The weight `(out, in)` packed for products with rows of activations.
     pub fn packed(&self, id: ParamId) -> &Packed {
-        let param = &self.params[id.0];
+        let param = &self.params[id.0].param;
         param.packed.get_or_init(|| Packed::of_weight(&param.value, param.value.device().dtype()))
     }
 
@@ -134,7 +166,7 @@ impl Params {
         match form {
             WeightForm::Same => self.packed(id),
             WeightForm::Int8 => {
-                let param = &self.params[id.0];
+                let param = &self.params[id.0].param;
                 param.int8.get_or_init(|| Packed::as_int8(&param.value))
             }
         }
@@ -145,9 +177,9 @@ impl Params {
     pub fn checksum(&self) -> u64 {
         let start = 0xcbf2_9ce4_8422_2325_u64;
         // One multiplication per weight and lane: eight chains, so that they overlap.
-        self.params.iter().fold(start, |sum, param| {
+        self.params.iter().fold(start, |sum, entry| {
             let mut lanes = [sum; 8];
-            for chunk in param.value.as_slice().chunks(lanes.len()) {
+            for chunk in entry.param.value.as_slice().chunks(lanes.len()) {
                 for (lane, x) in lanes.iter_mut().zip(chunk) {
                     *lane = (*lane ^ u64::from(x.to_bits()))
                         .wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -162,12 +194,18 @@ impl Params {
 
     /// Whether no weight is infinite or NaN.
     pub fn is_finite(&self) -> bool {
-        self.params.iter().all(|param| param.value.as_slice().iter().all(|x| x.is_finite()))
+        let is_finite = |entry: &Entry| entry.param.value.as_slice().iter().all(|x| x.is_finite());
+        self.params.iter().all(is_finite)
     }
 
     /// Elements of all weights.
     pub fn element_count(&self) -> usize {
-        self.params.iter().map(|p| p.value.len()).sum()
+        self.params.iter().map(|entry| entry.param.value.len()).sum()
+    }
+
+    /// Elements of the weights that are trained.
+    pub fn trained_element_count(&self) -> usize {
+        self.trained().map(|id| self.value(id).len()).sum()
     }
 }
 
@@ -177,21 +215,21 @@ impl Param {
     }
 }
 
-impl Clone for Params {
-    /// Copies the values; the copy packs its weights anew.
-    fn clone(&self) -> Params {
-        let copy = |p: &Param| Param::new(p.name.clone(), p.value.clone());
-        Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
+impl Clone for Param {
+    /// Copies the value, which is about to change; nothing is packed yet.
+    fn clone(&self) -> Param {
+        Param::new(self.name.clone(), self.value.clone())
     }
 }
 
-/// One gradient per weight, in the order of [`Params`]. Backward passes add to it.
+/// One gradient per weight that is trained, in the order of [`Params`]. Backward passes add to it.
 ///
 /// Each is one chain of sums over tokens in order, so micro-batches in order give the bits of one batch. A
 /// tied embedding table would interleave two chains; the lookups therefore have a buffer of their own.
 #[derive(Debug)]
 pub struct Grads {
-    tensors: Vec<Tensor>,
+    /// None for a frozen weight.
+    tensors: Vec<Option<Tensor>>,
     lookups: Option<(ParamId, Tensor)>,
     pub(crate) open: OpenSegment,
 }
@@ -214,31 +252,47 @@ impl OpenSegment {
 }
 
 impl Grads {
-    /// Zero gradients for `params`.
+    /// Zero gradients for the weights of `params` that are trained.
     pub fn zeros(device: &Device, params: &Params) -> Grads {
-        let zeros = |p: &Param| Tensor::zeros(device, p.value.shape());
+        let zeros = |id: ParamId| {
+            params.is_trained(id).then(|| Tensor::zeros(device, params.value(id).shape()))
+        };
         Grads {
-            tensors: params.params.iter().map(zeros).collect(),
-            lookups: params.tied.map(|id| (id, zeros(&params.params[id.0]))),
+            tensors: params.ids().map(zeros).collect(),
+            lookups: params.tied.and_then(|id| Some((id, zeros(id)?))),
             open: OpenSegment::default(),
         }
     }
 
-    /// The gradient of a weight; complete after [`Grads::finish`].
+    /// The gradient of a trained weight; complete after [`Grads::finish`].
+    #[track_caller]
     pub fn get(&self, id: ParamId) -> &Tensor {
-        &self.tensors[id.0]
+        self.tensors[id.0].as_ref().expect(FROZEN)
     }
 
-    /// The gradient of a weight, to add to.
+    /// The gradient of a trained weight, to add to.
+    #[track_caller]
     pub fn get_mut(&mut self, id: ParamId) -> &mut Tensor {
-        &mut self.tensors[id.0]
+        self.tensors[id.0].as_mut().expect(FROZEN)
     }
 
-    /// The gradient of an embedding table's lookups, to add to.
-    pub(crate) fn lookups_mut(&mut self, id: ParamId) -> &mut Tensor {
+    /// The gradients of two trained weights, to add to.
+    #[track_caller]
+    pub(crate) fn two_mut(&mut self, ids: [ParamId; 2]) -> [&mut Tensor; 2] {
+        let two = self.tensors.get_disjoint_mut(ids.map(|id| id.0)).expect("two of the weights");
+        two.map(|tensor| tensor.as_mut().expect(FROZEN))
+    }
+
+    /// As [`Grads::get_mut`]; none for a frozen weight.
+    pub(crate) fn find_mut(&mut self, id: ParamId) -> Option<&mut Tensor> {
+        self.tensors[id.0].as_mut()
+    }
+
+    /// The gradient of an embedding table's lookups, to add to; none for a frozen one.
+    pub(crate) fn lookups_mut(&mut self, id: ParamId) -> Option<&mut Tensor> {
         match &mut self.lookups {
-            Some((tied, lookups)) if *tied == id => lookups,
-            _ => &mut self.tensors[id.0],
+            Some((tied, lookups)) if *tied == id => Some(lookups),
+            _ => self.tensors[id.0].as_mut(),
         }
     }
 
@@ -246,25 +300,27 @@ impl Grads {
     pub fn finish(&mut self) {
         assert!(self.open.is_empty(), "a segment was left open, and no batch went on with it");
         if let Some((id, lookups)) = &mut self.lookups {
-            self.tensors[id.0].add_assign(lookups);
+            self.tensors[id.0].as_mut().expect(FROZEN).add_assign(lookups);
             lookups.fill(0.0);
         }
     }
 
-    /// Gradients in the order of the weights.
+    /// Gradients in the order of the weights that are trained.
     pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
-        self.tensors.iter()
+        self.tensors.iter().flatten()
     }
 
     /// Sets every gradient to zero.
     pub fn clear(&mut self) {
         self.open = OpenSegment::default();
-        self.tensors.iter_mut().for_each(|t| t.fill(0.0));
+        self.tensors.iter_mut().flatten().for_each(|t| t.fill(0.0));
         if let Some((_, lookups)) = &mut self.lookups {
             lookups.fill(0.0);
         }
     }
 }
+
+const FROZEN: &str = "a frozen weight has no gradient";
 
 #[cfg(test)]
 mod tests {
@@ -339,6 +395,43 @@ mod tests {
         params.value_mut(id).fill(0.0);
         assert_eq!(product(&params), [0.0; 10]);
         assert_eq!(product(&copy), before);
+    }
+
+    #[test]
+    fn a_clone_shares_what_nobody_changes() {
+        let device = Device::cpu(1);
+        let mut params = params(&device);
+        let copy = params.clone();
+        let at = |params: &Params, i: usize| params.value(ParamId(i)).as_slice().as_ptr();
+        let packed = |params: &Params| std::ptr::from_ref(params.packed(ParamId(0)));
+        assert_eq!((at(&params, 0), packed(&params)), (at(&copy, 0), packed(&copy)));
+        params.value_mut(ParamId(0)).fill(1.0);
+        assert_ne!(at(&params, 0), at(&copy, 0));
+        assert_eq!(at(&params, 1), at(&copy, 1));
+        let alone = at(&params, 0);
+        params.value_mut(ParamId(0)).fill(2.0);
+        assert_eq!(at(&params, 0), alone, "nobody else has it any more");
+    }
+
+    /// Goal: a frozen weight costs nothing and stays. Method: one of two weights is frozen; gradients, moments and
+    /// steps are those of the other alone.
+    #[test]
+    fn a_frozen_weight_has_no_gradient_and_no_step_changes_it() {
+        let device = Device::cpu(1);
+        let mut params = params(&device);
+        let [frozen, trained] = [ParamId(0), ParamId(1)];
+        params.set_trained(frozen, false);
+        assert_eq!(params.trained().collect::<Vec<_>>(), [trained]);
+        assert_eq!((params.trained_element_count(), params.element_count()), (3, 38));
+        let before = params.clone();
+        let mut grads = Grads::zeros(&device, &params);
+        assert_eq!(grads.iter().count(), 1);
+        assert!(grads.find_mut(frozen).is_none());
+        grads.get_mut(trained).fill(1.0);
+        let hyper = Hyper { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.5 };
+        AdamW::new(&params).step(&mut params, &grads, &hyper, 1.0);
+        assert_eq!(params.value(frozen).as_slice(), before.value(frozen).as_slice());
+        assert_ne!(params.value(trained).as_slice(), before.value(trained).as_slice());
     }
 
     /// Goal: what the kernels multiply with is what the checksum reads. Method: each way in which this crate

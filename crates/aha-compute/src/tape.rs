@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use crate::ops::attention::{self, KvCache, Layout, PagedSeqs};
 use crate::ops::matmul::Packed;
-use crate::ops::{embedding, lm_head, matmul, rms_norm, rope, swiglu};
+use crate::ops::{embedding, lm_head, lora, matmul, rms_norm, rope, swiglu};
 use crate::profile::{self, bytes, moving, multiplying};
 use crate::tensor::Values;
 use crate::{Device, Dtype, Grads, ParamId, Params, Tensor, WeightForm};
@@ -28,6 +28,17 @@ impl Var {
     pub fn value(&self) -> &Tensor {
         &self.value
     }
+}
+
+/// What is added to the products with a weight: see [`lora`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Adapter {
+    /// The first matrix `(R, K)`.
+    pub a: ParamId,
+    /// The second matrix `(N, R)`.
+    pub b: ParamId,
+    /// What their product is multiplied by.
+    pub scale: f32,
 }
 
 /// Which rows belong together in attention, and where their keys and values are.
@@ -57,6 +68,12 @@ enum Op<'p> {
         x: Var,
         w: ParamId,
         bias: Option<ParamId>,
+    },
+    Adapted {
+        x: Var,
+        w: ParamId,
+        adapter: Adapter,
+        u: Tensor,
     },
     RmsNorm {
         x: Var,
@@ -196,6 +213,30 @@ impl<'p> Tape<'p> {
         matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.value(b)));
         drop(span);
         self.record(y, || Op::Linear { x: x.clone(), w, bias })
+    }
+
+    /// As [`Tape::linear_as`] with a frozen weight and bias, and an adapter, which is trained. The adapter is never
+    /// multiplied with as int8.
+    pub fn adapted_as(
+        &mut self,
+        x: &Var,
+        (w, bias): (ParamId, Option<ParamId>),
+        adapter: Adapter,
+        dtype: Dtype,
+    ) -> Var {
+        let packed = self.packed(w);
+        let two = [adapter.a, adapter.b].map(|id| self.packed_as(id, WeightForm::Same));
+        let mut y = self.uninit(&[x.value.rows(), packed.out_len()]);
+        let span = profile::span("lora.forward", || {
+            let weights = [packed, two[0], two[1]].map(Packed::bytes).iter().sum::<usize>();
+            let flop = adapted_product(&x.value, self.params, w, adapter);
+            profile::Work { flop, bytes: bytes(&x.value) + bytes(&y) + weights as f64 }
+        });
+        let bias = bias.map(|b| self.params.value(b));
+        let u = lora::forward(&mut y, &x.value, packed, bias, two, adapter.scale);
+        let y = y.into_dtype(dtype);
+        drop(span);
+        self.record(y, || Op::Adapted { x: x.clone(), w, adapter, u })
     }
 
     /// RMSNorm over groups of as many columns as `w` has: the whole row, or each head.
@@ -465,8 +506,12 @@ impl<'p> Tape<'p> {
 
     /// The weight, packed now if it isn't yet: after each change of it, the first use waits for that.
     fn packed(&self, id: ParamId) -> &'p Packed {
+        self.packed_as(id, self.weights)
+    }
+
+    fn packed_as(&self, id: ParamId, form: WeightForm) -> &'p Packed {
         let _span = moving("matmul.pack", &[]);
-        self.params.packed_as(id, self.weights)
+        self.params.packed_as(id, form)
     }
 
     fn uninit(&self, shape: &[usize]) -> Tensor {
@@ -539,22 +584,27 @@ fn play<'p>(
     match op {
         Op::Embedding { table, ids } => {
             let dy = slots.take(outputs[0], &[ids.len(), params.value(table).cols()]);
-            let _span = moving("embedding.backward", &[&dy, &dy, &dy]);
-            embedding::backward(grads.lookups_mut(table), &dy, &ids);
+            if let Some(lookups) = grads.lookups_mut(table) {
+                let _span = moving("embedding.backward", &[&dy, &dy, &dy]);
+                embedding::backward(lookups, &dy, &ids);
+            }
         }
         Op::Linear { x, w, bias } => play_linear(&x, w, bias, outputs[0], slots, params, grads),
+        Op::Adapted { x, w, adapter, u } => {
+            play_adapted(&x, w, adapter, &u, outputs[0], slots, params, grads);
+        }
         Op::RmsNorm { x, w, r } => {
             let dy = slots.take(outputs[0], x.value.shape());
             let mut dx = slots.grads[x.slot].take().unwrap_or_else(|| slots.zeros_like(&x.value));
             let _span = moving("rms_norm.backward", &[&dx, &dx, &dy, &x.value, &r]);
-            rms_norm::backward(&mut dx, grads.get_mut(w), &dy, &x.value, params.value(w), &r);
+            rms_norm::backward(&mut dx, grads.find_mut(w), &dy, &x.value, params.value(w), &r);
             slots.grads[x.slot] = Some(dx);
         }
         Op::AddRmsNorm { x, residual, sum, w, r } => {
             let dy = slots.take(outputs[1], sum.shape());
             let mut dsum = slots.take(outputs[0], sum.shape());
             let span = moving("rms_norm.backward", &[&dsum, &dsum, &dy, &sum, &r]);
-            rms_norm::backward(&mut dsum, grads.get_mut(w), &dy, &sum, params.value(w), &r);
+            rms_norm::backward(&mut dsum, grads.find_mut(w), &dy, &sum, params.value(w), &r);
             drop(span);
             slots.add(x, dsum.clone());
             slots.add(residual, dsum);
@@ -646,15 +696,17 @@ fn play_log_probs(
     let ddivergences = outputs.get(2).and_then(|&slot| slots.grads[slot].take());
     let mut dx = slots.uninit_like(&x.value);
     let head_value = params.value(head);
+    let dhead = grads.find_mut(head);
     // Logits once more, then the gradients of rows and weights.
+    let products = if dhead.is_some() { 3.0 } else { 2.0 };
     let span = multiplying(
         "lm_head.backward",
-        || 3.0 * product(&x.value, head_value),
+        || products * product(&x.value, head_value),
         &[&x.value, &dx, head_value, head_value, head_value],
     );
     lm_head::backward(
         &mut dx,
-        grads.get_mut(head),
+        dhead,
         lm_head::Grads {
             dlogp: dlog_probs.as_slice(),
             dentropy: dentropies.as_ref().map(Tensor::as_slice),
@@ -681,22 +733,59 @@ fn play_linear(
 ) {
     let weight = params.value(w);
     let dy = slots.take(output, &[x.value.rows(), weight.rows()]);
-    if let Some(bias) = bias {
+    if let Some(dbias) = bias.and_then(|bias| grads.find_mut(bias)) {
         let _span = moving("matmul.backward_bias", &[&dy]);
-        matmul::backward_bias(grads.get_mut(bias), &dy);
+        matmul::backward_bias(dbias, &dy);
     }
     let dy = dy.into_dtype(params.dtype());
     let flop = || product(&x.value, weight);
-    let span =
-        multiplying("matmul.backward_weight", flop, &[&x.value, &dy, grads.get(w), grads.get(w)]);
-    matmul::backward_weight(grads.get_mut(w), &dy, &x.value);
-    drop(span);
+    if let Some(dw) = grads.find_mut(w) {
+        let _span = multiplying("matmul.backward_weight", flop, &[&x.value, &dy, dw, dw]);
+        matmul::backward_weight(dw, &dy, &x.value);
+    }
     let (mut dx, accumulate) = match slots.grads[x.slot].take() {
         Some(dx) => (dx, true),
         None => (slots.uninit_like(&x.value), false),
     };
     let span = multiplying("matmul.backward_input", flop, &[&dx, &dy, weight]);
     matmul::backward_input(&mut dx, &dy, weight, accumulate);
+    drop(span);
+    slots.grads[x.slot] = Some(dx);
+}
+
+fn play_adapted(
+    x: &Var,
+    w: ParamId,
+    adapter: Adapter,
+    u: &Tensor,
+    output: usize,
+    slots: &mut Slots,
+    params: &Params,
+    grads: &mut Grads,
+) {
+    let weight = params.value(w);
+    let dy = slots.take(output, &[x.value.rows(), weight.rows()]).into_dtype(params.dtype());
+    let (mut dx, accumulate) = match slots.grads[x.slot].take() {
+        Some(dx) => (dx, true),
+        None => (slots.uninit_like(&x.value), false),
+    };
+    let flop = || {
+        let all = adapted_product(&x.value, params, w, adapter);
+        2.0 * all - product(&x.value, weight)
+    };
+    let span = multiplying("lora.backward", flop, &[&dx, &dy, &x.value, u, weight]);
+    let two = [adapter.a, adapter.b];
+    lora::backward(
+        &mut dx,
+        grads.two_mut(two),
+        &dy,
+        &x.value,
+        u,
+        weight,
+        two.map(|id| params.value(id)),
+        adapter.scale,
+        accumulate,
+    );
     drop(span);
     slots.grads[x.slot] = Some(dx);
 }
@@ -741,6 +830,11 @@ fn play_select_rows(
 /// FLOPs of a product of rows with a weight.
 fn product(x: &Tensor, weight: &Tensor) -> f64 {
     2.0 * x.rows() as f64 * weight.len() as f64
+}
+
+/// FLOPs of a product of rows with a weight and its adapter.
+fn adapted_product(x: &Tensor, params: &Params, w: ParamId, adapter: Adapter) -> f64 {
+    [w, adapter.a, adapter.b].iter().map(|id| product(x, params.value(*id))).sum()
 }
 
 /// FLOPs of the scores of packed sequences: each row with its own key and those before it.

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! checkpoints/STAGE/step-000120/
-//!   model/                  the policy, Hugging Face layout
-//!   reference/              the KL term's reference, where it isn't the model that the stage began with
+//!   model/                  the policy, Hugging Face layout; with `lora` adapter/, its adapter in peft's layout
+//!   reference/              the KL term's reference, where it isn't the model that the stage began with; likewise
 //!   optimizer.safetensors   AdamW's moments: m.NAME and v.NAME
 //!   critic/                 the critic, where there is one, Hugging Face layout
 //!   critic_optimizer.safetensors
@@ -63,6 +63,45 @@ pub struct Position {
     pub files: BTreeMap<String, String>,
 }
 
+/// What the weights of a checkpoint make a model with.
+#[derive(Clone, Copy)]
+pub enum Begun<'a> {
+    /// Nothing else: a checkpoint has all of them, with this head.
+    Anew(Head),
+    /// The weights of this model, whose adapters are others by then.
+    From(&'a Model),
+}
+
+impl<'a> Begun<'a> {
+    /// How checkpoints of a stage are read that begins with this model.
+    pub fn of(model: &'a Model) -> Begun<'a> {
+        match model.lora() {
+            Some(_) => Begun::From(model),
+            None => Begun::Anew(if model.is_reward() { Head::Score } else { Head::Language }),
+        }
+    }
+
+    fn load(self, path: &Path, device: &Device) -> Result<Arc<Model>> {
+        let model = match self {
+            Begun::Anew(head) => Model::load_with_head(path, device, head)?,
+            Begun::From(model) => {
+                let mut model = model.clone();
+                model.restore_adapter(path)?;
+                model
+            }
+        };
+        Ok(Arc::new(model))
+    }
+
+    /// Where a checkpoint has the policy.
+    fn policy(self, path: &Path) -> PathBuf {
+        path.join(match self {
+            Begun::Anew(_) => "model",
+            Begun::From(_) => "adapter",
+        })
+    }
+}
+
 /// What a checkpoint holds.
 pub struct Saved {
     /// The policy.
@@ -105,9 +144,13 @@ pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<Parts> {
         fs_err::remove_dir_all(&temporary).map_err(Error::io("remove", &temporary))?;
     }
     fs_err::create_dir_all(&temporary).map_err(Error::io("create", &temporary))?;
-    models::save(&temporary.join("model"), content.model, content.tokenizer, SaveDtype::F32)?;
+    let save = |path: &Path, model: &Model| match model.lora() {
+        Some(_) => models::save_adapter(path, model),
+        None => models::save(path, model, content.tokenizer, SaveDtype::F32),
+    };
+    save(&Begun::of(content.model).policy(&temporary), content.model)?;
     if let Some(reference) = content.reference {
-        models::save(&temporary.join("reference"), reference, content.tokenizer, SaveDtype::F32)?;
+        save(&temporary.join("reference"), reference)?;
     }
     optimizer::write(
         &temporary.join("optimizer.safetensors"),
@@ -128,11 +171,16 @@ pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<Parts> {
     Ok(position.parts)
 }
 
-/// The stage's newest checkpoint that is whole, if it has one: of a model with that head. One that is damaged
-/// is passed over with a warning, and the one before is taken. Fails where rows that it stands on are lost.
-pub fn newest(dir: &RunDir, stage: &str, device: &Device, head: Head) -> Result<Option<Saved>> {
+/// The stage's newest checkpoint that is whole, if it has one. One that is damaged is passed over with a warning,
+/// and the one before is taken. Fails where rows that it stands on are lost.
+pub fn newest(
+    dir: &RunDir,
+    stage: &str,
+    device: &Device,
+    begun: Begun<'_>,
+) -> Result<Option<Saved>> {
     for (_, path) in list(&dir.checkpoints(stage))?.into_iter().rev() {
-        match load(&path, device, head) {
+        match load(&path, device, begun) {
             Ok(saved) => {
                 let hint = format!(
                     "put it back from a copy; or remove `{}`, and the stage begins again and makes the \
@@ -148,7 +196,7 @@ pub fn newest(dir: &RunDir, stage: &str, device: &Device, head: Head) -> Result<
     Ok(None)
 }
 
-fn load(path: &Path, device: &Device, head: Head) -> Result<Saved> {
+fn load(path: &Path, device: &Device, begun: Begun<'_>) -> Result<Saved> {
     let file = path.join("position.json");
     let bytes = fs_err::read(&file).map_err(Error::io("read", &file))?;
     let position: Position = serde_json::from_slice(&bytes).map_err(|error| {
@@ -163,9 +211,9 @@ fn load(path: &Path, device: &Device, head: Head) -> Result<Saved> {
             path.join(file).display()
         )));
     }
-    let model = Model::load_with_head(&path.join("model"), device, head)?;
+    let model = begun.load(&begun.policy(path), device)?;
     let reference = path.join("reference");
-    let reference = reference.exists().then(|| Model::load(&reference, device)).transpose()?;
+    let reference = reference.exists().then(|| begun.load(&reference, device)).transpose()?;
     let optimizer = optimizer::read(
         &path.join("optimizer.safetensors"),
         model.params(),

@@ -158,6 +158,13 @@ fn files_of(pipeline: &Pipeline, places: &Places) -> Result<Vec<(String, Vec<Pat
     for (name, source) in &pipeline.models {
         match source {
             ModelSource::Path(path) => found.push((format!("models.{name}"), located(path)?)),
+            ModelSource::Adapted(model) => {
+                found.push((format!("models.{name}.base"), located(&model.base)?));
+                let adapter = places
+                    .adapter(&model.adapter)
+                    .map_err(|found| Error::input_with(found.message, found.hint))?;
+                found.push((format!("models.{name}.adapter"), model_files(adapter)?));
+            }
             ModelSource::Random(model) => match &model.tokenizer {
                 TokenizerSource::Of(path) if pipeline.model(path).is_none() => {
                     found.push((format!("models.{name}.tokenizer"), located(path)?));

@@ -6,14 +6,16 @@ use std::sync::Arc;
 use aha_compute::Device;
 use aha_compute::random::Philox;
 use aha_data::Session;
+use aha_learn::learner::Learner;
 use aha_model::config::{Architecture, Config, Head, Rope};
 use aha_model::save::{self, SaveDtype, SaveOptions};
 use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
-use aha_model::{Model, Tokenizer};
+use aha_model::{Model, Tokenizer, adapter};
 
 use crate::error::{Error, Result};
 use crate::pipeline::{
-    self, ModelSource, Pipeline, Places, RandomModel, TokenizerSource, TokenizerTraining,
+    self, AdaptedModel, Lora, ModelSource, Pipeline, Places, RandomModel, TokenizerSource,
+    TokenizerTraining,
 };
 use crate::prompts;
 use crate::reward_model::RewardModel;
@@ -58,6 +60,7 @@ impl Models<'_> {
     pub async fn load_any(&self, name: &str) -> Result<Loaded> {
         match self.pipeline.model(name) {
             Some(ModelSource::Path(path)) => load_any(&self.locate(path)?, self.device),
+            Some(ModelSource::Adapted(model)) => self.adapted(model),
             Some(ModelSource::Random(random)) => self.make(name, random).await,
             None => load_any(&self.dir.model(name), self.device),
         }
@@ -74,6 +77,16 @@ impl Models<'_> {
 
     fn locate(&self, path: &str) -> Result<PathBuf> {
         self.places.locate(path).map_err(|found| Error::input_with(found.message, found.hint))
+    }
+
+    fn adapted(&self, source: &AdaptedModel) -> Result<Loaded> {
+        let Loaded { model, tokenizer } = load_any(&self.locate(&source.base)?, self.device)?;
+        let adapter = self
+            .places
+            .adapter(&source.adapter)
+            .map_err(|found| Error::input_with(found.message, found.hint))?;
+        let model = Arc::unwrap_or_clone(model).with_adapter(&adapter)?;
+        Ok(Loaded { model: Arc::new(model), tokenizer })
     }
 
     async fn make(&self, name: &str, random: &RandomModel) -> Result<Loaded> {
@@ -93,7 +106,9 @@ impl Models<'_> {
                     TokenizerSource::Train(training) => self.train_tokenizer(training).await,
                     TokenizerSource::Of(path) => Ok(Tokenizer::load(&self.locate(path)?)?),
                 },
-                Some(ModelSource::Path(path)) => Ok(Tokenizer::load(&self.locate(path)?)?),
+                Some(
+                    ModelSource::Path(path) | ModelSource::Adapted(AdaptedModel { base: path, .. }),
+                ) => Ok(Tokenizer::load(&self.locate(path)?)?),
                 None => Ok(Tokenizer::load(&self.locate(name)?)?),
             },
         }
@@ -144,6 +159,33 @@ pub fn load_any(path: &Path, device: &Device) -> Result<Loaded> {
 /// Writes a model in Hugging Face layout, aside and then renamed.
 pub fn save(dir: &Path, model: &Model, tokenizer: &Tokenizer, dtype: SaveDtype) -> Result<()> {
     save_as(dir, model, tokenizer, SaveOptions { dtype, ..SaveOptions::default() })
+}
+
+/// The model that a stage trains: itself, or frozen and with new adapters, drawn from `random`.
+pub fn to_train(model: Arc<Model>, lora: Option<&Lora>, random: Philox) -> Result<Arc<Model>> {
+    match lora {
+        None => Ok(model),
+        Some(lora) => Ok(Arc::new(model.with_lora(&lora.into(), random.derive("lora"))?)),
+    }
+}
+
+/// Writes a stage's adapter, if it has trained one, and returns its model without.
+pub fn finish(dir: &RunDir, stage: &str, learner: Learner) -> Result<Arc<Model>> {
+    let model = learner.into_model();
+    if model.lora().is_none() {
+        return Ok(model);
+    }
+    save_adapter(&dir.adapter(stage), &model)?;
+    Ok(Arc::new(Arc::unwrap_or_clone(model).merged()?))
+}
+
+/// Writes what is trained of a model with adapters in peft's layout, aside and then renamed.
+pub fn save_adapter(dir: &Path, model: &Model) -> Result<()> {
+    if let Some(parent) = dir.parent() {
+        fs_err::create_dir_all(parent).map_err(Error::io("create", parent))?;
+    }
+    adapter::save(dir, model, SaveDtype::F32)?;
+    crate::rundir::sync_parent(dir)
 }
 
 /// As [`save()`], in the way that `options` say.

@@ -275,13 +275,23 @@ impl ModelProbe for ModelFiles {
     fn probe(&self, path: &Path) -> Result<ModelFacts, ProbeProblem> {
         facts_of(path).map_err(probe_problem)
     }
+
+    fn probe_adapter(&self, base: &Path, adapter: &Path) -> Result<(), ProbeProblem> {
+        config_of(base)
+            .and_then(|config| aha_model::adapter::check(adapter, &config))
+            .map_err(probe_problem)
+    }
+}
+
+fn config_of(path: &Path) -> aha_model::Result<Config> {
+    match weights::is_gguf(path) {
+        true => Gguf::open(path)?.config(),
+        false => Config::load(path),
+    }
 }
 
 fn facts_of(path: &Path) -> aha_model::Result<ModelFacts> {
-    let config = match weights::is_gguf(path) {
-        true => Gguf::open(path)?.config()?,
-        false => Config::load(path)?,
-    };
+    let config = config_of(path)?;
     let tokenizer = Tokenizer::load(path)?;
     let whole = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
     Ok(ModelFacts {

@@ -302,8 +302,8 @@ impl Runner {
                 eval.run().await
             }
             StageKind::Export(settings) => {
-                let base = self.models().load_any(&settings.model).await?;
-                Export { stage: &stage.name, settings, dir: &self.dir }.run(&base)
+                let export = Export { stage: &stage.name, settings, dir: &self.dir };
+                export.run(&self.models()).await
             }
         }
     }

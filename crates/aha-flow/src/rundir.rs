@@ -5,6 +5,7 @@
 //! tables/NAME/    Parquet parts      metrics/      one row per step and metric
 //! checkpoints/STAGE/step-000120/     models/NAME/  final model of a stage, Hugging Face layout
 //! log.jsonl       tracing events     lock          held while a process works on the run
+//! adapters/NAME/  final adapter of a stage with `lora`, peft's layout
 //! answers.jsonl   what judges, services and commands answered
 //! ```
 
@@ -96,8 +97,10 @@ impl RunDir {
             )
         })?;
         // What a killed process has left half-written; nobody else writes while the lock is held.
-        for dir in [self.models(), self.root.join("checkpoints")] {
-            sweep(&dir)?;
+        for dir in [self.models(), self.adapters(), self.root.join("checkpoints")] {
+            if dir.exists() {
+                sweep(&dir)?;
+            }
         }
         let spill = self.spill();
         if spill.exists() {
@@ -159,6 +162,16 @@ impl RunDir {
     /// A stage's final model.
     pub fn model(&self, name: &str) -> PathBuf {
         self.models().join(name)
+    }
+
+    /// All final adapters.
+    fn adapters(&self) -> PathBuf {
+        self.root.join("adapters")
+    }
+
+    /// A stage's final adapter.
+    pub fn adapter(&self, name: &str) -> PathBuf {
+        self.adapters().join(name)
     }
 
     /// A stage's checkpoints.

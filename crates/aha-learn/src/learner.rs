@@ -4,6 +4,9 @@
 //! weights after a step have the same bits with and without activation checkpointing, and whatever
 //! `micro_batch_tokens`.
 //!
+//! Only weights that are trained have gradients and moments, and are in the gradient's norm: of a model with low-rank
+//! adapters these are the adapters.
+//!
 //! A group's prompt runs through the model once, forwards and backwards, and its completions attend to it.
 //! A group that doesn't fit into a micro-batch is cut into parts with the prompt in each. Its gradients are
 //! those of a whole group, bit for bit: all parts add to the sums for the prompt's keys and values, and the
@@ -146,6 +149,11 @@ impl Learner {
     /// The weights. A holder of this handle keeps them: the next step then changes a copy.
     pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// The weights, alone: gradients, optimizer and reference are dropped.
+    pub fn into_model(self) -> Arc<Model> {
+        self.model
     }
 
     /// Optimizer steps made.

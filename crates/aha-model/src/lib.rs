@@ -2,12 +2,12 @@
 //!
 //! # Map
 //! - [`config`]: the shape of a model, as `config.json` or a GGUF states it; start here.
-//! - [`model`]: the forward pass, written once over the ops of `aha-compute`; reward models.
+//! - [`model`]: the forward pass, written once over the ops of `aha-compute`; reward models, low-rank adapters.
 //! - [`weights`]: tensors of a Hugging Face directory or of a GGUF file ([`gguf`]), as f32.
 //! - [`tokenizer`]: text to tokens and back.
 //! - [`chat_template`]: conversations to text, and which part of it the assistant wrote.
 //! - [`tokenizer_train`]: a byte-level BPE tokenizer for a model made from nothing.
-//! - [`save`]: a directory that `transformers` loads.
+//! - [`save`]: a directory that `transformers` loads. [`adapter`]: one of adapters alone, that `peft` loads.
 //! - [`mod@error`]: what can go wrong.
 //!
 //! # Invariants
@@ -32,12 +32,15 @@ pub mod tokenizer_train;
 
 pub mod save;
 
+pub mod adapter;
+
 pub mod error;
 
 pub use chat_template::{ChatTemplate, Message, Rendered};
 pub use config::{Architecture, Config, Head};
 pub use error::{Error, Result};
 pub use gguf::Gguf;
+pub use model::lora::{Lora, Target};
 pub use model::{Batch, Model};
 pub use save::{SaveDtype, SaveOptions};
 pub use tokenizer::Tokenizer;

@@ -2,8 +2,9 @@
 //!
 //! Llama, Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm over query and key heads) differ by switches of the
 //! [`Config`]; learner, sampler and scorer all call [`Model::hidden`]. What is different in a reward model,
-//! which has a scalar head in place of the LM head, is in `reward`.
+//! which has a scalar head in place of the LM head, is in `reward`; low-rank adapters are in [`lora`].
 
+pub mod lora;
 mod reward;
 
 use std::path::Path;
@@ -13,11 +14,12 @@ use aha_compute::ops::attention::{self, Layout};
 use aha_compute::ops::rope;
 use aha_compute::random::Philox;
 use aha_compute::tape::Rows;
-use aha_compute::{Device, ParamId, Params, Tape, Tensor, Var};
+use aha_compute::{Adapter, Device, Dtype, ParamId, Params, Tape, Tensor, Var};
 
 use crate::config::{Config, Head, LM_HEAD_WEIGHT, SCORE_WEIGHT};
 use crate::error::{Error, Result};
 use crate::weights;
+use lora::{Lora, Target};
 
 /// A decoder with its weights.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub struct Model {
     final_norm: ParamId,
     head: ParamId,
     rope: Arc<rope::Table>,
+    lora: Option<Lora>,
+    pub(crate) origin: Option<Arc<Path>>,
 }
 
 /// Places of one layer's weights.
@@ -43,15 +47,30 @@ struct Layer {
     q_norm: Option<ParamId>,
     k_norm: Option<ParamId>,
     mlp_norm: ParamId,
-    gate: ParamId,
-    up: ParamId,
-    down: ParamId,
+    gate: Projection,
+    up: Projection,
+    down: Projection,
+}
+
+impl Layer {
+    fn projection(&self, target: Target) -> &Projection {
+        match target {
+            Target::Q => &self.q,
+            Target::K => &self.k,
+            Target::V => &self.v,
+            Target::O => &self.o,
+            Target::Gate => &self.gate,
+            Target::Up => &self.up,
+            Target::Down => &self.down,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Projection {
     weight: ParamId,
     bias: Option<ParamId>,
+    adapter: Option<Adapter>,
 }
 
 /// Tokens to run through the model: row `i` is `ids[i]` at `positions[i]` of its sequence.
@@ -87,7 +106,8 @@ impl Model {
     pub fn load_any(path: &Path, device: &Device) -> Result<Model> {
         let mut source = weights::open(path)?;
         let config = source.config().clone();
-        Model::build(config, device, |name, values| source.tensor(name, values))
+        let model = Model::build(config, device, |name, values| source.tensor(name, values))?;
+        Ok(Model { origin: Some(path.into()), ..model })
     }
 
     /// A model made from nothing: matrices are normal with the config's `initializer_range`, scaled down
@@ -132,34 +152,47 @@ impl Model {
             fill(&name, tensor.as_mut_slice())?;
             params.push(name, tensor);
         }
-        Model::over(config, device, params)
+        Model::over(config, device, params, None)
     }
 
-    fn over(config: Config, device: &Device, mut params: Params) -> Result<Model> {
+    fn over(
+        config: Config,
+        device: &Device,
+        mut params: Params,
+        lora: Option<Lora>,
+    ) -> Result<Model> {
         let find = |name: &str| {
             params
                 .find(name)
                 .ok_or_else(|| Error::Bug(format!("the config names no weight `{name}`")))
         };
-        let projection = |prefix: &str, name: &str| -> Result<Projection> {
-            let weight = find(&format!("{prefix}self_attn.{name}.weight"))?;
-            Ok(Projection { weight, bias: find(&format!("{prefix}self_attn.{name}.bias")).ok() })
+        let projection = |layer_idx: usize, target: Target| -> Result<Projection> {
+            let path = target.path(layer_idx);
+            let (weight, bias) = (find(&format!("{path}.weight"))?, format!("{path}.bias"));
+            let adapter = match lora.as_ref().filter(|lora| lora.targets.contains(&target)) {
+                Some(lora) => {
+                    let [a, b] = lora::matrix_names(&path);
+                    Some(Adapter { a: find(&a)?, b: find(&b)?, scale: lora.scale() })
+                }
+                None => None,
+            };
+            Ok(Projection { weight, bias: find(&bias).ok(), adapter })
         };
         let layer = |i: usize| -> Result<Layer> {
             let prefix = format!("model.layers.{i}.");
             let at = |name: &str| find(&format!("{prefix}{name}.weight"));
             Ok(Layer {
                 attention_norm: at("input_layernorm")?,
-                q: projection(&prefix, "q_proj")?,
-                k: projection(&prefix, "k_proj")?,
-                v: projection(&prefix, "v_proj")?,
-                o: projection(&prefix, "o_proj")?,
+                q: projection(i, Target::Q)?,
+                k: projection(i, Target::K)?,
+                v: projection(i, Target::V)?,
+                o: projection(i, Target::O)?,
                 q_norm: at("self_attn.q_norm").ok(),
                 k_norm: at("self_attn.k_norm").ok(),
                 mlp_norm: at("post_attention_layernorm")?,
-                gate: at("mlp.gate_proj")?,
-                up: at("mlp.up_proj")?,
-                down: at("mlp.down_proj")?,
+                gate: projection(i, Target::Gate)?,
+                up: projection(i, Target::Up)?,
+                down: projection(i, Target::Down)?,
             })
         };
         let layers = (0..config.layer_count).map(layer).collect::<Result<_>>()?;
@@ -186,12 +219,20 @@ impl Model {
             final_norm,
             head,
             rope,
+            lora,
+            origin: None,
         })
     }
 
     /// The model's shape and constants.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Where the weights were read from that training begins with; none for one that was made from nothing or has an
+    /// adapter merged into it.
+    pub fn origin(&self) -> Option<&Path> {
+        self.origin.as_deref()
     }
 
     /// The device that holds the weights.
@@ -313,11 +354,10 @@ impl Model {
         rows: &mut Rows<'_>,
     ) -> Vec<Var> {
         let (residual, x) = self.norm(tape, stream, layer.attention_norm);
-        let project =
-            |tape: &mut Tape<'m>, x: &Var, p: Projection| tape.linear(x, p.weight, p.bias);
-        let (mut q, mut k) = (project(tape, &x, layer.q), project(tape, &x, layer.k));
-        let kv_dtype = self.device.kv_dtype();
-        let v = tape.linear_as(&x, layer.v.weight, layer.v.bias, kv_dtype);
+        let (dtype, kv_dtype) = (self.params.dtype(), self.device.kv_dtype());
+        let mut q = project(tape, &x, layer.q, dtype);
+        let mut k = project(tape, &x, layer.k, dtype);
+        let v = project(tape, &x, layer.v, kv_dtype);
         let eps = self.config.rms_norm_eps;
         if let (Some(q_norm), Some(k_norm)) = (layer.q_norm, layer.k_norm) {
             q = tape.rms_norm(&q, q_norm, eps);
@@ -327,12 +367,12 @@ impl Model {
         k = tape.rope_as(&k, positions, &self.rope, kv_dtype);
         let scale = (self.config.head_dim as f32).sqrt().recip();
         let mixed = tape.attention([&q, &k, &v], rows, idx, self.attention_dims(), scale);
-        let mixed = tape.linear_f32(&mixed, layer.o.weight, layer.o.bias);
+        let mixed = project(tape, &mixed, layer.o, Dtype::F32);
         let (residual, x) = tape.add_rms_norm(&mixed, &residual, layer.mlp_norm, eps);
-        let gate = tape.linear(&x, layer.gate, None);
-        let up = tape.linear(&x, layer.up, None);
+        let gate = project(tape, &x, layer.gate, dtype);
+        let up = project(tape, &x, layer.up, dtype);
         let x = tape.swiglu(&gate, &up);
-        vec![tape.linear_f32(&x, layer.down, None), residual]
+        vec![project(tape, &x, layer.down, Dtype::F32), residual]
     }
 
     /// The residual sum of a stream, and its norm.
@@ -343,6 +383,14 @@ impl Model {
             [sum] => (sum.clone(), tape.rms_norm(sum, weight, eps)),
             _ => unreachable!("a stream is a sum, or a sum and an addend"),
         }
+    }
+}
+
+/// The product with a weight, and with its adapter where it has one.
+fn project(tape: &mut Tape<'_>, x: &Var, p: Projection, dtype: Dtype) -> Var {
+    match p.adapter {
+        None => tape.linear_as(x, p.weight, p.bias, dtype),
+        Some(adapter) => tape.adapted_as(x, (p.weight, p.bias), adapter, dtype),
     }
 }
 

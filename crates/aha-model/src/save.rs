@@ -61,10 +61,11 @@ impl Default for SaveOptions {
     }
 }
 
-struct Tensor<'a> {
-    name: String,
-    shape: Vec<usize>,
-    values: &'a [f32],
+/// A tensor to write.
+pub(crate) struct Tensor<'a> {
+    pub(crate) name: String,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) values: &'a [f32],
 }
 
 /// Writes `config.json`, `generation_config.json`, the weights and the tokenizer's files into
@@ -80,9 +81,14 @@ pub fn save<'a>(
 ) -> Result<()> {
     config.validate()?;
     let tensors = in_order(config, tensors)?;
+    save_aside(dir, |aside| write_files(aside, config, tokenizer, &tensors, options))
+}
+
+/// Has a directory written beside `dir`, and puts it in its place.
+pub(crate) fn save_aside(dir: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let aside = create_aside(dir)?;
-    let written = write_files(&aside, config, tokenizer, &tensors, options)
-        .and_then(|()| replace_dir(&aside, dir));
+    let written =
+        write(&aside).and_then(|()| sync_dir(&aside)).and_then(|()| replace_dir(&aside, dir));
     if written.is_err() {
         // The first error is the one to report; a directory left behind does no harm.
         let _ = std::fs::remove_dir_all(&aside);
@@ -167,8 +173,7 @@ fn write_files(
         tokenizer.check_fits(config)?;
         tokenizer.save(dir)?;
     }
-    write_weights(dir, tensors, options)?;
-    sync_dir(dir)
+    write_weights(dir, tensors, options)
 }
 
 fn write_weights(dir: &Path, tensors: &[Tensor], options: SaveOptions) -> Result<()> {
@@ -197,7 +202,7 @@ fn write_weights(dir: &Path, tensors: &[Tensor], options: SaveOptions) -> Result
     write_json(&dir.join("model.safetensors.index.json"), &index)
 }
 
-fn write_safetensors(path: &Path, tensors: &[Tensor], dtype: SaveDtype) -> Result<()> {
+pub(crate) fn write_safetensors(path: &Path, tensors: &[Tensor], dtype: SaveDtype) -> Result<()> {
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({"format": "pt"}));
     let mut offset_bytes = 0;

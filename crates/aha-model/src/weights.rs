@@ -5,7 +5,7 @@ mod safetensors;
 use std::path::Path;
 
 pub use self::safetensors::SafetensorsWeights;
-pub(crate) use self::safetensors::{read_bf16, read_f16, read_f32};
+pub(crate) use self::safetensors::{TensorFiles, read_bf16, read_f16, read_f32};
 
 use crate::config::{Config, Head, LM_HEAD_WEIGHT, SCORE_WEIGHT};
 use crate::error::{Error, Result};

@@ -13,7 +13,7 @@ use aha_compute::random::Philox;
 use aha_compute::simd::Isa;
 use aha_compute::{Device, Dtype, WeightForm};
 use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
-use aha_model::{Model, Tokenizer};
+use aha_model::{Lora, Model, Target, Tokenizer};
 use aha_sample::{Completion, FinishReason, Limits, Request, Sampler, Sampling};
 
 const NAMES: [&str; 4] = ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"];
@@ -135,6 +135,54 @@ fn the_learner_finds_the_bits_that_the_sampler_drew() {
                     check_batchings(&model(name, &device, dtypes), name, &mut first);
                 }
             }
+        }
+    }
+}
+
+/// Adapters, none of whose matrices is zero.
+fn adapted(model: &Model) -> Model {
+    let targets = Target::ALL.to_vec();
+    let lora = Lora { rank: 6, alpha: 4.0, targets, is_rank_stabilised: false };
+    let mut adapted = model.with_lora(&lora, Philox::new(1)).unwrap();
+    for (seed, id) in (0..).zip(adapted.params().trained().collect::<Vec<_>>()) {
+        let values = adapted.params_mut().value_mut(id).as_mut_slice();
+        let random = Philox::new(seed);
+        (0..).zip(values).for_each(|(i, x)| *x += (0.05 * random.normal(i)) as f32);
+    }
+    adapted
+}
+
+#[test]
+fn the_learner_finds_the_bits_that_a_sampler_with_adapters_drew() {
+    for name in NAMES {
+        for dtypes in DTYPES {
+            let mut first: Option<Vec<Completion>> = None;
+            for isa in Isa::available().into_iter().filter(|isa| *isa != Isa::Portable) {
+                let base =
+                    model(name, &Device::cpu_with(1 + usize::from(isa > Isa::Avx2), isa), dtypes);
+                check_batchings(&adapted(&base), name, &mut first);
+                let plain = sample(&base, &requests(), &sampling(), Limits::default());
+                let drawn = first.as_ref().unwrap();
+                assert!(plain.iter().zip(drawn).any(|(a, b)| a.token_ids != b.token_ids));
+            }
+        }
+    }
+}
+
+/// int8 rounds the frozen weights and not the adapters.
+#[test]
+fn adapters_beside_int8_weights_give_the_same_bits_in_any_batch() {
+    let sampling = Sampling { weights: WeightForm::Int8, ..sampling() };
+    for name in NAMES {
+        for dtypes in [DTYPES[0], DTYPES[2]] {
+            let mut first: Option<Vec<Completion>> = None;
+            let adapted = adapted(&model(name, &Device::cpu(2), dtypes));
+            for limits in batchings() {
+                let completions = sample(&adapted, &requests(), &sampling, limits);
+                assert_same(name, first.get_or_insert_with(|| completions.clone()), &completions);
+            }
+            let (mean, max) = gaps(&adapted, &first.unwrap(), sampling.inv_temperature());
+            assert!(0.0 < mean && mean < 0.06 && max < 0.5, "{name}: mean {mean}, max {max}");
         }
     }
 }

@@ -30,10 +30,11 @@ pub struct Hyper {
     pub weight_decay: f64,
 }
 
-/// The optimizer's state: two moments per weight, and the number of steps.
+/// The optimizer's state: two moments per weight that is trained, and the number of steps.
 #[derive(Clone, Debug)]
 pub struct AdamW {
-    moments: Vec<(Tensor, Tensor)>,
+    /// None for a frozen weight.
+    moments: Vec<Option<(Tensor, Tensor)>>,
     step_count: u64,
 }
 
@@ -44,20 +45,22 @@ impl AdamW {
             let value = params.value(id);
             Tensor::zeros(value.device(), value.shape())
         };
-        AdamW { moments: params.ids().map(|id| (zeros(id), zeros(id))).collect(), step_count: 0 }
+        let of = |id| params.is_trained(id).then(|| (zeros(id), zeros(id)));
+        AdamW { moments: params.ids().map(of).collect(), step_count: 0 }
     }
 
-    /// Changes the weights by one step along gradients times `scale`.
+    /// Changes the weights that are trained by one step along gradients times `scale`.
     pub fn step(&mut self, params: &mut Params, grads: &Grads, hyper: &Hyper, scale: f32) {
         let _span = profile::span("adamw", || profile::Work {
             flop: 0.0,
             // Reads weight, gradient and both moments; writes all but the gradient.
-            bytes: (7 * size_of::<f32>() * params.element_count()) as f64,
+            bytes: (7 * size_of::<f32>() * params.trained_element_count()) as f64,
         });
         self.step_count += 1;
         let t = self.step_count as f64;
         let corrections = (1.0 - hyper.beta1.powf(t), 1.0 - hyper.beta2.powf(t));
         for id in params.ids() {
+            let Some((m, v)) = &mut self.moments[id.0] else { continue };
             let value = params.value_mut(id);
             let decay = if value.shape().len() > 1 { hyper.lr * hyper.weight_decay } else { 0.0 };
             let factors = Factors {
@@ -71,20 +74,21 @@ impl AdamW {
                 eps: hyper.eps as f32,
                 size: (hyper.lr / corrections.0) as f32,
             };
-            let (m, v) = &mut self.moments[id.0];
             update(value, m, v, grads.get(id), factors);
         }
     }
 
-    /// The means of gradients and of squared gradients of a weight.
+    /// The means of gradients and of squared gradients of a trained weight.
+    #[track_caller]
     pub fn moments(&self, id: ParamId) -> (&Tensor, &Tensor) {
-        let (m, v) = &self.moments[id.0];
+        let (m, v) = self.moments[id.0].as_ref().expect(FROZEN);
         (m, v)
     }
 
     /// As [`AdamW::moments`], to read saved ones into.
+    #[track_caller]
     pub fn moments_mut(&mut self, id: ParamId) -> (&mut Tensor, &mut Tensor) {
-        let (m, v) = &mut self.moments[id.0];
+        let (m, v) = self.moments[id.0].as_mut().expect(FROZEN);
         (m, v)
     }
 
@@ -98,6 +102,8 @@ impl AdamW {
         self.step_count = step_count;
     }
 }
+
+const FROZEN: &str = "a frozen weight has no moments";
 
 #[derive(Clone, Copy)]
 struct Factors {

@@ -119,12 +119,13 @@ pub fn forward_beside(
     forward_in_chunks(logp, entropy, beside, hidden, head, targets, inv_temperature, rows);
 }
 
-/// Gradients of `hidden` and, added to what is there, of the weight. `w` is what `head` was packed from.
+/// Gradients of `hidden` and, added to what is there and unless it is frozen, of the weight. `w` is what `head` was
+/// packed from.
 ///
 /// The logits are computed again, since keeping them would take more memory than all the rest.
 pub fn backward(
     dhidden: &mut Tensor,
-    dw: &mut Tensor,
+    dw: Option<&mut Tensor>,
     grads: Grads<'_>,
     hidden: &Tensor,
     head: &Packed,
@@ -248,7 +249,7 @@ impl<'a> Others<'a> {
 
 fn backward_in_chunks(
     dhidden: &mut Tensor,
-    dw: &mut Tensor,
+    mut dw: Option<&mut Tensor>,
     grads: Grads<'_>,
     hidden: &Tensor,
     head: &Packed,
@@ -259,7 +260,9 @@ fn backward_in_chunks(
 ) {
     let (rows, vocab_size, width) = (check_hidden(hidden, head), head.out_len(), head.in_len());
     check_len("dhidden", dhidden.len(), rows, width);
-    check_len("dw", dw.len(), vocab_size, width);
+    if let Some(dw) = &dw {
+        check_len("dw", dw.len(), vocab_size, width);
+    }
     check_len("w", w.len(), vocab_size, width);
     check_len("dlogp", grads.dlogp.len(), rows, 1);
     if let Some(dentropy) = grads.dentropy {
@@ -305,7 +308,9 @@ fn backward_in_chunks(
         let rounded = rounded_like(hidden, logits);
         let dlogits = rounded.as_ref().map_or(Values::F32(logits), Tensor::values);
         matmul::backward_input_rows(device, dx, dlogits, w.as_slice(), dims, false);
-        matmul::backward_weight_rows(device, dw.as_mut_slice(), dlogits, x, dims);
+        if let Some(dw) = &mut dw {
+            matmul::backward_weight_rows(device, dw.as_mut_slice(), dlogits, x, dims);
+        }
     });
 }
 

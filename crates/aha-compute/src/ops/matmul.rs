@@ -2,7 +2,7 @@
 //!
 //! | buffer    | shape  | written by                                                   |
 //! |-----------|--------|--------------------------------------------------------------|
-//! | `x` `y`   | (T, K) (T, N) | caller; forward `=`                                   |
+//! | `x` `y`   | (T, K) (T, N) | caller; forward `=`, or `+=` by [`forward_add`]       |
 //! | `w` `b`   | (N, K) (N)    | caller; [`Packed`] is a copy of `w` in the kernel's order |
 //! | `dx`      | (T, K) | [`backward_input`] `=`, or `+=` where asked: `dy·w`          |
 //! | `dw`      | (N, K) | [`backward_weight`] `+=`: `dyᵀ·x`                            |
@@ -178,6 +178,23 @@ impl fmt::Debug for Packed {
 pub fn forward(y: &mut Tensor, x: &Tensor, w: &Packed, bias: Option<&Tensor>) {
     let (device, row_count) = (x.device().clone(), rows_of("x", x, w.in_len));
     forward_rows(&device, &Out::of(y), x.values(), row_count, w, bias.map(Tensor::as_slice));
+}
+
+/// `y += x·wᵀ` for `x (T, K)` and `y (T, N)`, an `f32` tensor: the sums go on from what it holds.
+pub fn forward_add(y: &mut Tensor, x: &Tensor, w: &Packed) {
+    let (device, row_count) = (x.device().clone(), rows_of("x", x, w.in_len));
+    assert_eq!(w.tile, Tile::of(device.isa()), "w is packed for another instruction set");
+    check_len("y", y.len(), row_count * w.out_len);
+    let product = Product {
+        rows: row_count,
+        cols: w.out_len,
+        depth: w.in_len,
+        left: Left::Rows(x.values()),
+        right: w.right(),
+        accumulate: true,
+        bias: None,
+    };
+    block::run(&device, &Out::of(y), &product);
 }
 
 /// `dx = dy·w`, or `dx += dy·w` if it accumulates, for `dy (T, N)`, `w (N, K)` and `dx (T, K)`.

@@ -9,6 +9,7 @@ pub mod attention;
 pub mod embedding;
 pub mod grad_norm;
 pub mod lm_head;
+pub mod lora;
 pub mod matmul;
 pub mod rms_norm;
 pub mod rope;

@@ -64,10 +64,16 @@ pub fn forward_add(
     });
 }
 
-/// Adds the gradients of `x` (the sum, where there was one) and of `w`.
-pub fn backward(dx: &mut Tensor, dw: &mut Tensor, dy: &Tensor, x: &Tensor, w: &Tensor, r: &Tensor) {
+/// Adds the gradients of `x` (the sum, where there was one) and, unless it is frozen, of `w`.
+pub fn backward(
+    dx: &mut Tensor,
+    dw: Option<&mut Tensor>,
+    dy: &Tensor,
+    x: &Tensor,
+    w: &Tensor,
+    r: &Tensor,
+) {
     let group_len = check(w, r, &[("dx", dx), ("dy", dy), ("x", x)]);
-    assert_eq!(dw.len(), group_len, "`dw` must be as long as `w`");
     let device = x.device();
     let (dy, r, w) = (dy.as_slice(), r.as_slice(), w.as_slice());
     let x = x.as_f32();
@@ -79,6 +85,8 @@ pub fn backward(dx: &mut Tensor, dw: &mut Tensor, dy: &Tensor, x: &Tensor, w: &T
         let dx = unsafe { dxs.slice(at.start, at.end) };
         norm_backward(device.isa(), dx, &dy[at.clone()], &x[at], w, &r[start..end]);
     });
+    let Some(dw) = dw else { return };
+    assert_eq!(dw.len(), group_len, "`dw` must be as long as `w`");
     let dws = Shards::new(dw.as_mut_slice());
     let parts = if x.len() < BLOCK_LEN { 1 } else { device.threads() };
     let block = group_len.div_ceil(parts).next_multiple_of(LANES);
@@ -273,7 +281,7 @@ mod tests {
                 forward_add(&mut y, &mut r, &mut sum, &x, &residual, &w, EPS);
                 let (mut dx, mut dw) =
                     (noise_tensor(&device, 5, &shape), noise_tensor(&device, 6, &[group_len]));
-                backward(&mut dx, &mut dw, &dy, &sum, &w, &r);
+                backward(&mut dx, Some(&mut dw), &dy, &sum, &w, &r);
                 let (mut plain, mut plain_r) = (y.clone(), r.clone());
                 forward(&mut plain, &mut plain_r, &sum, &w, EPS);
                 assert_same_bits("sum first", plain.as_slice(), y.as_slice());
@@ -300,7 +308,7 @@ mod tests {
                 let (mut y, mut r) = (x.clone(), Tensor::uninit(&device, &[x.rows()]));
                 forward(&mut y, &mut r, &x, &w, EPS);
                 let mut dx = Tensor::zeros(&device, x.shape());
-                backward(&mut dx, &mut dw, &dy, &x, &w, &r);
+                backward(&mut dx, Some(&mut dw), &dy, &x, &w, &r);
                 out.extend([y, dx].map(|t| t.as_slice().to_vec()));
             }
             let (y, dx): (Vec<_>, Vec<_>) =
@@ -337,11 +345,11 @@ mod tests {
         let mut r = Tensor::uninit(&device, &[5]);
         forward(&mut y, &mut r, &x, &w, EPS);
         let (mut dx, mut dw) = (Tensor::zeros(&device, &[5, 37]), Tensor::zeros(&device, &[37]));
-        backward(&mut dx, &mut dw, &dy, &x, &w, &r);
+        backward(&mut dx, Some(&mut dw), &dy, &x, &w, &r);
         let twice =
             |t: &Tensor| t.as_slice().iter().map(|&x| 2.0 * f64::from(x)).collect::<Vec<_>>();
         let (want_dx, want_dw) = (twice(&dx), twice(&dw));
-        backward(&mut dx, &mut dw, &dy, &x, &w, &r);
+        backward(&mut dx, Some(&mut dw), &dy, &x, &w, &r);
         assert_close("dx", dx.as_slice(), &want_dx, F32);
         assert_close("dw", dw.as_slice(), &want_dw, F32);
     }
@@ -353,7 +361,7 @@ mod tests {
             let (w, mut r) = (noise_tensor(&device, 1, &[37]), Tensor::zeros(&device, &[0]));
             forward_add(&mut y, &mut r, &mut sum, &x, &x, &w, EPS);
             let mut dw = w.clone();
-            backward(&mut dx, &mut dw, &y, &sum, &w, &r);
+            backward(&mut dx, Some(&mut dw), &y, &sum, &w, &r);
             assert_same_bits("dw", dw.as_slice(), w.as_slice());
         }
     }

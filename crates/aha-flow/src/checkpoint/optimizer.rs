@@ -1,4 +1,4 @@
-//! AdamW's moments as a safetensors file: `m.NAME` and `v.NAME` for each weight, one after the other.
+//! AdamW's moments as a safetensors file: `m.NAME` and `v.NAME` for each weight that is trained, one after the other.
 //!
 //! The moments are twice as large as the model, so they are never copied as a whole.
 
@@ -25,7 +25,7 @@ const F32: usize = size_of::<f32>();
 /// Writes the moments.
 pub(super) fn write(path: &Path, optimizer: &AdamW, params: &Params) -> Result<()> {
     let moments = || {
-        params.ids().flat_map(|id| {
+        params.trained().flat_map(|id| {
             let (m, v) = optimizer.moments(id);
             [("m", m), ("v", v)].map(|(kind, moment)| (name(kind, params.name(id)), moment))
         })
@@ -52,7 +52,7 @@ pub(super) fn read(path: &Path, params: &Params, steps: u64) -> Result<AdamW> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let mut file = Moments::open(file).map_err(|error| damaged(path, error))?;
     let mut optimizer = AdamW::new(params);
-    for id in params.ids() {
+    for id in params.trained() {
         let (m, v) = optimizer.moments_mut(id);
         for (kind, moment) in [("m", m), ("v", v)] {
             let name = name(kind, params.name(id));

@@ -131,4 +131,7 @@ pub struct ProbeProblem {
 pub trait ModelProbe {
     /// The facts of a directory in Hugging Face layout or of a `.gguf` file.
     fn probe(&self, path: &Path) -> Result<ModelFacts, ProbeProblem>;
+
+    /// Fails for an adapter that doesn't fit the model at `base`.
+    fn probe_adapter(&self, base: &Path, adapter: &Path) -> Result<(), ProbeProblem>;
 }

@@ -281,7 +281,8 @@ pub fn reference() -> Vec<Table> {
         "NAME",
         "A model to start from, by the name that stages use. A path is a directory in Hugging Face \
          layout, a `.gguf` file, or `hf://owner/name` in the local cache; relative paths start from \
-         the directory that `aha` is started in.",
+         the directory that `aha` is started in. `{ base = \"…\", adapter = \"…\" }` is the model at a \
+         path with an adapter merged into it: a directory in peft's layout, or `hf://owner/name`.",
         None,
         (true, &ModelSource::default()),
     );

@@ -20,6 +20,7 @@
 //! | teacher | (4 + A) P of the teacher | `rl` with a teacher |
 //! | teacher's predictions | 4 (T H + V rows of a chunk) of the teacher | the same, while it trains |
 //! | other model | 4 P of it, and its file | while the reference of a `dpo`, or a teacher, is read |
+//! | adapters | (4 + A) R | training with `lora`, which alone have gradients, optimizer and reference; R parameters |
 //! | reward models | (4 + A) P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | rewards of kind `model` |
 //! | kv cache | `run.kv_cache`, or less if S sequences, or all rows of a step, can't fill it | sampling |
 //! | activations | T (L B + 16 H), where B = A (2 H + 2 Q + 2 K + 3 I) + 4 (2 H + N) | training |
@@ -35,7 +36,8 @@
 //!
 //! What one block keeps for its backward pass, B: both sums of the residual stream and their norms (4 H),
 //! queries and the attention's output (2 Q), keys and values (2 K), the softmax's sums (N), and the MLP's
-//! gate, up and product (3 I); with normed queries and keys those before the norm as well (Q + K).
+//! gate, up and product (3 I); with normed queries and keys those before the norm as well (Q + K). With `lora` its rank
+//! more for each target, in A bytes each.
 //!
 //! A stage's phases follow one another: its query, reading a model, sampling, training. What it needs is what
 //! the largest needs. Neither a checkpoint nor a table is ever in memory as a whole; the problems and
@@ -46,12 +48,14 @@ mod guides;
 use aha_compute::device::SPARE_BYTES_MAX;
 use aha_compute::ops::attention::{Dims, KvCache, PAGE_LEN};
 use aha_compute::ops::lm_head;
+use aha_model::Target;
 use aha_sample::Limits;
 use aha_sample::engine::LOGITS_LEN_MAX;
 use serde::Serialize;
 
 use super::auto::longest;
 use super::catalogue::ModelFacts;
+use super::lora::Lora;
 use super::models::{Architecture, RandomModel};
 use super::resolve::Facts;
 use super::rewards::Reward;
@@ -251,14 +255,14 @@ pub fn predict(
             let sequence = u64::from(sft.max_tokens.min(model.max_position_embeddings));
             let tokens = u64::from(sft.micro_batch_tokens.tokens()).max(sequence);
             let batch = u64::from(sft.batch_size).saturating_mul(sequence);
-            at.add_training_state();
+            at.add_training_state(sft.lora.as_ref());
             at.add_training(tokens.min(batch), sft.activation_checkpointing.is_on());
             vec![at]
         }
         StageKind::RewardModel(stage) => {
             let tokens = stage.micro_batch_tokens.tokens();
             let tokens = guides::pair_tokens(tokens, stage.max_tokens, stage.batch_size, model);
-            at.add_training_state();
+            at.add_training_state(stage.lora.as_ref());
             at.add_training(tokens, stage.activation_checkpointing.is_on());
             vec![at]
         }
@@ -320,6 +324,27 @@ fn kv_dtype(run: &Run) -> aha_compute::Dtype {
     }
 }
 
+/// Parameters of a model's adapters.
+fn adapter_len(model: &ModelFacts, lora: &Lora) -> u64 {
+    let [hidden, inner, layers, heads, kv_heads, head_dim] = [
+        model.hidden_size,
+        model.intermediate_size,
+        model.layers,
+        model.heads,
+        model.kv_heads,
+        model.head_dim,
+    ]
+    .map(u64::from);
+    let (queries, keys) = (heads * head_dim, kv_heads * head_dim);
+    // Inputs and outputs.
+    let of_target = |target: &Target| match target {
+        Target::Q | Target::O => hidden + queries,
+        Target::K | Target::V => hidden + keys,
+        Target::Gate | Target::Up | Target::Down => hidden + inner,
+    };
+    layers * u64::from(lora.rank) * lora.targets.0.iter().map(of_target).sum::<u64>()
+}
+
 fn dims_of(model: &ModelFacts) -> Dims {
     Dims {
         heads: model.heads as usize,
@@ -334,6 +359,8 @@ struct Phase<'a> {
     run: &'a Run,
     model: &'a ModelFacts,
     found: Breakdown,
+    /// What is trained in place of the weights.
+    lora: Option<&'a Lora>,
     /// Most that freed buffers of other sizes come to. The device would keep twice as much, but batches of one
     /// kind differ little.
     spare_bytes_max: u64,
@@ -342,7 +369,7 @@ struct Phase<'a> {
 impl<'a> Phase<'a> {
     fn new(run: &'a Run, model: &'a ModelFacts) -> Phase<'a> {
         let spare_bytes_max = SPARE_BYTES_MAX as u64 / 2;
-        Phase { run, model, found: Breakdown::default(), spare_bytes_max }
+        Phase { run, model, found: Breakdown::default(), lora: None, spare_bytes_max }
     }
 
     fn weights(&self) -> u64 {
@@ -361,7 +388,8 @@ impl<'a> Phase<'a> {
     /// Bytes of what a block keeps of a token for its backward pass: B.
     fn block_bytes(&self) -> u64 {
         let (hidden, sums) = (2 * self.hidden(), u64::from(self.model.heads));
-        let multiplied = hidden + self.inner_len() - sums;
+        let ranks = self.lora.map_or(0, |lora| u64::from(lora.rank) * lora.targets.0.len() as u64);
+        let multiplied = hidden + self.inner_len() - sums + ranks;
         self.multiplied_bytes() * multiplied + F32 * (hidden + sums)
     }
 
@@ -415,8 +443,12 @@ impl<'a> Phase<'a> {
         self.found.add("int8 weights", multiplied + F32 * (outputs + self.vocab()));
     }
 
-    /// Policy and reference are one model at first, and that may be sampled from.
+    /// Policy and reference are one model at first, and that may be sampled from. With adapters they share the rest.
     fn add_reference(&mut self, is_needed: bool, sampled: SamplingWeights) {
+        if let Some(lora) = self.lora {
+            let bytes = self.adapter_bytes(lora);
+            return self.found.add("reference", if is_needed { bytes } else { 0 });
+        }
         let mut reference = Phase::new(self.run, self.model);
         reference.add_packed();
         reference.add_int8(sampled);
@@ -428,13 +460,27 @@ impl<'a> Phase<'a> {
     fn add_critic(&mut self, critic: Option<&ModelFacts>, tokens: u64) {
         let Some(critic) = critic else { return };
         let mut state = Phase::new(self.run, critic);
-        state.add_training_state();
+        state.add_training_state(None);
         let bytes = state.weights().saturating_add(state.found.total_bytes());
         self.found.add("critic", bytes.saturating_add(tokens.saturating_mul(CRITIC_TOKEN_BYTES)));
     }
 
-    fn add_training_state(&mut self) {
+    /// Values and packed values of adapters.
+    fn adapter_bytes(&self, lora: &Lora) -> u64 {
+        (F32 + self.multiplied_bytes()).saturating_mul(adapter_len(self.model, lora))
+    }
+
+    fn add_training_state(&mut self, lora: Option<&'a Lora>) {
+        self.lora = lora;
         self.add_packed();
+        if let Some(lora) = lora {
+            // A reward model's head is trained beside them.
+            let head = if self.model.is_reward_model { self.hidden() } else { 0 };
+            let trained = adapter_len(self.model, lora).saturating_add(head);
+            self.found.add("adapters", self.adapter_bytes(lora));
+            self.found.add("gradients", F32.saturating_mul(trained));
+            return self.found.add("optimizer", (2 * F32).saturating_mul(trained));
+        }
         let lookups = if self.model.has_tied_embeddings { self.vocab() * self.hidden() } else { 0 };
         self.found.add("gradients", self.weights().saturating_add(F32 * lookups));
         self.found.add("optimizer", self.weights().saturating_mul(2));
@@ -493,7 +539,7 @@ impl<'a> Phase<'a> {
     /// its critic.
     fn rl(
         mut self,
-        rl: &RlStage,
+        rl: &'a RlStage,
         tokens: u64,
         critic: Option<&'a ModelFacts>,
         teacher: Option<&ModelFacts>,
@@ -501,7 +547,7 @@ impl<'a> Phase<'a> {
         let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
         // Sampling and training leave buffers of each other's sizes.
         self.spare_bytes_max = SPARE_BYTES_MAX as u64;
-        self.add_training_state();
+        self.add_training_state(rl.lora.as_ref());
         self.add_reference(rl.objective.kl_coef > 0.0, rl.sampling.weights);
         self.add_int8(rl.sampling.weights);
         let batches = 1 + u64::from(rl.resample_rounds);
@@ -630,6 +676,26 @@ mod tests {
             assert_eq!(part("optimizer", stage, &model), 8 * (body + 576));
             assert_eq!(part("logits", stage, &model), 0);
         }
+    }
+
+    #[test]
+    fn adapters_alone_have_gradients_and_moments_and_share_the_rest() {
+        let [model, _] = models();
+        let stage = |more: &str| format!("{RL}\nlora = {{ rank = 8{more} }}");
+        // Inputs and outputs of q, k, v, o, gate, up and down.
+        let sizes = 2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536);
+        for (more, sizes) in [("", sizes), (", targets = ['q_proj', 'k_proj']", 1152 + 768)] {
+            let count = 30 * 8 * sizes;
+            let of = |name: &str| part(name, &stage(more), &model);
+            assert_eq!(of("adapters"), 8 * count);
+            assert_eq!(of("gradients"), 4 * count);
+            assert_eq!(of("optimizer"), 8 * count);
+            assert_eq!(of("reference"), 8 * count);
+            assert_eq!(of("weights"), 4 * model.param_count);
+            assert_eq!(of("packed weights"), 4 * model.param_count);
+        }
+        let sft = |lora: &str| part("activations", &format!("{SFT}\n{lora}"), &model);
+        assert_eq!(sft("lora = { rank = 8 }") - sft(""), 4096 * 30 * 4 * 7 * 8);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! - [`check`](fn@check): text in, [`Plan`] or every [`Problem`] out; start here. [`parse`] is its
 //!   first half, which needs no table and no model.
 //! - [`Pipeline`], [`Stage`], [`StageKind`]: what runs. Each field's doc is the reference of its key;
-//!   the structs are in `run`, `models`, `sampling`, `stages`, `watchdogs`, `objective`, `rewards`.
+//!   the structs are in `run`, `models`, `sampling`, `lora`, `stages`, `watchdogs`, `objective`, `rewards`.
 //! - `source`: TOML and `--set` as one tree with positions. `reader`, `values`, `foreign`, `write`:
 //!   from the tree to structs and back.
 //! - `layout`: the file's sections. `local`: names and arithmetic. `references`: who reads whom.
@@ -23,6 +23,7 @@ mod catalogue;
 mod foreign;
 mod layout;
 mod local;
+mod lora;
 pub mod memory;
 mod models;
 mod objective;
@@ -47,9 +48,10 @@ pub use catalogue::{
 };
 pub use layout::{RESOLVED_HEADER, Settings, Table, reference};
 pub use local::name_of;
+pub use lora::{Lora, Targets};
 pub use models::{
-    Alphabet, Architecture, Init, ModelSource, NotFound, Places, RandomModel, TokenizerSource,
-    TokenizerTraining,
+    AdaptedModel, Alphabet, Architecture, Init, ModelSource, NotFound, Places, RandomModel,
+    TokenizerSource, TokenizerTraining,
 };
 pub use plan::Plan;
 pub use problem::{Problem, Problems};

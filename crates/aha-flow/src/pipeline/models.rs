@@ -22,6 +22,8 @@ pub enum ModelSource {
     Path(String),
     /// A model made from nothing.
     Random(Box<RandomModel>),
+    /// A model with an adapter.
+    Adapted(AdaptedModel),
 }
 
 impl Default for ModelSource {
@@ -29,6 +31,19 @@ impl Default for ModelSource {
         Self::Path(String::new())
     }
 }
+
+section! {
+    /// A model with a low-rank adapter (LoRA) that was trained elsewhere or by another run, merged into its weights.
+    pub struct AdaptedModel {
+        /// The model: a path as one without an adapter has.
+        pub base: String;
+        /// The adapter: a directory in peft's layout, with adapter_config.json and adapter_model.safetensors, or
+        /// `hf://owner/name` in the local cache.
+        pub adapter: String;
+    }
+}
+
+section_fields!(AdaptedModel);
 
 choice! {
     /// How a model without weights gets them.
@@ -158,11 +173,14 @@ impl Field for RandomModel {
 
 impl Field for ModelSource {
     fn expects() -> String {
-        "the path of a model, or a table for one made from nothing".into()
+        "the path of a model, or a table for one made from nothing or with an adapter".into()
     }
     fn read(node: &Node, path: &str, reader: &mut Reader<'_>, base: Self) -> Self {
         match &node.value {
             Value::String(text) => Self::Path(text.clone()),
+            Value::Table(entries) if entries.iter().any(|entry| entry.key == "adapter") => {
+                Self::Adapted(AdaptedModel::read(node, path, reader, Default::default()))
+            }
             Value::Table(_) => {
                 Self::Random(Box::new(RandomModel::read(node, path, reader, Default::default())))
             }
@@ -176,6 +194,7 @@ impl Field for ModelSource {
         match self {
             Self::Path(text) => Some(Out::string(text)),
             Self::Random(model) => model.write(),
+            Self::Adapted(model) => model.write(),
         }
     }
     fn about() -> &'static str {
@@ -185,6 +204,17 @@ impl Field for ModelSource {
         match self {
             Self::Path(_) => RandomModel::default().keys(),
             Self::Random(model) => model.keys(),
+            Self::Adapted(model) => model.keys(),
+        }
+    }
+}
+
+impl ModelSource {
+    /// The path of the files that it is made of, without an adapter, if it has any.
+    pub fn path(&self) -> Option<&str> {
+        match self {
+            Self::Path(path) | Self::Adapted(AdaptedModel { base: path, .. }) => Some(path),
+            Self::Random(_) => None,
         }
     }
 }
@@ -327,6 +357,26 @@ impl Places {
                 .to_owned()
         };
         Err(NotFound { message: format!("there is no model at `{source}`"), hint })
+    }
+
+    /// The directory of an adapter.
+    pub fn adapter(&self, source: &str) -> Result<PathBuf, NotFound> {
+        let path = match source.strip_prefix("hf://") {
+            Some(name) if is_hub_name(name) => self.snapshot("models", name),
+            Some(_) => None,
+            None => Some(self.base_dir.join(source)),
+        };
+        let path = path.filter(|path| path.join(aha_model::adapter::CONFIG).is_file());
+        path.ok_or_else(|| NotFound {
+            message: format!(
+                "there is no adapter at `{source}`: no {}",
+                aha_model::adapter::CONFIG
+            ),
+            hint:
+                "an adapter is a directory in peft's layout, such as `adapters/NAME` of a run, or \
+                   hf://owner/name in the local cache"
+                    .into(),
+        })
     }
 
     /// The files of a table: a path, or `hf://datasets/owner/name/path` in the local cache, whose path may be

@@ -9,13 +9,14 @@ use aha_reward::code::Isolation;
 use serde_json::{Value as Json, json};
 
 use super::auto::Knobs;
+use super::lora::Lora;
 use super::memory::{Breakdown, memory_of, shown};
 use super::models::{ModelSource, TokenizerSource};
 use super::resolve::Facts;
 use super::rewards::Reward;
 use super::sampling::{Optimizer, SamplingWeights, ScheduleKind, Template};
 use super::stages::{
-    DpoStage, LossOn, PairLoss, Pipeline, RewardModelStage, RlStage, SftStage, Stage, StageKind,
+    DpoStage, Format, LossOn, PairLoss, Pipeline, RewardModelStage, RlStage, SftStage, Stage, StageKind,
 };
 use super::values::Sql;
 
@@ -95,6 +96,7 @@ impl Plan {
         for (name, source) in &self.pipeline.models {
             let from = match source {
                 ModelSource::Path(path) => path.clone(),
+                ModelSource::Adapted(model) => format!("{} with {}", model.base, model.adapter),
                 ModelSource::Random(model) => match &model.tokenizer {
                     TokenizerSource::Of(other) => {
                         format!("made from nothing, tokenizer of {other}")
@@ -200,6 +202,24 @@ fn headline(stage: &Stage) -> String {
 
 /// The lines of a stage's settings.
 fn details(stage: &Stage, facts: &Facts) -> Vec<String> {
+    let mut lines = details_of_kind(stage, facts);
+    lines.extend(stage.kind.lora().map(|lora| format!("lora      {}", adapters(lora))));
+    lines
+}
+
+/// The adapters that are trained.
+fn adapters(lora: &Lora) -> String {
+    let divisor = if lora.rslora { "sqrt(rank)" } else { "rank" };
+    let names: Vec<&str> = lora.targets.0.iter().map(|target| target.name()).collect();
+    format!(
+        "the weights are frozen; adapters of rank {} on {}, scaled by {:?} / {divisor}",
+        lora.rank,
+        names.join(", "),
+        lora.alpha
+    )
+}
+
+fn details_of_kind(stage: &Stage, facts: &Facts) -> Vec<String> {
     match &stage.kind {
         StageKind::Sft(sft) => {
             let columns = facts.queries.get(&format!("stage.{}.data", stage.name));
@@ -241,8 +261,12 @@ fn details(stage: &Stage, facts: &Facts) -> Vec<String> {
             },
         ],
         StageKind::Export(export) => {
-            let out = export.out.clone().unwrap_or_else(|| format!("models/{}", stage.name));
-            vec![format!("out       {out} ({})", export.dtype.word())]
+            let (folder, what) = match export.format {
+                Format::Hf => ("models", ""),
+                Format::Peft => ("adapters", "the adapter alone, "),
+            };
+            let out = export.out.clone().unwrap_or_else(|| format!("{folder}/{}", stage.name));
+            vec![format!("out       {out} ({what}{})", export.dtype.word())]
         }
     }
 }

@@ -9,14 +9,14 @@ use super::catalogue::{
 use super::local::{TABLES_OF_THE_RUN, report_mismatch, stage_path};
 use super::memory::shown;
 use super::models::{
-    Alphabet, ModelSource, Places, RandomModel, TokenizerSource, TokenizerTraining,
+    AdaptedModel, Alphabet, ModelSource, Places, RandomModel, TokenizerSource, TokenizerTraining,
 };
 use super::problem::suggest;
 use super::reader::Reader;
 use super::references::{self, Read, Reads};
 use super::rewards::Reward;
 use super::sampling::Template;
-use super::stages::{ExportStage, Pipeline, Stage, StageKind};
+use super::stages::{ExportStage, Format, Pipeline, Stage, StageKind};
 use super::values::Sql;
 use crate::stages::export::check_place;
 
@@ -466,10 +466,17 @@ fn check_columns(query: &Query<'_>, columns: &[Column], reader: &mut Reader<'_>)
 fn find_models(pipeline: &Pipeline, world: &World<'_>, facts: &mut Facts, reader: &mut Reader<'_>) {
     for (name, source) in &pipeline.models {
         let path = format!("models.{name}");
-        if let ModelSource::Path(text) = source
+        let base_path = match source {
+            ModelSource::Adapted(_) => format!("{path}.base"),
+            _ => path.clone(),
+        };
+        if let Some(text) = source.path()
             && reader.is_good(&path)
-            && let Some(found) = probe(text, &path, world, reader)
+            && let Some(found) = probe(text, &base_path, world, reader)
         {
+            if let ModelSource::Adapted(model) = source {
+                probe_adapter(model, &path, world, reader);
+            }
             if let Some(problem) = &found.weights_problem {
                 let message = format!("`{text}`: {}", problem.message);
                 reader.report_at(&path, message, problem.hint.clone());
@@ -486,7 +493,7 @@ fn find_models(pipeline: &Pipeline, world: &World<'_>, facts: &mut Facts, reader
         .iter()
         .filter_map(|(name, source)| match source {
             ModelSource::Random(model) => Some((name, &**model)),
-            ModelSource::Path(_) => None,
+            ModelSource::Path(_) | ModelSource::Adapted(_) => None,
         })
         .filter(|(name, _)| reader.is_good(&format!("models.{name}")))
         .collect();
@@ -529,6 +536,21 @@ fn probe(
         Err(problem) => {
             reader.report_at(path, format!("`{source}`: {}", problem.message), problem.hint);
             None
+        }
+    }
+}
+
+/// Reports an adapter that isn't there or doesn't fit its model, which was found.
+fn probe_adapter(model: &AdaptedModel, path: &str, world: &World<'_>, reader: &mut Reader<'_>) {
+    let path = format!("{path}.adapter");
+    let Ok(base) = world.places.locate(&model.base) else { return };
+    match world.places.adapter(&model.adapter) {
+        Err(not_found) => reader.report_at(&path, not_found.message, Some(not_found.hint)),
+        Ok(adapter) => {
+            if let Err(problem) = world.probe.probe_adapter(&base, &adapter) {
+                let message = format!("`{}`: {}", model.adapter, problem.message);
+                reader.report_at(&path, message, problem.hint);
+            }
         }
     }
 }
@@ -625,7 +647,7 @@ fn check_against_model(
         StageKind::Rl(rl) => (&rl.template, "sampling.max_tokens", rl.sampling.max_tokens),
         StageKind::Sample(s) => (&s.template, "sampling.max_tokens", s.sampling.max_tokens),
         StageKind::Eval(eval) => (&eval.template, "max_tokens", eval.max_tokens),
-        StageKind::Export(export) => return check_export(export, &path, world, reader),
+        StageKind::Export(export) => return check_export(export, pipeline, &path, world, reader),
         StageKind::Query(_) => return,
     };
     // A fine-tuning's default is bounded by the model's positions anyway.
@@ -700,7 +722,24 @@ fn check_critic(stage: &Stage, path: &str, facts: &Facts, reader: &mut Reader<'_
 }
 
 /// A place that holds something else would be refused when the model is there at last.
-fn check_export(export: &ExportStage, path: &str, world: &World<'_>, reader: &mut Reader<'_>) {
+fn check_export(
+    export: &ExportStage,
+    pipeline: &Pipeline,
+    path: &str,
+    world: &World<'_>,
+    reader: &mut Reader<'_>,
+) {
+    let format_path = format!("{path}.format");
+    let has_adapter = pipeline.stage(&export.model).is_some_and(|s| s.kind.lora().is_some());
+    let is_known = reader.is_good(&format_path) && reader.is_good(&format!("{path}.model"));
+    if export.format == Format::Peft && !has_adapter && is_known {
+        let message = format!(
+            "`{format_path}` is \"peft\", but `{}` is no stage that trains an adapter",
+            export.model
+        );
+        let hint = "name a stage with `lora`, or leave `format` out for the whole model".to_owned();
+        reader.report_at(&format_path, message, Some(hint));
+    }
     let path = format!("{path}.out");
     let Some(out) = export.out.as_ref().filter(|_| reader.is_good(&path)) else { return };
     if let Err(error) = check_place(&world.places.base_dir.join(out)) {

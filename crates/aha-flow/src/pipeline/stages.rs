@@ -6,6 +6,7 @@ use aha_learn::preset::Preset;
 use super::auto::Auto;
 use super::benchmark::Benchmark;
 use super::catalogue::StageOutput;
+use super::lora::Lora;
 use super::models::ModelSource;
 use super::reader::{choice, section, section_fields};
 use super::rewards::Reward;
@@ -125,6 +126,19 @@ impl StageKind {
         )
     }
 
+    /// The low-rank adapters that it trains, if it does.
+    pub fn lora(&self) -> Option<&Lora> {
+        match self {
+            StageKind::Sft(stage) => stage.lora.as_ref(),
+            StageKind::RewardModel(stage) => stage.lora.as_ref(),
+            StageKind::Rl(stage) => stage.lora.as_ref(),
+            StageKind::Sample(_)
+            | StageKind::Query(_)
+            | StageKind::Eval(_)
+            | StageKind::Export(_) => None,
+        }
+    }
+
     /// The rewards that score its completions.
     pub fn rewards(&self) -> &[Reward] {
         match self {
@@ -230,6 +244,8 @@ section! {
         pub overlong: Overlong = Overlong::Drop;
         /// The tokens that the loss is over.
         pub loss_on: LossOn = LossOn::Completion;
+        /// Low-rank adapters, which are trained in place of the weights; absent: all weights are trained.
+        pub lora: Option<Lora> = None;
         /// AdamW. R1's fine-tuning falls from 5e-5 to 5e-6 along a cosine.
         pub optimizer: Optimizer = Optimizer {
             lr: 5e-5,
@@ -302,6 +318,8 @@ section! {
         pub overlong: OverlongPair = OverlongPair::Drop;
         /// Factor of the term that keeps scores near 0 (Eisenstein et al. 2023, who use 0.01); 0 is off.
         pub centering: f64 = 0.0, "at least 0" |x| *x >= 0.0;
+        /// Low-rank adapters, which are trained in place of the weights; absent: all weights are trained.
+        pub lora: Option<Lora> = None;
         /// AdamW, its rate falling in a line to 0.
         pub optimizer: Optimizer = Optimizer {
             lr: 1e-5,
@@ -506,6 +524,8 @@ section! {
         /// fit into `run.memory` or, without it, into what the machine has free, up to 4096.
         @neutral
         pub micro_batch_tokens: Auto<u32> = Auto::Auto, "at least 1" |n| n.given() != Some(0);
+        /// Low-rank adapters, which are trained in place of the weights; absent: all weights are trained.
+        pub lora: Option<Lora> = None;
         /// AdamW. R1-Zero's rate is 3e-6, constant.
         pub optimizer: Optimizer = Optimizer::default();
         /// Largest global norm of the gradient; a larger one is scaled down to it; 0 is off.
@@ -621,6 +641,8 @@ choice! {
     pub enum Format {
         /// A Hugging Face directory: config.json, safetensors, tokenizer.
         Hf = "hf",
+        /// The adapter alone, as peft has it: adapter_config.json, safetensors. The model is a stage with `lora`.
+        Peft = "peft",
     }
 }
 
@@ -639,14 +661,14 @@ section! {
     pub struct ExportStage {
         /// The model: one of `[models]` or an earlier training stage.
         pub model: String;
-        /// The directory; absent: `models/NAME` of the run directory.
+        /// The directory; absent: `models/NAME` of the run directory, or `adapters/NAME` for an adapter.
         pub out: Option<String> = None, "not empty" |out| out.as_ref().is_none_or(|o| !o.is_empty());
         /// The layout.
         pub format: Format = Format::Hf;
         /// The numbers of the weights.
         pub dtype: Dtype = Dtype::F32;
         /// Weights beyond this go into further files, with an index of all; transformers calls it
-        /// `max_shard_size`. A single tensor is never split.
+        /// `max_shard_size`. A single tensor is never split, nor is an adapter.
         pub shard_size: ByteSize = ByteSize(5_000_000_000), "more than nothing" |size| size.0 > 0;
     }
 }

@@ -125,7 +125,7 @@ impl Actor for Checkpointer {
                 state.args.learner.checkpointed(step, learner);
             }
             Msg::Finish { state: learner } => {
-                state.thread.run(move || finish(&shared, &learner)).await??;
+                state.thread.run(move || finish(&shared, *learner)).await??;
                 state.args.learner.finished();
             }
         }
@@ -167,8 +167,8 @@ fn save(
     checkpoint::save(&shared.dir, content, shared.run.checkpoint_keep as usize)
 }
 
-fn finish(shared: &Shared, learner: &Learner) -> Result<()> {
+fn finish(shared: &Shared, learner: Learner) -> Result<()> {
     shared.faults.at(Point::Model, shared.settings.steps)?;
-    let path = shared.dir.model(&shared.stage);
-    models::save(&path, learner.model(), &shared.tokenizer, SaveDtype::F32)
+    let model = models::finish(&shared.dir, &shared.stage, learner)?;
+    models::save(&shared.dir.model(&shared.stage), &model, &shared.tokenizer, SaveDtype::F32)
 }

@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 use super::fault::Faults;
 use super::supervisor::{self, Ending, Supervisor};
 use super::train;
-use crate::checkpoint::{self, Position};
+use crate::checkpoint::{self, Begun, Position, Saved};
 use crate::error::{Error, Result};
 use crate::evaluate::Answers;
-use crate::models::{Loaded, Models};
+use crate::models::{self, Loaded, Models};
 use crate::pipeline::{Optimizer, RlStage, Run, Template, Watch};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{Problem, Prompter};
@@ -185,9 +185,40 @@ async fn begin(
     models: &Models<'_>,
 ) -> Result<(Learner, Position)> {
     let needs_reference = shared.needs_reference();
-    let Some(saved) =
-        checkpoint::newest(&shared.dir, &shared.stage, models.device, Head::Language)?
-    else {
+    let Some(lora) = &shared.settings.lora else {
+        return begin_whole(shared, base, models).await;
+    };
+    // Its weights are in memory once, whatever has them.
+    let first = first_model(shared, base, models).await?;
+    let policy = models::to_train(Arc::clone(&first), Some(lora), shared.random)?;
+    let begun = Begun::of(&policy);
+    let saved = checkpoint::newest(&shared.dir, &shared.stage, models.device, begun)?;
+    let (mut learner, reference, position) = match saved {
+        None => {
+            let mut learner = Learner::new(policy);
+            learner.set_critic(first_critic(shared, &first, models).await?);
+            let position = Position { stage: shared.stage.clone(), ..Position::default() };
+            (learner, first, position)
+        }
+        Some(saved) => {
+            let reference = saved.reference.clone().unwrap_or(first);
+            let (learner, position) = resumed(shared, saved)?;
+            (learner, reference, position)
+        }
+    };
+    learner.set_reference(needs_reference.then_some(reference));
+    Ok((learner, position))
+}
+
+/// As [`begin`], where all weights are trained.
+async fn begin_whole(
+    shared: &Shared,
+    base: Option<Arc<Model>>,
+    models: &Models<'_>,
+) -> Result<(Learner, Position)> {
+    let needs_reference = shared.needs_reference();
+    let begun = Begun::Anew(Head::Language);
+    let Some(saved) = checkpoint::newest(&shared.dir, &shared.stage, models.device, begun)? else {
         let model = first_model(shared, base, models).await?;
         let mut learner = Learner::new(Arc::clone(&model));
         learner.set_critic(first_critic(shared, &model, models).await?);
@@ -195,15 +226,21 @@ async fn begin(
         let position = Position { stage: shared.stage.clone(), ..Position::default() };
         return Ok((learner, position));
     };
-    let reference = match saved.reference {
+    let reference = match saved.reference.clone() {
         None if needs_reference => Some(first_model(shared, base, models).await?),
         saved => {
             drop(base); // Before there are gradients.
             saved.filter(|_| needs_reference)
         }
     };
-    let mut learner = Learner::resume(saved.model, saved.optimizer, saved.position.version);
+    let (mut learner, position) = resumed(shared, saved)?;
     learner.set_reference(reference);
+    Ok((learner, position))
+}
+
+/// A checkpoint's learner with its critic, and its position.
+fn resumed(shared: &Shared, saved: Saved) -> Result<(Learner, Position)> {
+    let mut learner = Learner::resume(saved.model, saved.optimizer, saved.position.version);
     let steps = saved.position.critic_steps;
     let critic = saved.critic.map(|(model, optimizer)| Learner::resume(model, optimizer, steps));
     if critic.is_none() && shared.settings.critic.is_some() {

@@ -70,19 +70,20 @@ impl RewardModel<'_> {
         let steps = (settings.epochs, settings.max_steps);
         let random = self.random();
         let plan = Plan::new(trained.len(), settings.batch_size, steps, settings.shuffle, random);
+        let model = models::to_train(model, settings.lora.as_ref(), random)?;
         let task = Arc::new(Preference { settings, trained, held_out, plan });
         let training = self.training();
         let learner = training.run(model, None, Arc::clone(&tokenizer), task.clone()).await?;
-        let mut model = Arc::clone(learner.model());
-        drop(learner);
         let thread = ComputeThread::start("aha-learner")?;
-        let (path, template) = (self.dir.model(self.stage), self.settings.template.clone());
+        let (dir, stage, template) =
+            (self.dir.clone(), self.stage.to_owned(), self.settings.template.clone());
         let job = move || {
+            let mut model = models::finish(&dir, &stage, learner)?;
             let totals = task.compare(&model, &task.trained)?;
             let moments = [totals.score_mean() as f32, totals.score_std() as f32];
             let card = Card { template: Some(template.text().to_owned()), moments: Some(moments) };
             card.put(Arc::make_mut(&mut model))?;
-            models::save(&path, &model, &tokenizer, SaveDtype::F32)
+            models::save(&dir.model(&stage), &model, &tokenizer, SaveDtype::F32)
         };
         thread.run(job).await?
     }

@@ -18,6 +18,7 @@ use aha_compute::Device;
 use aha_compute::random::Philox;
 use aha_data::Session;
 use aha_learn::learner::{self, Learner, StepOutcome};
+use aha_model::SaveDtype;
 
 use self::plan::Plan;
 use super::training::{Done, Task, Training};
@@ -63,11 +64,12 @@ impl Sft<'_> {
         let random = Philox::new(self.run.seed).derive(self.stage);
         let steps = (settings.epochs, settings.max_steps);
         let plan = Plan::new(examples.len(), settings.batch_size, steps, settings.shuffle, random);
+        let model = models::to_train(model, settings.lora.as_ref(), random)?;
         let task = Arc::new(Imitation { settings, ids, examples, plan });
         let training = self.training();
         let learner = training.run(model, None, Arc::clone(&tokenizer), task).await?;
-        let path = self.dir.model(self.stage);
-        models::save(&path, learner.model(), &tokenizer, aha_model::save::SaveDtype::F32)
+        let model = models::finish(self.dir, self.stage, learner)?;
+        models::save(&self.dir.model(self.stage), &model, &tokenizer, SaveDtype::F32)
     }
 
     fn training(&self) -> Training<'_> {

@@ -242,9 +242,9 @@ async fn an_exported_model_can_be_evaluated_without_a_run() {
         panic!("an export stage")
     };
     let export = Export { stage: "out", settings, dir: &world.dir };
-    export.run(&base).unwrap();
+    export.run(&world.models()).await.unwrap();
     // Made again, as after a kill before the stage was done, it replaces its own files.
-    export.run(&base).unwrap();
+    export.run(&world.models()).await.unwrap();
     let exported = models::load(&world.dir.model("out"), &world.device).unwrap();
     let is_there = |file: &str| world.dir.model("out").join(file).exists();
     assert!(is_there("model.safetensors.index.json") && !is_there("model.safetensors"));

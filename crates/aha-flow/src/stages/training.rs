@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use aha_compute::Device;
 use aha_learn::learner::Learner;
-use aha_model::{Head, Model, Tokenizer};
+use aha_model::{Model, Tokenizer};
 use aha_rollout::rows::{self, SetAsideRow};
 use aha_rollout::schema;
 use aha_rollout::table::{TableWriter, part_name};
 
-use crate::checkpoint::{self, Content, Position};
+use crate::checkpoint::{self, Begun, Content, Position};
 use crate::clock;
 use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
@@ -144,8 +144,7 @@ impl Training<'_> {
 
     /// Weights, optimizer and position to go on from.
     fn begin(&self, model: Arc<Model>) -> Result<(Learner, Position)> {
-        let head = if model.is_reward() { Head::Score } else { Head::Language };
-        match checkpoint::newest(self.dir, self.stage, self.device, head)? {
+        match checkpoint::newest(self.dir, self.stage, self.device, Begun::of(&model))? {
             Some(saved) => {
                 let version = saved.position.version;
                 let learner = Learner::resume(saved.model, saved.optimizer, version);

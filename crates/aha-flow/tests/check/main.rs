@@ -53,6 +53,8 @@ golden! {
     a_group_of_one_is_refused: "group_size_1",
     a_missing_model_is_refused: "missing_model",
     what_int8_weights_break_is_said: "good_int8",
+    adapters_are_planned: "good_lora",
+    adapters_that_can_not_be_are_refused: "bad_lora",
     a_negative_temperature_is_refused: "negative_temperature",
     a_tokenizer_that_does_not_fit_is_refused: "tokenizer_mismatch",
     a_vocabulary_without_room_is_refused: "vocab_too_small",
@@ -104,7 +106,8 @@ fn what_is_written_reads_back_as_the_same_pipeline() {
     let mut written = String::new();
     let critic = fs_err::read_to_string(folder().join("good_critic.toml")).unwrap();
     let teachers = fs_err::read_to_string(folder().join("good_teachers.toml")).unwrap();
-    for text in [rewards, critic, teachers, good()] {
+    let lora = fs_err::read_to_string(folder().join("good_lora.toml")).unwrap();
+    for text in [rewards, critic, teachers, lora, good()] {
         let plan = check_text("good.toml", &text, &[]).unwrap();
         written = plan.pipeline.to_toml();
         let again = parse(Text { path: "pipeline.toml", text: &written, sets: &[] })

@@ -90,6 +90,10 @@ fn write_models(dir: &Path) {
         fs_err::create_dir_all(dir.join("models").join(name)).unwrap();
         fs_err::write(dir.join("models").join(name).join("config.json"), "{}").unwrap();
     }
+    for name in ["fitting", "foreign"] {
+        fs_err::create_dir_all(dir.join("models").join(name)).unwrap();
+        fs_err::write(dir.join("models").join(name).join("adapter_config.json"), "{}").unwrap();
+    }
 }
 
 /// Models by the name of their folder: `base`, `shrunk` whose embedding lost rows, `empty` without weights,
@@ -121,5 +125,16 @@ impl ModelProbe for FakeModels {
             has_score_moments: false,
             weights_problem,
         })
+    }
+
+    /// An adapter fits where its folder is called so.
+    fn probe_adapter(&self, _: &Path, adapter: &Path) -> Result<(), ProbeProblem> {
+        match adapter.ends_with("fitting") {
+            true => Ok(()),
+            false => Err(ProbeProblem {
+                message: "it is of another model".into(),
+                hint: Some("name its own".into()),
+            }),
+        }
     }
 }

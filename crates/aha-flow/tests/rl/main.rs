@@ -8,12 +8,14 @@
 //!   while they grow. [`waiting`]: rewards that wait for others. [`edges`]: what actors hold while they stand
 //!   still. [`memory`]: how many models a stage holds. [`schedule`]: the learning rate. [`selecting`]: what a step is
 //!   trained on. [`distilling`]: learning from a teacher. [`int8`]: sampling from rounded weights. [`critic`]: PPO.
+//!   [`adapters`]: stages that train low-rank adapters.
 //!
 //! Kills from outside are the business of the program's tests.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod actors;
+mod adapters;
 mod bits;
 mod critic;
 mod distilling;

@@ -179,7 +179,13 @@ impl World {
         world
     }
 
-    fn write_pipeline(&self, text: &str) {
+    /// Where pipeline, problems and runs are.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Replaces the pipeline; its problems stay.
+    pub fn write_pipeline(&self, text: &str) {
         // Paths of a pipeline start from the directory of the process, which all tests share.
         let problems = self.folder.path().join("problems.jsonl");
         let text = format!("{text}\n[tables]\nproblems = {:?}\n", problems.to_str().unwrap());
@@ -289,7 +295,7 @@ pub fn metrics(dir: &RunDir) -> Vec<(String, i64, String, u64)> {
 }
 
 /// The bytes of all files below `dir`.
-fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut open = vec![dir.to_owned()];
     while let Some(next) = open.pop() {

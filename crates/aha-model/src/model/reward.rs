@@ -70,7 +70,8 @@ impl Model {
             params.push(self.params.name(id), self.params.value(id).clone());
         }
         params.push(SCORE_WEIGHT, Tensor::from_slice(&self.device, &[1, values.len()], &values));
-        Model::over(config, &self.device, params)
+        let model = Model::over(config, &self.device, params, None)?;
+        Ok(Model { origin: self.origin.clone(), ..model })
     }
 
     /// Sets the token that transformers is to fill a batch with. No scored sequence may end in it.

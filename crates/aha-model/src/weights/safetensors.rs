@@ -19,6 +19,12 @@ const SHARD_COUNT_MAX: usize = 4096;
 #[derive(Debug)]
 pub struct SafetensorsWeights {
     config: Config,
+    files: TensorFiles,
+}
+
+/// Tensors of safetensors files, mapped into memory.
+#[derive(Debug, Default)]
+pub(crate) struct TensorFiles {
     shards: Vec<Mmap>,
     tensors: HashMap<String, Location>,
 }
@@ -36,19 +42,34 @@ impl SafetensorsWeights {
     /// Opens `dir` and checks every tensor against its `config.json`.
     pub fn open(dir: &Path) -> Result<Self> {
         let config = Config::load(dir)?;
-        let mut weights =
-            SafetensorsWeights { config, shards: Vec::new(), tensors: HashMap::new() };
         let index_path = dir.join("model.safetensors.index.json");
-        if index_path.exists() {
-            weights.add_shards(dir, &index_path)?;
-        } else {
-            weights.add_file(&dir.join("model.safetensors"))?;
-        }
+        let files = match index_path.exists() {
+            true => TensorFiles::open_shards(dir, &index_path)?,
+            false => TensorFiles::open(&dir.join("model.safetensors"))?,
+        };
+        let weights = SafetensorsWeights { config, files };
         weights.check().map_err(|error| error.at(dir))?;
         Ok(weights)
     }
 
-    fn add_shards(&mut self, dir: &Path, index_path: &Path) -> Result<()> {
+    fn check(&self) -> Result<()> {
+        let shape = |name: &str| self.files.shape(name).map(<[usize]>::to_vec);
+        // Sorted, so that the same broken checkpoint always gives the same message.
+        check_tensors(&self.config, shape, self.files.names().into_iter())?;
+        self.config.param_shapes().iter().try_for_each(|(name, _)| self.files.check_dtype(name))
+    }
+}
+
+impl TensorFiles {
+    /// Opens a file.
+    pub(crate) fn open(path: &Path) -> Result<TensorFiles> {
+        let mut files = TensorFiles::default();
+        files.add_file(path)?;
+        Ok(files)
+    }
+
+    fn open_shards(dir: &Path, index_path: &Path) -> Result<TensorFiles> {
+        let mut opened = TensorFiles::default();
         let index = read_json(index_path, INDEX_BYTES_MAX)?;
         let file_of = weight_map(&index).map_err(|error| error.at(index_path))?;
         let mut files: Vec<&str> = file_of.values().copied().collect();
@@ -62,10 +83,10 @@ impl SafetensorsWeights {
             )));
         }
         for file in &files {
-            self.add_file(&dir.join(file))?;
+            opened.add_file(&dir.join(file))?;
         }
         for (name, file) in file_of {
-            let Some(location) = self.tensors.get(name) else {
+            let Some(location) = opened.tensors.get(name) else {
                 return Err(
                     Error::input(format!("tensor `{name}` is not in `{file}`")).at(index_path)
                 );
@@ -78,7 +99,7 @@ impl SafetensorsWeights {
                 .at(index_path));
             }
         }
-        Ok(())
+        Ok(opened)
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
@@ -108,30 +129,40 @@ impl SafetensorsWeights {
         Ok(())
     }
 
-    fn check(&self) -> Result<()> {
-        let shape = |name: &str| self.tensors.get(name).map(|location| location.shape.clone());
-        // Sorted, so that the same broken checkpoint always gives the same message.
+    /// Names of all tensors, sorted.
+    pub(crate) fn names(&self) -> Vec<&str> {
         let mut names: Vec<&str> = self.tensors.keys().map(String::as_str).collect();
         names.sort_unstable();
-        check_tensors(&self.config, shape, names.into_iter())?;
-        for (name, _) in self.config.param_shapes() {
-            let dtype = self.tensors[&name].dtype;
-            if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) {
-                return Err(Error::input(format!(
-                    "tensor `{name}` has the type {dtype:?}: expected F32, F16 or BF16"
-                )));
-            }
+        names
+    }
+
+    /// The shape of a tensor, if it is there.
+    pub(crate) fn shape(&self, name: &str) -> Option<&[usize]> {
+        self.tensors.get(name).map(|location| location.shape.as_slice())
+    }
+
+    /// Fails for a tensor that isn't there, has another shape or numbers of a kind that isn't read.
+    pub(crate) fn check_shape(&self, name: &str, expected: &[usize]) -> Result<()> {
+        match self.shape(name) {
+            None => Err(Error::input(format!("tensor `{name}` of shape {expected:?} is missing"))),
+            Some(found) if found != expected => Err(Error::input(format!(
+                "tensor `{name}` has the shape {found:?}: expected {expected:?}"
+            ))),
+            Some(_) => self.check_dtype(name),
         }
-        Ok(())
-    }
-}
-
-impl WeightSource for SafetensorsWeights {
-    fn config(&self) -> &Config {
-        &self.config
     }
 
-    fn tensor(&mut self, name: &str, out: &mut [f32]) -> Result<()> {
+    fn check_dtype(&self, name: &str) -> Result<()> {
+        match self.tensors.get(name).map(|location| location.dtype) {
+            None | Some(Dtype::F32 | Dtype::F16 | Dtype::BF16) => Ok(()),
+            Some(dtype) => Err(Error::input(format!(
+                "tensor `{name}` has the type {dtype:?}: expected F32, F16 or BF16"
+            ))),
+        }
+    }
+
+    /// Writes a tensor into `out`, whose length is the number of its elements.
+    pub(crate) fn read(&self, name: &str, out: &mut [f32]) -> Result<()> {
         let location = self
             .tensors
             .get(name)
@@ -145,6 +176,16 @@ impl WeightSource for SafetensorsWeights {
             other => return Err(Error::Bug(format!("type {other:?} was refused at opening"))),
         }
         Ok(())
+    }
+}
+
+impl WeightSource for SafetensorsWeights {
+    fn config(&self) -> &Config {
+        &self.config
+    }
+
+    fn tensor(&mut self, name: &str, out: &mut [f32]) -> Result<()> {
+        self.files.read(name, out)
     }
 }
 

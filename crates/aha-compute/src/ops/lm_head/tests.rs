@@ -79,7 +79,7 @@ impl Case {
         dhidden.fill(f32::NAN);
         backward_in_chunks(
             &mut dhidden,
-            dw,
+            Some(dw),
             Grads { dlogp: &self.dlogp, dentropy: Some(&self.dentropy), ddivergence: None },
             &self.hidden,
             &self.head,
@@ -520,7 +520,7 @@ fn without_a_gradient_of_the_entropy_it_counts_as_zero() {
     let (mut dhidden, mut dw) = (want.clone(), Tensor::zeros(&device, &[37, 8]));
     backward(
         &mut dhidden,
-        &mut dw,
+        Some(&mut dw),
         Grads { dlogp: &case.dlogp, dentropy: None, ddivergence: None },
         &case.hidden,
         &case.head,
@@ -530,6 +530,29 @@ fn without_a_gradient_of_the_entropy_it_counts_as_zero() {
     );
     assert_same_bits("dhidden", dhidden.as_slice(), want.as_slice());
     assert_same_bits("dw", dw.as_slice(), want_dw.as_slice());
+}
+
+#[test]
+fn a_frozen_head_has_the_same_gradient_of_the_rows() {
+    let device = Device::cpu(2);
+    let case = case(&device, [9, 37, 8]);
+    let want = case.backward(&mut Tensor::zeros(&device, &[37, 8]), 4);
+    let mut dhidden = want.clone();
+    dhidden.fill(f32::NAN);
+    let grads = Grads { dlogp: &case.dlogp, dentropy: Some(&case.dentropy) };
+    let (hidden, head, w) = (&case.hidden, &case.head, &case.w);
+    backward_in_chunks(
+        &mut dhidden,
+        None,
+        grads,
+        hidden,
+        head,
+        w,
+        &case.targets,
+        INV_TEMPERATURE,
+        4,
+    );
+    assert_same_bits("dhidden", dhidden.as_slice(), want.as_slice());
 }
 
 /// Up to the roundings of the second chain, which starts elsewhere.

@@ -33,7 +33,7 @@ impl Phase<'_> {
     pub(super) fn comparing(mut self, stage: &DpoStage, reference: &ModelFacts) -> Vec<Self> {
         let tokens = stage.micro_batch_tokens.tokens();
         let tokens = pair_tokens(tokens, stage.max_tokens, stage.batch_size, self.model);
-        self.add_training_state();
+        self.add_training_state(None);
         self.add_guide("reference", reference);
         let mut asking = self.clone();
         asking.add_asking(reference, tokens);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use aha_flow::pipeline::{ModelSource, Pipeline, TokenizerSource};
+use aha_flow::pipeline::{AdaptedModel, ModelSource, Pipeline, TokenizerSource};
 use aha_flow::planning;
 use aha_flow::rundir::RunDir;
 use aha_model::Tokenizer;
@@ -53,7 +53,10 @@ impl<'a> Tokenizers<'a> {
                 continue;
             }
             let address = match pipeline.model(name) {
-                Some(ModelSource::Path(address)) => address,
+                Some(
+                    ModelSource::Path(address)
+                    | ModelSource::Adapted(AdaptedModel { base: address, .. }),
+                ) => address,
                 Some(ModelSource::Random(random)) => match &random.tokenizer {
                     TokenizerSource::Of(other) => other,
                     TokenizerSource::Train(_) => break,
