@@ -286,6 +286,31 @@ impl Prompter {
         }
     }
 
+    /// A conversation as tokens, of which the model has to write `turns`, places in `messages`. End tokens are
+    /// where the template puts them.
+    pub fn conversation(&self, messages: &[Message], turns: &[usize]) -> Result<Example> {
+        let Form::Chat(template) = &self.form else {
+            return Err(Error::input_with(
+                "a conversation can't be written without a chat template",
+                "set `template` to \"chat\" or \"r1-zero\"",
+            ));
+        };
+        let rendered = template.render_turns(messages, turns)?;
+        let (ids, loss_mask) = self.tokenizer.encode_rendered(&rendered)?;
+        let is_end = |id: &u32| self.tokenizer.eos_ids().contains(id);
+        let learned_end_count = ids
+            .iter()
+            .zip(&loss_mask)
+            .filter(|(id, is_learned)| **is_learned && is_end(id))
+            .count();
+        let stop = match learned_end_count {
+            _ if self.tokenizer.eos_ids().is_empty() => StopToken::Missing,
+            count if count < rendered.assistant_spans.len() => StopToken::OutsideMask,
+            _ => StopToken::Learned,
+        };
+        Ok(Example { ids, loss_mask, stop, mask_problem: rendered.mask_problem })
+    }
+
     /// Where the token is that ends the assistant's part, which begins at `start`; none where the template
     /// puts none there.
     fn stop_token(&self, ids: &[u32], loss_mask: &[bool], start: usize) -> Option<StopToken> {

@@ -139,7 +139,8 @@ pub fn examples<'a>(
         find(
             settings.template_breaks_mask,
             format!("the chat template breaks the loss mask of {which}: {problem}"),
-            "use another `template`, or mend the model's chat template",
+            "use another `template`, mend the model's chat template, or, where it rewrites earlier turns of \
+             conversations, set `loss_on` = \"last\"",
         );
     }
     // What was cut off its end says nothing about where the end belongs.

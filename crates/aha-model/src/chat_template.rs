@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Value};
+use serde_json::{Map, Value as Json};
 
 use crate::error::{Error, Result};
 use crate::tokenizer::{SpecialToken, Tokenizer};
@@ -19,6 +20,9 @@ use crate::tokenizer::{SpecialToken, Tokenizer};
 /// Work and memory that one rendering may use, in minijinja's unit (an instruction, or 64 bytes).
 const FUEL_MAX: u64 = 4_000_000;
 const SOURCE_BYTES_MAX: usize = 1 << 20;
+
+/// Why a turn's part can't be found.
+const PROMPTS_OTHERWISE: &str = "the template prompts for the turn in another way than it shows it";
 
 /// The prompt as it is; the end-of-text token after the assistant's part.
 const PLAIN: &str = "\
@@ -52,12 +56,44 @@ pub struct Message {
     pub role: String,
     /// What was said.
     pub content: String,
+    /// Further fields that a template may read, such as `name` and `tool_calls`.
+    pub more: Map<String, Json>,
 }
 
 impl Message {
     /// A turn.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Message { role: role.into(), content: content.into() }
+        Message { role: role.into(), content: content.into(), more: Map::new() }
+    }
+
+    /// Whether the assistant said it.
+    pub fn is_assistants(&self) -> bool {
+        self.role == "assistant"
+    }
+
+    /// As a template sees it.
+    fn value(&self) -> Value {
+        let more = self.more.iter().map(|(key, value)| (key.as_str(), value_of(value)));
+        let own = [("role", Value::from(&*self.role)), ("content", Value::from(&*self.content))];
+        Value::from_pairs(own.into_iter().chain(more))
+    }
+}
+
+/// JSON as a template's value.
+fn value_of(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::from(()),
+        Json::Bool(flag) => Value::from(*flag),
+        Json::Number(number) => match (number.as_i64(), number.as_u64()) {
+            (Some(number), _) => Value::from(number),
+            (None, Some(number)) => Value::from(number),
+            (None, None) => Value::from(number.as_f64().unwrap_or(f64::NAN)),
+        },
+        Json::String(text) => Value::from(text.as_str()),
+        Json::Array(list) => list.iter().map(value_of).collect(),
+        Json::Object(map) => {
+            Value::from_pairs(map.iter().map(|(key, value)| (key.as_str(), value_of(value))))
+        }
     }
 }
 
@@ -178,19 +214,29 @@ impl ChatTemplate {
         Ok(Rendered { text, assistant_spans, mask_problem, add_special })
     }
 
+    /// Renders a conversation of which the model has to write only `turns`: places in `messages`, in their
+    /// order, of turns of the assistant.
+    ///
+    /// A turn's part is found as by [`ChatTemplate::render`]. The rendering up to a turn has to be the beginning
+    /// of the whole: elsewhere the model would learn to answer to another text than it is asked with.
+    pub fn render_turns(&self, messages: &[Message], turns: &[usize]) -> Result<Rendered> {
+        let (text, tagged) = self.render_once(messages, false)?;
+        let (assistant_spans, mask_problem) = if self.has_generation_tags {
+            collect_spans(turns, |idx| self.tagged_span(messages, idx, &text, &tagged))
+        } else {
+            collect_spans(turns, |idx| self.turn_span(messages, idx, &text))
+        };
+        Ok(Rendered { text, assistant_spans, mask_problem, add_special: self.add_special })
+    }
+
     fn spans_by_prefix(
         &self,
         messages: &[Message],
         text: &str,
     ) -> (Vec<Range<usize>>, Option<String>) {
-        let (mut spans, mut problem) = (Vec::new(), None);
-        for (turn_idx, _) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant") {
-            match self.turn_span(messages, turn_idx, text) {
-                Ok(span) => spans.push(span),
-                Err(why) => problem = problem.or(Some(format!("turn {turn_idx}: {why}"))),
-            }
-        }
-        (spans, problem)
+        let turns: Vec<usize> =
+            (0..messages.len()).filter(|&idx| messages[idx].is_assistants()).collect();
+        collect_spans(&turns, |idx| self.turn_span(messages, idx, text))
     }
 
     fn turn_span(
@@ -199,19 +245,43 @@ impl ChatTemplate {
         turn_idx: usize,
         text: &str,
     ) -> Result<Range<usize>, String> {
-        let render = |turn_count: usize, prompts: bool| {
-            let rendered = self.render_once(&messages[..turn_count], prompts);
-            rendered.map(|(text, _)| text).map_err(|error| error.to_string())
-        };
-        let before = render(turn_idx, true)?;
-        let after = render(turn_idx + 1, false)?;
+        let before = self.prefix(messages, turn_idx, true)?;
+        let after = self.prefix(messages, turn_idx + 1, false)?;
         if !after.starts_with(&before) {
-            return Err("the template prompts for the turn in another way than it shows it".into());
+            return Err(PROMPTS_OTHERWISE.to_owned());
         }
         if !text.starts_with(&after) {
             return Err("the template shows the turn in another way once others follow it".into());
         }
         Ok(before.len()..before.len() + self.up_to_eos(&after[before.len()..]))
+    }
+
+    /// What the template itself marks as the turn.
+    fn tagged_span(
+        &self,
+        messages: &[Message],
+        turn_idx: usize,
+        text: &str,
+        tagged: &[Range<usize>],
+    ) -> Result<Range<usize>, String> {
+        let turns = |messages: &[Message]| messages.iter().filter(|m| m.is_assistants()).count();
+        let (turn_count, span_count) = (turns(messages), tagged.len());
+        if turn_count != span_count {
+            return Err(format!(
+                "the template marks {span_count} parts as the assistant's, of {turn_count} turns"
+            ));
+        }
+        if !text.starts_with(&self.prefix(messages, turn_idx, true)?) {
+            return Err(PROMPTS_OTHERWISE.to_owned());
+        }
+        let span = tagged.get(turns(&messages[..turn_idx]));
+        span.cloned().ok_or_else(|| "the template doesn't mark it as the assistant's".to_owned())
+    }
+
+    /// The rendering of the first messages.
+    fn prefix(&self, messages: &[Message], count: usize, prompts: bool) -> Result<String, String> {
+        let rendered = self.render_once(&messages[..count], prompts);
+        rendered.map(|(text, _)| text).map_err(|error| error.to_string())
     }
 
     /// Length of a turn without the white space that the template puts after its end-of-turn
@@ -229,17 +299,17 @@ impl ChatTemplate {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<(String, Vec<Range<usize>>)> {
+        let more: Vec<String> =
+            messages.iter().flat_map(|m| m.more.values()).map(Json::to_string).collect();
+        let contents = messages.iter().map(|message| message.content.as_str());
         let marks = generation::Marks::absent_from(
-            messages.iter().map(|message| message.content.as_str()).chain([&*self.source]),
+            contents.chain(more.iter().map(String::as_str)).chain([&*self.source]),
         )?;
         let token = |token: &Option<SpecialToken>| match token {
             Some(token) => Value::from(token.text.as_str()),
             None => Value::UNDEFINED,
         };
-        let message_values: Value = messages
-            .iter()
-            .map(|m| Value::from_pairs([("role", m.role.as_str()), ("content", &m.content)]))
-            .collect();
+        let message_values: Value = messages.iter().map(Message::value).collect();
         let context = Value::from_pairs([
             ("messages", message_values),
             ("tools", Value::from(())),
@@ -259,6 +329,21 @@ impl ChatTemplate {
             .map_err(|error| template_error("the chat template failed", error))?;
         marks.extract(&text)
     }
+}
+
+/// The spans of turns, without those that have a problem, and the first problem with its place.
+fn collect_spans(
+    turns: &[usize],
+    span: impl Fn(usize) -> Result<Range<usize>, String>,
+) -> (Vec<Range<usize>>, Option<String>) {
+    let (mut spans, mut problem) = (Vec::new(), None);
+    for &idx in turns {
+        match span(idx) {
+            Ok(span) => spans.push(span),
+            Err(why) => problem = problem.or(Some(format!("messages[{idx}]: {why}"))),
+        }
+    }
+    (spans, problem)
 }
 
 fn template_error(what: &str, error: minijinja::Error) -> Error {
@@ -309,7 +394,49 @@ mod tests {
         let rendered = template(source).render(&conversation(), false).unwrap();
         assert_eq!(spans(&rendered), ["4"]);
         let problem = rendered.mask_problem.unwrap();
-        assert!(problem.starts_with("turn 1"), "{problem}");
+        assert!(problem.starts_with("messages[1]: the template shows"), "{problem}");
+        // The last turn alone can be learned.
+        let rendered = template(source).render_turns(&conversation(), &[3]).unwrap();
+        assert_eq!((spans(&rendered), &rendered.mask_problem), (vec!["4"], &None));
+    }
+
+    #[test]
+    fn chosen_turns_are_found_with_and_without_tags() {
+        let tagged = "{% for m in messages %}<|{{ m.role }}|>{% if m.role == 'assistant' %}\
+             {% generation %}{{ m.content }}<|end|>{% endgeneration %}{% else %}{{ m.content }}<|end|>\
+             {% endif %}\n{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
+        for source in [CHATML, tagged] {
+            let chosen = |turns: &[usize]| template(source).render_turns(&conversation(), turns);
+            for (turns, expected) in [
+                (&[1, 3][..], vec!["Hello, é!<|end|>", "4<|end|>"]),
+                (&[1], vec!["Hello, é!<|end|>"]),
+                (&[3], vec!["4<|end|>"]),
+                (&[], vec![]),
+            ] {
+                let rendered = chosen(turns).unwrap();
+                assert_eq!((spans(&rendered), &rendered.mask_problem), (expected, &None));
+            }
+        }
+        // A template that asks otherwise than it shows, and one that marks what the assistant didn't say.
+        let otherwise = tagged.replace("{% if add_gen", "!{% if add_gen");
+        let rendered = template(&otherwise).render_turns(&conversation(), &[1]).unwrap();
+        assert_eq!(rendered.mask_problem.unwrap(), format!("messages[1]: {PROMPTS_OTHERWISE}"));
+        let all = tagged.replace("m.role == 'assistant'", "true");
+        let rendered = template(&all).render_turns(&conversation(), &[1]).unwrap();
+        assert!(rendered.mask_problem.unwrap().contains("marks 4 parts"), "{:?}", rendered.text);
+    }
+
+    #[test]
+    fn templates_read_further_fields_of_a_message() {
+        let source = "{% for m in messages %}{{ m.name }}{% for c in m.tool_calls or [] %}\
+             {{ c.function | tojson }}{% endfor %}{{ m.content }}{% endfor %}";
+        let mut message = Message::new("assistant", "");
+        let call =
+            serde_json::json!([{"function": {"name": "add", "arguments": {"b": 1, "a": 2}}}]);
+        message.more.insert("tool_calls".to_owned(), call);
+        message.more.insert("name".to_owned(), "n:".into());
+        let text = template(source).render(&[message], false).unwrap().text;
+        assert_eq!(text, r#"n:{"name": "add", "arguments": {"b": 1, "a": 2}}"#);
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub const KS: &str = "ks";
 pub const LOSS_MASK: &str = "loss_mask";
 /// By how much one completion of a pair is better than the other.
 pub const MARGIN: &str = "margin";
+/// A conversation as JSON: a list of messages with `role` and `content`.
+pub const MESSAGES: &str = "messages";
 /// Name of a model.
 pub const MODEL: &str = "model";
 /// Name of a metric.

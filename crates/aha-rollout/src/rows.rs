@@ -162,6 +162,8 @@ pub struct SftExampleRow<'a> {
     pub prompt: Option<&'a str>,
     /// Text to learn.
     pub completion: &'a str,
+    /// The conversation as JSON.
+    pub messages: Option<&'a str>,
     /// Tokens of prompt and completion.
     pub token_ids: &'a [u32],
     /// Per token, whether predicting it counts; as many.
@@ -336,6 +338,7 @@ pub fn sft_examples(rows: &[SftExampleRow<'_>]) -> Result<RecordBatch> {
             maybe_text(rows.iter().map(|r| r.source)),
             maybe_text(rows.iter().map(|r| r.prompt)),
             text(rows.iter().map(|r| r.completion)),
+            maybe_text(rows.iter().map(|r| r.messages)),
             lists_u32(rows.iter().map(|r| r.token_ids)),
             lists_bool(rows.iter().map(|r| r.loss_mask)),
             whole(rows.iter().map(|r| r.token_ids.len() as u64)),

@@ -214,9 +214,16 @@ pub fn sft_examples() -> SchemaRef {
         maybe_text(col::SOURCE, "data set or topic it is from; null where the data names none"),
         maybe_text(
             col::PROMPT,
-            "problem as the data set states it; null for plain text without a prompt",
+            "problem as the data set states it; null for plain text and for conversations",
         ),
-        text(col::COMPLETION, "text to learn"),
+        text(
+            col::COMPLETION,
+            "text to learn; of a conversation the turns that the loss is over, an empty line between them",
+        ),
+        maybe_text(
+            col::MESSAGES,
+            "conversation as JSON, a list of messages with role and content; null for other examples",
+        ),
         list(col::TOKEN_IDS, DataType::UInt32, "tokens of prompt and completion, template applied"),
         list(
             col::LOSS_MASK,

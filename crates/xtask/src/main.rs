@@ -1,8 +1,8 @@
 //! Chores of this repository. What they write is checked in, and a test holds it against them.
 //!
 //! # Map
-//! - `cargo xtask datasets` writes the data sets of the quickstart again; the same version writes the
-//!   same bytes: `quickstart`.
+//! - `cargo xtask datasets` writes the data sets of the miniatures again; the same version writes the
+//!   same bytes: `quickstart`, and `languages` for `language-consistency.toml`.
 //! - `cargo xtask docs` writes the reference in `docs/`: `docs`.
 //! - `cargo xtask planted ROWS FOLDER` writes rows with known duplicates to measure curation with: `planted`.
 //! - The house rules that a test can know are in `tests/rules/`.
@@ -10,6 +10,7 @@
 //! `cargo xtask` is short for `cargo run --release -p xtask --`; start it in the repository's root.
 
 mod docs;
+mod languages;
 mod planted;
 mod quickstart;
 

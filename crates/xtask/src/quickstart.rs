@@ -15,6 +15,8 @@ use parquet::arrow::ArrowWriter;
 use parquet::basic::Compression;
 use parquet::file::properties::WriterProperties;
 
+use crate::languages;
+
 const SEED: u64 = 2025;
 const TERM_COUNT: usize = 5;
 const CORPUS_COUNT: usize = 10_000;
@@ -24,36 +26,37 @@ const COLD_START_COUNT: usize = 800;
 const GENERAL_COUNT: usize = 300;
 
 /// Draws, each at an address of its own.
-struct Draws {
+pub struct Draws {
     random: Philox,
     next: u64,
 }
 
 impl Draws {
-    fn new(purpose: &str) -> Draws {
+    pub fn new(purpose: &str) -> Draws {
         Draws { random: Philox::new(SEED).derive(purpose), next: 0 }
     }
 
-    fn below(&mut self, bound: u64) -> u64 {
+    pub fn below(&mut self, bound: u64) -> u64 {
         self.next += 1;
         (self.random.uniform(&[self.next]) * bound as f64) as u64
     }
 
-    fn chance(&mut self, share: f64) -> bool {
+    pub fn chance(&mut self, share: f64) -> bool {
         self.next += 1;
         self.random.uniform(&[self.next]) < share
     }
 }
 
 /// A chain of sums.
-struct Problem {
-    first: i64,
+pub struct Problem {
+    /// The first term.
+    pub first: i64,
     /// Signed addends.
-    addends: Vec<i64>,
+    pub addends: Vec<i64>,
 }
 
 impl Problem {
-    fn draw(draws: &mut Draws) -> Problem {
+    pub fn draw(draws: &mut Draws) -> Problem {
         loop {
             let first = draws.below(10) as i64;
             let mut addends = Vec::new();
@@ -73,13 +76,23 @@ impl Problem {
         }
     }
 
-    fn prompt(&self) -> String {
+    pub fn prompt(&self) -> String {
         let addends: String = self.addends.iter().map(|a| format!("{a:+}")).collect();
         format!("{}{addends}=", self.first)
     }
 
-    fn answer(&self) -> i64 {
+    pub fn answer(&self) -> i64 {
         self.first + self.addends.iter().sum::<i64>()
+    }
+
+    /// What comes of a step, which is wrong with the chance `slip`.
+    pub fn step(sum: i64, addend: i64, draws: &mut Draws, slip: f64) -> i64 {
+        let next = (sum + addend).clamp(0, 9);
+        if !draws.chance(slip) {
+            return next;
+        }
+        let off = [-2, -1, 1, 2][draws.below(4) as usize];
+        (next + off).clamp(0, 9)
     }
 
     /// The chain of thought and what it arrives at; each step is wrong with the chance `slip`.
@@ -87,11 +100,7 @@ impl Problem {
         let mut sum = self.first;
         let mut steps = Vec::new();
         for addend in &self.addends {
-            let mut next = (sum + addend).clamp(0, 9);
-            if draws.chance(slip) {
-                let off = [-2, -1, 1, 2][draws.below(4) as usize];
-                next = (next + off).clamp(0, 9);
-            }
+            let next = Problem::step(sum, *addend, draws, slip);
             steps.push(format!("{sum}{addend:+}={next}"));
             sum = next;
         }
@@ -101,10 +110,10 @@ impl Problem {
 
 /// Problems that never come twice, whatever they are for.
 #[derive(Default)]
-struct Fresh(HashSet<String>);
+pub struct Fresh(HashSet<String>);
 
 impl Fresh {
-    fn draw(&mut self, draws: &mut Draws) -> Problem {
+    pub fn draw(&mut self, draws: &mut Draws) -> Problem {
         loop {
             let problem = Problem::draw(draws);
             if self.0.insert(problem.prompt()) {
@@ -114,7 +123,7 @@ impl Fresh {
     }
 }
 
-fn worked(thought: &str, answer: i64) -> String {
+pub fn worked(thought: &str, answer: i64) -> String {
     format!("<think>{thought}</think><answer>{answer}</answer>")
 }
 
@@ -147,17 +156,18 @@ fn general(draws: &mut Draws) -> (String, String) {
 }
 
 /// Columns of a table in the making.
-struct Table {
+pub struct Table {
     names: &'static [&'static str],
-    rows: Vec<Vec<String>>,
+    /// Rows of texts.
+    pub rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(names: &'static [&'static str]) -> Table {
+    pub fn new(names: &'static [&'static str]) -> Table {
         Table { names, rows: Vec::new() }
     }
 
-    fn write(&self, path: &Path) -> Result<()> {
+    pub fn write(&self, path: &Path) -> Result<()> {
         let column = |i: usize| -> ArrayRef {
             Arc::new(StringArray::from_iter_values(self.rows.iter().map(|row| &row[i])))
         };
@@ -175,14 +185,15 @@ impl Table {
     }
 }
 
-/// Writes the data sets of the quickstart into `folder`.
+/// Writes the data sets of the miniatures into `folder`.
 pub fn write(folder: &Path) -> Result<()> {
     fs_err::create_dir_all(folder)?;
     let mut fresh = Fresh::default();
     let problems = problems(&mut fresh);
     problems.write(&folder.join("quickstart-problems.parquet"))?;
     cold_start(&mut fresh).write(&folder.join("quickstart-cold-start.parquet"))?;
-    corpus(&mut fresh).write(&folder.join("quickstart-corpus.parquet"))
+    corpus(&mut fresh).write(&folder.join("quickstart-corpus.parquet"))?;
+    languages::corpus(&mut fresh).write(&folder.join("language-corpus.parquet"))
 }
 
 /// Sums to train and to test on, and general questions.
@@ -243,10 +254,11 @@ fn corpus(fresh: &mut Fresh) -> Table {
 mod tests {
     use super::*;
 
-    const NAMES: [&str; 3] = [
+    const NAMES: [&str; 4] = [
         "quickstart-problems.parquet",
         "quickstart-cold-start.parquet",
         "quickstart-corpus.parquet",
+        "language-corpus.parquet",
     ];
 
     #[test]
@@ -269,11 +281,11 @@ mod tests {
     fn no_problem_is_in_two_places() {
         let mut fresh = Fresh::default();
         let problems = problems(&mut fresh);
-        let texts = corpus(&mut fresh);
+        let (texts, mixed) = (corpus(&mut fresh), languages::corpus(&mut fresh));
         let test: Vec<&String> =
             problems.rows.iter().filter(|row| row[4] == "test").map(|row| &row[1]).collect();
         assert_eq!(test.len(), TEST_COUNT);
-        for row in &texts.rows {
+        for row in texts.rows.iter().chain(&mixed.rows) {
             let prompt = row[1].split_inclusive('=').next().unwrap();
             assert!(!test.iter().any(|t| *t == prompt), "{prompt}");
         }

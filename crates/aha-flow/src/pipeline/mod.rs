@@ -19,6 +19,7 @@
 mod auto;
 mod benchmark;
 mod catalogue;
+mod conversations;
 
 mod foreign;
 mod layout;
@@ -62,7 +63,7 @@ pub use run::{Device, Run};
 pub use sampling::{Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template};
 pub use stages::{
     Critic, DpoStage, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong, OverlongPair, PairLoss,
-    Pipeline, QueryStage, Reference, RewardModelStage, RlStage, SampleStage, SftStage, Stage,
+    Pipeline, QueryStage, Reference, RewardModelStage, RlStage, SampleStage, SftForm, SftStage, Stage,
     StageKind,
 };
 pub use values::{ByteSize, Names, Sql};

@@ -16,7 +16,7 @@ use super::resolve::Facts;
 use super::rewards::Reward;
 use super::sampling::{Optimizer, SamplingWeights, ScheduleKind, Template};
 use super::stages::{
-    DpoStage, Format, LossOn, PairLoss, Pipeline, RewardModelStage, RlStage, SftStage, Stage, StageKind,
+    DpoStage, Format, LossOn, PairLoss, Pipeline, RewardModelStage, RlStage, SftForm, SftStage, Stage, StageKind,
 };
 use super::values::Sql;
 
@@ -223,8 +223,10 @@ fn details_of_kind(stage: &Stage, facts: &Facts) -> Vec<String> {
     match &stage.kind {
         StageKind::Sft(sft) => {
             let columns = facts.queries.get(&format!("stage.{}.data", stage.name));
-            let is_plain = columns.is_some_and(|c| c.iter().any(|column| column.name == "text"));
-            details_of_sft(sft, is_plain)
+            let form = columns.map_or(SftForm::Pairs, |columns| {
+                SftForm::of(columns.iter().map(|column| column.name.as_str()))
+            });
+            details_of_sft(sft, form)
         }
         StageKind::RewardModel(stage) => details_of_reward_model(stage),
         StageKind::Dpo(dpo) => details_of_dpo(dpo),
@@ -280,12 +282,16 @@ fn rounded(weights: SamplingWeights) -> &'static str {
 }
 
 /// Plain text takes no template, and all its tokens count.
-fn details_of_sft(sft: &SftStage, is_plain: bool) -> Vec<String> {
+fn details_of_sft(sft: &SftStage, form: SftForm) -> Vec<String> {
+    let is_plain = form == SftForm::Text;
     let limit = sft.max_steps.map(|n| format!(", at most {n} steps")).unwrap_or_default();
     let template = if is_plain { "none, plain text" } else { template(&sft.template) };
-    let counted = match sft.loss_on {
-        LossOn::Completion if !is_plain => "the completion tokens",
-        LossOn::Completion | LossOn::All => "all tokens",
+    let counted = match (form, sft.loss_on) {
+        (SftForm::Text, _) | (_, LossOn::All) => "all tokens",
+        (SftForm::Pairs, _) => "the completion tokens",
+        (SftForm::Conversations, LossOn::Completion) => "the tokens of all the assistant's turns",
+        (SftForm::Conversations, LossOn::Last) => "the tokens of the assistant's last turns",
+        (SftForm::Conversations, LossOn::Flagged) => "the tokens of the turns that are flagged",
     };
     vec![
         format!("data      {}", one_line(&sft.data.0)),

@@ -6,6 +6,7 @@ use super::benchmark::Benchmark;
 use super::catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, SqlProblem, StageOutput, TableFacts,
 };
+use super::conversations;
 use super::local::{TABLES_OF_THE_RUN, report_mismatch, stage_path};
 use super::memory::shown;
 use super::models::{
@@ -157,7 +158,8 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
     };
     match kind {
         StageKind::Sft(sft) => {
-            vec![query("data", &sft.data, vec![vec!["prompt", "completion"], vec!["text"]])]
+            let needs = vec![vec!["prompt", "completion"], vec!["text"], vec!["messages"]];
+            vec![query("data", &sft.data, needs)]
         }
         StageKind::RewardModel(stage) => pairs(&stage.data, stage.held_out.as_ref()),
         StageKind::Dpo(stage) => pairs(&stage.data, stage.held_out.as_ref()),
@@ -327,6 +329,9 @@ fn plan_queries(
                 output = Some(StageOutput::Query { columns: columns.clone() });
             }
             if let Some(columns) = columns {
+                if let StageKind::Sft(sft) = &stage.kind {
+                    conversations::check(sft, &query.path, &columns, reader);
+                }
                 facts.queries.insert(query.path.clone(), columns);
             }
         }
@@ -427,9 +432,11 @@ fn check_columns(query: &Query<'_>, columns: &[Column], reader: &mut Reader<'_>)
             let hint = format!("expected {}", crate::benchmark::layouts(benchmark.card()));
             return reader.report(span, &query.path, message, Some(hint));
         }
-        let alternative = match query.needs.get(1) {
-            Some(other) => format!(" (or `{}` alone)", other.join("`, `")),
-            None => String::new(),
+        let others: Vec<String> =
+            query.needs[1..].iter().map(|other| format!("`{}`", other.join("`, `"))).collect();
+        let alternative = match &others[..] {
+            [] => String::new(),
+            others => format!(" (or {} alone)", others.join(" or ")),
         };
         for need in missing(usual) {
             let message =

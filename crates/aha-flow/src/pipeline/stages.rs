@@ -205,10 +205,40 @@ choice! {
 choice! {
     /// The tokens that the loss is over.
     pub enum LossOn {
-        /// The completion and the end token.
+        /// The completion and the end token; of a conversation all turns of the assistant, each with its end token.
         Completion = "completion",
-        /// The prompt as well.
+        /// Of a conversation, the assistant's last turn. A chat template that leaves out the thoughts of earlier
+        /// turns wants it.
+        Last = "last",
+        /// Of a conversation, the assistant's turns whose field `train` isn't false and whose field `weight` isn't
+        /// 0; a turn without either counts.
+        Flagged = "flagged",
+        /// The prompt as well, or the whole conversation.
         All = "all",
+    }
+}
+
+/// What the examples of an `sft` stage are, which the columns of its query say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SftForm {
+    /// Plain text: a column `text`.
+    Text,
+    /// Conversations: a column `messages`, and no `text`.
+    Conversations,
+    /// A prompt and its completion each.
+    Pairs,
+}
+
+impl SftForm {
+    /// By the names of the columns.
+    pub fn of<'a>(mut names: impl Iterator<Item = &'a str> + Clone) -> SftForm {
+        if names.clone().any(|name| name == "text") {
+            SftForm::Text
+        } else if names.any(|name| name == "messages") {
+            SftForm::Conversations
+        } else {
+            SftForm::Pairs
+        }
     }
 }
 
@@ -223,9 +253,11 @@ section! {
     pub struct SftStage {
         /// The model to start from: one of `[models]` or an earlier training stage.
         pub model: String;
-        /// The examples: columns `prompt` and `completion`, or `text` for plain text; `id` optional.
+        /// The examples: columns `prompt` and `completion`; or `text` for plain text; or `messages` for
+        /// conversations, lists of structs with `role` and `content` or the JSON text of such a list; `id` and
+        /// `source` optional. Other fields of a message, such as `tool_calls`, are passed to the template.
         pub data: Sql;
-        /// How a prompt becomes the model's input. Plain text takes none.
+        /// How a prompt becomes the model's input. Plain text takes none; conversations need "chat" or "r1-zero".
         pub template: Template = Template::Raw;
         /// Passes over the data.
         pub epochs: u32 = 2, "at least 1" |n| *n >= 1;

@@ -1,10 +1,12 @@
 //! The `sft` stage: supervised fine-tuning, or training on plain text.
 //!
 //! # Map
-//! - `examples`: what the stage's query gives, as tokens. `plan`: which of them each step has.
+//! - `examples`: what the stage's query gives, as tokens. `conversation`: its column `messages`. `plan`: which of
+//!   them each step has.
 //! - Here: a step. The order of the examples is a function of seed and epoch; so a stage goes on from its
 //!   last checkpoint with the examples that it would have seen. `training` goes from step to step.
 
+mod conversation;
 mod examples;
 pub(super) mod plan;
 #[cfg(test)]

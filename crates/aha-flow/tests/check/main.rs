@@ -184,6 +184,41 @@ fn the_plan_says_which_tokens_the_loss_is_over() {
     assert_eq!(loss(&["stage.cold.loss_on=all"]), [all, pairs, completion]);
     let text = "stage.cold.data=SELECT prompt AS text FROM problems";
     assert_eq!(loss(&[text]), [all, pairs, completion]);
+    let chats = "stage.cold.data=SELECT prompt AS messages FROM problems";
+    for (loss_on, over) in [
+        ("completion", "the tokens of all the assistant's turns"),
+        ("last", "the tokens of the assistant's last turns"),
+        ("flagged", "the tokens of the turns that are flagged"),
+        ("all", "all tokens"),
+    ] {
+        let loss_on = format!("stage.cold.loss_on={loss_on}");
+        let found = loss(&[chats, "stage.cold.template=r1-zero", &loss_on]);
+        assert_eq!(found[0], format!("loss      mean over {over} of a batch"));
+    }
+}
+
+#[test]
+fn conversations_need_a_chat_template_and_only_theirs_have_turns_to_choose_from() {
+    let problems = |sets: &[&str]| {
+        let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+        let problems = check_text("good.toml", &good(), &sets).unwrap_err();
+        problems.iter().map(|problem| problem.message.clone()).collect::<Vec<_>>()
+    };
+    let chats = "stage.cold.data=SELECT prompt AS messages FROM problems";
+    for template in ["stage.cold.template=raw", "stage.cold.template=Q: {prompt}"] {
+        let found = problems(&[chats, template]);
+        assert!(found.len() == 1 && found[0].contains("need a chat template"), "{found:?}");
+    }
+    for loss_on in ["last", "flagged"] {
+        let found = problems(&[&format!("stage.cold.loss_on={loss_on}")]);
+        assert!(
+            found.len() == 1 && found[0].contains("chooses turns of conversations"),
+            "{found:?}"
+        );
+    }
+    let levels = "stage.cold.data=SELECT level AS messages FROM problems";
+    let found = problems(&[levels, "stage.cold.template=r1-zero"]);
+    assert!(found.len() == 1 && found[0].contains("must be a list of structs"), "{found:?}");
 }
 
 #[test]

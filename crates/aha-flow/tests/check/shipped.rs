@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aha_data::{Session, SessionOptions};
-use aha_flow::pipeline::{Pipeline, StageKind, Text, parse};
+use aha_flow::pipeline::{ModelSource, Pipeline, StageKind, Text, parse};
+use aha_reward::Settings;
+use aha_reward::format::ThinkInPrompt;
 use aha_rollout::rows::{self, EvalRow};
 use arrow::array::{ArrayRef, RecordBatch, StringArray};
 
@@ -18,22 +20,34 @@ fn shipped(name: &str) -> String {
     fs_err::read_to_string(root().join("pipelines").join(name)).unwrap()
 }
 
-/// What a pipeline that needs files of its user is given instead, as overrides.
+/// Qwen2.5-1.5B's sizes.
+const QWEN: &str = "{ init = \"random\", architecture = \"qwen2\", hidden_size = 1536, intermediate_size = 8960, \
+                    layers = 28, heads = 12, kv_heads = 2, head_dim = 128, vocab_size = 151936, \
+                    max_position_embeddings = 131072, tokenizer = { train = \"SELECT prompt AS text FROM problems\" } }";
+
+/// What a pipeline that needs files of its user is given instead, as overrides: a table with all columns for each
+/// of its tables that doesn't ship, and a model for each that it doesn't make itself.
 fn stand_ins(name: &str, dir: &Path) -> Vec<String> {
-    let model_name = match name {
-        "quickstart.toml" => return Vec::new(),
-        "smollm2-arithmetic.toml" => "smollm2",
-        _ => "base",
-    };
-    let (model, problems) = (dir.join("model.gguf"), dir.join("problems.parquet"));
+    let (model, table) = (dir.join("model.gguf"), dir.join("table.parquet"));
     fs_err::write(&model, "").unwrap();
-    let columns = ["id", "source", "prompt", "answer", "split"]
+    let columns = ["id", "source", "prompt", "answer", "split", "completion", "chosen", "rejected"]
         .map(|name| (name, Arc::new(StringArray::from(vec![name])) as ArrayRef));
-    write_table(&problems, &RecordBatch::try_from_iter(columns).unwrap());
-    vec![
-        format!("models.{model_name}={:?}", model.display().to_string()),
-        format!("tables.problems={:?}", problems.display().to_string()),
-    ]
+    write_table(&table, &RecordBatch::try_from_iter(columns).unwrap());
+    let text = shipped(name);
+    let pipeline: Pipeline = parse(Text { path: name, text: &text, sets: &[] }).unwrap();
+    let models = pipeline.models.iter().filter_map(|(name, source)| match source {
+        ModelSource::Path(path) if path.contains("Qwen2.5-1.5B") => {
+            Some(format!("models.{name}={QWEN}"))
+        }
+        ModelSource::Path(_) => Some(format!("models.{name}={:?}", model.display().to_string())),
+        ModelSource::Random(_) => None,
+    });
+    let tables = pipeline
+        .tables
+        .iter()
+        .filter(|(_, path)| !path.starts_with("datasets/"))
+        .map(|(name, _)| format!("tables.{name}={:?}", table.display().to_string()));
+    models.chain(tables).collect()
 }
 
 #[test]
@@ -47,6 +61,24 @@ fn every_pipeline_that_ships_resolves() {
         let plan = checked.unwrap_or_else(|problems| panic!("{problems}"));
         assert!(!plan.pipeline.stages.is_empty(), "{name}");
         count += 1;
+    }
+    assert!(count > 0);
+}
+
+/// R1-Zero's template ends with the assistant's name: what opens the thought is the completion.
+#[test]
+fn no_recipe_takes_a_thought_for_open_that_its_template_does_not_open() {
+    let mut count = 0;
+    for entry in fs_err::read_dir(root().join("pipelines")).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        let text = shipped(&name);
+        let pipeline: Pipeline = parse(Text { path: &name, text: &text, sets: &[] }).unwrap();
+        for reward in pipeline.stages.iter().flat_map(|stage| stage.kind.rewards()) {
+            if let Settings::Format(format) = &reward.0.settings {
+                assert_eq!(format.think_in_prompt, ThinkInPrompt::Auto, "{name}");
+                count += 1;
+            }
+        }
     }
     assert!(count > 0);
 }

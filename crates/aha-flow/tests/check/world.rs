@@ -96,8 +96,8 @@ fn write_models(dir: &Path) {
     }
 }
 
-/// Models by the name of their folder: `base`, `shrunk` whose embedding lost rows, `empty` without weights,
-/// and the reward model `prefers`.
+/// Models by the name of their file or folder: `model.gguf` with many positions, `base`, `shrunk` whose embedding
+/// lost rows, `empty` without weights, and the reward model `prefers`.
 struct FakeModels;
 
 impl ModelProbe for FakeModels {
@@ -117,7 +117,7 @@ impl ModelProbe for FakeModels {
             heads: 9,
             kv_heads: 3,
             head_dim: 64,
-            max_position_embeddings: 2048,
+            max_position_embeddings: if path.ends_with("model.gguf") { 32_768 } else { 2048 },
             has_chat_template: true,
             has_tied_embeddings: true,
             has_qk_norm: false,

@@ -20,25 +20,60 @@ fn recipe(name: &str) -> PathBuf {
 
 /// Runs a recipe with two steps of its stage `trained`, and gives what it left, by SQL.
 fn run(name: &str, trained: &str, more: &[&str]) -> impl Fn(&str) -> Value {
-    let temp = tempfile::tempdir().unwrap();
+    let mut sets = small_rl(trained);
+    sets.extend(["before", "after"].iter().flat_map(|stage| small_eval(stage)));
+    sets.extend(more.iter().map(|&set| set.to_owned()));
+    run_with(name, MODEL, &sets)
+}
+
+fn small_rl(stage: &str) -> Vec<String> {
+    let small = ["steps=2", "prompts_per_step=4", "group_size=4", "sampling.max_tokens=8"];
+    small.map(|set| format!("stage.{stage}.{set}")).to_vec()
+}
+
+fn small_eval(stage: &str) -> Vec<String> {
+    vec![format!("stage.{stage}.k=2"), format!("stage.{stage}.max_tokens=8")]
+}
+
+/// A stage of fine-tuning with few steps of few short examples.
+fn small_sft(stage: &str) -> Vec<String> {
+    let small = ["max_steps=2", "batch_size=4", "max_tokens=768"];
+    small.map(|set| format!("stage.{stage}.{set}")).to_vec()
+}
+
+/// A few problems, their solutions, other prompts with answers, and pairs of answers to these.
+fn write_tables(dir: &Path) {
     let problem = |n: u32| {
         let split = if n < 8 { "train" } else { "test" };
         json!({"id": format!("p{n}"), "prompt": format!("{n}+1="), "answer": format!("{}", n + 1), "split": split})
     };
-    let problems: String = (0..12).map(|n| format!("{}\n", problem(n))).collect();
-    fs_err::write(temp.path().join("problems.jsonl"), problems).unwrap();
-    let small = ["steps=2", "prompts_per_step=4", "group_size=4", "sampling.max_tokens=8"];
+    let worked = |n: u32| {
+        let completion = format!("<think>so</think><answer>{}</answer>", n + 1);
+        json!({"id": format!("c{n}"), "prompt": format!("{n}+1="), "completion": completion})
+    };
+    let said = |n: u32| json!({"id": format!("g{n}"), "prompt": format!("Say {n}."), "completion": format!("{n}!")});
+    let pair = |n: u32| json!({"id": format!("q{n}"), "prompt": format!("Say {n}."), "chosen": format!("{n}!"), "rejected": "no"});
+    let write = |name: &str, row: &dyn Fn(u32) -> Value| {
+        let rows: String = (0..12).map(|n| format!("{}\n", row(n))).collect();
+        fs_err::write(dir.join(name), rows).unwrap();
+    };
+    write("problems.jsonl", &problem);
+    write("cold-start.jsonl", &worked);
+    write("general.jsonl", &said);
+    write("preferences.jsonl", &pair);
+}
+
+/// Runs a recipe with a model and overrides.
+fn run_with(name: &str, model: &str, more: &[String]) -> impl Fn(&str) -> Value + use<> {
+    let temp = tempfile::tempdir().unwrap();
+    write_tables(temp.path());
     let mut sets = vec![
-        MODEL.to_owned(),
+        model.to_owned(),
         "tables.problems=problems.jsonl".to_owned(),
         "run.threads=1".to_owned(),
         "run.kv_cache=8MiB".to_owned(),
     ];
-    sets.extend(small.map(|set| format!("stage.{trained}.{set}")));
-    for stage in ["before", "after"] {
-        sets.extend([format!("stage.{stage}.k=2"), format!("stage.{stage}.max_tokens=8")]);
-    }
-    sets.extend(more.iter().map(|&set| set.to_owned()));
+    sets.extend(more.iter().cloned());
     let path = recipe(name);
     let mut args = vec!["run", path.to_str().unwrap(), "--dir", "run"];
     args.extend(sets.iter().flat_map(|set| ["--set", set]));
@@ -85,4 +120,88 @@ fn dapo_replaces_groups_without_signal() {
                 FROM dapo GROUP BY step ORDER BY step";
     let step = |step: u64| json!({"step": step, "prompts": 8, "n": 32, "replaced": 32});
     assert_eq!(query(rows), json!([step(1), step(2)]));
+}
+
+/// What was kept of the candidates, which are all wrong, is nothing: general data fill their place.
+fn r1_story(name: &str, more: &[&str]) -> impl Fn(&str) -> Value + use<> {
+    let mut sets: Vec<String> = ["cold_start=cold-start.jsonl", "general=general.jsonl"]
+        .map(|set| format!("tables.{set}"))
+        .to_vec();
+    sets.extend(["cold", "tuned"].iter().flat_map(|stage| small_sft(stage)));
+    sets.extend(["reasoning", "r1"].iter().flat_map(|stage| small_rl(stage)));
+    sets.extend(small_eval("scores"));
+    sets.extend(
+        ["stage.candidates.n=2", "stage.candidates.sampling.max_tokens=8"].map(str::to_owned),
+    );
+    sets.extend(more.iter().map(|&set| set.to_owned()));
+    run_with(name, MODEL, &sets)
+}
+
+const STORY: &str = "SELECT model FROM evals ORDER BY \
+                     array_position(['base', 'cold', 'reasoning', 'tuned', 'r1'], model)";
+
+fn models(names: &[&str]) -> Value {
+    names.iter().map(|name| json!({"model": name})).collect()
+}
+
+#[test]
+fn r1_goes_through_its_four_stages() {
+    let preference = ["max_steps=2", "batch_size=4", "max_tokens=768"]
+        .map(|set| format!("stage.preference.{set}"));
+    let preference: Vec<&str> = preference.iter().map(String::as_str).collect();
+    let query =
+        r1_story("r1.toml", &[&["tables.preferences=preferences.jsonl"], &preference[..]].concat());
+    assert_eq!(query(STORY), models(&["base", "cold", "reasoning", "tuned", "r1"]));
+    let kept = "SELECT source, count(*) AS n FROM curated GROUP BY source";
+    assert_eq!(query(kept), json!([{"source": "general", "n": 1}]));
+    // Rules score what has an answer, the reward model everything.
+    let scored = "SELECT source, min(CAST(reward_math IS NULL AS INT)) AS without_answer, \
+                  count(reward_model) = count(*) AS preferred FROM r1 GROUP BY source ORDER BY source";
+    let found = query(scored);
+    for row in found.as_array().unwrap() {
+        assert_eq!(row["without_answer"], json!(u8::from(row["source"] == "general")), "{found}");
+        assert_eq!(row["preferred"], json!(true), "{found}");
+    }
+    let columns = "SELECT count(reward_language) = count(*) AS spoken FROM reasoning";
+    assert_eq!(query(columns), json!([{"spoken": true}]));
+}
+
+/// The judge is left out, which would be on another machine; so is the size that only such a machine bears.
+#[test]
+fn r1_for_a_real_model_goes_through_its_stages() {
+    let rewards = "stage.r1.rewards=[{ kind = \"math\", on_null = \"zero\" }, \
+                   { kind = \"format\", weight = 0.2 }, { kind = \"language\", weight = 0.5 }]";
+    let query = r1_story(
+        "r1-qwen2.5-1.5b.toml",
+        &["stage.tried.sampling.max_tokens=8", "stage.tried.n=2", "run.sequences_max=8", rewards],
+    );
+    assert_eq!(query(STORY), models(&["base", "cold", "reasoning", "tuned", "r1"]));
+    // None of the problems is solved: some are kept as not solved yet.
+    let kept = "SELECT count(*) > 0 AND max(pass_rate) = 0 AS kept FROM solvable";
+    assert_eq!(query(kept), json!([{"kept": true}]));
+}
+
+/// The teacher is a model that knows no more than the student: what it writes is taken as it is.
+#[test]
+fn distill_takes_both_paths_from_one_student() {
+    let mut sets = small_rl("student_zero");
+    sets.extend(small_sft("distilled"));
+    sets.extend(["teacher_scores", "scores"].iter().flat_map(|stage| small_eval(stage)));
+    let student = MODEL
+        .replace("models.base", "models.student")
+        .replace("init_std", "init_seed = 2, init_std");
+    sets.push(student);
+    sets.extend(
+        [
+            "stage.samples.n=2",
+            "stage.samples.sampling.max_tokens=8",
+            "stage.curated.sql=SELECT prompt_id AS id, prompt, completion FROM samples",
+        ]
+        .map(str::to_owned),
+    );
+    let query = run_with("distill.toml", &MODEL.replace("models.base", "models.teacher"), &sets);
+    let order = "SELECT model FROM evals ORDER BY \
+                 array_position(['teacher', 'student', 'student_zero', 'distilled'], model)";
+    assert_eq!(query(order), models(&["teacher", "student", "student_zero", "distilled"]));
+    assert_eq!(query("SELECT count(*) AS n FROM distilled"), json!([{"n": 16}]));
 }

@@ -7,11 +7,13 @@ use aha_rollout::rows::{self, SftExampleRow};
 use aha_rollout::schema;
 use aha_rollout::table::{TableWriter, part_name};
 use arrow::array::{Array, RecordBatch, StringArray};
+use serde_json::Value;
 
 use super::Sft;
+use super::conversation::{Conversation, MESSAGES, conversations};
 use crate::error::{Error, Result};
-use crate::pipeline::{LossOn, Overlong};
-use crate::prompts::{Example, Prompter, StopToken, required_text, required_value, text};
+use crate::pipeline::{LossOn, Overlong, SftForm};
+use crate::prompts::{Example, Origin, Prompter, StopToken, required_text, required_value, text};
 use crate::watchdog;
 
 /// Rows of a part of the stage's table.
@@ -24,8 +26,56 @@ pub struct Row {
     source: Option<String>,
     prompt: Option<String>,
     completion: String,
+    messages: Option<String>,
     /// As tokens.
     pub example: Example,
+}
+
+/// What a row has to teach.
+struct Learned {
+    prompt: Option<String>,
+    completion: String,
+    messages: Option<String>,
+    example: Example,
+}
+
+/// Where a row is.
+struct Place<'a> {
+    /// In its batch.
+    row: usize,
+    /// Among all, with what they are.
+    number: (&'static str, usize),
+    id: &'a str,
+}
+
+/// What conversations had that has to be told.
+#[derive(Default)]
+struct Seen {
+    /// Those without a turn that the loss is over.
+    without_turns: usize,
+    /// Those with a flag that says that a turn isn't to be learned.
+    masked: usize,
+}
+
+/// The columns that examples are made of.
+enum Columns {
+    Text(StringArray),
+    Pairs(StringArray, StringArray),
+    Conversations(Vec<Option<Value>>),
+}
+
+impl Columns {
+    fn of(batch: &RecordBatch) -> Result<Columns> {
+        let schema = batch.schema();
+        let names = schema.fields().iter().map(|field| field.name().as_str());
+        Ok(match SftForm::of(names) {
+            SftForm::Text => Columns::Text(required_text(batch, "text")?),
+            SftForm::Conversations => Columns::Conversations(conversations(batch)?),
+            SftForm::Pairs => {
+                Columns::Pairs(required_text(batch, "prompt")?, required_text(batch, "completion")?)
+            }
+        })
+    }
 }
 
 impl Sft<'_> {
@@ -39,15 +89,18 @@ impl Sft<'_> {
         let positions = model.config().max_position_embeddings;
         let max = positions.min(self.settings.max_tokens as usize);
         let mut rows = Vec::new();
-        let mut left_out = 0_usize;
+        let (mut left_out, mut first) = (0_usize, 0_usize);
+        let mut seen = Seen::default();
         for batch in self.session.collect(&self.settings.data.0).await? {
-            for row in self.encode(&prompter, &batch, rows.len() + left_out)? {
+            for row in self.encode(&prompter, &batch, first, &mut seen)? {
                 match self.fit(row, max)? {
                     Some(row) => rows.push(row),
                     None => left_out += 1,
                 }
             }
+            first += batch.num_rows();
         }
+        self.tell(&seen);
         if left_out > 0 {
             let message = format!("{left_out} examples are longer than {max} tokens and left out");
             self.training().warn(
@@ -74,40 +127,105 @@ impl Sft<'_> {
         Ok(rows)
     }
 
-    fn encode(&self, prompter: &Prompter, batch: &RecordBatch, first: usize) -> Result<Vec<Row>> {
+    fn tell(&self, seen: &Seen) {
+        let training = self.training();
+        if seen.without_turns > 0 {
+            let message = format!(
+                "{} conversations have no turn that the loss is over, and are left out",
+                seen.without_turns
+            );
+            training.warn(
+                message,
+                "look at `role`, and at `train` and `weight` if `loss_on` reads them",
+            );
+        }
+        if seen.masked > 0 && self.settings.loss_on != LossOn::Flagged {
+            let message = format!(
+                "{} conversations have turns with `train` = false or `weight` = 0, which `loss_on` = \"{}\" \
+                 doesn't read",
+                seen.masked,
+                self.settings.loss_on.word()
+            );
+            training.warn(message, "set `loss_on` to \"flagged\", or take these fields out");
+        }
+    }
+
+    /// The rows of a batch, as far as there is something to learn in them. `first` rows came before.
+    fn encode(
+        &self,
+        prompter: &Prompter,
+        batch: &RecordBatch,
+        first: usize,
+        seen: &mut Seen,
+    ) -> Result<Vec<Row>> {
         let (ids, sources) = (text(batch, "id")?, text(batch, "source")?);
-        let plain = text(batch, "text")?;
-        let pair = match plain {
-            Some(_) => None,
-            None => Some((required_text(batch, "prompt")?, required_text(batch, "completion")?)),
-        };
+        let columns = Columns::of(batch)?;
         let get = |column: &Option<StringArray>, row: usize| {
             column.as_ref().filter(|c| c.is_valid(row)).map(|c| c.value(row).to_owned())
         };
         let mut rows = Vec::with_capacity(batch.num_rows());
         for row in 0..batch.num_rows() {
-            let place = ("examples", first + row);
-            let id = get(&ids, row).unwrap_or_else(|| place.1.to_string());
-            let within = |error: Error| error.within(&format!("example `{id}`"));
-            let (prompt, completion, mut example) = match (&plain, &pair) {
-                (Some(column), _) => {
-                    let text = required_value(column, row, "text", place)?;
-                    (None, text.to_owned(), prompter.text(text).map_err(within)?)
-                }
-                (None, Some((prompts, completions))) => {
-                    let prompt = required_value(prompts, row, "prompt", place)?;
-                    let completion = required_value(completions, row, "completion", place)?;
-                    let example = prompter.example(prompt, completion).map_err(within)?;
-                    (Some(prompt.to_owned()), completion.to_owned(), example)
-                }
-                (None, None) => return Err(Error::bug("examples are plain text or pairs")),
-            };
+            let id = get(&ids, row).unwrap_or_else(|| (first + row).to_string());
+            let place = Place { row, number: ("examples", first + row), id: &id };
+            let Some(learned) = self.learned(prompter, &columns, &place, seen)? else { continue };
+            let Learned { prompt, completion, messages, mut example } = learned;
             if self.settings.loss_on == LossOn::All {
                 learn_all(&mut example);
             }
-            rows.push(Row { id, source: get(&sources, row), prompt, completion, example });
+            rows.push(Row {
+                source: get(&sources, row),
+                id,
+                prompt,
+                completion,
+                messages,
+                example,
+            });
         }
         Ok(rows)
+    }
+
+    /// What a row has to teach; none where that is no turn of its conversation.
+    fn learned(
+        &self,
+        prompter: &Prompter,
+        columns: &Columns,
+        place: &Place<'_>,
+        seen: &mut Seen,
+    ) -> Result<Option<Learned>> {
+        let within = |error: Error| error.within(&format!("example `{}`", place.id));
+        let value = |column, name| required_value(column, place.row, name, place.number);
+        Ok(Some(match columns {
+            Columns::Text(texts) => {
+                let text = value(texts, "text")?;
+                let example = prompter.text(text).map_err(within)?;
+                Learned { prompt: None, completion: text.to_owned(), messages: None, example }
+            }
+            Columns::Pairs(prompts, completions) => {
+                let prompt = value(prompts, "prompt")?;
+                let completion = value(completions, "completion")?.to_owned();
+                let example = prompter.example(prompt, &completion).map_err(within)?;
+                Learned { prompt: Some(prompt.to_owned()), completion, messages: None, example }
+            }
+            Columns::Conversations(values) => {
+                let (what, number) = place.number;
+                let value = values[place.row]
+                    .as_ref()
+                    .ok_or_else(|| Origin::Query.null(what, number, MESSAGES))?;
+                let found = Conversation::of_json(value).map_err(within)?;
+                seen.masked += usize::from(found.has_masked_turn());
+                let turns = found.turns(self.settings.loss_on);
+                if turns.is_empty() && self.settings.loss_on != LossOn::All {
+                    seen.without_turns += 1;
+                    return Ok(None);
+                }
+                let mut example = prompter.conversation(&found.messages, &turns).map_err(within)?;
+                example.mask_problem = example
+                    .mask_problem
+                    .map(|problem| format!("example `{}`: {problem}", place.id));
+                let completion = found.text_of(&turns);
+                Learned { prompt: None, completion, messages: Some(found.json), example }
+            }
+        }))
     }
 
     /// The row within `max` tokens, as `overlong` says.
@@ -143,6 +261,7 @@ impl Sft<'_> {
                     source: row.source.as_deref(),
                     prompt: row.prompt.as_deref(),
                     completion: &row.completion,
+                    messages: row.messages.as_deref(),
                     token_ids: &row.example.ids,
                     loss_mask: &row.example.loss_mask,
                 })

@@ -10,6 +10,9 @@ use aha_model::tokenizer_train::{TrainOptions, train};
 use aha_rollout::{col, read};
 use arrow::array::{AsArray, RecordBatch, StringArray};
 use arrow::datatypes::{Int64Type, UInt32Type};
+use arrow::json::ReaderBuilder;
+use arrow::json::reader::infer_json_schema;
+use serde_json::{Value, json};
 
 use super::Sft;
 use crate::error::{Error, Result};
@@ -36,6 +39,11 @@ const PROMPTS_OTHERWISE: &str = "{% for m in messages %}{% if m.role == 'assista
 /// No part is marked as the assistant's.
 const MARKS_NOTHING: &str = "{% for m in messages %}{{ m.content }}{% if m.role == 'robot' %}\
     {% generation %}{% endgeneration %}{% endif %}{% endfor %}";
+
+/// One line a turn, and thoughts of earlier turns left out.
+const TURNS: &str = "{% for m in messages %}{{ m.role[0] }}:{% if m.role == 'assistant' and not loop.last %}\
+    {{ m.content.split('!')[-1] }}{% else %}{{ m.content }}{% endif %}<|end|>\n{% endfor %}\
+    {% if add_generation_prompt %}a:{% endif %}";
 
 struct World {
     temp: tempfile::TempDir,
@@ -100,6 +108,30 @@ impl World {
             },
             chat_template: None,
         }
+    }
+
+    /// Conversations in the model's own template, which is `TURNS`; one of JSON for each row.
+    fn conversations(rows: &[Value]) -> World {
+        let lines: String =
+            rows.iter().map(|row| format!("{}\n", json!({"messages": row}))).collect();
+        let schema = infer_json_schema(lines.as_bytes(), None).unwrap().0;
+        let reader = ReaderBuilder::new(Arc::new(schema)).build(lines.as_bytes()).unwrap();
+        let batches: Vec<RecordBatch> = reader.map(Result::unwrap).collect();
+        let mut world = World::chat(TURNS, SftWatchdogs::default());
+        world.session.register_batches("chats", batches[0].schema(), batches).unwrap();
+        world.settings.data = Sql("SELECT messages FROM chats".to_owned());
+        world
+    }
+
+    /// What the model learns to write in each example, an end token shown as `.`.
+    fn learned(&self, dir: &str) -> Vec<String> {
+        let tokenizer = self.base().tokenizer;
+        let text = |(ids, mask): (Vec<u32>, Vec<bool>)| {
+            let learned = ids.iter().zip(mask).filter(|(_, is_learned)| *is_learned);
+            let ids: Vec<u32> = learned.map(|(id, _)| *id).collect();
+            tokenizer.decode(&ids, false).unwrap().replace("<|end|>", ".")
+        };
+        self.examples(dir).into_iter().map(text).collect()
     }
 
     fn base(&self) -> Loaded {
@@ -303,6 +335,99 @@ async fn a_text_that_is_null_is_an_error_and_not_an_empty_text() {
         assert!(error.to_string().contains(&format!("row 1 of the examples has no `{name}`")));
         assert!(error.hint().unwrap().contains(&format!("WHERE {name} IS NOT NULL")));
     }
+}
+
+fn says(role: &str, content: &str) -> Value {
+    json!({"role": role, "content": content})
+}
+
+#[tokio::test]
+async fn of_a_conversation_the_turns_of_the_setting_are_learned_with_their_end_tokens() {
+    let mut masked = says("assistant", "2");
+    masked["train"] = json!(false);
+    let rows = [
+        json!([
+            says("system", "s"),
+            says("user", "1+1="),
+            masked,
+            says("tool", "t"),
+            says("assistant", "3")
+        ]),
+        json!([says("user", "1+3="), says("assistant", "4")]),
+    ];
+    let mut world = World::conversations(&rows);
+    let whole = ["s:s.\nu:1+1=.\na:2.\nt:t.\na:3.\n", "u:1+3=.\na:4.\n"];
+    for (loss_on, learned) in [
+        (LossOn::Completion, ["2.3.", "4."]),
+        (LossOn::Last, ["3.", "4."]),
+        (LossOn::Flagged, ["3.", "4."]),
+        (LossOn::All, whole),
+    ] {
+        world.settings.loss_on = loss_on;
+        let dir = loss_on.word();
+        let outcome = world.finish(dir).await;
+        assert_eq!(world.learned(dir), learned, "{dir}");
+        let is_told =
+            outcome.warnings().iter().any(|w| w.contains("1 conversations have turns with"));
+        assert_eq!(is_told, loss_on != LossOn::Flagged, "{dir}");
+        let rows = &read::read_table(&world.dir(dir).table("tuned")).unwrap()[0];
+        let column =
+            |name| rows.column_by_name(name).unwrap().as_string::<i32>().value(0).to_owned();
+        let messages: Value = serde_json::from_str(&column(col::MESSAGES)).unwrap();
+        assert_eq!(messages[4], says("assistant", "3"));
+        let text =
+            if loss_on == LossOn::Completion || loss_on == LossOn::All { "2\n\n3" } else { "3" };
+        assert_eq!(column(col::COMPLETION), text);
+    }
+    let weights: Vec<_> = ["completion", "last", "all"].map(|dir| world.weights(dir)).into();
+    assert!(weights[0] != weights[1] && weights[1] != weights[2]);
+    assert!(world.weights("last") == world.weights("flagged"), "they learn the same tokens");
+}
+
+#[tokio::test]
+async fn a_turn_that_the_template_rewrites_stops_the_stage_unless_it_is_not_learned() {
+    let row = |thought: &str| {
+        let first = format!("{thought}2");
+        json!([
+            says("user", "1+1="),
+            says("assistant", &first),
+            says("user", "+1="),
+            says("assistant", "hm!3")
+        ])
+    };
+    let mut world = World::conversations(&[row(""), row("well!")]);
+    let error = world.fail("run").await;
+    assert!(matches!(error, Error::Watchdog { .. }), "{error}");
+    let message = "1 of 2 examples (50 %): example `1`: messages[1]: the template shows the turn in another way";
+    assert!(error.to_string().contains(message), "{error}");
+    assert!(error.hint().unwrap().contains("`loss_on` = \"last\""), "{:?}", error.hint());
+    world.settings.loss_on = LossOn::Last;
+    world.finish("last").await;
+    assert_eq!(world.learned("last"), ["hm!3.", "hm!3."]);
+}
+
+#[tokio::test]
+async fn conversations_that_teach_nothing_or_are_none_are_told() {
+    let of = |role: &str| json!([says("user", "1"), says(role, "2")]);
+    let outcome = World::conversations(&[of("assistant"), of("user")]).finish("run").await;
+    let message = "1 conversations have no turn that the loss is over";
+    assert!(outcome.warnings().iter().any(|w| w.contains(message)), "{:?}", outcome.warnings());
+    let error = World::conversations(&[of("assistant"), json!(null)]).fail("run").await;
+    assert!(error.to_string().contains("row 1 of the examples has no `messages`"), "{error}");
+    let error =
+        World::conversations(&[json!([{"role": "user", "content": null}])]).fail("run").await;
+    assert!(
+        error.to_string().starts_with("example `0`: messages[0]: a message has no `content`"),
+        "{error}"
+    );
+    // The end-of-turn token is what the template writes, and it is missed where it isn't.
+    let mut world = World::conversations(&[of("assistant")]);
+    world.chat_template = Some(END_OUTSIDE.to_owned());
+    let error = world.fail("outside").await;
+    assert!(error.to_string().contains("have their stop token outside the loss mask"), "{error}");
+    world.settings.template = Template::Raw;
+    let error = world.fail("raw").await;
+    assert!(error.hint().unwrap().contains("set `template` to \"chat\""), "{error}");
 }
 
 #[tokio::test]
