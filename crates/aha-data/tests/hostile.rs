@@ -174,6 +174,7 @@ fn write_run(run: &Path) -> PathBuf {
             prompt_token_ids: &ids[..7],
             completion_token_ids: &ids[..sample_idx as usize],
             completion_logprobs: &logprobs[..sample_idx as usize],
+            completion_forced_mask: None,
             finish_reason: "stop",
             finished_at_us: 5,
         };

@@ -1,4 +1,4 @@
-//! How good a model is: pass@1, pass@k and cons@k from completions that are scored, with their errors.
+//! How good a model is: pass@1, pass@k, cons@k and best-of-n from completions that are scored, with their errors.
 //!
 //! # Map
 //! - [`Tally`]: samples by problem out of rows, and the row of `evals` that they give; start here.
@@ -15,6 +15,14 @@
 //!   Answers are grouped by what makes two of them equal; of groups of one size the one with the earliest
 //!   sample wins; a completion without an answer doesn't vote, and a problem without votes is not right.
 //!   `cons@j` is the mean over the blocks of j samples in their order, each of which is a vote of its own;
+//! - `bon@j`, best-of-n for n = j: the share of the subsets of j samples of which the one that a scorer ranks
+//!   first is right, `mean(sum_g r_g (C(b_g + n_g, j) - C(b_g, j)) / C(k, j))`. The sum is over the scores that
+//!   occur: n_g samples have the score g, a share r_g of them is right, and b_g samples have a lower one. A
+//!   subset's best has the score g where it lies within those of g and below, but not within those below; of
+//!   equals each is as likely the one. It is the mean over all subsets, so unbiased as pass@j is (Nakano et al.
+//!   2021, appendix, for scores without ties);
+//! - `weighted_cons@j`: as cons@j, with each vote as heavy as what the scorer says of its sample (Li et al. 2023,
+//!   best-of-n weighted);
 //! - a standard error is the standard deviation of a figure over bootstrap resamples of the problems. It
 //!   tends to the standard deviation over problems, with n, divided by sqrt(n). Where every problem has the
 //!   same value it is 0, which says that the problems don't tell, not that the figure is exact.
@@ -36,14 +44,16 @@ pub use answers::Answers;
 use crate::error::{Error, Result};
 use crate::pipeline::{Dtype, Reward, SamplingWeights};
 use answers::Votes;
-use figures::{Bootstrap, mean, pass_at_k, powers_of_two, quantile};
+use figures::{Bootstrap, best_of_k, mean, pass_at_k, powers_of_two, quantile};
 use rating::{Game, rating};
 
 /// What a problem's completion says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Sample {
     /// Whether it is right; none where it could not be scored.
     pub is_right: Option<bool>,
+    /// What the scorer says of it, higher ranks first; none where nothing ranks, or it could not be scored.
+    pub rank: Option<f64>,
     /// Its final answer, where it has one.
     pub answer: Option<String>,
     /// Its tokens.
@@ -77,10 +87,42 @@ pub struct Subject<'a> {
     pub weights: SamplingWeights,
 }
 
+/// What ranks completions, and how its score is read.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Ranking {
+    name: String,
+    weight: f32,
+    clip: Option<[f32; 2]>,
+    is_null_zero: bool,
+}
+
+impl Ranking {
+    /// By a reward: its weight times its score, which is taken within its `clip`.
+    pub fn of(reward: &Reward) -> Ranking {
+        let common = &reward.0.common;
+        Ranking {
+            name: reward.name().to_owned(),
+            weight: common.weight,
+            clip: common.clip,
+            is_null_zero: common.on_null == Some(aha_reward::OnNull::Zero),
+        }
+    }
+
+    /// The rank of a completion with this score; the highest is first.
+    pub fn rank(&self, score: Option<f64>) -> Option<f64> {
+        let score = score.or(self.is_null_zero.then_some(0.0)).filter(|score| score.is_finite())?;
+        let clipped =
+            self.clip.map_or(score, |[least, most]| score.clamp(f64::from(least), f64::from(most)));
+        // A sum of zeros of either sign is one zero: they are equals.
+        Some(f64::from(self.weight) * clipped + 0.0)
+    }
+}
+
 /// Samples by problem, collected from rows, and what they say of the model.
 #[derive(Debug)]
 pub struct Tally {
     reward: String,
+    ranking: Option<Ranking>,
     answers: Option<Answers>,
     problems: Vec<(String, Vec<Sample>)>,
     idx_by_id: HashMap<String, usize>,
@@ -89,10 +131,11 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Of completions that this reward verifies: a score of 1 counts as right.
-    pub fn new(reward: &Reward) -> Tally {
+    /// Of completions that this reward verifies: a score of 1 counts as right. `rank_by` ranks them.
+    pub fn new(reward: &Reward, rank_by: Option<&Reward>) -> Tally {
         Tally {
             reward: reward.name().to_owned(),
+            ranking: rank_by.map(Ranking::of),
             answers: Answers::of(&reward.0),
             problems: Vec::new(),
             idx_by_id: HashMap::new(),
@@ -103,10 +146,13 @@ impl Tally {
     /// Adds rows of a table of rollouts.
     pub fn add(&mut self, rows: &RecordBatch) -> Result<()> {
         let view = RolloutsView::new(rows, Progress::Trained)?;
-        let reward = &self.reward;
-        let part = view.reward_names().iter().position(|name| name == reward);
-        let part =
-            part.ok_or_else(|| Error::bug(format!("the rows have no column `reward_{reward}`")))?;
+        let part_of = |reward: &String| {
+            let part = view.reward_names().iter().position(|name| name == reward);
+            part.ok_or_else(|| Error::bug(format!("the rows have no column `reward_{reward}`")))
+        };
+        let part = part_of(&self.reward)?;
+        let ranking = self.ranking.as_ref();
+        let ranking = ranking.map(|r| Ok::<_, Error>((r, part_of(&r.name)?))).transpose()?;
         for row in 0..view.rows_count() {
             let (id, next) = (view.prompt_id(row), self.problems.len());
             let idx = *self.idx_by_id.entry(id.to_owned()).or_insert(next);
@@ -119,6 +165,7 @@ impl Tally {
             }
             self.problems[idx].1.push(Sample {
                 is_right: view.reward_part(part, row).map(|score| score == 1.0),
+                rank: ranking.and_then(|(ranking, part)| ranking.rank(view.reward_part(part, row))),
                 answer: answer.map(str::to_owned),
                 completion_len_tokens: view.completion_token_ids(row).len() as u64,
                 is_truncated: view.finish_reason(row) == aha_sample::FinishReason::Length.as_str(),
@@ -135,7 +182,7 @@ impl Tally {
     /// The figures, over the problems whose every sample was scored.
     pub fn evaluation(&self, subject: &Subject<'_>) -> Result<EvalRow> {
         let scored: Vec<&(String, Vec<Sample>)> =
-            self.problems.iter().filter(|(_, samples)| is_scored(samples)).collect();
+            self.problems.iter().filter(|(_, samples)| self.is_scored(samples)).collect();
         let Some(k) = scored.first().map(|(_, samples)| samples.len() as u64) else {
             return Err(self.nothing_scored(subject));
         };
@@ -165,9 +212,16 @@ impl Tally {
             tokens_per_second: subject.tokens_per_second,
             dtype: subject.dtype.word().to_owned(),
             weights: subject.weights.word().to_owned(),
+            rank_by: self.ranking.as_ref().map(|ranking| ranking.name.clone()),
             ..lengths(&samples)
         };
-        Ok(with_shares(row, &samples, votes.as_deref(), subject.bootstrap))
+        let problems = Problems { samples, votes, is_ranked: self.ranking.is_some() };
+        Ok(problems.shares(row, subject.bootstrap))
+    }
+
+    fn is_scored(&self, samples: &[Sample]) -> bool {
+        let is_ranked = self.ranking.is_some();
+        samples.iter().all(|sample| sample.is_right.is_some() && sample.rank.is_some() == is_ranked)
     }
 
     fn nothing_scored(&self, subject: &Subject<'_>) -> Error {
@@ -180,10 +234,6 @@ impl Tally {
             "the verifier reads the column `answer` of the problems, or `tests`: see that they have it",
         )
     }
-}
-
-fn is_scored(samples: &[Sample]) -> bool {
-    samples.iter().all(|sample| sample.is_right.is_some())
 }
 
 fn right_count(samples: &[Sample]) -> u64 {
@@ -216,46 +266,99 @@ fn lengths(problems: &[&[Sample]]) -> EvalRow {
     }
 }
 
-/// The row with pass@ and cons@, and their standard errors.
-fn with_shares(
-    row: EvalRow,
-    problems: &[&[Sample]],
-    votes: Option<&[Votes]>,
-    bootstrap: Bootstrap,
-) -> EvalRow {
-    let pass = |j: u64| -> Vec<f64> {
-        problems.iter().map(|samples| pass_at_k(row.k, right_count(samples), j)).collect()
-    };
-    let cons = |votes: &[Votes], j: u64| votes.iter().map(|votes| votes.cons_at(j)).collect();
-    // pass@1, pass@k, pass@ each of ks; then cons@k, cons@ each of ks.
-    let mut columns = vec![pass(1), pass(row.k)];
-    columns.extend(row.ks.iter().map(|j| pass(*j)));
-    let pass_count = columns.len();
-    if let Some(votes) = votes {
-        columns.push(cons(votes, row.k));
-        columns.extend(row.ks.iter().map(|j| cons(votes, *j)));
+/// Problems whose samples are all scored.
+struct Problems<'a> {
+    samples: Vec<&'a [Sample]>,
+    votes: Option<Vec<Votes>>,
+    is_ranked: bool,
+}
+
+/// A figure for all samples and for each of `ks`, with its standard errors.
+#[derive(Default)]
+struct Figure {
+    at_k: Option<f64>,
+    at_k_se: Option<f64>,
+    at_ks: Option<Vec<f64>>,
+    at_ks_se: Option<Vec<f64>>,
+}
+
+impl Problems<'_> {
+    /// The row with pass@, cons@ and best-of-n, and their standard errors.
+    fn shares(&self, row: EvalRow, bootstrap: Bootstrap) -> EvalRow {
+        let k = row.k;
+        let pass = |j: u64| -> Vec<f64> {
+            let share = |samples: &&[Sample]| pass_at_k(k, right_count(samples), j);
+            self.samples.iter().map(share).collect()
+        };
+        let scores: Vec<Vec<f64>> = self.samples.iter().map(|samples| ranks(samples)).collect();
+        let best = |j: u64| -> Vec<f64> {
+            let ranked = self.samples.iter().zip(&scores).map(|(samples, scores)| {
+                let is_right = samples.iter().map(|sample| sample.is_right == Some(true));
+                best_of_k(&scores.iter().copied().zip(is_right).collect::<Vec<_>>(), j)
+            });
+            ranked.collect()
+        };
+        let votes = self.votes.as_deref();
+        let cons = |votes: &[Votes], j: u64| votes.iter().map(|votes| votes.cons_at(j)).collect();
+        let weighted = |votes: &[Votes], j: u64| {
+            let shares = votes.iter().zip(&scores);
+            shares.map(|(votes, scores)| votes.weighted_cons_at(scores, j)).collect()
+        };
+        let ranked_votes = votes.filter(|_| self.is_ranked);
+        let at = |column: &dyn Fn(u64) -> Vec<f64>| -> Vec<Vec<f64>> {
+            std::iter::once(k).chain(row.ks.iter().copied()).map(column).collect()
+        };
+        // One draw of resamples serves all: pass@1, then each figure at k and at each of ks.
+        let parts = [
+            Some(at(&pass)),
+            votes.map(|votes| at(&|j| cons(votes, j))),
+            self.is_ranked.then(|| at(&best)),
+            ranked_votes.map(|votes| at(&|j| weighted(votes, j))),
+        ];
+        let mut columns = vec![pass(1)];
+        columns.extend(parts.iter().flatten().flatten().cloned());
+        let errors = bootstrap.standard_errors(&columns);
+        let mut start = 1;
+        let mut figure = |part: &Option<Vec<Vec<f64>>>| {
+            let Some(part) = part else { return Figure::default() };
+            let means: Vec<f64> = part.iter().map(|column| mean(column)).collect();
+            let errors = errors.as_ref().map(|errors| &errors[start..start + part.len()]);
+            start += part.len();
+            Figure {
+                at_k: Some(means[0]),
+                at_k_se: errors.map(|errors| errors[0]),
+                at_ks: Some(means[1..].to_vec()),
+                at_ks_se: errors.map(|errors| errors[1..].to_vec()),
+            }
+        };
+        let [pass_at, cons_at, bon_at, weighted_at] = parts.each_ref().map(&mut figure);
+        EvalRow {
+            pass_at_1: mean(&columns[0]),
+            pass_at_1_se: errors.as_ref().map(|errors| errors[0]),
+            pass_at_k: pass_at.at_k.unwrap_or_default(),
+            pass_at_k_se: pass_at.at_k_se,
+            pass_at_ks: pass_at.at_ks.unwrap_or_default(),
+            pass_at_ks_se: pass_at.at_ks_se,
+            cons_at_k: cons_at.at_k,
+            cons_at_k_se: cons_at.at_k_se,
+            cons_at_ks: cons_at.at_ks,
+            cons_at_ks_se: cons_at.at_ks_se,
+            bon_at_k: bon_at.at_k,
+            bon_at_k_se: bon_at.at_k_se,
+            bon_at_ks: bon_at.at_ks,
+            bon_at_ks_se: bon_at.at_ks_se,
+            weighted_cons_at_k: weighted_at.at_k,
+            weighted_cons_at_k_se: weighted_at.at_k_se,
+            weighted_cons_at_ks: weighted_at.at_ks,
+            weighted_cons_at_ks_se: weighted_at.at_ks_se,
+            ..row
+        }
     }
-    let means: Vec<f64> = columns.iter().map(|column| mean(column)).collect();
-    let errors = bootstrap.standard_errors(&columns);
-    let (errors, cons_errors) = match &errors {
-        Some(errors) => (Some(&errors[..pass_count]), Some(&errors[pass_count..])),
-        None => (None, None),
-    };
-    let cons_errors = cons_errors.filter(|errors| !errors.is_empty());
-    let (means, cons_means) = means.split_at(pass_count);
-    EvalRow {
-        pass_at_1: means[0],
-        pass_at_1_se: errors.map(|errors| errors[0]),
-        pass_at_k: means[1],
-        pass_at_k_se: errors.map(|errors| errors[1]),
-        pass_at_ks: means[2..].to_vec(),
-        pass_at_ks_se: errors.map(|errors| errors[2..].to_vec()),
-        cons_at_k: cons_means.first().copied(),
-        cons_at_k_se: cons_errors.map(|errors| errors[0]),
-        cons_at_ks: votes.map(|_| cons_means[1..].to_vec()),
-        cons_at_ks_se: cons_errors.map(|errors| errors[1..].to_vec()),
-        ..row
-    }
+}
+
+/// What the scorer says of each sample; nothing where none ranks.
+fn ranks(samples: &[Sample]) -> Vec<f64> {
+    samples.iter().filter_map(|sample| sample.rank).collect()
 }
 
 #[cfg(test)]
@@ -270,6 +373,7 @@ pub(crate) mod tests {
         text.split(' ')
             .map(|word| Sample {
                 is_right: Some(word.ends_with('!')),
+                rank: None,
                 answer: (word != "-").then(|| word.trim_end_matches('!').to_owned()),
                 completion_len_tokens: 10,
                 is_truncated: word == "-",
@@ -279,7 +383,7 @@ pub(crate) mod tests {
 
     fn tally(kind: Kind, texts: &[&str]) -> Tally {
         let problems = texts.iter().enumerate().map(|(idx, text)| (idx.to_string(), samples(text)));
-        Tally { problems: problems.collect(), ..Tally::new(&Reward(Spec::new(kind))) }
+        Tally { problems: problems.collect(), ..Tally::new(&Reward(Spec::new(kind)), None) }
     }
 
     fn subject() -> Subject<'static> {
@@ -355,9 +459,54 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn the_completion_that_ranks_first_is_counted() {
+        let mut tally = tally(Kind::Math, &["7! 8 8 -", "1 2! 1 -"]);
+        tally.ranking = Some(Ranking::of(&Reward(Spec::new(Kind::Length).named())));
+        let scores = [[0.9, 0.2, 0.1, 0.5], [0.5, 0.5, 0.1, 0.1]];
+        for ((_, samples), scores) in tally.problems.iter_mut().zip(scores) {
+            samples.iter_mut().zip(scores).for_each(|(s, score)| s.rank = Some(score));
+        }
+        let found = tally.evaluation(&subject()).unwrap();
+        let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-15, "{found}");
+        assert_eq!(found.rank_by.as_deref(), Some("length"));
+        // Of 7! 8 8 - the 7! ranks first; of 1 2! 1 - it is as often the 1 as the 2!.
+        near(found.bon_at_k.unwrap(), (1.0 + 0.5) / 2.0);
+        // Of six pairs three hold 7!. Of the others' six, 1 2! is half right, 2! 1 and 2! - are right.
+        let at = found.bon_at_ks.unwrap();
+        near(at[0], found.pass_at_1);
+        near(at[1], (3.0 / 6.0 + 2.5 / 6.0) / 2.0);
+        near(at[2], 0.75);
+        assert!(found.bon_at_k_se.unwrap() > 0.0 && found.bon_at_ks_se.unwrap().len() == 3);
+        // 7 has 0.9, 8 has 0.3; 1 has 0.6, 2 has 0.5: unweighted, 8 and 1 win.
+        assert_eq!((found.weighted_cons_at_k, found.cons_at_k), (Some(0.5), Some(0.0)));
+        // Pairs by weight: 7, 8 and 1 (that came first), 1.
+        let at = found.weighted_cons_at_ks.unwrap();
+        near(at[1], (0.5 + 0.0) / 2.0);
+        assert!(found.weighted_cons_at_k_se.is_some() && found.weighted_cons_at_ks_se.is_some());
+        tally.problems[0].1[2].rank = None;
+        let found = tally.evaluation(&subject()).unwrap();
+        assert_eq!((found.problem_count, found.bon_at_k_se), (1, None), "one could not be ranked");
+    }
+
+    #[test]
+    fn a_rank_is_the_score_as_its_reward_counts_it() {
+        let rank = |json, score| {
+            let spec: Spec = serde_json::from_str(json).unwrap();
+            Ranking::of(&Reward(spec.named())).rank(score)
+        };
+        let plain = r#"{"kind":"format"}"#;
+        assert_eq!((rank(plain, Some(0.5)), rank(plain, None)), (Some(0.5), None));
+        assert_eq!(rank(plain, Some(f64::NAN)), None);
+        let less = r#"{"kind":"format","weight":-2.0,"clip":[0.0,1.0],"on_null":"zero"}"#;
+        assert_eq!((rank(less, Some(3.0)), rank(less, Some(0.25))), (Some(-2.0), Some(-0.5)));
+        assert!(rank(less, None).is_some_and(|rank| rank == 0.0 && rank.is_sign_positive()));
+    }
+
+    #[test]
     fn answers_that_can_not_be_compared_have_no_majority() {
         let found = tally(Kind::Format, &["7! 8", "1 1"]).evaluation(&subject()).unwrap();
         assert_eq!((found.cons_at_k, found.cons_at_ks, found.answered_share), (None, None, None));
+        assert_eq!((found.rank_by, found.bon_at_k, found.bon_at_ks_se), (None, None, None));
         assert!((found.pass_at_1 - 0.25).abs() < 1e-15 && found.pass_at_1_se.is_some());
         assert_eq!((found.cons_at_k_se, found.cons_at_ks_se), (None, None));
     }

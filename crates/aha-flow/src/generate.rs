@@ -133,6 +133,7 @@ impl Groups<'_> {
                 prompt_token_ids: view.prompt_token_ids(row),
                 completion_token_ids: &completion.token_ids,
                 completion_logprobs: &completion.logprobs,
+                completion_forced_mask: completion.forced_mask.as_deref(),
                 finish_reason: completion.finish_reason.as_str(),
                 finished_at_us: *finished_at_us,
             })

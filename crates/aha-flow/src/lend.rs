@@ -4,15 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aha_compute::random::Philox;
+use aha_model::config::Head;
 use aha_reward::backend::{Backends, ChatModel, PreferenceModel};
 use aha_reward::wait::{Answers, Waiting};
 use aha_reward::{Kind, Settings, Spec, model};
 use aha_sample::{Request, Sampler, Sampling};
 
+use crate::compute;
 use crate::error::{Error, Result};
 use crate::generate::{self, address};
-use crate::models::{Loaded, Models};
-use crate::pipeline::{self, Pipeline, Run, Template};
+use crate::models::{self, Loaded, Models};
+use crate::pipeline::{self, Pipeline, Places, Run, Template};
 use crate::prompts::{self, Prompter};
 use crate::reward_model::RewardModel;
 use crate::rundir::RunDir;
@@ -47,25 +49,59 @@ impl Lender {
         models: &Models<'_>,
         waiting: &Waiting,
     ) -> Result<Lender> {
-        let (mut chat, mut reward_models) = (BTreeMap::new(), BTreeMap::new());
-        for reward in rewards.iter().filter(|reward| reward.kind() == Kind::Judge) {
-            if let Some(name) = reward.settings.model() {
-                chat.insert(name.to_owned(), models.load(name).await?);
-            }
+        let mut lender = Lender::empty(stage, &models.pipeline.run, waiting);
+        for name in rewards.iter().filter_map(judge) {
+            lender.chat.insert(name.to_owned(), models.load(name).await?);
         }
-        for reward in rewards {
-            if let Settings::Model(model::Settings { model: Some(name), .. }) = &reward.settings {
-                reward_models.insert(name.clone(), Arc::new(models.reward_model(name).await?));
-            }
+        for name in rewards.iter().filter_map(scorer) {
+            let model = Arc::new(models.reward_model(name).await?);
+            lender.reward_models.insert(name.to_owned(), model);
         }
-        let run = models.pipeline.run.clone();
-        Ok(Lender {
-            chat,
-            reward_models,
+        Ok(lender)
+    }
+
+    /// As [`Lender::new`] without a pipeline: rewards call models by their addresses.
+    pub fn by_address(stage: &str, rewards: &[Spec], run: &Run, places: &Places) -> Result<Lender> {
+        let mut lender = Lender::empty(stage, run, &Waiting::default());
+        let device = compute::device(run);
+        let locate = |name: &str| {
+            let found = places.locate(name);
+            found.map_err(|found| Error::input_with(found.message, found.hint))
+        };
+        for name in rewards.iter().filter_map(judge) {
+            lender.chat.insert(name.to_owned(), models::load(&locate(name)?, &device)?);
+        }
+        for name in rewards.iter().filter_map(scorer) {
+            let path = locate(name)?;
+            let loaded = models::load_any(&path, &device)?;
+            loaded.model.check_head(Head::Score).map_err(|error| error.at(&path))?;
+            let model = Arc::new(RewardModel::new(loaded)?);
+            lender.reward_models.insert(name.to_owned(), model);
+        }
+        Ok(lender)
+    }
+
+    fn empty(stage: &str, run: &Run, waiting: &Waiting) -> Lender {
+        Lender {
+            chat: BTreeMap::new(),
+            reward_models: BTreeMap::new(),
             random: generate::stage_random(run.seed, stage).derive("judge"),
-            run,
+            run: run.clone(),
             waiting: waiting.clone(),
-        })
+        }
+    }
+}
+
+/// The language model that a reward asks.
+fn judge(reward: &Spec) -> Option<&str> {
+    reward.settings.model().filter(|_| reward.kind() == Kind::Judge)
+}
+
+/// The reward model that a reward asks.
+fn scorer(reward: &Spec) -> Option<&str> {
+    match &reward.settings {
+        Settings::Model(model::Settings { model, .. }) => model.as_deref(),
+        _ => None,
     }
 }
 

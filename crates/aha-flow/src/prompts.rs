@@ -383,6 +383,7 @@ pub fn sampling(
         max_tokens: file.max_tokens as usize,
         stop: file.stop.clone(),
         stop_token_ids,
+        thinking: None,
         weights: file.weights.into(),
     }
 }

@@ -143,7 +143,9 @@ pub(crate) async fn execute(
 /// Fails where a stage that is still to be run needs a secret that isn't there.
 fn check_variables(pipeline: &Pipeline, state: &RunState) -> Result<()> {
     for stage in pipeline.stages.iter().filter(|stage| !state.is_done(&stage.name)) {
-        if let Some(name) = stage.kind.rewards().iter().find_map(pipeline::Reward::unset_variable) {
+        if let Some(name) =
+            stage.kind.rewards().into_iter().find_map(pipeline::Reward::unset_variable)
+        {
             return Err(Error::input_with(
                 format!(
                     "stage `{}`: a reward needs the environment variable `{name}`, which is not set",

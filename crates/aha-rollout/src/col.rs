@@ -10,6 +10,14 @@ pub const ANSWERED_SHARE: &str = "answered_share";
 pub const AT: &str = "at";
 /// Benchmark whose layout, prompt and verifier an evaluation used.
 pub const BENCHMARK: &str = "benchmark";
+/// Share of problems whose completion of the highest rank is right.
+pub const BON_AT_K: &str = "bon_at_k";
+/// Standard error of `bon_at_k`.
+pub const BON_AT_K_SE: &str = "bon_at_k_se";
+/// Share of problems whose completion of the highest rank is right, for each of `ks`.
+pub const BON_AT_KS: &str = "bon_at_ks";
+/// Standard errors of `bon_at_ks`.
+pub const BON_AT_KS_SE: &str = "bon_at_ks_se";
 /// The completion of a pair that was preferred.
 pub const CHOSEN: &str = "chosen";
 /// Tokens of the prompt and of the completion that was preferred.
@@ -18,6 +26,8 @@ pub const CHOSEN_TOKEN_IDS: &str = "chosen_token_ids";
 pub const COMPLETION: &str = "completion";
 /// Advantage of each of a completion's tokens.
 pub const COMPLETION_ADVANTAGES: &str = "completion_advantages";
+/// Whether each of a completion's tokens was forced into it.
+pub const COMPLETION_FORCED_MASK: &str = "completion_forced_mask";
 /// Number of a completion's tokens.
 pub const COMPLETION_LEN_TOKENS: &str = "completion_len_tokens";
 /// Mean number of tokens of an evaluation's completions.
@@ -96,6 +106,8 @@ pub const PROMPT: &str = "prompt";
 pub const PROMPT_ID: &str = "prompt_id";
 /// The tokens that went into the model.
 pub const PROMPT_TOKEN_IDS: &str = "prompt_token_ids";
+/// Scorer that ranked the completions of an evaluation.
+pub const RANK_BY: &str = "rank_by";
 /// A model's Elo rating.
 pub const RATING: &str = "rating";
 /// Standard error of `rating`.
@@ -132,6 +144,14 @@ pub const TOKENS_PER_SECOND: &str = "tokens_per_second";
 pub const TRUNCATED_SHARE: &str = "truncated_share";
 /// A metric's value.
 pub const VALUE: &str = "value";
+/// Share of problems whose majority answer is right, votes weighted by a scorer.
+pub const WEIGHTED_CONS_AT_K: &str = "weighted_cons_at_k";
+/// Standard error of `weighted_cons_at_k`.
+pub const WEIGHTED_CONS_AT_K_SE: &str = "weighted_cons_at_k_se";
+/// Share of problems whose majority answer is right, votes weighted by a scorer, for each of `ks`.
+pub const WEIGHTED_CONS_AT_KS: &str = "weighted_cons_at_ks";
+/// Standard errors of `weighted_cons_at_ks`.
+pub const WEIGHTED_CONS_AT_KS_SE: &str = "weighted_cons_at_ks_se";
 /// What an evaluated model's weights were multiplied as.
 pub const WEIGHTS: &str = "weights";
 

@@ -69,6 +69,8 @@ pub struct RolloutRow<'a> {
     pub completion_token_ids: &'a [u32],
     /// Their log-probs under the weights that sampled them; as many.
     pub completion_logprobs: &'a [f32],
+    /// Whether each of them was forced and not drawn; as many, or none where nothing could be.
+    pub completion_forced_mask: Option<&'a [bool]>,
     /// Why it ended.
     pub finish_reason: &'a str,
     /// When, in µs since 1970, UTC.
@@ -147,6 +149,24 @@ pub struct EvalRow {
     pub dtype: String,
     /// What weights were multiplied as.
     pub weights: String,
+    /// Scorer that ranked completions.
+    pub rank_by: Option<String>,
+    /// Share of problems whose completion of the highest rank among k is right.
+    pub bon_at_k: Option<f64>,
+    /// Its standard error.
+    pub bon_at_k_se: Option<f64>,
+    /// Best-of-n, for each of `ks`.
+    pub bon_at_ks: Option<Vec<f64>>,
+    /// Their standard errors.
+    pub bon_at_ks_se: Option<Vec<f64>>,
+    /// Share of problems whose majority is right where votes are weighted by the scorer.
+    pub weighted_cons_at_k: Option<f64>,
+    /// Its standard error.
+    pub weighted_cons_at_k_se: Option<f64>,
+    /// cons@k with weighted votes, for each of `ks`.
+    pub weighted_cons_at_ks: Option<Vec<f64>>,
+    /// Their standard errors.
+    pub weighted_cons_at_ks_se: Option<Vec<f64>>,
 }
 
 /// One example of supervised training.
@@ -229,7 +249,7 @@ pub fn prompts(rows: &[PromptRow<'_>]) -> RecordBatch {
     )
 }
 
-/// A batch of [`schema::sampled`]. Refuses rows whose log-probs aren't one per token.
+/// A batch of [`schema::sampled`]. Refuses rows whose log-probs or flags aren't one per token.
 pub fn rollouts(rows: &[RolloutRow<'_>]) -> Result<RecordBatch> {
     for row in rows {
         let (tokens, logprobs) = (row.completion_token_ids.len(), row.completion_logprobs.len());
@@ -237,6 +257,13 @@ pub fn rollouts(rows: &[RolloutRow<'_>]) -> Result<RecordBatch> {
             let id = rollout_id(row.stage, row.step, row.prompt_id, row.sample_idx);
             return Err(Error::bug(format!(
                 "rollout `{id}` has {tokens} completion tokens and {logprobs} log-probs"
+            )));
+        }
+        if let Some(mask) = row.completion_forced_mask.filter(|mask| mask.len() != tokens) {
+            let id = rollout_id(row.stage, row.step, row.prompt_id, row.sample_idx);
+            return Err(Error::bug(format!(
+                "rollout `{id}` has {tokens} completion tokens and {} flags of what was forced",
+                mask.len()
             )));
         }
     }
@@ -257,6 +284,7 @@ pub fn rollouts(rows: &[RolloutRow<'_>]) -> Result<RecordBatch> {
             lists_u32(rows.iter().map(|r| r.prompt_token_ids)),
             lists_u32(rows.iter().map(|r| r.completion_token_ids)),
             lists_f32(rows.iter().map(|r| r.completion_logprobs)),
+            lists_maybe_bool(rows.iter().map(|r| r.completion_forced_mask)),
             whole(rows.iter().map(|r| r.completion_token_ids.len() as u64)),
             text(rows.iter().map(|r| r.finish_reason)),
             times(rows.iter().map(|r| r.finished_at_us)),
@@ -315,6 +343,15 @@ pub fn evals(rows: &[EvalRow]) -> RecordBatch {
             numbers(rows.iter().map(|r| r.tokens_per_second)),
             text(rows.iter().map(|r| &r.dtype)),
             text(rows.iter().map(|r| &r.weights)),
+            maybe_text(rows.iter().map(|r| r.rank_by.as_ref())),
+            numbers(rows.iter().map(|r| r.bon_at_k)),
+            numbers(rows.iter().map(|r| r.bon_at_k_se)),
+            maybe(|r| &r.bon_at_ks),
+            maybe(|r| &r.bon_at_ks_se),
+            numbers(rows.iter().map(|r| r.weighted_cons_at_k)),
+            numbers(rows.iter().map(|r| r.weighted_cons_at_k_se)),
+            maybe(|r| &r.weighted_cons_at_ks),
+            maybe(|r| &r.weighted_cons_at_ks_se),
         ],
     )
 }
@@ -487,6 +524,20 @@ fn lists_bool<'a>(lists: impl Iterator<Item = &'a [bool]>) -> ArrayRef {
     list_array(lens, DataType::Boolean, Arc::new(BooleanArray::new(values.finish(), None)))
 }
 
+fn lists_maybe_bool<'a>(lists: impl Iterator<Item = Option<&'a [bool]>>) -> ArrayRef {
+    let (mut values, mut lens, mut valid) = (BooleanBufferBuilder::new(0), Vec::new(), Vec::new());
+    for list in lists {
+        values.append_slice(list.unwrap_or_default());
+        lens.push(list.map_or(0, <[bool]>::len));
+        valid.push(list.is_some());
+    }
+    let field = Arc::new(Field::new("item", DataType::Boolean, false));
+    let nulls = Some(NullBuffer::from(valid)).filter(|nulls| nulls.null_count() > 0);
+    let (values, offsets) =
+        (Arc::new(BooleanArray::new(values.finish(), None)), OffsetBuffer::from_lengths(lens));
+    Arc::new(ListArray::new(field, offsets, values, nulls))
+}
+
 fn lists_whole<'a>(lists: impl Iterator<Item = &'a [u64]>) -> ArrayRef {
     let (mut values, mut lens) = (Vec::new(), Vec::new());
     for list in lists {
@@ -547,6 +598,7 @@ pub(crate) mod tests {
                 prompt_token_ids: &[1, 2],
                 completion_token_ids: ids,
                 completion_logprobs: logprobs,
+                completion_forced_mask: None,
                 finish_reason: "stop",
                 finished_at_us: 1_000,
             })
@@ -575,12 +627,16 @@ pub(crate) mod tests {
             prompt_token_ids: &[],
             completion_token_ids: &[1, 2],
             completion_logprobs: &[-1.0],
+            completion_forced_mask: None,
             finish_reason: "stop",
             finished_at_us: 0,
         };
         let message = RolloutsBuilder::new().push(&row).unwrap_err().to_string();
         assert!(message.contains("`zero/1/p/0` has 2 completion tokens and 1 log-probs"));
         let whole = RolloutRow { completion_logprobs: &[-1.0, -2.0], ..row };
+        let flagged = RolloutRow { completion_forced_mask: Some(&[true]), ..whole.clone() };
+        let message = RolloutsBuilder::new().push(&flagged).unwrap_err().to_string();
+        assert!(message.contains("has 2 completion tokens and 1 flags"), "{message}");
         let mut builder = RolloutsBuilder::new();
         builder.push(&whole).unwrap();
         builder.push(&whole).unwrap();

@@ -203,6 +203,43 @@ fn evals_details() -> Vec<Field> {
             col::WEIGHTS,
             "what weights were multiplied as: `same` as the model computes with, or `int8`",
         ),
+        maybe_text(
+            col::RANK_BY,
+            "scorer that ranked completions, by the name of its reward; null where the stage has none",
+        ),
+        maybe_number(
+            col::BON_AT_K,
+            "share of problems whose completion of the highest rank among k is right, ties drawn by lot; null \
+             where rank_by is",
+        ),
+        maybe_number(
+            col::BON_AT_K_SE,
+            "standard error of bon_at_k, by bootstrap over problems; null where bon_at_k is, and with fewer \
+             than two problems",
+        ),
+        maybe_numbers(
+            col::BON_AT_KS,
+            "per number of ks, the unbiased estimate of best-of-n for that number; null where bon_at_k is",
+        ),
+        maybe_numbers(col::BON_AT_KS_SE, "standard errors of bon_at_ks; null where bon_at_k_se is"),
+        maybe_number(
+            col::WEIGHTED_CONS_AT_K,
+            "as cons_at_k, with votes that weigh what the scorer gives their completions; null where cons_at_k \
+             or rank_by is",
+        ),
+        maybe_number(
+            col::WEIGHTED_CONS_AT_K_SE,
+            "standard error of weighted_cons_at_k, by bootstrap over problems; null where that is, and with \
+             fewer than two problems",
+        ),
+        maybe_numbers(
+            col::WEIGHTED_CONS_AT_KS,
+            "as cons_at_ks, with weighted votes; null where weighted_cons_at_k is",
+        ),
+        maybe_numbers(
+            col::WEIGHTED_CONS_AT_KS_SE,
+            "standard errors of weighted_cons_at_ks; null where weighted_cons_at_k_se is",
+        ),
     ]
 }
 
@@ -328,6 +365,11 @@ fn sampled_fields() -> Vec<Field> {
             col::COMPLETION_LOGPROBS,
             DataType::Float32,
             "per token of completion_token_ids, its log-prob under the weights that sampled it",
+        ),
+        doc(
+            Field::new(col::COMPLETION_FORCED_MASK, list_of(DataType::Boolean), true),
+            "per token of completion_token_ids, whether `thinking` of the stage put it there and it was not \
+             drawn; null where the stage has none",
         ),
         whole(col::COMPLETION_LEN_TOKENS, "number of tokens in completion_token_ids"),
         text(

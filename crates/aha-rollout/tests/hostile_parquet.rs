@@ -68,6 +68,7 @@ fn sound_file(dir: &Path) -> Vec<u8> {
         prompt_token_ids: &ids[..7],
         completion_token_ids: &ids[..sample_idx as usize],
         completion_logprobs: &logprobs[..sample_idx as usize],
+        completion_forced_mask: None,
         finish_reason: "stop",
         finished_at_us: 5,
     };

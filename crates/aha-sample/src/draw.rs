@@ -201,6 +201,11 @@ impl Row<'_> {
                 pick(kept.iter().copied(), unit() * total)
             }
         };
+        self.take(id)
+    }
+
+    /// Takes a token that is not drawn, with its log-prob.
+    pub fn take(&self, id: u32) -> Drawn {
         Drawn { id, logprob: lm_head::log_prob(self.logits, &self.stats, id) }
     }
 

@@ -20,6 +20,7 @@ use aha_model::{Model, Tokenizer};
 
 use crate::draw::{Address, Drawer, Drawn};
 use crate::pages::Pages;
+use crate::thinking::{Forcing, Next, Thought};
 use crate::{Error, FinishReason, Limits, Sampling};
 
 /// Most logits kept at a time, in floats; a row always is.
@@ -49,6 +50,8 @@ pub struct Completion {
     pub token_ids: Vec<u32>,
     /// Log-prob of each token under the weights and temperature that drew it.
     pub logprobs: Vec<f32>,
+    /// Whether each token was put there by [`crate::Thinking`] and not drawn; none without it.
+    pub forced_mask: Option<Vec<bool>>,
     /// Why it ended.
     pub finish_reason: FinishReason,
 }
@@ -91,7 +94,9 @@ impl Sampler {
         for request in requests {
             self.check(model, request, sampling)?;
         }
-        let mut batch = self.running(model, requests, sampling, random);
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let forcing = Forcing::of(sampling, &tokenizer)?;
+        let mut batch = self.running(model, requests, (sampling, forcing.as_ref()), random);
         while !batch.stopped && !cancel.load(Ordering::Relaxed) && batch.admit() {
             batch.step(done);
         }
@@ -103,7 +108,7 @@ impl Sampler {
         &'a mut self,
         model: &'a Model,
         requests: &'a [Request],
-        sampling: &'a Sampling,
+        (sampling, forcing): (&'a Sampling, Option<&'a Forcing<'a>>),
         random: Philox,
     ) -> Running<'a> {
         Running {
@@ -114,6 +119,7 @@ impl Sampler {
             pages: &mut self.pages,
             requests,
             sampling,
+            forcing,
             random,
             next_request: 0,
             groups: VecDeque::new(),
@@ -200,6 +206,27 @@ struct Sequence {
     is_checked: bool,
     /// The end of the text, as long as the longest stop text needs.
     tail: Vec<u8>,
+    /// What is forced; none without budget forcing.
+    thought: Option<Box<Thought>>,
+}
+
+impl Sequence {
+    fn push(&mut self, drawn: Drawn) {
+        self.token_ids.push(drawn.id);
+        self.logprobs.push(drawn.logprob);
+        self.is_checked = false;
+        if let Some(thought) = &mut self.thought {
+            thought.push();
+        }
+    }
+
+    /// Goes back to `len` tokens, of which the newest is computed again.
+    fn rewind(&mut self, len: usize, prompt_len: usize) {
+        self.token_ids.truncate(len);
+        self.logprobs.truncate(len);
+        self.cached = prompt_len + len - 1;
+        self.tail.clear();
+    }
 }
 
 struct Running<'a> {
@@ -210,6 +237,7 @@ struct Running<'a> {
     pages: &'a mut Pages,
     requests: &'a [Request],
     sampling: &'a Sampling,
+    forcing: Option<&'a Forcing<'a>>,
     random: Philox,
     next_request: usize,
     groups: VecDeque<Group>,
@@ -264,10 +292,16 @@ impl Running<'_> {
         }
     }
 
-    /// Pages that a completion needs beside the full pages of its prompt.
+    /// Pages that a completion needs beside those of its prompt that it shares.
     fn pages_of_completion(&self, request: &Request) -> usize {
         let prompt_len = request.prompt_ids.len();
-        pages_for(prompt_len + self.sampling.max_tokens) - prompt_len / PAGE_LEN
+        pages_for(prompt_len + self.sampling.max_tokens) - self.shared_pages(prompt_len)
+    }
+
+    /// Pages of a prompt that its completions share: those that none of them writes to. A completion whose first
+    /// tokens are taken back computes the prompt's last token again.
+    fn shared_pages(&self, prompt_len: usize) -> usize {
+        (prompt_len - usize::from(self.forcing.is_some())) / PAGE_LEN
     }
 
     /// Gives waiting completions their places in the batch, oldest groups first.
@@ -289,19 +323,24 @@ impl Running<'_> {
     }
 
     fn start(&mut self, group_idx: usize) {
+        let prompt_len = self.prompt_len(group_idx);
+        let shared = self.shared_pages(prompt_len);
         let group = &mut self.groups[group_idx];
-        let prompt_len = self.requests[group.request_idx].prompt_ids.len();
         let (sample_idx, first) = group.waiting.pop().expect("a completion is waiting");
         group.live_count += 1;
-        let full = prompt_len / PAGE_LEN;
         let max_tokens = self.sampling.max_tokens;
         let mut pages = Vec::with_capacity(pages_for(prompt_len + max_tokens));
-        pages.extend(group.pages[..full].iter().map(|&page| self.pages.share(page)));
-        if let Some(&partial) = group.pages.get(full) {
+        pages.extend(group.pages[..shared].iter().map(|&page| self.pages.share(page)));
+        if let Some(&own) = group.pages.get(shared) {
             let page = self.pages.take();
-            self.cache.copy_page(partial, page);
+            self.cache.copy_page(own, page);
             pages.push(page);
         }
+        let thought = self.forcing.map(|forcing| {
+            let mut thought = Box::new(forcing.start());
+            thought.push();
+            thought
+        });
         self.live.push(Sequence {
             request_idx: group.request_idx,
             sample_idx,
@@ -311,6 +350,7 @@ impl Running<'_> {
             logprobs: started(first.logprob, max_tokens),
             is_checked: false,
             tail: Vec::new(),
+            thought,
         });
     }
 
@@ -363,7 +403,9 @@ impl Running<'_> {
             if sequence.cached / PAGE_LEN == sequence.pages.len() {
                 sequence.pages.push(self.pages.take());
             }
-            let id = *sequence.token_ids.last().expect("a sequence has a first token");
+            // One whose first tokens were taken back goes on from its prompt.
+            let prompt_ids = &self.requests[sequence.request_idx].prompt_ids;
+            let id = *sequence.token_ids.last().or(prompt_ids.last()).expect("no prompt is empty");
             plan.push(&[id], sequence.cached, &sequence.pages);
             sequence.cached += 1;
         }
@@ -422,26 +464,28 @@ impl Running<'_> {
             let part = first..(first + rows_per_part).min(rows);
             for (sequence, row) in live[part.clone()].iter().zip(part) {
                 let row = drawer.row(device.isa(), logits.row(row), self.sampling);
-                drawn.push(row.draw(self.random, self.next_address(sequence)));
+                drawn.push(match sequence.thought.as_ref().and_then(|thought| thought.next()) {
+                    Some(id) => row.take(id),
+                    None => row.draw(self.random, self.next_address(sequence)),
+                });
             }
         });
         let mut live = self.live[start..].iter_mut();
         for draw in draws {
             let draw = draw.lock().unwrap_or_else(PoisonError::into_inner);
             for (drawn, sequence) in draw.drawn.iter().zip(&mut live) {
-                sequence.token_ids.push(drawn.id);
-                sequence.logprobs.push(drawn.logprob);
-                sequence.is_checked = false;
+                sequence.push(*drawn);
             }
         }
     }
 
-    /// The address of a sequence's next token.
+    /// The address of a sequence's next token. Tokens that were taken back count: no number is drawn twice.
     fn next_address(&self, sequence: &Sequence) -> Address {
+        let removed = sequence.thought.as_ref().map_or(0, |thought| thought.removed_count());
         Address {
             prompt: self.requests[sequence.request_idx].address,
             sample: u64::from(sequence.sample_idx),
-            position: sequence.token_ids.len() as u64,
+            position: (sequence.token_ids.len() + removed) as u64,
         }
     }
 
@@ -452,10 +496,11 @@ impl Running<'_> {
         let _span = moving("draw", &[&logits]);
         let mut drawer = Drawer::default();
         let row = drawer.row(self.model.device().isa(), logits.row(0), self.sampling);
+        let forced = self.forcing.and_then(|forcing| forcing.start().next());
         let first = |sample_idx: u32| {
             let address =
                 Address { prompt: request.address, sample: u64::from(sample_idx), position: 0 };
-            (sample_idx, row.draw(self.random, address))
+            (sample_idx, forced.map_or_else(|| row.draw(self.random, address), |id| row.take(id)))
         };
         self.groups[group_idx].waiting = request.samples.clone().rev().map(first).collect();
     }
@@ -476,8 +521,10 @@ impl Running<'_> {
     fn retire(&mut self, done: &mut dyn FnMut(Completion) -> bool) {
         let mut i = 0;
         while i < self.live.len() && !self.stopped {
-            let Some(finish_reason) = ended(&mut self.live[i], self.tokenizer, self.sampling)
-            else {
+            let sequence = &mut self.live[i];
+            let prompt_len = self.requests[sequence.request_idx].prompt_ids.len();
+            let ended = ended(sequence, self.tokenizer, (self.sampling, self.forcing), prompt_len);
+            let Some(finish_reason) = ended else {
                 i += 1;
                 continue;
             };
@@ -489,6 +536,7 @@ impl Running<'_> {
                 sample_idx: sequence.sample_idx,
                 token_ids: sequence.token_ids,
                 logprobs: sequence.logprobs,
+                forced_mask: sequence.thought.map(|thought| thought.into_mask()),
                 finish_reason,
             });
         }
@@ -597,23 +645,35 @@ struct Draw {
     drawn: Vec<Drawn>,
 }
 
-/// Whether the newest token ends the sequence.
+/// Whether the newest token ends the sequence, or what it makes of the thinking that it is part of.
 fn ended(
     sequence: &mut Sequence,
     tokenizer: &Tokenizer,
-    sampling: &Sampling,
+    (sampling, forcing): (&Sampling, Option<&Forcing<'_>>),
+    prompt_len: usize,
 ) -> Option<FinishReason> {
     if std::mem::replace(&mut sequence.is_checked, true) {
         return None;
     }
     let id = *sequence.token_ids.last()?;
-    if sampling.stop_token_ids.contains(&id) {
-        return Some(FinishReason::Stop);
+    let is_forced = sequence.thought.as_ref().is_some_and(|thought| thought.is_forced());
+    let mut reason = None;
+    if is_forced {
+        // A stop text is drawn from its first byte to its last.
+        sequence.tail.clear();
+    } else if sampling.stop_token_ids.contains(&id) {
+        reason = Some(FinishReason::Stop);
+    } else if completes_stop_text(&mut sequence.tail, tokenizer.token_bytes(id), &sampling.stop) {
+        reason = Some(FinishReason::StopString);
     }
-    if completes_stop_text(&mut sequence.tail, tokenizer.token_bytes(id), &sampling.stop) {
-        return Some(FinishReason::StopString);
+    if let (Some(forcing), Some(thought), false) = (forcing, &mut sequence.thought, is_forced)
+        && let Next::Rewind(len) = forcing.look(thought, &sequence.token_ids, reason)
+    {
+        sequence.rewind(len, prompt_len);
+        return None;
     }
-    (sequence.token_ids.len() >= sampling.max_tokens).then_some(FinishReason::Length)
+    let is_full = sequence.token_ids.len() >= sampling.max_tokens;
+    reason.or(is_full.then_some(FinishReason::Length))
 }
 
 /// Appends `bytes` to the tail of the text; whether a stop text now ends inside them.

@@ -3,6 +3,7 @@
 //! # Map
 //! - [`settings`]: what to draw and within which limits; start here.
 //! - [`draw`]: from a row of logits to a token: temperature, top-k, top-p, addressed randomness. Pure.
+//! - [`thinking`]: budget forcing: what may be forced into a completion, and where. Pure but for the tokenizer.
 //! - [`pages`]: which pages of the cache are free, and who shares them.
 //! - [`engine`]: admits groups, prefills prompts once, decodes all sequences together.
 //!
@@ -17,7 +18,9 @@ pub mod engine;
 pub mod error;
 pub mod pages;
 pub mod settings;
+pub mod thinking;
 
 pub use engine::{Completion, Request, Sampler};
 pub use error::Error;
 pub use settings::{FinishReason, Limits, Sampling};
+pub use thinking::Thinking;

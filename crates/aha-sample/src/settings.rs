@@ -3,7 +3,7 @@
 use aha_compute::WeightForm;
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, Thinking};
 
 /// How completions are drawn.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +20,8 @@ pub struct Sampling {
     pub stop: Vec<String>,
     /// A completion ends with one of these tokens, which belongs to it.
     pub stop_token_ids: Vec<u32>,
+    /// How long the model thinks ahead of its answer; none: as long as it wants.
+    pub thinking: Option<Thinking>,
     /// What weights are multiplied as. Log-probs are then those of that product: with another form than
     /// [`WeightForm::Same`] they are not what the learner computes.
     pub weights: WeightForm,
@@ -34,6 +36,7 @@ impl Default for Sampling {
             max_tokens: 256,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
+            thinking: None,
             weights: WeightForm::Same,
         }
     }
@@ -59,7 +62,11 @@ impl Sampling {
             "stop",
             "texts of at least one byte",
             "empty".into(),
-        )
+        )?;
+        match self.thinking.as_ref().and_then(|thinking| thinking.problem(self.max_tokens)) {
+            Some((key, must, got)) => require(false, &format!("thinking.{key}"), &must, got),
+            None => Ok(()),
+        }
     }
 
     /// The factor on logits. At temperature 0 log-probs are those of temperature 1.

@@ -14,7 +14,7 @@ use aha_compute::simd::Isa;
 use aha_compute::{Device, Dtype, WeightForm};
 use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
 use aha_model::{Lora, Model, Target, Tokenizer};
-use aha_sample::{Completion, FinishReason, Limits, Request, Sampler, Sampling};
+use aha_sample::{Completion, FinishReason, Limits, Request, Sampler, Sampling, Thinking};
 
 const NAMES: [&str; 4] = ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"];
 const PROMPT_COUNT: usize = 8;
@@ -100,6 +100,7 @@ fn assert_same(what: &str, a: &[Completion], b: &[Completion]) {
         assert_eq!(a.token_ids, b.token_ids, "{at}");
         assert_eq!(bits(&a.logprobs), bits(&b.logprobs), "{at}");
         assert_eq!(a.finish_reason, b.finish_reason, "{at}");
+        assert_eq!(a.forced_mask, b.forced_mask, "{at}");
     }
 }
 
@@ -430,4 +431,139 @@ fn stop_texts_end_completions_and_belong_to_them() {
     assert_eq!(same.finish_reason, FinishReason::StopString);
     assert_eq!(same.token_ids, chosen.token_ids[..same.token_ids.len()]);
     assert!(same.token_ids.len() <= at + 2);
+}
+
+/// Thinking whose ends are single bytes or stop tokens, so that models without sense meet many of them; the
+/// first token is one in some completions.
+fn thinking() -> Thinking {
+    Thinking {
+        end: "q".to_owned(),
+        min_tokens: 10,
+        max_tokens: Some(20),
+        waits: 1,
+        wait: "Wait, ".to_owned(),
+        close: "q\n<x>".to_owned(),
+    }
+}
+
+fn forced_sampling(thinking: Thinking) -> Sampling {
+    let stop_token_ids = (100..140).collect();
+    Sampling { max_tokens: 40, stop_token_ids, thinking: Some(thinking), ..sampling() }
+}
+
+/// P1 and P2 with budget forcing: what was forced and what was drawn has the learner's bits, in any batch.
+#[test]
+fn forced_tokens_have_the_log_probs_that_the_learner_finds() {
+    let sampling = forced_sampling(thinking());
+    for name in NAMES {
+        for dtypes in [DTYPES[0], DTYPES[2]] {
+            let model = model(name, &Device::cpu(2), dtypes);
+            let mut first: Option<Vec<Completion>> = None;
+            for limits in batchings() {
+                let what = format!("{name} {dtypes:?} {limits:?}");
+                let completions = sample(&model, &requests(), &sampling, limits);
+                assert_eq!(completions.len(), 64, "{what}");
+                assert_same(&what, first.get_or_insert_with(|| completions.clone()), &completions);
+            }
+            let completions = first.unwrap();
+            let at_once = completions.iter().filter(|c| c.forced_mask.as_ref().unwrap()[0]).count();
+            assert!(at_once > 0, "{name}: no completion began with an end");
+            for part in completions.chunks(16) {
+                check_learner(&model, &requests(), part, sampling.inv_temperature(), true);
+            }
+        }
+    }
+}
+
+/// The text of a completion's tokens, and that of the forced ones alone.
+fn texts(completion: &Completion) -> (String, String) {
+    let tokenizer = tokenizer();
+    let mask = completion.forced_mask.as_ref().unwrap();
+    assert_eq!(mask.len(), completion.token_ids.len());
+    let text = |keep: &dyn Fn(bool) -> bool| {
+        let ids = completion.token_ids.iter().zip(mask).filter(|(_, forced)| keep(**forced));
+        let bytes = ids.flat_map(|(id, _)| tokenizer.token_bytes(*id).to_vec());
+        String::from_utf8_lossy(&bytes.collect::<Vec<u8>>()).into_owned()
+    };
+    (text(&|_| true), text(&|forced| forced))
+}
+
+#[test]
+fn thinking_stays_within_its_tokens_and_forced_texts_are_those_that_are_set() {
+    let model = model("tiny_llama", &Device::cpu(2), DTYPES[0]);
+    let run = |thinking: Thinking| {
+        sample(&model, &requests(), &forced_sampling(thinking), Limits::default())
+    };
+    let tokenizer = tokenizer();
+    let is_end = |id: &u32| (100..140).contains(id) || tokenizer.token_bytes(*id) == b"q";
+    let (mut closed, mut waited) = (0, 0);
+    for completion in run(thinking()) {
+        let (text, forced) = texts(&completion);
+        let wait_count = forced.matches("Wait, ").count();
+        let is_closed = forced.ends_with("q\n<x>");
+        let expected = "Wait, ".repeat(wait_count) + if is_closed { "q\n<x>" } else { "" };
+        assert_eq!(forced, expected, "{text}");
+        let mask = completion.forced_mask.as_ref().unwrap();
+        if is_closed {
+            // Twenty tokens, and then the five that close.
+            let close_at = mask
+                .windows(5)
+                .collect::<Vec<_>>()
+                .iter()
+                .rposition(|forced| forced.iter().all(|f| *f));
+            assert_eq!(close_at, Some(20), "{text}");
+            assert_eq!(tokenizer.token_bytes(completion.token_ids[20]), b"q");
+        } else {
+            let is_drawn_end = |i: &usize| !mask[*i] && is_end(&completion.token_ids[*i]);
+            let thinking_len = (0..mask.len()).find(is_drawn_end).unwrap();
+            // Each wait has six tokens: an end that is taken back leaves room for them and one more.
+            let least = if wait_count == 0 { 14 } else { 10 };
+            assert!((least..=20).contains(&thinking_len), "{thinking_len} tokens: {text}");
+            assert!(wait_count <= 2, "{text}");
+        }
+        closed += usize::from(is_closed);
+        waited += wait_count;
+    }
+    assert!(closed > 5 && waited > 32, "{closed} {waited}");
+}
+
+#[test]
+fn each_setting_of_thinking_changes_what_is_drawn() {
+    let model = model("tiny_llama", &Device::cpu(2), DTYPES[0]);
+    let tokens = |thinking: Option<Thinking>| {
+        let sampling = Sampling { thinking, ..forced_sampling(Thinking::default()) };
+        let completions = sample(&model, &requests(), &sampling, Limits::default());
+        completions.into_iter().map(|completion| completion.token_ids).collect::<Vec<_>>()
+    };
+    let base = tokens(Some(thinking()));
+    for (name, other) in [
+        ("end", Thinking { end: "b".to_owned(), ..thinking() }),
+        ("min_tokens", Thinking { min_tokens: 14, ..thinking() }),
+        ("max_tokens", Thinking { max_tokens: Some(15), ..thinking() }),
+        ("waits", Thinking { waits: 0, ..thinking() }),
+        ("wait", Thinking { wait: "Hold".to_owned(), ..thinking() }),
+        ("close", Thinking { close: "!".to_owned(), ..thinking() }),
+    ] {
+        assert_ne!(tokens(Some(other)), base, "{name}");
+    }
+    // Settings that force nothing leave every token as it is.
+    let without = tokens(None);
+    assert_ne!(without, base);
+    assert_eq!(tokens(Some(Thinking::default())), without);
+}
+
+#[test]
+fn forcing_works_where_there_is_no_page_to_spare() {
+    let model = model("tiny_llama", &Device::cpu(1), DTYPES[0]);
+    let sampling = forced_sampling(thinking());
+    let whole = sample(&model, &requests(), &sampling, Limits::default());
+    let dims = model.attention_dims();
+    let page = aha_compute::ops::attention::KvCache::bytes_per_page(Dtype::F32, 2, dims);
+    // The longest request needs 6 pages and one for a copy.
+    for pages in [7, 8, 12] {
+        let limits =
+            Limits { sequences_max: 64, prefill_tokens_max: 16, cache_bytes: pages * page };
+        let what = format!("{pages} pages");
+        assert_same(&what, &whole, &sample(&model, &requests(), &sampling, limits));
+    }
 }

@@ -24,6 +24,7 @@ fn rollouts(stage: &str, step: u64, rows_count: u32, rewards: &[&str]) -> Record
         prompt_token_ids: &[1, 2],
         completion_token_ids: &[3, 4, 5],
         completion_logprobs: &[-0.5, -0.25, 0.0],
+        completion_forced_mask: None,
         finish_reason: "stop",
         finished_at_us: 1,
     };

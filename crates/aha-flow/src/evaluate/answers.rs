@@ -150,6 +150,28 @@ impl Votes {
         blocks.filter(|block| is_majority_right(block, &mut tally)).count() as f64 / count as f64
     }
 
+    /// As [`Votes::cons_at`], with votes that weigh as much as each sample's score: the answer of the greatest sum
+    /// wins, of equals the one that came first.
+    pub fn weighted_cons_at(&self, scores: &[f64], k: u64) -> f64 {
+        let k = k.max(1) as usize;
+        let blocks = self.cast.chunks_exact(k);
+        let count = blocks.len().max(1);
+        let right = blocks.zip(scores.chunks_exact(k)).filter(|(block, scores)| {
+            winner(block, Some(*scores))
+                .is_some_and(|sample_idx| block[sample_idx].is_some_and(|(_, is_right)| is_right))
+        });
+        right.count() as f64 / count as f64
+    }
+
+    /// The first sample of the answer that wins the vote of all samples, and each sample's part in it; none where
+    /// no sample has an answer. With scores, votes weigh these.
+    pub fn winner(&self, scores: Option<&[f64]>) -> Option<(usize, Vec<bool>)> {
+        let sample_idx = winner(&self.cast, scores)?;
+        let answer = self.cast[sample_idx].map(|(idx, _)| idx);
+        let is_same = |vote: &Option<(usize, bool)>| vote.map(|(idx, _)| idx) == answer;
+        Some((sample_idx, self.cast.iter().map(is_same).collect()))
+    }
+
     /// Share of the samples that have an answer.
     pub fn answered_share(&self) -> f64 {
         self.cast.iter().flatten().count() as f64 / self.cast.len().max(1) as f64
@@ -169,6 +191,23 @@ fn is_majority_right(block: &[Option<(usize, bool)>], tally: &mut [(usize, bool)
     let voted = || block.iter().flatten().map(|(idx, _)| tally[*idx]);
     let most = voted().map(|(votes, _)| votes).max().unwrap_or(0);
     voted().find(|(votes, _)| *votes == most).is_some_and(|(_, is_right)| is_right)
+}
+
+/// The first sample of the answer with the most votes, or with the greatest sum of scores; of equals the one that
+/// came first.
+fn winner(block: &[Option<(usize, bool)>], scores: Option<&[f64]>) -> Option<usize> {
+    let mut sums: Vec<(usize, f64)> = Vec::new();
+    let mut place_of: HashMap<usize, usize> = HashMap::new();
+    for (sample_idx, vote) in block.iter().enumerate() {
+        let Some((answer_idx, _)) = vote else { continue };
+        let place = *place_of.entry(*answer_idx).or_insert(sums.len());
+        if place == sums.len() {
+            sums.push((sample_idx, 0.0));
+        }
+        sums[place].1 += scores.map_or(1.0, |scores| scores[sample_idx]);
+    }
+    let best = sums.iter().map(|(_, sum)| *sum).max_by(f64::total_cmp)?;
+    sums.iter().find(|(_, sum)| *sum == best).map(|(sample_idx, _)| *sample_idx)
 }
 
 /// The different answers of a problem so far.
@@ -258,6 +297,24 @@ mod tests {
         assert!((votes.cons_at(3) - 0.5).abs() < 1e-15);
         assert_eq!(votes.cons_at(7), 1.0);
         assert!((votes.answered_share() - 6.0 / 7.0).abs() < 1e-15);
+    }
+
+    #[test]
+    fn a_weighted_vote_goes_to_the_answer_of_the_greatest_sum() {
+        let votes = Votes::of(&samples("8 7! 8 7! - 8"), Equivalence::Math);
+        let cons = |scores: [f64; 6], k| votes.weighted_cons_at(&scores, k);
+        assert_eq!(cons([1.0; 6], 6), votes.cons_at(6));
+        assert_eq!(cons([1.0; 6], 2), votes.cons_at(2));
+        assert_eq!(cons([0.1, 0.9, 0.1, 0.9, 9.0, 0.1], 6), 1.0, "who has no answer has no vote");
+        assert_eq!(cons([0.5, 0.5, 0.5, 0.5, 0.0, 0.0], 6), 0.0, "of equals the first");
+        assert_eq!(cons([-1.0, -0.5, -1.0, -0.5, 0.0, -1.0], 6), 1.0);
+        // Pairs: 8 7 by 0.1 and 0.9, 8 7 by 0.9 and 0.1, - 8.
+        assert!((cons([0.1, 0.9, 0.9, 0.1, 1.0, 1.0], 2) - 1.0 / 3.0).abs() < 1e-15);
+        let same = |scores: Option<&[f64]>| votes.winner(scores).unwrap();
+        assert_eq!(same(None), (0, vec![true, false, true, false, false, true]));
+        let scores = [0.1, 0.9, 0.1, 0.9, 9.0, 0.1];
+        assert_eq!(same(Some(&scores)), (1, vec![false, true, false, true, false, false]));
+        assert_eq!(Votes::of(&samples("- -"), Equivalence::Math).winner(None), None);
     }
 
     #[test]

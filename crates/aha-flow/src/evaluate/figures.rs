@@ -8,11 +8,35 @@ pub fn pass_at_k(n: u64, right: u64, k: u64) -> f64 {
     if k == 1 {
         return right as f64 / n as f64;
     }
-    if n - right < k {
-        return 1.0;
+    1.0 - subsets_within(n, n - right, k)
+}
+
+/// The share of the subsets of `k` of `n` samples that lie within `part` of these.
+fn subsets_within(n: u64, part: u64, k: u64) -> f64 {
+    if part < k {
+        return 0.0;
     }
-    // C(n - c, k) / C(n, k), as a product whose factors stay in [0, 1].
-    1.0 - (n - right + 1..=n).map(|i| 1.0 - k as f64 / i as f64).product::<f64>()
+    // C(part, k) / C(n, k), as a product whose factors stay in [0, 1].
+    (part + 1..=n).map(|i| 1.0 - k as f64 / i as f64).product::<f64>()
+}
+
+/// The unbiased estimate of best-of-k from samples with a score and whether they are right: the share of the
+/// subsets of k samples of which the best by its score is right. See [the formulas](super).
+pub fn best_of_k(samples: &[(f64, bool)], k: u64) -> f64 {
+    let n = samples.len() as u64;
+    assert!(1 <= k && k <= n, "best-of-{k} among {n}");
+    let mut ranked = samples.to_vec();
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let mut below = 0;
+    let equals = ranked.chunk_by(|a, b| a.0.total_cmp(&b.0).is_eq()).map(|equals| {
+        let count = equals.len() as u64;
+        let right = equals.iter().filter(|(_, is_right)| *is_right).count() as f64;
+        let within = |part| subsets_within(n, part, k);
+        let share = within(below + count) - within(below);
+        below += count;
+        share * right / count as f64
+    });
+    equals.sum()
 }
 
 /// The numbers of samples that figures are given for where nobody asks for others: powers of two, and all.
@@ -108,6 +132,53 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Goal: the formula is the mean over subsets. Method: every subset of k of up to 7 samples, the best of each
+    /// by definition, ties by lot; scores from few values, so that there are many ties.
+    #[test]
+    fn best_of_k_is_what_looking_at_every_subset_gives() {
+        let random = Philox::new(11);
+        for case in 0..60_u64 {
+            let n = 1 + case % 7;
+            let sample = |i| {
+                let score = random.bits(&[case, i, 0]) % 3;
+                (score as f64 - 1.0, random.bits(&[case, i, 1]).is_multiple_of(2))
+            };
+            let samples: Vec<(f64, bool)> = (0..n).map(sample).collect();
+            for k in 1..=n {
+                let subsets: Vec<u64> =
+                    (0..1 << n).filter(|set: &u64| u64::from(set.count_ones()) == k).collect();
+                let right_share = |set: &u64| {
+                    let members: Vec<_> =
+                        (0..n).filter(|i| set >> i & 1 == 1).map(|i| samples[i as usize]).collect();
+                    let best = members.iter().map(|m| m.0).fold(f64::NEG_INFINITY, f64::max);
+                    let best: Vec<f64> = members
+                        .iter()
+                        .filter(|m| m.0 == best)
+                        .map(|m| f64::from(u8::from(m.1)))
+                        .collect();
+                    mean(&best)
+                };
+                let expected = mean(&subsets.iter().map(right_share).collect::<Vec<_>>());
+                let found = best_of_k(&samples, k);
+                assert!((found - expected).abs() < 1e-13, "{samples:?} {k}: {found} {expected}");
+            }
+        }
+    }
+
+    #[test]
+    fn best_of_k_of_one_is_pass_at_1_and_a_scorer_that_knows_gives_pass_at_k() {
+        let samples = [(0.5, true), (0.25, false), (0.75, false), (0.5, true), (-1.0, false)];
+        assert!((best_of_k(&samples, 1) - 0.4).abs() < 1e-15);
+        assert_eq!(best_of_k(&samples, 5), 0.0);
+        let knows = samples.map(|(_, is_right)| (f64::from(u8::from(is_right)), is_right));
+        for k in 1..=5 {
+            assert!((best_of_k(&knows, k) - pass_at_k(5, 2, k)).abs() < 1e-15, "{k}");
+        }
+        // One that ranks all alike is no scorer.
+        let alike = samples.map(|(_, is_right)| (0.0, is_right));
+        assert!((1..=5).all(|k| (best_of_k(&alike, k) - 0.4).abs() < 1e-15));
     }
 
     #[test]

@@ -12,14 +12,15 @@ use std::sync::atomic::AtomicBool;
 
 use aha_data::{Session, SessionOptions};
 use aha_model::Tokenizer;
-use aha_reward::NoBackends;
+use aha_reward::Settings;
 use aha_rollout::read;
 
 use super::{EvalRow, Subject, Tally};
 use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
+use crate::lend::Lender;
 use crate::pipeline::{
-    EvalStage, ModelSource, Names, OnNull, Pipeline, Places, Run, Sql, Stage, StageKind, Template,
+    EvalStage, ModelSource, Names, Pipeline, Places, Reward, Run, Sql, Stage, StageKind, Template,
     name_of,
 };
 use crate::progress::{Event, Watcher};
@@ -46,7 +47,8 @@ pub struct Standalone {
     pub data: String,
     /// How prompts are made; absent: the model's chat template, or else the prompt as it is.
     pub template: Option<Template>,
-    /// All else that an `eval` stage says; its models, data and template are those above.
+    /// All else that an `eval` stage says; its models, data and template are those above. What ranks calls the
+    /// model that it asks by its address, as above.
     pub settings: EvalStage,
     /// Seed, threads and bounds of the sampler.
     pub run: Run,
@@ -58,8 +60,13 @@ pub struct Standalone {
 pub async fn in_memory(options: &Standalone, watcher: Watcher) -> Result<EvalRow> {
     let resolved = options.resolve().await?;
     let path = options.model_path()?;
-    let run = options.run.clone();
-    let job = move || evaluate(resolved, &path, &run, &watcher);
+    let (run, places) = (options.run.clone(), options.places.clone());
+    let job = move || {
+        let specs = eval::specs(&resolved.settings);
+        let lender = Lender::by_address(STAGE, &specs, &run, &places)?;
+        let scorer = eval::scorer(&resolved.settings, &lender)?;
+        evaluate(resolved, scorer, &path, &run, &watcher)
+    };
     ComputeThread::start("aha-sampler")?.run(job).await?
 }
 
@@ -133,16 +140,40 @@ impl Standalone {
 
     /// The pipeline that does the same.
     fn pipeline(&self, resolved: &Resolved) -> Pipeline {
+        let mut models = vec![(resolved.model.clone(), ModelSource::Path(self.model.clone()))];
+        let mut settings = resolved.settings.clone();
+        if let Some(asked) = settings.rank_by.as_mut().and_then(model_of) {
+            let name = match name_of(stem(asked)) {
+                _ if *asked == self.model => resolved.model.clone(),
+                name if name == resolved.model || name == resolved.dataset => {
+                    format!("{name}_ranks")
+                }
+                name => name,
+            };
+            if name != resolved.model {
+                models.push((name.clone(), ModelSource::Path(asked.clone())));
+            }
+            *asked = name;
+        }
         Pipeline {
             run: self.run.clone(),
-            models: vec![(resolved.model.clone(), ModelSource::Path(self.model.clone()))],
+            models,
             tables: vec![(resolved.dataset.clone(), self.data.clone())],
             stages: vec![Stage {
                 name: STAGE.to_owned(),
                 description: String::new(),
-                kind: StageKind::Eval(Box::new(resolved.settings.clone())),
+                kind: StageKind::Eval(Box::new(settings)),
             }],
         }
+    }
+}
+
+/// The model that a scorer asks, where that is one of ours.
+fn model_of(scorer: &mut Reward) -> Option<&mut String> {
+    match &mut scorer.0.settings {
+        Settings::Model(settings) => settings.model.as_mut(),
+        Settings::Judge(settings) if settings.endpoint.url.is_none() => settings.model.as_mut(),
+        _ => None,
     }
 }
 
@@ -160,15 +191,19 @@ fn is_data(extension: &std::ffi::OsStr) -> bool {
     ["gguf", "parquet", "jsonl", "ndjson", "json", "csv"].iter().any(|known| extension == *known)
 }
 
-fn evaluate(resolved: Resolved, path: &Path, run: &Run, watcher: &Watcher) -> Result<EvalRow> {
+fn evaluate(
+    resolved: Resolved,
+    scorer: Scorer,
+    path: &Path,
+    run: &Run,
+    watcher: &Watcher,
+) -> Result<EvalRow> {
     let Resolved { model, dataset, settings, problems } = resolved;
     let loaded = models::load(path, &compute::device(run))?;
     let subject = subject(STAGE, &settings, run, &problems);
-    let rewards = std::slice::from_ref(&settings.reward.0);
-    let scorer = Scorer::new(rewards, OnNull::Drop, None, &NoBackends)?;
     let draws = draws(STAGE, &model, &settings, run, (loaded, problems, scorer))?;
     let mut sampler = generate::sampler(&draws.model.model, &draws.model.tokenizer, run);
-    let mut tally = Tally::new(&settings.reward);
+    let mut tally = Tally::new(&settings.reward, settings.rank_by.as_ref());
     let mut speed = Speed::default();
     let (stage, total) = (STAGE.to_owned(), draws.problems.len());
     watcher(Event::StageStarted { stage, kind: "eval", step: 0, steps: total as u64 });

@@ -5,6 +5,7 @@ use super::models::{ModelSource, RandomModel, TokenizerSource};
 use super::problem::suggest;
 use super::reader::Reader;
 use super::rewards::Reward;
+use super::sampling::Thinking;
 use super::stages::{DpoStage, EvalStage, PairLoss, Pipeline, RlStage, SftStage, Stage, StageKind};
 use super::values::Sql;
 
@@ -212,7 +213,11 @@ fn check_stage(stage: &Stage, path: &str, reader: &mut Reader<'_>) {
         }
         StageKind::Dpo(stage) => check_dpo(stage, path, reader),
         StageKind::Rl(rl) => check_rl(rl, path, reader),
-        StageKind::Sample(sample) => check_rewards(&sample.rewards, path, reader),
+        StageKind::Sample(sample) => {
+            check_rewards(&sample.rewards, path, reader);
+            let key = "sampling.max_tokens";
+            check_thinking(&sample.thinking, (key, sample.sampling.max_tokens), path, reader);
+        }
         StageKind::Eval(eval) => check_eval(eval, path, reader),
         StageKind::Query(_) | StageKind::Export(_) => {}
     }
@@ -220,6 +225,8 @@ fn check_stage(stage: &Stage, path: &str, reader: &mut Reader<'_>) {
 
 fn check_eval(eval: &EvalStage, path: &str, reader: &mut Reader<'_>) {
     check_base(&eval.reward, &[], &format!("{path}.reward"), reader);
+    check_rank_by(eval, path, reader);
+    check_thinking(&eval.thinking, ("max_tokens", eval.max_tokens), path, reader);
     let names = &eval.model.0;
     for (idx, name) in names.iter().enumerate().filter(|(idx, name)| names[..*idx].contains(name)) {
         let path = format!("{path}.model[{idx}]");
@@ -235,6 +242,49 @@ fn check_eval(eval: &EvalStage, path: &str, reader: &mut Reader<'_>) {
             let hint = "of k completions no more than k can be looked at".to_owned();
             reader.report_at(&path, message, Some(hint));
         }
+    }
+}
+
+/// What ranks has a column and an order of its own.
+fn check_rank_by(eval: &EvalStage, path: &str, reader: &mut Reader<'_>) {
+    let Some(scorer) = &eval.rank_by else { return };
+    let path = format!("{path}.rank_by");
+    if !reader.is_good(&path) {
+        return;
+    }
+    if scorer.name() == eval.reward.name() {
+        let message = format!("two rewards would write the column `reward_{}`", scorer.name());
+        let hint = "give the one that ranks another `name`".to_owned();
+        reader.report_at(&path, message, Some(hint));
+    }
+    if scorer.weight() == 0.0 {
+        let message = format!("`{path}.weight` is 0, by which all completions rank alike");
+        let hint = "set it above 0, or below where the lowest score is the best".to_owned();
+        reader.report_at(&format!("{path}.weight"), message, Some(hint));
+    }
+    check_base(scorer, std::slice::from_ref(&eval.reward), &path, reader);
+}
+
+/// Thinking ends within a completion. `limit` is the key of a completion's tokens, and their number.
+fn check_thinking(
+    thinking: &Option<Thinking>,
+    limit: (&str, u32),
+    path: &str,
+    reader: &mut Reader<'_>,
+) {
+    let (key, max_tokens) = limit;
+    let Some(thinking) = thinking else { return };
+    let is_good = reader.is_good(&format!("{path}.{key}"));
+    let max_tokens = if is_good { max_tokens as usize } else { usize::MAX };
+    let Some((name, must, got)) = thinking.resolved().problem(max_tokens) else { return };
+    let path = format!("{path}.thinking.{name}");
+    if reader.is_good(&path) {
+        let hint = match name {
+            "max_tokens" => format!("lower it, or raise `{key}`"),
+            "min_tokens" => format!("lower it, or raise `thinking.max_tokens` or `{key}`"),
+            _ => format!("give another `{name}`"),
+        };
+        reader.report_at(&path, format!("`{path}` must be {must}, got {got}"), Some(hint));
     }
 }
 

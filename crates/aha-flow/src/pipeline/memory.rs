@@ -192,7 +192,7 @@ pub(crate) fn facts_of_reward_model(model: &ModelFacts) -> ModelFacts {
 pub(crate) fn memory_of(pipeline: &Pipeline, stage: &Stage, facts: &Facts) -> Breakdown {
     let models = stage.kind.models().iter().filter_map(|name| facts.models.get(name));
     let mut asked: Vec<&str> = Vec::new();
-    for (name, _) in stage.kind.rewards().iter().filter_map(Reward::reward_model) {
+    for (name, _) in stage.kind.rewards().into_iter().filter_map(Reward::reward_model) {
         if !asked.contains(&name) {
             asked.push(name);
         }

@@ -60,7 +60,9 @@ pub use reader::{Key, Word};
 pub use resolve::Facts;
 pub use rewards::Reward;
 pub use run::{Device, Run};
-pub use sampling::{Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template};
+pub use sampling::{
+    Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
+};
 pub use stages::{
     Critic, DpoStage, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong, OverlongPair, PairLoss,
     Pipeline, QueryStage, Reference, RewardModelStage, RlStage, SampleStage, SftForm, SftStage, Stage,
@@ -91,6 +93,32 @@ pub fn parse(text: Text<'_>) -> Result<Pipeline, Problems> {
     match Problems::new(reader.problems) {
         Some(problems) => Err(problems),
         None => Ok(pipeline),
+    }
+}
+
+/// Reads the table `thinking` of a stage from a command line, such as `{ waits = 2 }`; says all that is wrong.
+pub fn parse_thinking(text: &str) -> Result<Thinking, String> {
+    let text = format!("thinking = {text}");
+    let sources = Sources { path: "--thinking", text: &text, sets: &[] };
+    let (mut thinking, mut problems) = (Thinking::default(), Vec::new());
+    match source::parse(&sources) {
+        Ok((root, found)) => {
+            let mut reader = Reader::new(&sources, found);
+            if let source::Value::Table(entries) = &root.value {
+                let key = ("thinking", false);
+                thinking = reader::read_key(entries, key, "", &mut reader, thinking);
+            }
+            problems.append(&mut reader.problems);
+        }
+        Err(found) => problems = found,
+    }
+    let told = |problem: &Problem| match &problem.hint {
+        Some(hint) => format!("{} ({hint})", problem.message),
+        None => problem.message.clone(),
+    };
+    match Problems::new(problems) {
+        Some(problems) => Err(problems.iter().map(told).collect::<Vec<_>>().join("; ")),
+        None => Ok(thinking),
     }
 }
 

@@ -14,9 +14,10 @@ use super::memory::{Breakdown, memory_of, shown};
 use super::models::{ModelSource, TokenizerSource};
 use super::resolve::Facts;
 use super::rewards::Reward;
-use super::sampling::{Optimizer, SamplingWeights, ScheduleKind, Template};
+use super::sampling::{Optimizer, SamplingWeights, ScheduleKind, Template, Thinking};
 use super::stages::{
-    DpoStage, Format, LossOn, PairLoss, Pipeline, RewardModelStage, RlStage, SftForm, SftStage, Stage, StageKind,
+    DpoStage, EvalStage, Format, LossOn, PairLoss, Pipeline, RewardModelStage, RlStage, SftForm, SftStage, Stage,
+    StageKind,
 };
 use super::values::Sql;
 
@@ -71,7 +72,7 @@ impl Plan {
             for line in details(stage, &self.facts).into_iter().chain(passes(&stage.kind)) {
                 let _ = writeln!(text, "     {line}");
             }
-            for name in stage.kind.rewards().iter().filter_map(Reward::unset_variable) {
+            for name in stage.kind.rewards().into_iter().filter_map(Reward::unset_variable) {
                 let _ = writeln!(
                     text,
                     "     warning   a reward needs the environment variable {name}, which is not set"
@@ -175,7 +176,7 @@ impl Plan {
                 "kind": stage.kind.word(),
                 "models": stage.kind.models(),
                 "unset_variables":
-                    stage.kind.rewards().iter().filter_map(Reward::unset_variable).collect::<Vec<_>>(),
+                    stage.kind.rewards().into_iter().filter_map(Reward::unset_variable).collect::<Vec<_>>(),
                 "formula": formula,
                 "micro_batch_tokens": Knobs::of(&stage.kind).map(|knobs| knobs.tokens.tokens()),
                 "activation_checkpointing":
@@ -231,37 +232,24 @@ fn details_of_kind(stage: &Stage, facts: &Facts) -> Vec<String> {
         StageKind::RewardModel(stage) => details_of_reward_model(stage),
         StageKind::Dpo(dpo) => details_of_dpo(dpo),
         StageKind::Rl(rl) => details_of_rl(rl),
-        StageKind::Sample(sample) => vec![
-            format!("prompts   {}", one_line(&sample.prompts.0)),
-            format!("template  {}", template(&sample.template)),
-            format!(
-                "{} completions a prompt, temperature {:?}, at most {} tokens{}",
-                sample.n,
-                sample.sampling.temperature,
-                sample.sampling.max_tokens,
-                rounded(sample.sampling.weights)
-            ),
-            format!("rewards   {}", rewards(&sample.rewards)),
-        ],
+        StageKind::Sample(sample) => {
+            let mut lines = vec![
+                format!("prompts   {}", one_line(&sample.prompts.0)),
+                format!("template  {}", template(&sample.template)),
+                format!(
+                    "{} completions a prompt, temperature {:?}, at most {} tokens{}",
+                    sample.n,
+                    sample.sampling.temperature,
+                    sample.sampling.max_tokens,
+                    rounded(sample.sampling.weights)
+                ),
+            ];
+            lines.extend(sample.thinking.as_ref().map(thinking));
+            lines.push(format!("rewards   {}", rewards(&sample.rewards)));
+            lines
+        }
         StageKind::Query(query) => vec![format!("sql       {}", one_line(&query.sql.0))],
-        StageKind::Eval(eval) => vec![
-            format!("data      {}", one_line(&eval.data.0)),
-            format!("template  {}", template(&eval.template)),
-            format!(
-                "{} completions a problem, temperature {:?}, top_p {:?}, at most {} tokens{}",
-                eval.k,
-                eval.temperature,
-                eval.top_p,
-                eval.max_tokens,
-                rounded(eval.weights)
-            ),
-            match eval.benchmark {
-                Some(benchmark) => {
-                    format!("reward    {}, as `{}` has it", eval.reward.name(), benchmark.word())
-                }
-                None => format!("reward    {}{}", eval.reward.name(), asked(&eval.reward)),
-            },
-        ],
+        StageKind::Eval(eval) => details_of_eval(eval),
         StageKind::Export(export) => {
             let (folder, what) = match export.format {
                 Format::Hf => ("models", ""),
@@ -271,6 +259,44 @@ fn details_of_kind(stage: &Stage, facts: &Facts) -> Vec<String> {
             vec![format!("out       {out} ({what}{})", export.dtype.word())]
         }
     }
+}
+
+fn details_of_eval(eval: &EvalStage) -> Vec<String> {
+    let mut lines = vec![
+        format!("data      {}", one_line(&eval.data.0)),
+        format!("template  {}", template(&eval.template)),
+        format!(
+            "{} completions a problem, temperature {:?}, top_p {:?}, at most {} tokens{}",
+            eval.k,
+            eval.temperature,
+            eval.top_p,
+            eval.max_tokens,
+            rounded(eval.weights)
+        ),
+    ];
+    lines.extend(eval.thinking.as_ref().map(thinking));
+    lines.push(match eval.benchmark {
+        Some(benchmark) => {
+            format!("reward    {}, as `{}` has it", eval.reward.name(), benchmark.word())
+        }
+        None => format!("reward    {}{}", eval.reward.name(), asked(&eval.reward)),
+    });
+    let rank_by = eval.rank_by.as_ref();
+    lines.extend(rank_by.map(|scorer| format!("rank_by   {}{}", scorer.name(), asked(scorer))));
+    lines
+}
+
+/// How long a model thinks.
+fn thinking(thinking: &Thinking) -> String {
+    let mut terms = vec![format!("up to {:?}", thinking.end)];
+    if thinking.min_tokens > 0 {
+        terms.push(format!("at least {} tokens", thinking.min_tokens));
+    }
+    terms.extend(thinking.max_tokens.map(|most| format!("at most {most} tokens")));
+    if thinking.waits > 0 {
+        terms.push(format!("{} times {:?} in place of the end", thinking.waits, thinking.wait));
+    }
+    format!("thinking  {}", terms.join(", "))
 }
 
 /// What is drawn from, where that isn't the model itself.

@@ -177,7 +177,7 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
                 let needs = layouts.map(|layout| layout.columns.to_vec()).collect();
                 Query { benchmark: Some(benchmark), ..query("data", &eval.data, needs) }
             }
-            None => query("data", &eval.data, problems(&[&eval.reward])),
+            None => query("data", &eval.data, problems(&kind.rewards())),
         }],
         StageKind::Query(stage) => vec![query("sql", &stage.sql, Vec::new())],
         StageKind::Export(_) => Vec::new(),
@@ -186,11 +186,12 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
 
 /// The rewards of a stage, with their paths.
 fn rewards_of<'p>(kind: &'p StageKind, path: &str) -> Vec<(String, &'p Reward)> {
-    let path_of = |idx: usize| match kind {
-        StageKind::Eval(_) => format!("{path}.reward"),
+    let path_of = |idx: usize| match (kind, idx) {
+        (StageKind::Eval(_), 0) => format!("{path}.reward"),
+        (StageKind::Eval(_), _) => format!("{path}.rank_by"),
         _ => format!("{path}.rewards[{idx}]"),
     };
-    kind.rewards().iter().enumerate().map(|(idx, reward)| (path_of(idx), reward)).collect()
+    kind.rewards().into_iter().enumerate().map(|(idx, reward)| (path_of(idx), reward)).collect()
 }
 
 /// The model that a critic starts from, where it isn't the stage's own.

@@ -53,6 +53,11 @@ impl Reward {
         }
     }
 
+    /// What is wrong with its settings, whatever models there are to lend.
+    pub fn problems(&self) -> Vec<aha_reward::Problem> {
+        self.0.resolve(&Unchecked).err().unwrap_or_default()
+    }
+
     /// The columns of the problems that it can't do without.
     pub fn needs(&self) -> Option<&'static str> {
         let kind = self.0.kind();

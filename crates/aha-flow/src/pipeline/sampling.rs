@@ -58,6 +58,44 @@ section! {
     }
 }
 
+section! {
+    /// Budget forcing (s1, Muennighoff et al. 2025): how long the model thinks ahead of its answer. A completion
+    /// begins with thinking, which ends where the text `end` is complete. An end that comes too early is taken
+    /// back, and `wait` takes its place; so is a stop token or a stop text that comes instead of it. Thinking that
+    /// has used up its tokens is closed by `close`, in place of an end that is half written. What was put in is
+    /// marked in the column `completion_forced_mask`, and has log-probs as what was drawn.
+    pub struct Thinking {
+        /// The text that ends the thinking, whether it is one token or several.
+        pub end: String = "</think>".to_owned(), "not empty" |text| !text.is_empty();
+        /// Tokens of thinking below which an end is taken back; less than `max_tokens` of the completion.
+        pub min_tokens: u32 = 0;
+        /// Tokens of thinking, at most, what was put in included and the end not; below `max_tokens` of the
+        /// completion, so that an answer fits. 0 answers at once. Absent: as many as fit.
+        pub max_tokens: Option<u32> = None;
+        /// Ends that are taken back in each completion, however many tokens there are. One stays where no token
+        /// would be left to think with.
+        pub waits: u32 = 0;
+        /// What takes the place of an end that is taken back; without `end` in it.
+        pub wait: String = "Wait".to_owned(), "not empty" |text| !text.is_empty();
+        /// What closes thinking that has used up its tokens, such as "</think>\n<answer>". Absent: `end`.
+        pub close: Option<String> = None, "not empty" |text| text.as_ref().is_none_or(|t| !t.is_empty());
+    }
+}
+
+impl Thinking {
+    /// As the sampler takes it.
+    pub fn resolved(&self) -> aha_sample::Thinking {
+        aha_sample::Thinking {
+            end: self.end.clone(),
+            min_tokens: self.min_tokens as usize,
+            max_tokens: self.max_tokens.map(|most| most as usize),
+            waits: self.waits as usize,
+            wait: self.wait.clone(),
+            close: self.close.as_ref().unwrap_or(&self.end).clone(),
+        }
+    }
+}
+
 choice! {
     /// How the learning rate moves after the warm-up.
     pub enum ScheduleKind {
@@ -99,7 +137,7 @@ section! {
     }
 }
 
-section_fields!(Sampling, Schedule, Optimizer);
+section_fields!(Sampling, Thinking, Schedule, Optimizer);
 
 /// How a prompt becomes the model's input.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

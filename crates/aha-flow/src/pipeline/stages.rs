@@ -11,7 +11,9 @@ use super::models::ModelSource;
 use super::reader::{choice, section, section_fields};
 use super::rewards::Reward;
 use super::run::Run;
-use super::sampling::{Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template};
+use super::sampling::{
+    Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
+};
 use super::values::{ByteSize, Names, Sql};
 use super::watchdogs::{NanWatchdog, SftWatchdogs, Watchdogs};
 
@@ -83,7 +85,9 @@ impl Stage {
             | StageKind::Rl(_)
             | StageKind::Sample(_) => vec![set_aside(&self.name)],
             StageKind::Eval(eval) => {
-                let reward_names = vec![eval.reward.name().to_owned()];
+                let rewards = self.kind.rewards();
+                let names = rewards.iter().map(|reward| reward.name().to_owned());
+                let reward_names: Vec<String> = names.collect();
                 let of_model = |model: &String| {
                     let name = EvalStage::completions(&self.name, model);
                     let rollouts = StageOutput::Rollouts { reward_names: reward_names.clone() };
@@ -139,17 +143,19 @@ impl StageKind {
         }
     }
 
-    /// The rewards that score its completions.
-    pub fn rewards(&self) -> &[Reward] {
+    /// The rewards that score its completions; of an `eval` stage the verifier, then what ranks.
+    pub fn rewards(&self) -> Vec<&Reward> {
         match self {
-            StageKind::Rl(stage) => &stage.rewards,
-            StageKind::Sample(stage) => &stage.rewards,
-            StageKind::Eval(stage) => std::slice::from_ref(&stage.reward),
+            StageKind::Rl(stage) => stage.rewards.iter().collect(),
+            StageKind::Sample(stage) => stage.rewards.iter().collect(),
+            StageKind::Eval(stage) => {
+                std::iter::once(&stage.reward).chain(&stage.rank_by).collect()
+            }
             StageKind::Sft(_)
             | StageKind::RewardModel(_)
             | StageKind::Dpo(_)
             | StageKind::Query(_)
-            | StageKind::Export(_) => &[],
+            | StageKind::Export(_) => Vec::new(),
         }
     }
 
@@ -591,6 +597,8 @@ section! {
         pub n: u32 = 4, "from 1 to 65536" |n| (1..=65_536).contains(n);
         /// How tokens are drawn.
         pub sampling: Sampling = Sampling::default();
+        /// How long the model thinks ahead of its answer. Absent: as long as it wants.
+        pub thinking: Option<Thinking> = None;
         /// What is scored; empty: nothing.
         pub rewards: Vec<Reward> = Vec::new();
         /// Least and greatest reward: a weighted sum outside is taken as the bound; absent: any.
@@ -625,8 +633,8 @@ section! {
 }
 
 section! {
-    /// Evaluation: pass@1, pass@k and cons@k with their standard errors. Lengths are measured as well, and
-    /// the model is rated where problems have ratings. The stage's table and `evals` get a row per model;
+    /// Evaluation: pass@1, pass@k and cons@k with their standard errors, and best-of-n where a scorer ranks.
+    /// Lengths are measured as well, and the model is rated where problems have ratings. The stage's table and `evals` get a row per model;
     /// the completions of each model are the table `NAME_MODEL`.
     pub struct EvalStage {
         /// The models, one or several: of `[models]` or earlier training stages.
@@ -656,11 +664,17 @@ section! {
         pub stop: Vec<String> = Vec::new(), "without empty texts" |s| !s.iter().any(String::is_empty);
         /// What weights are multiplied as: what is evaluated is then the rounded model.
         pub weights: SamplingWeights = SamplingWeights::Same;
+        /// How long the model thinks ahead of its answer. Absent: as long as it wants.
+        pub thinking: Option<Thinking> = None;
         /// The verifier, one of `rewards`; a score of 1 counts as right. Left out where there is a
         /// benchmark: that of the benchmark.
         pub reward: Reward = Reward::default();
-        /// Numbers of completions that pass@ and cons@ are given for besides 1 and `k`, each from 1 to `k`;
-        /// empty: 1, 2, 4, … and `k`.
+        /// The scorer for best-of-n, one of `rewards`: how often the completion that it ranks first of n is right,
+        /// for n in `ks`. With a negative `weight` the lowest score ranks first. It weighs the votes of
+        /// `weighted_cons_at_k` too, for which scores should not be negative. Absent: nothing is ranked.
+        pub rank_by: Option<Reward> = None;
+        /// Numbers of completions that pass@, cons@ and best-of-n are given for besides 1 and `k`, each from 1 to
+        /// `k`; empty: 1, 2, 4, … and `k`.
         pub ks: Vec<u32> = Vec::new(), "numbers of at least 1" |ks| ks.iter().all(|k| *k >= 1);
         /// Times that the problems are drawn again for the standard errors (bootstrap). With 1,000 an error
         /// is known within about 2 %.

@@ -489,6 +489,7 @@ mod tests {
             prompt_token_ids: &[5],
             completion_token_ids,
             completion_logprobs: &[-0.5, -0.5][..completion_token_ids.len()],
+            completion_forced_mask: None,
             finish_reason,
             finished_at_us: 0,
         };

@@ -8,6 +8,7 @@
 use aha_compute::random::Philox;
 use aha_data::Session;
 use aha_reward::wait::Waiting;
+use aha_reward::{Backends, OnNull, Spec};
 use aha_rollout::table::{self, TableWriter};
 use aha_rollout::{read, rows, schema};
 
@@ -17,13 +18,13 @@ use crate::evaluate::figures::Bootstrap;
 use crate::evaluate::{EvalRow, Subject, Tally};
 use crate::lend::Lender;
 use crate::models::{Loaded, Models};
-use crate::pipeline::{Benchmark, EvalStage, OnNull, Run, Sampling};
+use crate::pipeline::{Benchmark, EvalStage, Reward, Run, Sampling, Thinking};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Origin, Problem, Prompter};
 use crate::rundir::RunDir;
 use crate::score::Scorer;
 use crate::stop::Stop;
-use crate::{benchmark, generate, planning};
+use crate::{benchmark, generate, pipeline, planning};
 
 /// What the stage works with.
 pub struct Eval<'a> {
@@ -60,10 +61,9 @@ impl Eval<'_> {
             steps: (chunks * names.len()) as u64,
         });
         let dataset = self.dataset()?;
-        let rewards = std::slice::from_ref(&self.settings.reward.0);
         let (stage, models) = (self.stage, self.models);
-        let lender = Lender::new(stage, rewards, models, self.waiting).await?;
-        let scorer = Scorer::new(rewards, OnNull::Drop, None, &lender)?;
+        let lender = Lender::new(stage, &specs(self.settings), models, self.waiting).await?;
+        let scorer = scorer(self.settings, &lender)?;
         for (idx, name) in names.iter().enumerate() {
             let owner = Owner {
                 stage: self.stage,
@@ -99,7 +99,7 @@ impl Eval<'_> {
     fn measure(&self, subject: &Subject<'_>, problem_count: usize) -> Result<EvalRow> {
         let name = subject.model;
         let completions = EvalStage::completions(self.stage, name);
-        let mut tally = Tally::new(&self.settings.reward);
+        let mut tally = Tally::new(&self.settings.reward, self.settings.rank_by.as_ref());
         for part in table::parts(&self.dir.table(&completions))? {
             for batch in read::read_part(&part.path)? {
                 tally.add(&batch)?;
@@ -122,6 +122,26 @@ impl Eval<'_> {
         }
         Ok(())
     }
+}
+
+/// What scores the completions: the verifier, then what ranks. The latter is a column and no part of the reward.
+pub fn specs(settings: &EvalStage) -> Vec<Spec> {
+    let unweighted = |scorer: &Reward| {
+        let mut spec = scorer.0.clone();
+        (spec.common.weight, spec.common.gate) = (0.0, None);
+        // What it can't score still has the verifier's reward.
+        if spec.common.on_null != Some(OnNull::Stop) {
+            spec.common.on_null = Some(OnNull::Zero);
+        }
+        spec
+    };
+    let ranks = settings.rank_by.as_ref().map(unweighted);
+    std::iter::once(settings.reward.0.clone()).chain(ranks).collect()
+}
+
+/// Scores as [`specs`] say.
+pub fn scorer(settings: &EvalStage, backends: &dyn Backends) -> Result<Scorer> {
+    Scorer::new(&specs(settings), pipeline::OnNull::Drop, None, backends)
 }
 
 /// Says how many problems the figures leave out.
@@ -190,7 +210,10 @@ pub fn draws(
             Some(benchmark) => prompter.with_instruction(benchmark.card().instruction),
             None => prompter,
         },
-        sampling: prompts::sampling(&sampling, &model.model, &model.tokenizer),
+        sampling: aha_sample::Sampling {
+            thinking: settings.thinking.as_ref().map(Thinking::resolved),
+            ..prompts::sampling(&sampling, &model.model, &model.tokenizer)
+        },
         scorer: Some(scorer),
         // Each model meets the same draws: what differs between them is the models' doing.
         random: generate::stage_random(run.seed, stage),

@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::generate;
 use crate::lend::Lender;
 use crate::models::{Loaded, Models};
-use crate::pipeline::{OnNull, Run, SampleStage};
+use crate::pipeline::{OnNull, Run, SampleStage, Thinking};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Prompter};
 use crate::rundir::RunDir;
@@ -48,7 +48,10 @@ impl Sample<'_> {
             table: self.stage.to_owned(),
             problems: prompts::load(self.session, &settings.prompts).await?,
             prompter: Prompter::new(&base.tokenizer, &settings.template)?,
-            sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
+            sampling: aha_sample::Sampling {
+                thinking: settings.thinking.as_ref().map(Thinking::resolved),
+                ..prompts::sampling(&settings.sampling, &base.model, &base.tokenizer)
+            },
             scorer: (!specs.is_empty())
                 .then(|| Scorer::new(&specs, OnNull::Drop, settings.reward_clip, &lender))
                 .transpose()?,

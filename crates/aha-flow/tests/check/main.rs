@@ -60,6 +60,7 @@ golden! {
     a_vocabulary_without_room_is_refused: "vocab_too_small",
     a_model_that_no_loader_would_take_is_refused: "model_ranges",
     an_evaluation_that_can_not_be_is_refused: "bad_eval",
+    thinking_and_ranks_that_can_not_be_are_refused: "bad_thinking",
     models_in_the_wrong_role_are_refused: "reward_models",
     a_critic_that_can_not_be_is_refused: "critic",
     a_critic_is_in_the_plan: "good_critic",
@@ -71,6 +72,7 @@ golden! {
     a_good_pipeline_gives_a_plan: "good",
     every_reward_that_reads_text_gives_a_plan: "good_rewards",
     pairs_and_teachers_give_a_plan: "good_teachers",
+    how_long_a_model_thinks_is_in_the_plan: "good_thinking",
     a_secret_that_is_not_set_is_a_warning: "good_judge",
 }
 
@@ -103,11 +105,12 @@ fn a_problem_names_file_line_and_remedy() {
 #[test]
 fn what_is_written_reads_back_as_the_same_pipeline() {
     let rewards = fs_err::read_to_string(folder().join("good_rewards.toml")).unwrap();
+    let thinking = fs_err::read_to_string(folder().join("good_thinking.toml")).unwrap();
     let mut written = String::new();
     let critic = fs_err::read_to_string(folder().join("good_critic.toml")).unwrap();
     let teachers = fs_err::read_to_string(folder().join("good_teachers.toml")).unwrap();
     let lora = fs_err::read_to_string(folder().join("good_lora.toml")).unwrap();
-    for text in [rewards, critic, teachers, lora, good()] {
+    for text in [rewards, thinking, critic, teachers, lora, good()] {
         let plan = check_text("good.toml", &text, &[]).unwrap();
         written = plan.pipeline.to_toml();
         let again = parse(Text { path: "pipeline.toml", text: &written, sets: &[] })

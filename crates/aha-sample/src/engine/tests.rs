@@ -51,7 +51,7 @@ fn with_engine<T>(
 ) -> T {
     let model = model();
     let mut sampler = Sampler::new(&model, tokenizer(), limits);
-    f(&mut sampler.running(&model, requests, sampling, Philox::new(5)))
+    f(&mut sampler.running(&model, requests, (sampling, None), Philox::new(5)))
 }
 
 #[test]

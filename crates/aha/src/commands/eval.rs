@@ -15,7 +15,9 @@ use aha_flow::stop::Stop;
 use aha_reward::Written;
 
 use super::run::stop_on_signals;
-use super::shared::{self, Drawing, ModelArgs, Precision, at_least_one, completion_count};
+use super::shared::{
+    self, Drawing, ModelArgs, Precision, ThinkingArgs, at_least_one, completion_count,
+};
 use crate::report::{failed, misuse};
 use crate::screen::{self, Screen};
 use crate::text;
@@ -38,6 +40,8 @@ pub struct Args {
     precision: Precision,
     #[command(flatten)]
     drawing: Drawing,
+    #[command(flatten)]
+    thinking: ThinkingArgs,
     /// The problems: a Parquet, JSON lines or CSV file, a folder or a glob, with columns `id`, `prompt`,
     /// `answer`, or those of the benchmark's publisher.
     #[arg(long, value_name = "FILE")]
@@ -72,6 +76,10 @@ pub struct Args {
     /// counts as right. By default that of the benchmark, else math.
     #[arg(long, value_name = "KIND", value_parser = Written::parse)]
     reward: Option<Written>,
+    /// The reward that ranks completions, for best-of-n: the name of a kind, or a table of its keys as in a pipeline.
+    /// A model that it asks is a directory, a .gguf file, or hf://owner/name in the local cache.
+    #[arg(long, value_name = "KIND", value_parser = Written::parse)]
+    rank_by: Option<Written>,
     /// Times that the problems are drawn again for the standard errors.
     #[arg(long, value_name = "N", default_value_t = EvalStage::default().resamples)]
     #[arg(allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(2..=1_000_000))]
@@ -95,7 +103,7 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
         max_tokens: args.max_tokens,
         ..Sampling::default()
     };
-    shared::check_sampling(&sampling)?;
+    shared::check_sampling(&sampling, args.thinking.thinking.as_ref())?;
     let benchmark = args.benchmark.as_deref().and_then(Benchmark::from_word);
     let reward = match (args.reward, benchmark) {
         (Some(reward), _) => Reward(reward.spec.named()),
@@ -103,6 +111,7 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
         (None, None) => Reward::default(),
     };
     shared::verifier(&reward.0)?;
+    let rank_by = args.rank_by.map(|written| ranker(written, &reward)).transpose()?;
     args.model.path()?;
     require_data(&args.data)?;
     let options = Standalone {
@@ -117,6 +126,8 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
             benchmark,
             limit: args.limit,
             reward,
+            rank_by,
+            thinking: args.thinking.thinking,
             resamples: args.resamples,
             weights: args.drawing.weights.into(),
             ..EvalStage::default()
@@ -148,6 +159,23 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
         error => error.into(),
     })?;
     if args.json { screen::print_json(&found) } else { Ok(screen::print(shown(&found))?) }
+}
+
+/// What ranks, with a name of its own. It may be built on the verifier.
+fn ranker(written: Written, verifier: &Reward) -> anyhow::Result<Reward> {
+    let mut reward = shared::ranker(written)?;
+    if reward.name() == verifier.name() {
+        reward.0.common.name = Some(format!("{}_ranks", verifier.name()));
+    }
+    let base = reward.0.base_among(std::iter::once(verifier.name()));
+    base.map_err(|problem| {
+        misuse(format!("--rank-by: {problem}"), "it may be built on the reward that verifies")
+    })?;
+    if reward.weight() == 0.0 {
+        let what = "--rank-by has the weight 0, by which all completions rank alike";
+        return Err(misuse(what, "set it above 0, or below where the lowest score is the best"));
+    }
+    Ok(reward)
 }
 
 /// Moves the bar, and says what should be known.
@@ -195,6 +223,19 @@ fn shown(found: &EvalRow) -> String {
         };
         rows.push((format!("cons@{k}"), value));
     }
+    let scorer = found.rank_by.as_deref().unwrap_or_default();
+    for (idx, k) in found.ks.iter().enumerate().filter(|(_, k)| **k > 1) {
+        if let Some(best) = item(&found.bon_at_ks, idx) {
+            let value = percent(best, item(&found.bon_at_ks_se, idx));
+            rows.push((format!("bon@{k}"), format!("{value}, ranked by {scorer}")));
+        }
+    }
+    for (idx, k) in found.ks.iter().enumerate().filter(|(_, k)| **k > 1) {
+        if let Some(cons) = item(&found.weighted_cons_at_ks, idx) {
+            let value = percent(cons, item(&found.weighted_cons_at_ks_se, idx));
+            rows.push((format!("wcons@{k}"), format!("{value}, votes weighted by {scorer}")));
+        }
+    }
     if let (Some(rating), Some(se)) = (found.rating, found.rating_se) {
         rows.push(("rating".to_owned(), format!("{rating:.0} ± {se:.0}")));
     }
@@ -241,6 +282,10 @@ mod tests {
             completion_len_tokens_median: 60,
             completion_len_tokens_p95: 120,
             tokens_per_second: Some(1234.5),
+            rank_by: Some("model".to_owned()),
+            bon_at_ks: Some(vec![0.5, 0.7]),
+            bon_at_ks_se: Some(vec![0.01, 0.015]),
+            weighted_cons_at_ks: Some(vec![0.5, 0.65]),
             ..EvalRow::default()
         };
         let text = shown(&found);
@@ -249,6 +294,8 @@ mod tests {
             "pass@16   75.00 % ± 2.00\n",
             "problems  1,200\n",
             "cons@16   no answers to compare\n",
+            "bon@16    70.00 % ± 1.50, ranked by model\n",
+            "wcons@16  65.00 %, votes weighted by model\n",
             "rating    1873 ± 42\n",
             "length    63.2 tokens, half up to 60, 95 % up to 120, 0.00 % cut off\n",
             "speed     1,235 tokens/s\n",

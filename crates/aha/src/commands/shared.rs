@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use aha_compute::{Device, Dtype, WeightForm};
-use aha_flow::pipeline::{Plan, Template};
+use aha_flow::pipeline::{Plan, Reward, Template, Thinking, parse_thinking};
 use aha_flow::planning;
-use aha_reward::{NoBackends, Spec, Verifier};
+use aha_reward::{NoBackends, Spec, Verifier, Written};
 use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
 
@@ -46,6 +46,15 @@ pub struct Precision {
     /// What the model computes with, f32 or bf16: as the key `run.dtype` of a pipeline.
     #[arg(long, value_name = "DTYPE", default_value_t = Dtype::F32)]
     pub dtype: Dtype,
+}
+
+/// How long the model thinks.
+#[derive(clap::Args)]
+pub struct ThinkingArgs {
+    /// How long the model thinks ahead of its answer (budget forcing): a table of the keys of `thinking` in a
+    /// pipeline, such as '{ max_tokens = 512, waits = 2 }'. By default as long as it wants.
+    #[arg(long, value_name = "TABLE", value_parser = parse_thinking)]
+    pub thinking: Option<Thinking>,
 }
 
 /// What weights are multiplied as when tokens are drawn.
@@ -103,6 +112,20 @@ pub fn verifier(spec: &Spec) -> anyhow::Result<Box<dyn Verifier>> {
     })
 }
 
+/// What ranks completions; refuses one whose settings are wrong or missing. The models that it asks are looked for
+/// where it is used.
+pub fn ranker(written: Written) -> anyhow::Result<Reward> {
+    let reward = Reward(written.spec.named());
+    let problems: Vec<String> = reward.problems().iter().map(ToString::to_string).collect();
+    if problems.is_empty() {
+        return Ok(reward);
+    }
+    Err(misuse(
+        format!("the reward `{}` can't rank so: {}", reward.0.kind(), problems.join("; ")),
+        "give its keys as in a pipeline, such as --rank-by '{ kind = \"model\", model = \"DIR\" }'",
+    ))
+}
+
 /// A count of at least one.
 pub fn at_least_one() -> clap::builder::RangedI64ValueParser<u32> {
     clap::value_parser!(u32).range(1..)
@@ -114,7 +137,10 @@ pub fn completion_count() -> clap::builder::RangedI64ValueParser<u32> {
 }
 
 /// Fails for settings out of range, before a model is loaded.
-pub fn check_sampling(sampling: &aha_flow::pipeline::Sampling) -> anyhow::Result<()> {
+pub fn check_sampling(
+    sampling: &aha_flow::pipeline::Sampling,
+    thinking: Option<&Thinking>,
+) -> anyhow::Result<()> {
     let sampling = aha_sample::Sampling {
         temperature: sampling.temperature as f32,
         top_p: sampling.top_p as f32,
@@ -122,6 +148,7 @@ pub fn check_sampling(sampling: &aha_flow::pipeline::Sampling) -> anyhow::Result
         max_tokens: sampling.max_tokens as usize,
         stop: sampling.stop.clone(),
         stop_token_ids: Vec::new(),
+        thinking: thinking.map(Thinking::resolved),
         weights: sampling.weights.into(),
     };
     sampling.check().map_err(misused)

@@ -11,5 +11,6 @@ mod queries;
 mod recipes;
 mod reports;
 mod runs;
+mod scaling;
 mod support;
 mod usage;

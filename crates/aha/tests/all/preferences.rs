@@ -110,6 +110,7 @@ fn a_reward_model_learns_preferences_and_teaches_them() {
     let outcome = aha(folder, &args);
     assert_eq!(outcome.code, Some(1), "{outcome:?}");
     assert!(outcome.stderr.contains("a reward model, where one that writes text"), "{outcome:?}");
+    ranks_completions(folder);
     // And it is loaded like any model: trained on, and asked from another pipeline.
     let text = r#"
 [tables]
@@ -209,4 +210,33 @@ fn a_policy_learns_preferences_without_a_reward_model() {
     assert!(pairs > 0.0);
     let report = aha(folder, &["report", "run"]);
     assert_eq!(report.code, Some(0), "{report:?}");
+}
+
+/// A reward model that is called by its address ranks what another model writes.
+fn ranks_completions(folder: &Path) {
+    let rank_by = "{ kind = \"model\", model = \"run/models/prefers\" }";
+    let reward = "{ kind = \"regex\", pattern = \"y\" }";
+    let args = ["eval", "--model", "run/models/zero", "--data", "prompts.jsonl"];
+    let more =
+        ["--reward", reward, "--rank-by", rank_by, "--k", "4", "--max-tokens", "6", "--json"];
+    let args = [&args[..], &more].concat();
+    let mut row = aha(folder, &args).json();
+    let mut in_dir = aha(folder, &[&args[..], &["--dir", "ranked"]].concat()).json();
+    for row in [&mut row, &mut in_dir] {
+        row["tokens_per_second"] = serde_json::Value::Null;
+    }
+    assert_eq!(row, in_dir);
+    assert_eq!(row["rank_by"], "model");
+    assert!(row["bon_at_k"].as_f64().unwrap() >= row["pass_at_1"].as_f64().unwrap(), "{row}");
+    let args = ["generate", "--model", "run/models/zero", "--prompt", "1:", "--n", "6"];
+    let more = ["--max-tokens", "6", "--rank-by", rank_by, "--json"];
+    let found = aha(folder, &[&args[..], &more].concat()).json();
+    let scores: Vec<f64> =
+        (0..6).map(|idx| found["completions"][idx]["score"].as_f64().unwrap()).collect();
+    let best = scores.iter().copied().fold(f64::MIN, f64::max);
+    assert_eq!(found["best"]["score"].as_f64(), Some(best), "{found}");
+    // One that writes text is none.
+    let args = [&args[..], &["--rank-by", "{ kind = \"model\", model = \"run/models/zero\" }"]];
+    let outcome = aha(folder, &args.concat());
+    assert_eq!(outcome.code, Some(1), "{outcome:?}");
 }

@@ -205,3 +205,32 @@ fn distill_takes_both_paths_from_one_student() {
     assert_eq!(query(order), models(&["teacher", "student", "student_zero", "distilled"]));
     assert_eq!(query("SELECT count(*) AS n FROM distilled"), json!([{"n": 16}]));
 }
+
+#[test]
+fn thinking_budgets_are_kept_and_their_accuracy_is_told() {
+    let budgets = [("at_once", 0), ("short", 4), ("full", 12), ("waits", 12)];
+    let sets = budgets.iter().flat_map(|(stage, tokens)| {
+        // Each byte of what closes is a token; the least of them has 18.
+        let keys = [("k", 2), ("max_tokens", 64), ("thinking.max_tokens", *tokens)];
+        keys.map(|(key, value)| format!("stage.{stage}.{key}={value}"))
+    });
+    let query = run_with("thinking-budget.toml", MODEL, &sets.collect::<Vec<_>>());
+    // Thinking and its end; a model without sense rarely ends it by itself.
+    let most = "SELECT stage, max(array_position(completion_forced_mask, true)) AS first, count(*) AS n, \
+                count(*) FILTER (WHERE array_has(completion_forced_mask, true)) AS forced \
+                FROM rollouts GROUP BY stage ORDER BY stage";
+    let found = query(most);
+    let row = |stage: &str, tokens: u64| {
+        let rows = found.as_array().unwrap();
+        let row = rows.iter().find(|row| row["stage"].as_str().unwrap() == stage).unwrap();
+        assert_eq!(row["n"], 8, "{found}");
+        assert!(row["first"].as_u64().unwrap() <= tokens + 1, "{found}");
+        row["forced"].as_u64().unwrap()
+    };
+    let forced: Vec<u64> = budgets.iter().map(|(stage, tokens)| row(stage, *tokens)).collect();
+    assert_eq!(forced[0], 8, "{found}");
+    assert!(forced.iter().all(|count| *count > 0), "{found}");
+    let evals = query("SELECT rank_by, count(bon_at_k) AS n FROM evals GROUP BY rank_by");
+    assert_eq!(evals, json!([{"rank_by": "length", "n": 4}]));
+    assert_eq!(query("SELECT count(*) AS n FROM by_budget"), json!([{"n": 4}]));
+}

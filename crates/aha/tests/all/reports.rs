@@ -154,6 +154,7 @@ fn write_hostile_run(temp: &Path) {
         prompt_token_ids: &[1, 2],
         completion_token_ids: &ids,
         completion_logprobs: &logprobs,
+        completion_forced_mask: None,
         finish_reason: "stop",
         finished_at_us: 0,
     };

@@ -116,6 +116,7 @@ pub fn write_run(dir: &Path) {
             prompt_token_ids: &[1, 2],
             completion_token_ids: &[3, 4, 5],
             completion_logprobs: &[-0.5, -1.5, -2.5],
+            completion_forced_mask: None,
             finish_reason: "stop",
             finished_at_us: 0,
         };
