@@ -164,6 +164,7 @@ pub fn problems(
                 source: row.maybe_text("source").or_else(|| Some(name.to_owned())),
                 tests: read.tests.map(|tests| tests.to_string()),
                 rating: read.rating,
+                pass_rate: None,
             });
         }
     }

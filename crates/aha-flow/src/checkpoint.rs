@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::models;
 use crate::parts::{Parts, tables_of_training};
+use crate::rl::draw::Seen;
 use crate::rundir::{RunDir, aside, replace_dir, sha256_of_file, write_file};
 
 /// The moments of the critic's optimizer.
@@ -56,6 +57,9 @@ pub struct Position {
     pub steps_without_training: u32,
     /// How often each prompt that ever failed has failed.
     pub failures: BTreeMap<String, u32>,
+    /// What is known of each prompt that was asked, where that decides which are drawn.
+    #[serde(default)]
+    pub seen: BTreeMap<String, Seen>,
     /// The parts of tables that the stage had written: what the weights were trained on is among them.
     #[serde(default)]
     pub parts: Parts,

@@ -167,7 +167,7 @@ impl Tally {
                 is_right: view.reward_part(part, row).map(|score| score == 1.0),
                 rank: ranking.and_then(|(ranking, part)| ranking.rank(view.reward_part(part, row))),
                 answer: answer.map(str::to_owned),
-                completion_len_tokens: view.completion_token_ids(row).len() as u64,
+                completion_len_tokens: view.completion_len_tokens(row),
                 is_truncated: view.finish_reason(row) == aha_sample::FinishReason::Length.as_str(),
             });
         }

@@ -8,6 +8,7 @@
 //! - `stages`: one module per kind of stage that isn't reinforcement learning.
 //! - `rl`: the actors of an RL stage, their credits, supervision and recovery.
 //! - [`generate`], [`score`], [`evaluate`]: completions, their rewards, and what those say of a model.
+//! - [`endpoint`]: completions of a server in a model's place.
 //! - [`benchmark`]: published sets of problems, by their publishers' columns.
 //! - [`lend`]: what rewards borrow: models that judge, the answers of a run, its stop.
 //! - [`reward_model`]: a trained preference model at work.
@@ -25,6 +26,7 @@ pub mod benchmark;
 pub mod checkpoint;
 pub mod clock;
 mod compute;
+pub mod endpoint;
 pub mod error;
 pub mod evaluate;
 pub mod generate;

@@ -28,6 +28,8 @@ pub struct Problem {
     pub tests: Option<String>,
     /// Elo rating, where the data set rates its problems.
     pub rating: Option<f64>,
+    /// Share of completions that passed, where that was measured before.
+    pub pass_rate: Option<f64>,
 }
 
 /// Where rows are from, which decides what can be done about wrong ones.
@@ -102,7 +104,10 @@ pub fn of_rows(batches: &[RecordBatch], origin: Origin) -> Result<Vec<Problem>> 
         let prompts = column(batch, "prompt", origin)?;
         let (ids, answers) = (text(batch, "id")?, text(batch, "answer")?);
         let (sources, tests) = (text(batch, "source")?, text(batch, "tests")?);
-        let ratings = numbers(batch, "rating");
+        let (ratings, pass_rates) = (numbers(batch, "rating"), numbers(batch, "pass_rate"));
+        let number = |column: &Option<Float64Array>, row: usize| {
+            column.as_ref().filter(|c| c.is_valid(row)).map(|c| c.value(row))
+        };
         let get = |column: &Option<StringArray>, row: usize| {
             column.as_ref().filter(|c| c.is_valid(row)).map(|c| c.value(row).to_owned())
         };
@@ -117,7 +122,8 @@ pub fn of_rows(batches: &[RecordBatch], origin: Origin) -> Result<Vec<Problem>> 
                 answer: get(&answers, row),
                 source: get(&sources, row),
                 tests: get(&tests, row),
-                rating: ratings.as_ref().filter(|r| r.is_valid(row)).map(|r| r.value(row)),
+                rating: number(&ratings, row),
+                pass_rate: number(&pass_rates, row),
             });
         }
     }

@@ -14,11 +14,12 @@ use crate::lend::{self, Lender};
 use crate::models::{Loaded, Models};
 use crate::parts::Depth;
 use crate::pipeline::{
-    self, DpoStage, Pipeline, Places, Plan, Problems, RewardModelStage, RlStage, Stage, StageKind,
+    self, DpoStage, Pipeline, Places, Plan, Problems, RewardModelStage, RlStage, SampleStage, Stage, StageKind,
     Text,
 };
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Prompter};
+use crate::rl::draw::Draw;
 use crate::rl::fault::Faults;
 use crate::rl::stage::Shared;
 use crate::rundir::{RunDir, write_file};
@@ -143,12 +144,10 @@ pub(crate) async fn execute(
 /// Fails where a stage that is still to be run needs a secret that isn't there.
 fn check_variables(pipeline: &Pipeline, state: &RunState) -> Result<()> {
     for stage in pipeline.stages.iter().filter(|stage| !state.is_done(&stage.name)) {
-        if let Some(name) =
-            stage.kind.rewards().into_iter().find_map(pipeline::Reward::unset_variable)
-        {
+        if let Some((who, name)) = stage.kind.unset_variables().first() {
             return Err(Error::input_with(
                 format!(
-                    "stage `{}`: a reward needs the environment variable `{name}`, which is not set",
+                    "stage `{}`: {who} needs the environment variable `{name}`, which is not set",
                     stage.name
                 ),
                 "set it, or give `api_key_env` the name of one that is",
@@ -272,22 +271,11 @@ impl Runner {
             StageKind::RewardModel(settings) => self.reward_model(stage, settings).await,
             StageKind::Dpo(settings) => self.dpo(stage, settings).await,
             StageKind::Rl(settings) => self.rl(stage, settings).await,
-            StageKind::Sample(settings) => {
-                let base = self.load(&settings.model).await?;
-                self.set_tokenizer(&base);
-                let sample = Sample {
+            StageKind::Sample(settings) => self.sample(&stage.name, settings).await,
                     stage: &stage.name,
                     settings,
                     run: &self.pipeline.run,
                     dir: &self.dir,
-                    session: &self.session,
-                    models: &self.models(),
-                    waiting: &self.waiting,
-                    watcher: &self.how.watcher,
-                    stop: &self.how.stop,
-                };
-                sample.run(base).await
-            }
             StageKind::Query(settings) => self.query(stage, settings).run().await,
             StageKind::Eval(settings) => {
                 let eval = Eval {
@@ -318,6 +306,29 @@ impl Runner {
             dir: &self.dir,
             session: &self.session,
             watcher: &self.how.watcher,
+        }
+    }
+
+    async fn sample(&self, stage: &str, settings: &SampleStage) -> Result<()> {
+        let sample = Sample {
+            stage,
+            settings,
+            run: &self.pipeline.run,
+            dir: &self.dir,
+            session: &self.session,
+            models: &self.models(),
+            waiting: &self.waiting,
+            watcher: &self.how.watcher,
+            stop: &self.how.stop,
+        };
+        match (&settings.endpoint, &settings.model) {
+            (Some(endpoint), _) => sample.ask(endpoint).await,
+            (None, Some(model)) => {
+                let base = self.load(model).await?;
+                self.set_tokenizer(&base);
+                sample.run(base).await
+            }
+            (None, None) => Err(Error::bug("a stage without model and endpoint was resolved")),
         }
     }
 
@@ -362,18 +373,23 @@ impl Runner {
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
         let (on_null, models) = (settings.reward_null, self.models());
         let lender = Lender::new(stage, &specs, &models, &self.waiting).await?;
+        let random = generate::stage_random(self.pipeline.run.seed, stage);
+        let problems = prompts::load(&self.session, &settings.prompts).await?;
+        let scorer = Scorer::new(&specs, on_null, settings.reward_clip, &lender)?;
+        scorer.check_sources(&problems)?;
         let shared = Shared {
             stage: stage.to_owned(),
             settings: settings.clone(),
             run: self.pipeline.run.clone(),
             dir: self.dir.clone(),
-            problems: prompts::load(&self.session, &settings.prompts).await?,
+            draw: Draw::new(settings, &problems, &scorer, random)?,
+            problems,
             prompter: Prompter::new(&base.tokenizer, &settings.template)?,
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
             tokenizer: Arc::clone(&base.tokenizer),
-            scorer: Scorer::new(&specs, on_null, settings.reward_clip, &lender)?,
+            scorer,
             teacher,
-            random: generate::stage_random(self.pipeline.run.seed, stage),
+            random,
             watcher: Arc::clone(&self.how.watcher),
             faults: self.how.faults.clone(),
         };

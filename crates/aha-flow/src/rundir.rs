@@ -7,6 +7,7 @@
 //! log.jsonl       tracing events     lock          held while a process works on the run
 //! adapters/NAME/  final adapter of a stage with `lora`, peft's layout
 //! answers.jsonl   what judges, services and commands answered
+//! asked/STAGE/    what an endpoint gave, until it is in the stage's table
 //! ```
 
 use std::fs::File;
@@ -132,6 +133,11 @@ impl RunDir {
     /// What judges, services and commands answered.
     pub fn answers(&self) -> PathBuf {
         self.root.join("answers.jsonl")
+    }
+
+    /// What an endpoint gave a stage that isn't in its table yet.
+    pub fn asked(&self, stage: &str) -> PathBuf {
+        self.root.join("asked").join(stage)
     }
 
     /// What queries spill, while a process works on the run.

@@ -13,6 +13,7 @@ use arrow::array::RecordBatch;
 use crate::compute::panic_text;
 use crate::error::{Error, Result};
 use crate::pipeline::OnNull;
+use crate::prompts::Problem;
 
 /// A stage's rewards. Without any, no completion has a reward.
 #[derive(Clone)]
@@ -54,6 +55,27 @@ impl Scorer {
     /// Names of the parts, in order.
     pub fn names(&self) -> &[String] {
         &self.names
+    }
+
+    /// Whether the part of that place is applied to completions of prompts from `source`.
+    pub fn is_applied(&self, part: usize, source: Option<&str>) -> bool {
+        self.composite.is_applied(part, source)
+    }
+
+    /// Fails where no reward is for the completions of a problem.
+    pub fn check_sources(&self, problems: &[Problem]) -> Result<()> {
+        let Some(composite) = &self.composite else { return Ok(()) };
+        let uncovered =
+            problems.iter().find(|problem| !composite.covers(problem.source.as_deref()));
+        let Some(problem) = uncovered else { return Ok(()) };
+        let from = match &problem.source {
+            Some(source) => format!("is from `{source}`"),
+            None => "has no `source`".to_owned(),
+        };
+        Err(Error::input_with(
+            format!("no reward is for the prompt `{}`, which {from}", problem.id),
+            "add its source to the `sources` of a reward, or leave such rows out of the query",
+        ))
     }
 
     /// How many calls of [`Scorer::score`] it can usefully have at a time, if more than there are cores.
@@ -105,7 +127,8 @@ fn sample<'v>(view: &'v RolloutsView<'_>, row: usize) -> Sample<'v> {
         completion: view.completion(row),
         answer: view.answer(row),
         tests: view.tests(row),
-        completion_len_tokens: view.completion_token_ids(row).len(),
+        source: view.source(row),
+        completion_len_tokens: view.completion_len_tokens(row) as usize,
         is_truncated: view.finish_reason(row) == aha_sample::FinishReason::Length.as_str(),
     }
 }

@@ -12,8 +12,10 @@ pub struct Facts {
     pub truncated: usize,
     /// Of these, ended by a stop token that isn't among the tokens that the loss is over.
     pub stop_outside_mask: usize,
-    /// Of these, without an answer that the verifier could read; none where no reward reads answers.
-    pub unparsed: Option<usize>,
+    /// Of these, those that have a reward which reads their answer.
+    pub answerable: usize,
+    /// Of those, without an answer that the verifier could read.
+    pub unparsed: usize,
     /// Groups of the step.
     pub groups: usize,
     /// Of these, with the same reward throughout.
@@ -68,7 +70,7 @@ pub fn watch(settings: &Watchdogs, facts: &Facts) -> Vec<Finding> {
         ),
         "take easier or harder prompts, a larger `group_size`, or a finer reward",
     );
-    let unparsed = share(facts.unparsed.unwrap_or(0), facts.completions);
+    let unparsed = share(facts.unparsed, facts.answerable);
     find(
         settings.unparsed,
         unparsed > settings.unparsed_share_max,
@@ -178,7 +180,7 @@ mod tests {
     use super::*;
 
     fn well() -> Facts {
-        Facts { completions: 100, groups: 10, trained: 100, unparsed: Some(0), ..Facts::default() }
+        Facts { completions: 100, groups: 10, trained: 100, answerable: 100, ..Facts::default() }
     }
 
     fn messages(settings: &Watchdogs, facts: Facts) -> Vec<(String, bool)> {
@@ -195,7 +197,7 @@ mod tests {
         let cases = [
             ("cut at the token limit", Facts { truncated: 60, ..well() }),
             ("teach nothing", Facts { without_signal: 10, ..well() }),
-            ("no answer", Facts { unparsed: Some(95), ..well() }),
+            ("no answer", Facts { unparsed: 95, ..well() }),
             ("1 of 100 completions ended", Facts { stop_outside_mask: 1, ..well() }),
             ("gave no number", Facts { nan_batches: 1, nan_batches_total: 1, ..well() }),
             ("nothing to train on", Facts { trained: 0, steps_without_training: 1, ..well() }),

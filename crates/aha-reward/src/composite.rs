@@ -36,7 +36,7 @@ struct Part {
 ///
 /// With `s_i` the score of part `i` within its `clip`, `w_i` its weight, and `open` where every part with a
 /// gate has at least that score: `total = Σ_i w_i · s_i` if `open`; else parts without a gate add no more than
-/// 0, so that their penalties stay.
+/// 0, so that their penalties stay. A part that isn't for the sample's source is no part of its sum and gates nothing.
 /// The total is then taken into its own bounds, where there are any.
 pub struct Composite {
     parts: Vec<Part>,
@@ -49,11 +49,12 @@ pub struct Composite {
 pub struct Scored {
     /// The reward; null where a part is null and doesn't count as 0.
     pub total: Option<f32>,
-    /// Each part's score before clip, gate and weight, in the order of [`Composite::names`].
+    /// Each part's score before clip, gate and weight, in the order of [`Composite::names`]; null as well for a part
+    /// that isn't for the sample's source.
     pub parts: Vec<Option<f32>>,
-    /// Each part's reason, likewise.
+    /// Each part's reason, likewise; empty where it wasn't applied.
     pub reasons: Vec<String>,
-    /// Why parts are null, `NAME: reason` each; null where none is.
+    /// Why parts are null, `NAME: reason` each; null where none is that was applied.
     pub error: Option<String>,
     /// Whether the run must stop for it.
     pub must_stop: bool,
@@ -114,34 +115,63 @@ impl Composite {
         scored.pop().expect("a sample has its scores")
     }
 
-    /// Scores several, in order, each as [`Composite::score`] would.
-    pub fn score_all(&self, samples: &[Sample<'_>]) -> Vec<Scored> {
-        let mut by_sample = vec![Vec::<Verdict>::with_capacity(self.parts.len()); samples.len()];
-        for part in &self.parts {
-            let verdicts = match part.base_idx {
-                Some(idx) => {
-                    let bases: Vec<_> = by_sample.iter().map(|before| before[idx].score).collect();
-                    part.verifier.score_built(samples, &bases)
-                }
-                None => part.verifier.score_all(samples),
-            };
-            assert_eq!(verdicts.len(), samples.len(), "a verdict for each sample");
-            for (of_sample, verdict) in by_sample.iter_mut().zip(verdicts) {
-                of_sample.push(verdict);
-            }
-        }
-        by_sample.into_iter().map(|verdicts| self.whole(verdicts)).collect()
+    /// Whether a part is applied to completions of prompts from `source`.
+    pub fn is_applied(&self, part_idx: usize, source: Option<&str>) -> bool {
+        let part = &self.parts[part_idx];
+        let base = part.base_idx;
+        part.common.is_for(source) && base.is_none_or(|base| self.is_applied(base, source))
     }
 
-    /// What the parts' verdicts make together.
-    fn whole(&self, verdicts: Vec<Verdict>) -> Scored {
-        let parts = || self.parts.iter().zip(&verdicts);
+    /// Whether any part is applied to completions of prompts from `source`.
+    pub fn covers(&self, source: Option<&str>) -> bool {
+        (0..self.parts.len()).any(|part| self.is_applied(part, source))
+    }
+
+    /// Scores several, in order, each as [`Composite::score`] would.
+    pub fn score_all(&self, samples: &[Sample<'_>]) -> Vec<Scored> {
+        let unapplied = || samples.iter().map(|_| None).collect::<Vec<Option<Verdict>>>();
+        let mut by_part: Vec<Vec<Option<Verdict>>> = Vec::with_capacity(self.parts.len());
+        for (part_idx, part) in self.parts.iter().enumerate() {
+            let applied: Vec<usize> = (0..samples.len())
+                .filter(|&at| self.is_applied(part_idx, samples[at].source))
+                .collect();
+            let asked: Vec<Sample<'_>> = applied.iter().map(|&at| samples[at]).collect();
+            let verdicts = match part.base_idx {
+                _ if asked.is_empty() => Vec::new(),
+                Some(base) => {
+                    let score = |&at: &usize| by_part[base][at].as_ref()?.score;
+                    part.verifier
+                        .score_built(&asked, &applied.iter().map(score).collect::<Vec<_>>())
+                }
+                None => part.verifier.score_all(&asked),
+            };
+            assert_eq!(verdicts.len(), asked.len(), "a verdict for each sample");
+            let mut of_part = unapplied();
+            for (at, verdict) in applied.into_iter().zip(verdicts) {
+                of_part[at] = Some(verdict);
+            }
+            by_part.push(of_part);
+        }
+        let verdicts = |at: usize| by_part.iter_mut().map(|part| part[at].take()).collect();
+        (0..samples.len()).map(verdicts).map(|verdicts| self.whole(verdicts)).collect()
+    }
+
+    /// What the parts' verdicts make together; none for a part that isn't applied.
+    fn whole(&self, verdicts: Vec<Option<Verdict>>) -> Scored {
+        let parts = || {
+            let applied = |(part, verdict)| Some((part, Option::as_ref(verdict)?));
+            self.parts.iter().zip(&verdicts).filter_map(applied)
+        };
         let (mut errors, mut is_unknown, mut must_stop) = (Vec::new(), false, false);
         for (part, verdict) in parts().filter(|(_, verdict)| verdict.score.is_none()) {
             errors.push(format!("{}: {}", part.name, verdict.reason));
             let on_null = part.common.on_null.unwrap_or(self.on_null);
             is_unknown |= on_null != OnNull::Zero;
             must_stop |= on_null == OnNull::Stop;
+        }
+        if parts().next().is_none() {
+            errors.push("no reward is for the source of the prompt".to_owned());
+            is_unknown = true;
         }
         let is_open = parts().all(|(part, verdict)| match part.common.gate {
             Some(gate) => clipped(verdict.score.unwrap_or(0.0), part.common.clip) >= gate,
@@ -155,8 +185,11 @@ impl Composite {
         let total: f32 = parts().filter_map(counted).sum();
         Scored {
             total: (!is_unknown).then(|| clipped(total, self.clip)),
-            parts: verdicts.iter().map(|verdict| verdict.score).collect(),
-            reasons: verdicts.into_iter().map(|verdict| verdict.reason).collect(),
+            parts: verdicts.iter().map(|verdict| verdict.as_ref()?.score).collect(),
+            reasons: verdicts
+                .into_iter()
+                .map(|verdict| verdict.map(|verdict| verdict.reason).unwrap_or_default())
+                .collect(),
             error: (!errors.is_empty()).then(|| errors.join("; ")),
             must_stop,
         }
@@ -221,6 +254,7 @@ mod tests {
         completion: "<think>a</think><answer>5</answer>",
         answer: Some("5"),
         tests: None,
+        source: None,
         completion_len_tokens: 3,
         is_truncated: false,
     };
@@ -311,6 +345,47 @@ mod tests {
             let must = "the name of a reward before this one";
             assert_eq!(problems[0].1, Problem::new("of", must, "`math`"));
         }
+    }
+
+    #[test]
+    fn a_part_is_applied_to_its_sources_only() {
+        let mut specs = specs();
+        specs[0].common.sources = Some(vec!["sums".to_owned(), "algebra".to_owned()]);
+        specs[1].common.sources = Some(vec!["sums".to_owned()]);
+        specs[1].common.gate = Some(1.0);
+        let composite = composite(&specs, OnNull::Stop);
+        let from = |source| Sample { source, ..SAMPLE };
+        let all = [from(Some("sums")), from(Some("algebra")), from(Some("chat")), from(None)];
+        let scored = composite.score_all(&all);
+        assert_eq!(scored[0], self::composite(&self::specs(), OnNull::Stop).score(&SAMPLE));
+        assert_eq!(scored[1].parts, [Some(1.0), None, Some(1.0)]);
+        assert_eq!((scored[1].total, &scored[1].error), (Some(0.5), &None));
+        for (scored, sample) in scored.iter().zip(&all).skip(2) {
+            assert_eq!(scored.parts, [None, None, Some(1.0)]);
+            // What isn't applied is no error, closes no gate, and stops nothing.
+            assert_eq!((scored.total, scored.must_stop), (Some(-0.5), false));
+            assert_eq!((&scored.error, &composite.score(sample)), (&None, scored));
+        }
+        let shapeless =
+            Sample { completion: "<answer>5</answer>", source: Some("algebra"), ..SAMPLE };
+        assert_eq!(composite.score(&shapeless).total, Some(0.5), "the gate is for sums");
+        // Without a reward for it, a completion has none.
+        let only = self::composite(&specs[..2], OnNull::Zero);
+        let uncovered = only.score(&from(Some("chat")));
+        assert_eq!((uncovered.total, uncovered.must_stop), (None, false));
+        assert!(uncovered.error.unwrap().contains("no reward is for the source"));
+        assert!(only.covers(Some("algebra")) && !only.covers(Some("chat")) && !only.covers(None));
+    }
+
+    #[test]
+    fn a_part_is_applied_where_the_one_is_that_it_is_built_on() {
+        let mut maths = Spec::new(Kind::Math);
+        maths.common.sources = Some(vec!["sums".to_owned()]);
+        let cosine = r#"{"kind":"length","form":"cosine","max_tokens":6,"of":"math"}"#;
+        let composite = composite(&[maths, serde_json::from_str(cosine).unwrap()], OnNull::Drop);
+        let sums = Sample { source: Some("sums"), ..SAMPLE };
+        assert_eq!(composite.score(&sums).parts, [Some(1.0), Some(1.5)]);
+        assert!(composite.is_applied(1, Some("sums")) && !composite.covers(Some("chat")));
     }
 
     #[test]

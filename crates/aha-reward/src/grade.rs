@@ -266,6 +266,7 @@ fn sample_of(asked: &Asked, reads_tests: bool) -> Sample<'_> {
         completion: &asked.pred,
         answer: gold.filter(|_| !reads_tests),
         tests: gold.filter(|_| reads_tests),
+        source: None,
         completion_len_tokens: asked.completion_len_tokens.unwrap_or(0),
         is_truncated: asked.is_truncated,
     }

@@ -42,11 +42,27 @@ pub struct Common {
     /// `reward_null` of the stage says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on_null: Option<OnNull>,
+    /// The sources that it is for, by the column `source` of the prompts: to completions of others it isn't applied,
+    /// its column is null there, and it counts as nothing. A reward that is built on another (`of`) is applied
+    /// where that one is as well. Default: every completion.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sources: Option<Vec<String>>,
 }
 
 impl Default for Common {
     fn default() -> Self {
-        Self { name: None, weight: 1.0, clip: None, gate: None, on_null: None }
+        Self { name: None, weight: 1.0, clip: None, gate: None, on_null: None, sources: None }
+    }
+}
+
+impl Common {
+    /// Whether it is for completions of prompts from `source`.
+    pub fn is_for(&self, source: Option<&str>) -> bool {
+        match (&self.sources, source) {
+            (None, _) => true,
+            (Some(sources), Some(source)) => sources.iter().any(|name| name == source),
+            (Some(_), None) => false,
+        }
     }
 }
 
@@ -232,7 +248,8 @@ impl Spec {
 
     /// The keys that a reward of that kind takes, in the order of the documentation.
     pub fn key_names(kind: Kind) -> Vec<String> {
-        let common = ["kind", "name", "weight", "clip", "gate", "on_null"].map(str::to_owned);
+        let common =
+            ["kind", "name", "weight", "clip", "gate", "on_null", "sources"].map(str::to_owned);
         let own = Settings::new(kind).to_json().ok();
         let own = own.as_ref().and_then(Value::as_object).into_iter().flat_map(Map::keys);
         common.into_iter().chain(own.cloned()).collect()
@@ -268,6 +285,9 @@ impl Common {
         }
         if let Some(gate) = self.gate.filter(|gate| !gate.is_finite()) {
             problems.push(Problem::new("gate", "a finite number", gate.to_string()));
+        }
+        if self.sources.as_ref().is_some_and(Vec::is_empty) {
+            problems.push(Problem::new("sources", "at least one source", "empty"));
         }
         problems
     }

@@ -42,6 +42,8 @@ pub struct Sample<'a> {
     pub answer: Option<&'a str>,
     /// The tests of a coding problem as JSON, where the data set has them.
     pub tests: Option<&'a str>,
+    /// Where the problem is from, where the data set says it. It decides which rewards are applied.
+    pub source: Option<&'a str>,
     /// Tokens in the completion, the end token included.
     pub completion_len_tokens: usize,
     /// Whether the completion was cut off by its limit.

@@ -251,6 +251,13 @@ pub fn prompts(rows: &[PromptRow<'_>]) -> RecordBatch {
 
 /// A batch of [`schema::sampled`]. Refuses rows whose log-probs or flags aren't one per token.
 pub fn rollouts(rows: &[RolloutRow<'_>]) -> Result<RecordBatch> {
+    let lens = rows.iter().map(|row| row.completion_token_ids.len() as u64);
+    rollouts_of_lens(rows, &lens.collect::<Vec<_>>())
+}
+
+/// As [`rollouts`], of completions whose tokens may not be known, with their numbers.
+pub fn rollouts_of_lens(rows: &[RolloutRow<'_>], lens_tokens: &[u64]) -> Result<RecordBatch> {
+    assert_eq!(rows.len(), lens_tokens.len(), "a length for each row");
     for row in rows {
         let (tokens, logprobs) = (row.completion_token_ids.len(), row.completion_logprobs.len());
         if tokens != logprobs {
@@ -285,7 +292,7 @@ pub fn rollouts(rows: &[RolloutRow<'_>]) -> Result<RecordBatch> {
             lists_u32(rows.iter().map(|r| r.completion_token_ids)),
             lists_f32(rows.iter().map(|r| r.completion_logprobs)),
             lists_maybe_bool(rows.iter().map(|r| r.completion_forced_mask)),
-            whole(rows.iter().map(|r| r.completion_token_ids.len() as u64)),
+            whole(lens_tokens.iter().copied()),
             text(rows.iter().map(|r| r.finish_reason)),
             times(rows.iter().map(|r| r.finished_at_us)),
         ],

@@ -359,22 +359,35 @@ fn sampled_fields() -> Vec<Field> {
         text(col::COMPLETION, "text that the model wrote, without special tokens"),
         maybe_text(col::ANSWER, "reference answer; null where there is none to compare with"),
         maybe_text(col::TESTS, "tests as a JSON object; null where tests don't decide"),
-        list(col::PROMPT_TOKEN_IDS, DataType::UInt32, "tokens that went in, template applied"),
-        list(col::COMPLETION_TOKEN_IDS, DataType::UInt32, "tokens that came out, stop token too"),
+        list(
+            col::PROMPT_TOKEN_IDS,
+            DataType::UInt32,
+            "tokens that went in, template applied; empty where an endpoint gave none",
+        ),
+        list(
+            col::COMPLETION_TOKEN_IDS,
+            DataType::UInt32,
+            "tokens that came out, stop token too; empty where an endpoint gave none",
+        ),
         list(
             col::COMPLETION_LOGPROBS,
             DataType::Float32,
-            "per token of completion_token_ids, its log-prob under the weights that sampled it",
+            "per token of completion_token_ids, its log-prob under the weights that sampled it; of an endpoint \
+             as that gives it",
         ),
         doc(
             Field::new(col::COMPLETION_FORCED_MASK, list_of(DataType::Boolean), true),
             "per token of completion_token_ids, whether `thinking` of the stage put it there and it was not \
              drawn; null where the stage has none",
         ),
-        whole(col::COMPLETION_LEN_TOKENS, "number of tokens in completion_token_ids"),
+        whole(
+            col::COMPLETION_LEN_TOKENS,
+            "number of tokens in completion_token_ids; where an endpoint gave none, what its `usage` says, or 0",
+        ),
         text(
             col::FINISH_REASON,
-            "why it ended: `stop` (stop token), `stop_string`, or `length` (cut at the limit)",
+            "why it ended: `stop` (stop token), `stop_string`, or `length` (cut at the limit); of an endpoint \
+             also another word of its own",
         ),
         wall_clock(col::FINISHED_AT, "when its last token was drawn; UTC"),
     ]
@@ -384,12 +397,16 @@ fn scored_fields(reward_names: &[String]) -> Vec<Field> {
     let mut fields: Vec<Field> = reward_names
         .iter()
         .map(|name| {
-            let doc = format!("score of the part `{name}`; null where it could not be scored");
+            let doc = format!(
+                "score of the part `{name}`; null where it could not be scored, and where it isn't for the source"
+            );
             maybe_number(&col::reward(name), &doc)
         })
         .collect();
-    fields
-        .push(maybe_text(col::REWARD_ERROR, "why a part could not be scored; null where all were"));
+    fields.push(maybe_text(
+        col::REWARD_ERROR,
+        "why a part could not be scored; null where all were that had to be",
+    ));
     fields.push(maybe_number(
         col::REWARD,
         "weighted sum of the parts; null where a part that it needs could not be scored",

@@ -104,6 +104,7 @@ pub struct RolloutsView<'a> {
     prompt_token_ids: Lists<'a, UInt32Array>,
     completion_token_ids: Lists<'a, UInt32Array>,
     completion_logprobs: Lists<'a, Float32Array>,
+    completion_len_tokens: &'a Int64Array,
     finish_reason: &'a StringArray,
     finished_at: &'a TimestampMicrosecondArray,
     scored: Option<ScoredColumns<'a>>,
@@ -169,6 +170,7 @@ impl<'a> RolloutsView<'a> {
             prompt_token_ids: columns.lists(col::PROMPT_TOKEN_IDS)?,
             completion_token_ids: columns.lists(col::COMPLETION_TOKEN_IDS)?,
             completion_logprobs: columns.lists(col::COMPLETION_LOGPROBS)?,
+            completion_len_tokens: columns.counts(col::COMPLETION_LEN_TOKENS)?,
             finish_reason: columns.get(col::FINISH_REASON)?,
             finished_at: columns.get(col::FINISHED_AT)?,
             scored,
@@ -284,6 +286,11 @@ impl<'a> RolloutsView<'a> {
     /// Their log-probs under the weights that sampled them; as many.
     pub fn completion_logprobs(&self, row: usize) -> &'a [f32] {
         self.completion_logprobs.get(row)
+    }
+
+    /// Its tokens' number, also where they themselves aren't known.
+    pub fn completion_len_tokens(&self, row: usize) -> u64 {
+        self.completion_len_tokens.value(row) as u64
     }
 
     /// Why it ended.

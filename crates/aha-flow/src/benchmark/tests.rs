@@ -38,6 +38,7 @@ fn answered(id: &str, source: &str, prompt: &str, answer: &str) -> Problem {
         source: Some(source.to_owned()),
         tests: None,
         rating: None,
+        pass_rate: None,
     }
 }
 

@@ -18,6 +18,12 @@ impl Column {
     pub fn is_text(&self) -> bool {
         self.type_name.contains("Utf8")
     }
+
+    /// Whether the values are numbers.
+    pub fn is_number(&self) -> bool {
+        let numbers = ["Int", "UInt", "Float", "Decimal"];
+        numbers.iter().any(|name| self.type_name.starts_with(name))
+    }
 }
 
 /// An input table.

@@ -1,12 +1,15 @@
 //! What a pipeline's own text can get wrong beyond types and ranges: names, arithmetic, what this
 //! version does not do. Needs no file and no table.
 
+use super::endpoint::Api;
 use super::models::{ModelSource, RandomModel, TokenizerSource};
 use super::problem::suggest;
 use super::reader::Reader;
-use super::rewards::Reward;
-use super::sampling::Thinking;
-use super::stages::{DpoStage, EvalStage, PairLoss, Pipeline, RlStage, SftStage, Stage, StageKind};
+use super::rewards::{Reward, Unchecked, told};
+use super::sampling::{SamplingWeights, Template, Thinking};
+use super::stages::{
+    DpoStage, EvalStage, PairLoss, Pipeline, RlStage, SampleStage, SftStage, Stage, StageKind,
+};
 use super::values::Sql;
 
 /// Tables that every query sees; no stage and no table may take their names.
@@ -213,11 +216,7 @@ fn check_stage(stage: &Stage, path: &str, reader: &mut Reader<'_>) {
         }
         StageKind::Dpo(stage) => check_dpo(stage, path, reader),
         StageKind::Rl(rl) => check_rl(rl, path, reader),
-        StageKind::Sample(sample) => {
-            check_rewards(&sample.rewards, path, reader);
-            let key = "sampling.max_tokens";
-            check_thinking(&sample.thinking, (key, sample.sampling.max_tokens), path, reader);
-        }
+        StageKind::Sample(sample) => check_sample(sample, path, reader),
         StageKind::Eval(eval) => check_eval(eval, path, reader),
         StageKind::Query(_) | StageKind::Export(_) => {}
     }
@@ -285,6 +284,58 @@ fn check_thinking(
             _ => format!("give another `{name}`"),
         };
         reader.report_at(&path, format!("`{path}` must be {must}, got {got}"), Some(hint));
+    }
+}
+
+fn check_sample(sample: &SampleStage, path: &str, reader: &mut Reader<'_>) {
+    check_rewards(&sample.rewards, path, reader);
+    let limit = ("sampling.max_tokens", sample.sampling.max_tokens);
+    check_thinking(&sample.thinking, limit, path, reader);
+    let (model, key) = (format!("{path}.model"), format!("{path}.endpoint"));
+    let Some(endpoint) = &sample.endpoint else {
+        if sample.model.is_none() && reader.is_good(&model) {
+            let message = format!("`{path}` has neither `model` nor `endpoint`");
+            let hint = "add `model = …`: a string; or `endpoint = { url = …, model = … }`";
+            reader.report_at(&model, message, Some(hint.to_owned()));
+        }
+        return;
+    };
+    let mut report = |key: String, message: String, hint: &str| {
+        if reader.is_good(&key) {
+            reader.report_at(&key, message, Some(hint.to_owned()));
+        }
+    };
+    if sample.model.is_some() {
+        let message = format!("`{path}` has a `model` as well as an `endpoint`");
+        report(model, message, "keep the one that writes the completions");
+    }
+    if matches!(sample.template, Template::Chat | Template::R1Zero) {
+        let key = format!("{path}.template");
+        let got = sample.template.text();
+        let message = format!("`{key}` is \"{got}\", which an endpoint's prompts can't have");
+        report(key, message, "use \"raw\" or a text with {prompt}: the server applies its own");
+    }
+    if sample.sampling.weights != SamplingWeights::Same {
+        let key = format!("{path}.sampling.weights");
+        let message = format!("`{key}` is for models of this program, not for an endpoint");
+        report(key, message, "leave it out");
+    }
+    if sample.thinking.is_some() {
+        let key = format!("{path}.thinking");
+        let message = format!("`{key}` is for models of this program, not for an endpoint");
+        report(key, message, "leave it out");
+    }
+    if endpoint.system.is_some() && endpoint.api != Api::Chat {
+        let key = format!("{key}.system");
+        let message = format!("`{key}` needs `api = \"chat\"`: plain text has no messages");
+        report(key, message, "put the text into `template`, before {prompt}");
+    }
+    if let Err(problems) = endpoint.service().client(endpoint.path(), &Unchecked) {
+        for problem in problems {
+            let key = format!("{key}.{}", problem.key);
+            let (message, hint) = told(&key, &problem);
+            report(key, message, &hint);
+        }
     }
 }
 
@@ -445,8 +496,56 @@ fn check_baseline(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
     );
 }
 
+/// Every source with a weight has a reward, every source of a reward a weight, and a curriculum its rewards.
+fn check_draws(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
+    let weights = &rl.source_weights.0;
+    let are_rewards_good =
+        (0..rl.rewards.len()).all(|idx| reader.is_good(&format!("{path}.rewards[{idx}]")));
+    for source in weights.keys().filter(|_| are_rewards_good) {
+        let key = format!("{path}.source_weights.{source}");
+        let is_rewarded = rl.rewards.iter().any(|reward| reward.0.common.is_for(Some(source)));
+        if !is_rewarded && reader.is_good(&key) {
+            let hint = "add it to the `sources` of a reward, or take its weight out".to_owned();
+            reader.report_at(&key, format!("no reward is for the source `{source}`"), Some(hint));
+        }
+    }
+    let known: Vec<&str> = weights.keys().map(String::as_str).collect();
+    for (idx, reward) in rl.rewards.iter().enumerate().filter(|_| !known.is_empty()) {
+        for source in reward.0.common.sources.iter().flatten() {
+            let key = format!("{path}.rewards[{idx}].sources");
+            if !weights.contains_key(source) && reader.is_good(&key) {
+                let message = format!("`{key}` names `{source}`, which has no weight");
+                let hint = suggest(source, &known, "`source_weights` has");
+                reader.report_at(&key, message, Some(hint));
+            }
+        }
+    }
+    let Some(curriculum) = &rl.curriculum else { return };
+    let names: Vec<&str> = rl.rewards.iter().map(Reward::name).collect();
+    let key = format!("{path}.curriculum.rewards");
+    for name in curriculum.rewards.iter().filter(|name| !names.contains(&name.as_str())) {
+        if are_rewards_good && reader.is_good(&key) {
+            let message = format!("`{key}` names `{name}`, which is none of the stage's rewards");
+            reader.report_at(&key, message, Some(suggest(name, &names, "the rewards are")));
+        }
+    }
+    let verifies = rl.rewards.iter().any(|reward| reward.needs().is_some());
+    if curriculum.rewards.is_empty() && !verifies && are_rewards_good && reader.is_good(&key) {
+        let message =
+            "no reward compares with an answer or runs tests, so a curriculum can't tell which \
+                       completions passed"
+                .to_owned();
+        let hint = format!(
+            "name those that say it in `curriculum.rewards`, and set `curriculum.pass_score`; the rewards are: {}",
+            names.join(", ")
+        );
+        reader.report_at(&key, message, Some(hint));
+    }
+}
+
 fn check_rl(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
     check_rewards(&rl.rewards, path, reader);
+    check_draws(rl, path, reader);
     let good = |reader: &Reader<'_>, keys: &[&str]| {
         keys.iter().all(|key| reader.is_good(&format!("{path}.{key}")))
     };

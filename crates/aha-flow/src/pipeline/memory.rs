@@ -39,6 +39,8 @@
 //! gate, up and product (3 I); with normed queries and keys those before the norm as well (Q + K). With `lora` its rank
 //! more for each target, in A bytes each.
 //!
+//! A stage that asks an endpoint has no model: rollouts are those of all chunks that are under way.
+//!
 //! A stage's phases follow one another: its query, reading a model, sampling, training. What it needs is what
 //! the largest needs. Neither a checkpoint nor a table is ever in memory as a whole; the problems and
 //! examples of a stage are, and are not counted.
@@ -63,6 +65,7 @@ use super::run::Run;
 use super::sampling::SamplingWeights;
 use super::stages::{Pipeline, RlStage, Stage, StageKind};
 use crate::reward_model::SCORING_TOKENS_MAX;
+use crate::stages::asked;
 use crate::stages::completions::CHUNK_PROMPTS;
 
 /// Code, tokenizer, tables being read and written.
@@ -229,10 +232,9 @@ pub fn predict(
     program.add("program", PROGRAM_BYTES);
     let mut query = program.clone();
     query.add("queries", pipeline.run.query_memory.0);
-    if matches!(stage.kind, StageKind::Query(_)) {
-        return query;
-    }
-    let Some(model) = model else { return program };
+    let Some(model) = model else {
+        return without_model(&pipeline.run, stage, [program, query], reward_models);
+    };
     let trained;
     let model = match &stage.kind {
         StageKind::RewardModel(_) => {
@@ -280,6 +282,35 @@ pub fn predict(
     let phases =
         [query, reading, reading_other].into_iter().chain(working).map(|phase| phase.found);
     phases.max_by_key(Breakdown::total_bytes).unwrap_or_default()
+}
+
+/// The memory of a stage that has no model: a query, or one that asks an endpoint and may have reward models.
+fn without_model(
+    run: &Run,
+    stage: &Stage,
+    [program, query]: [Breakdown; 2],
+    reward_models: &[&ModelFacts],
+) -> Breakdown {
+    let sample = match &stage.kind {
+        StageKind::Query(_) => return query,
+        StageKind::Sample(sample) => sample,
+        _ => return program,
+    };
+    let Some(endpoint) = &sample.endpoint else { return program };
+    let chunks = asked::lanes(endpoint.parallel_max as usize, sample.n as usize) as u64;
+    let rows = (chunks * CHUNK_PROMPTS as u64).saturating_mul(u64::from(sample.n));
+    let tokens = rows.saturating_mul(u64::from(sample.sampling.max_tokens));
+    let mut asking = program;
+    asking.add("rollouts", tokens.saturating_mul(ROLLOUT_TOKEN_BYTES));
+    let phases = [query, asking].map(|mut phase| {
+        if let Some(first) = reward_models.first() {
+            let mut scoring = Phase::new(run, first);
+            scoring.add_reward_models(reward_models);
+            phase.parts.extend(scoring.found.parts);
+        }
+        phase
+    });
+    phases.into_iter().max_by_key(Breakdown::total_bytes).unwrap_or_default()
 }
 
 /// Most tokens of a micro-batch of a stage `rl`: a group's prompt counts once, and no sequence is cut, the longest
@@ -714,6 +745,24 @@ mod tests {
         assert_eq!(part("rollouts", SAMPLE, &model), 64 * 4 * 1000 * 48);
         let [rollouts, rows] = [part("rollouts", RL, &model), 32 * 16];
         assert_eq!(rollouts, rows * 256 * 48);
+    }
+
+    #[test]
+    fn completions_of_an_endpoint_are_those_of_all_chunks_under_way() {
+        let needs = |keys: &str, reward_models: &[&ModelFacts]| {
+            let text = format!(
+                "[run]\nquery_memory = '32MiB'\n[[stage]]\nname = 'a'\nkind = 'sample'\nprompts = 'SELECT 1'\n\
+                 n = 4\nsampling = {{ max_tokens = 4000 }}\nendpoint = {{ url = 'http://h', model = 'm'{keys} }}"
+            );
+            let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
+            let pipeline = crate::pipeline::parse(text).unwrap();
+            predict(&pipeline, &pipeline.stages[0], None, reward_models).total_bytes()
+        };
+        let chunk = 64 * 4 * 4000 * 48;
+        assert_eq!(needs("", &[]), PROGRAM_BYTES + 2 * chunk);
+        assert_eq!(needs(", parallel_max = 256", &[]), PROGRAM_BYTES + 3 * chunk);
+        let [model, _] = models();
+        assert!(needs("", &[&facts_of_reward_model(&model)]) > 8 * 134_515_008);
     }
 
     #[test]

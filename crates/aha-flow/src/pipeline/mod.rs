@@ -4,7 +4,8 @@
 //! - [`check`](fn@check): text in, [`Plan`] or every [`Problem`] out; start here. [`parse`] is its
 //!   first half, which needs no table and no model.
 //! - [`Pipeline`], [`Stage`], [`StageKind`]: what runs. Each field's doc is the reference of its key;
-//!   the structs are in `run`, `models`, `sampling`, `lora`, `stages`, `watchdogs`, `objective`, `rewards`.
+//!   the structs are in `run`, `models`, `sampling`, `lora`, `stages`, `watchdogs`, `objective`, `rewards`,
+//!   `endpoint`.
 //! - `source`: TOML and `--set` as one tree with positions. `reader`, `values`, `foreign`, `write`:
 //!   from the tree to structs and back.
 //! - `layout`: the file's sections. `local`: names and arithmetic. `references`: who reads whom.
@@ -20,7 +21,7 @@ mod auto;
 mod benchmark;
 mod catalogue;
 mod conversations;
-
+mod endpoint;
 mod foreign;
 mod layout;
 mod local;
@@ -47,6 +48,7 @@ pub use benchmark::Benchmark;
 pub use catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, ProbeProblem, SqlProblem, StageOutput, TableFacts,
 };
+pub use endpoint::{Api, Endpoint};
 pub use layout::{RESOLVED_HEADER, Settings, Table, reference};
 pub use local::name_of;
 pub use lora::{Lora, Targets};
@@ -64,11 +66,11 @@ pub use sampling::{
     Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
 };
 pub use stages::{
-    Critic, DpoStage, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong, OverlongPair, PairLoss,
-    Pipeline, QueryStage, Reference, RewardModelStage, RlStage, SampleStage, SftForm, SftStage, Stage,
-    StageKind,
+    Critic, Curriculum, DpoStage, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong,
+    OverlongPair, PairLoss, Pipeline, QueryStage, Reference, RewardModelStage, RlStage, SampleStage, SftForm,
+    SftStage, Stage, StageKind,
 };
-pub use values::{ByteSize, Names, Sql};
+pub use values::{ByteSize, Names, Sql, Weights};
 pub use watchdogs::{NanWatchdog, SftWatchdogs, Watch, Watchdogs};
 
 pub(crate) use problem::nearest;

@@ -72,10 +72,10 @@ impl Plan {
             for line in details(stage, &self.facts).into_iter().chain(passes(&stage.kind)) {
                 let _ = writeln!(text, "     {line}");
             }
-            for name in stage.kind.rewards().into_iter().filter_map(Reward::unset_variable) {
+            for (who, name) in stage.kind.unset_variables() {
                 let _ = writeln!(
                     text,
-                    "     warning   a reward needs the environment variable {name}, which is not set"
+                    "     warning   {who} needs the environment variable {name}, which is not set"
                 );
             }
             let _ = writeln!(text, "     memory {}", self.memory[idx].describe());
@@ -176,7 +176,7 @@ impl Plan {
                 "kind": stage.kind.word(),
                 "models": stage.kind.models(),
                 "unset_variables":
-                    stage.kind.rewards().into_iter().filter_map(Reward::unset_variable).collect::<Vec<_>>(),
+                    stage.kind.unset_variables().iter().map(|(_, name)| name).collect::<Vec<_>>(),
                 "formula": formula,
                 "micro_batch_tokens": Knobs::of(&stage.kind).map(|knobs| knobs.tokens.tokens()),
                 "activation_checkpointing":
@@ -196,6 +196,12 @@ impl Plan {
 }
 
 fn headline(stage: &Stage) -> String {
+    if let StageKind::Sample(sample) = &stage.kind
+        && let Some(endpoint) = &sample.endpoint
+    {
+        let (word, url) = (stage.kind.word(), &endpoint.url);
+        return format!("{word} of `{}` at {url}{}", endpoint.model, endpoint.path());
+    }
     let from = stage.kind.models().join("`, `");
     let from = if from.is_empty() { String::new() } else { format!(" of `{from}`") };
     format!("{}{from}", stage.kind.word())
@@ -390,6 +396,24 @@ fn details_of_dpo(stage: &DpoStage) -> Vec<String> {
     ]
 }
 
+/// Which prompts are drawn, where not all are drawn alike.
+fn draws(rl: &RlStage) -> Vec<String> {
+    let total: f64 = rl.source_weights.0.values().sum();
+    let shares = rl.source_weights.0.iter();
+    let shares: Vec<String> = shares
+        .map(|(source, weight)| format!("{:.1} % {source}", 100.0 * weight / total))
+        .collect();
+    let sources = (!shares.is_empty()).then(|| format!("sources   {}", shares.join(", ")));
+    let curriculum = rl.curriculum.as_ref().map(|curriculum| {
+        let [least, most] = curriculum.band;
+        format!(
+            "drawn     prompts with a pass rate from {least:?} to {most:?}, and {:.0} % others",
+            100.0 * curriculum.revisit_share
+        )
+    });
+    sources.into_iter().chain(curriculum).collect()
+}
+
 fn details_of_rl(rl: &RlStage) -> Vec<String> {
     let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
     let optimizer_steps = u64::from(rl.minibatches) * u64::from(rl.inner_epochs);
@@ -414,6 +438,7 @@ fn details_of_rl(rl: &RlStage) -> Vec<String> {
         },
     ];
     lines.extend(rl.teacher.as_ref().map(|name| format!("teacher   `{name}`")));
+    lines.extend(draws(rl));
     if rl.sampling.weights == SamplingWeights::Int8 {
         let cap = rl.objective.importance_cap;
         lines.push(
@@ -471,6 +496,7 @@ fn terms(reward: &Reward) -> String {
         common.gate.map(|least| format!("gate at {least:?}")),
         reward.0.settings.of().map(|base| format!("built on `{base}`")),
         is_weak(reward).then(|| "in a weak sandbox".to_owned()),
+        common.sources.as_ref().map(|sources| format!("for {}", sources.join(", "))),
     ];
     let terms: Vec<String> = terms.into_iter().flatten().collect();
     if terms.is_empty() { String::new() } else { format!(" ({})", terms.join(", ")) }

@@ -142,8 +142,11 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
         needs,
         benchmark: None,
     };
-    let problems = |rewards: &[&Reward]| {
+    let problems = |rewards: &[&Reward], has_weights: bool| {
         let mut columns = vec!["id", "prompt"];
+        if has_weights || rewards.iter().any(|reward| reward.0.common.sources.is_some()) {
+            columns.push("source");
+        }
         for needed in rewards.iter().filter_map(|reward| reward.needs()) {
             if !columns.contains(&needed) {
                 columns.push(needed);
@@ -165,11 +168,12 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
         StageKind::Dpo(stage) => pairs(&stage.data, stage.held_out.as_ref()),
         StageKind::Rl(rl) => {
             let rewards: Vec<&Reward> = rl.rewards.iter().collect();
-            vec![query("prompts", &rl.prompts, problems(&rewards))]
+            let has_weights = !rl.source_weights.0.is_empty();
+            vec![query("prompts", &rl.prompts, problems(&rewards, has_weights))]
         }
         StageKind::Sample(sample) => {
             let rewards: Vec<&Reward> = sample.rewards.iter().collect();
-            vec![query("prompts", &sample.prompts, problems(&rewards))]
+            vec![query("prompts", &sample.prompts, problems(&rewards, false))]
         }
         StageKind::Eval(eval) => vec![match eval.benchmark {
             Some(benchmark) => {
@@ -177,7 +181,7 @@ fn queries_of<'p>(kind: &'p StageKind, path: &str) -> Vec<Query<'p>> {
                 let needs = layouts.map(|layout| layout.columns.to_vec()).collect();
                 Query { benchmark: Some(benchmark), ..query("data", &eval.data, needs) }
             }
-            None => query("data", &eval.data, problems(&kind.rewards())),
+            None => query("data", &eval.data, problems(&kind.rewards(), false)),
         }],
         StageKind::Query(stage) => vec![query("sql", &stage.sql, Vec::new())],
         StageKind::Export(_) => Vec::new(),
@@ -333,6 +337,7 @@ fn plan_queries(
                 if let StageKind::Sft(sft) = &stage.kind {
                     conversations::check(sft, &query.path, &columns, reader);
                 }
+                check_pass_rate(&stage.kind, query, &columns, reader);
                 facts.queries.insert(query.path.clone(), columns);
             }
         }
@@ -468,6 +473,26 @@ fn check_columns(query: &Query<'_>, columns: &[Column], reader: &mut Reader<'_>)
             reader.report(span, &query.path, message, Some(hint));
         }
     }
+}
+
+/// A curriculum starts from the column `pass_rate`, where there is one.
+fn check_pass_rate(
+    kind: &StageKind,
+    query: &Query<'_>,
+    columns: &[Column],
+    reader: &mut Reader<'_>,
+) {
+    let has_curriculum = matches!(kind, StageKind::Rl(rl) if rl.curriculum.is_some());
+    let column = columns.iter().find(|column| column.name == "pass_rate");
+    let Some(column) = column.filter(|column| has_curriculum && !column.is_number()) else {
+        return;
+    };
+    let message = format!(
+        "column `pass_rate` of `{}` must be a number, got {}",
+        query.path, column.type_name
+    );
+    let hint = "write `CAST(pass_rate AS DOUBLE) AS pass_rate`, or leave the column out";
+    reader.report_at(&query.path, message, Some(hint.to_owned()));
 }
 
 /// Finds every model that the pipeline starts from and what it is.

@@ -66,7 +66,7 @@ impl Reward {
 }
 
 /// Lends everything, and none of it says anything: names are checked where the other names are.
-struct Unchecked;
+pub(crate) struct Unchecked;
 
 impl Backends for Unchecked {
     fn preference_model(&self, _: &str) -> Result<Arc<dyn PreferenceModel>, String> {
@@ -143,7 +143,7 @@ impl Field for Reward {
 }
 
 /// What is wrong with a setting, and the remedy.
-fn told(path: &str, problem: &aha_reward::Problem) -> (String, String) {
+pub(crate) fn told(path: &str, problem: &aha_reward::Problem) -> (String, String) {
     let (must, got) = (&problem.must, &problem.got);
     if got == "absent" {
         return (format!("`{path}` is missing"), format!("add `{} = …`", problem.key));

@@ -6,6 +6,7 @@ use aha_learn::preset::Preset;
 use super::auto::Auto;
 use super::benchmark::Benchmark;
 use super::catalogue::StageOutput;
+use super::endpoint::Endpoint;
 use super::lora::Lora;
 use super::models::ModelSource;
 use super::reader::{choice, section, section_fields};
@@ -14,7 +15,7 @@ use super::run::Run;
 use super::sampling::{
     Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
 };
-use super::values::{ByteSize, Names, Sql};
+use super::values::{ByteSize, Names, Sql, Weights};
 use super::watchdogs::{NanWatchdog, SftWatchdogs, Watchdogs};
 
 /// A pipeline as it runs: every default filled in, every name known.
@@ -166,6 +167,17 @@ impl StageKind {
         Some(critic.model.as_ref().unwrap_or(&stage.model))
     }
 
+    /// The environment variables that hold secrets of the stage and are not set, each with who needs it.
+    pub fn unset_variables(&self) -> Vec<(&'static str, &str)> {
+        let endpoint = match self {
+            StageKind::Sample(stage) => stage.endpoint.as_ref().and_then(Endpoint::unset_variable),
+            _ => None,
+        };
+        let rewards = self.rewards().into_iter().filter_map(Reward::unset_variable);
+        let rewards = rewards.map(|name| ("a reward", name));
+        endpoint.map(|name| ("the endpoint", name)).into_iter().chain(rewards).collect()
+    }
+
     /// The key and names of the models that the stage starts from.
     pub fn models(&self) -> &[String] {
         use std::slice::from_ref;
@@ -174,7 +186,7 @@ impl StageKind {
             StageKind::RewardModel(stage) => from_ref(&stage.model),
             StageKind::Dpo(stage) => from_ref(&stage.model),
             StageKind::Rl(stage) => from_ref(&stage.model),
-            StageKind::Sample(stage) => from_ref(&stage.model),
+            StageKind::Sample(stage) => stage.model.as_slice(),
             StageKind::Query(_) => &[],
             StageKind::Eval(stage) => &stage.model.0,
             StageKind::Export(stage) => from_ref(&stage.model),
@@ -246,6 +258,11 @@ impl SftForm {
             SftForm::Pairs
         }
     }
+}
+
+/// Whether a band is one of shares.
+fn is_band([least, most]: &[f64; 2]) -> bool {
+    0.0 <= *least && least <= most && *most <= 1.0
 }
 
 /// Whether bounds are such, where they are given.
@@ -507,15 +524,47 @@ section! {
 }
 
 section! {
+    /// Prompts by how hard they are for the policy. Those are drawn whose pass rate, the share of their completions
+    /// that passed, lies in a band: groups that all pass or all fail teach nothing. The rate of a prompt is followed
+    /// from one time that it is asked to the next, `p = momentum * p + (1 - momentum) * share`. Each prompt of the
+    /// band is asked once before one of them is asked again; where the band has too few prompts, those come that are
+    /// nearest to it. Prompts from sources that none of `rewards` is for are drawn as if they were in the band.
+    pub struct Curriculum {
+        /// Least and greatest pass rate of the prompts that are drawn.
+        pub band: [f64; 2] = [0.2, 0.8], "two shares from 0 to 1, the lesser first" |band| is_band(band);
+        /// Names of the stage's rewards that say whether a completion passed: for each prompt the first that is for its
+        /// source. Empty: those that compare with the answer or run tests.
+        pub rewards: Vec<String> = Vec::new();
+        /// Least score of a completion that passed.
+        pub pass_score: f64 = 1.0;
+        /// Pass rate that a prompt starts with, unless the query gives one in a column `pass_rate`.
+        pub prior: f64 = 0.5, "from 0 to 1" |p| (0.0..=1.0).contains(p);
+        /// Share of the rate before in the rate after a prompt was asked; 0: the newest share alone counts.
+        pub momentum: f64 = 0.5, "in [0, 1)" |m| (0.0..1.0).contains(m);
+        /// Share of a step's prompts that come from outside the band, those first that were last asked longest ago: the
+        /// policy changes, and so do their rates. 0: only where the band has too few.
+        pub revisit_share: f64 = 0.1, "from 0 to 1" |share| (0.0..=1.0).contains(share);
+    }
+}
+
+section! {
     /// Reinforcement learning of `model` on the prompts of a query. Leaves the trained model, a table of
     /// every completion, and the table `NAME_set_aside` of prompts that kept failing.
     pub struct RlStage {
         /// The model to start from: one of `[models]` or an earlier training stage.
         pub model: String;
-        /// The prompts: columns `id`, `prompt`, `answer`; `source` and `tests` optional.
+        /// The prompts: columns `id`, `prompt`, `answer`; `source`, `tests` and, for a `curriculum`, `pass_rate`
+        /// optional.
         pub prompts: Sql;
         /// How a prompt becomes the model's input.
         pub template: Template = Template::Raw;
+        /// Weights of the prompts' sources, by the column `source`: `{ sums = 3, general = 1 }` makes three of four
+        /// prompts sums. A step's share of a source is exact to a prompt, and exact on average. Each source has passes
+        /// of its own: a prompt is asked once before one of its source is asked again. Empty: all prompts are one
+        /// source, however many there are of each.
+        pub source_weights: Weights = Weights::default(), "weights above 0" |w| w.0.values().all(|w| *w > 0.0);
+        /// Which prompts are drawn, by how hard they are for the policy. Absent: all.
+        pub curriculum: Option<Curriculum> = None;
         /// Steps: rounds of sampling, each followed by `inner_epochs * minibatches` optimizer steps.
         pub steps: u64 = 100, "at least 1" |n| *n >= 1;
         /// Prompts of one step. R1-Zero's is 32.
@@ -533,9 +582,11 @@ section! {
         pub reward_null: OnNull = OnNull::Drop;
         /// Least and greatest reward: a weighted sum outside is taken as the bound; absent: any.
         pub reward_clip: Option<[f64; 2]> = None, "two numbers, the lesser first" |clip| is_range(clip);
-        /// Rounds in which other prompts are sampled in place of those whose completions all have the same reward,
-        /// at most: DAPO's dynamic sampling. After them a step trains on the groups that it has. 0: such groups stay,
-        /// with advantages of 0. The groups that are replaced are in the table of rollouts, as `no_signal`.
+        /// Rounds in which other prompts are sampled in place of those whose completions all have the same reward, at
+        /// most: DAPO's dynamic sampling. After them a step trains on the groups that it has. 0: such groups stay,
+        /// with advantages of 0. The groups that are replaced are in the table of rollouts, as `no_signal`. With
+        /// `source_weights` prompts are replaced by others of their source, with a `curriculum` by those of its band
+        /// first.
         pub resample_rounds: u32 = 0;
         /// Whether completions that were cut off at `sampling.max_tokens` are left out of the loss (DAPO's overlong
         /// filtering, TRL's `mask_truncated_completions`). Their rewards count in the advantages of the others.
@@ -584,11 +635,14 @@ section! {
 }
 
 section! {
-    /// Sampling of completions from `model`, scored where rewards are given. Leaves a table of them, and
-    /// the table `NAME_set_aside` of prompts that kept failing.
+    /// Completions of `model` or of an `endpoint`, scored where rewards are given. Leaves a table of
+    /// them, and the table `NAME_set_aside` of prompts that kept failing.
     pub struct SampleStage {
-        /// The model: one of `[models]` or an earlier training stage.
-        pub model: String;
+        /// The model: one of `[models]` or an earlier training stage. Absent: there is an `endpoint`.
+        pub model: Option<String> = None;
+        /// The server that writes the completions in a model's place. It is sent of `sampling` what it has, `top_k` and
+        /// `stop_token_ids` only where they are set; `template` is then "raw" or a text.
+        pub endpoint: Option<Endpoint> = None;
         /// The prompts: columns `id`, `prompt`; `answer`, `source` and `tests` optional.
         pub prompts: Sql;
         /// How a prompt becomes the model's input.
@@ -719,4 +773,4 @@ section! {
     }
 }
 
-section_fields!(Critic, Reference);
+section_fields!(Critic, Reference, Curriculum);

@@ -1,6 +1,8 @@
 //! The plain values that keys have: numbers, strings, sizes, lists.
 
-use super::reader::{Field, Key, Reader, Word};
+use std::collections::BTreeMap;
+
+use super::reader::{Field, Key, Reader, Word, join};
 use super::source::{Node, Value};
 use super::write::Out;
 
@@ -283,6 +285,33 @@ impl Field for Names {
             [name] => Some(Out::string(name)),
             _ => self.0.write(),
         }
+    }
+}
+
+/// Weights by name: `{ sums = 3, general = 1 }`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Weights(pub BTreeMap<String, f64>);
+
+impl Field for Weights {
+    fn expects() -> String {
+        "a table of weights by name, such as `{ sums = 3, general = 1 }`".into()
+    }
+    fn read(node: &Node, path: &str, reader: &mut Reader<'_>, base: Self) -> Self {
+        let Value::Table(entries) = &node.value else {
+            reader.wrong_type(node, path, &Self::expects());
+            return base;
+        };
+        let mut weights = BTreeMap::new();
+        for entry in entries {
+            let path = join(path, &entry.key);
+            reader.remember(&path, entry.node.span);
+            weights.insert(entry.key.clone(), f64::read(&entry.node, &path, reader, 1.0));
+        }
+        Self(weights)
+    }
+    fn write(&self) -> Option<Out> {
+        let keys = self.0.iter().filter_map(|(name, weight)| Some((name.clone(), weight.write()?)));
+        Some(Out::Table(keys.collect()))
     }
 }
 

@@ -29,7 +29,7 @@ impl Out {
             Out::Table(keys) if keys.is_empty() => "{}".into(),
             Out::Table(keys) => {
                 let keys: Vec<String> =
-                    keys.iter().map(|(key, value)| format!("{key} = {}", value.inline())).collect();
+                    keys.iter().map(|(key, value)| line(key, &value.inline())).collect();
                 format!("{{ {} }}", keys.join(", "))
             }
         }
@@ -58,6 +58,19 @@ fn quote(text: &str) -> String {
     {
         return format!("'''\n{text}'''");
     }
+    quote_on_one_line(text)
+}
+
+/// A key and its value.
+fn line(key: &str, value: &str) -> String {
+    let is_bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    match !key.is_empty() && key.chars().all(is_bare) {
+        true => format!("{key} = {value}"),
+        false => format!("{} = {value}", quote_on_one_line(key)),
+    }
+}
+
+fn quote_on_one_line(text: &str) -> String {
     let mut quoted = String::from("\"");
     for c in text.chars() {
         match c {
@@ -81,7 +94,7 @@ pub(crate) fn table(out: &mut String, header: &str, name: &str, keys: &[(String,
     let _ = writeln!(out, "{header}");
     for (key, value) in keys {
         if !matches!(value, Out::Table(_)) {
-            let _ = writeln!(out, "{key} = {}", value.value());
+            let _ = writeln!(out, "{}", line(key, &value.value()));
         }
     }
     for (key, value) in keys {
@@ -90,7 +103,7 @@ pub(crate) fn table(out: &mut String, header: &str, name: &str, keys: &[(String,
             out.push('\n');
             let _ = writeln!(out, "[{inner_name}]");
             for (key, value) in inner {
-                let _ = writeln!(out, "{key} = {}", value.value());
+                let _ = writeln!(out, "{}", line(key, &value.value()));
             }
         }
     }

@@ -175,9 +175,7 @@ impl Actor for Advantage {
             Msg::Group { step, attempt, rows, credit } => {
                 state.args.shared.faults.at(Point::Advantage, step)?;
                 if (step, attempt) == (state.step, state.attempt) {
-                    let view = RolloutsView::new(&rows, Progress::Scored)?;
-                    let prompt_id = view.prompt_id(0).to_owned();
-                    state.groups.insert(prompt_id, rows);
+                    state.groups.insert(prompt_id(&rows)?, rows);
                 }
                 drop(credit);
             }
@@ -210,7 +208,14 @@ impl State {
         let kept = is_kept.iter().filter(|&&is_kept| is_kept).count();
         let missing = (settings.prompts_per_step as usize).saturating_sub(kept);
         if is_selective && missing > 0 && self.refills.rounds < settings.resample_rounds {
-            let refill = Refill { asked: self.refills.asked, count: missing };
+            let kept = ordered.iter().zip(&is_kept).filter(|(_, is_kept)| **is_kept);
+            let kept_ids: Result<Vec<String>> = kept.map(|(rows, _)| prompt_id(rows)).collect();
+            let refill = Refill {
+                asked: self.refills.asked,
+                count: missing,
+                asked_ids: self.prompt_ids.clone(),
+                kept_ids: kept_ids?,
+            };
             self.refills = Refills {
                 rounds: self.refills.rounds + 1,
                 asked: self.refills.asked + missing,
@@ -226,6 +231,11 @@ impl State {
         self.step = 0;
         Ok(())
     }
+}
+
+/// The prompt of a group.
+fn prompt_id(rows: &RecordBatch) -> Result<String> {
+    Ok(RolloutsView::new(rows, Progress::Scored)?.prompt_id(0).to_owned())
 }
 
 /// Whether the rewards of a group differ by more than what counts as no signal.

@@ -1,7 +1,8 @@
 //! Feeder: the prompts of a step, as rows.
 //! - Inbox: one credit per step, and one for each time that groups of it are replaced, from the learner; unbounded only
 //!   in name, since they follow each other.
-//! - State: none. Which prompts a step has, and which come in place of others, is a function of the step and the seed.
+//! - State: none. Which prompts a step has, and which come in place of others, is a function of the step, the seed, and
+//!   what the credit says of the steps before.
 //! - Fails only where a test has it fail. A prompt that can't be encoded is reported, not fatal.
 
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ use aha_rollout::rows::{self, PromptRow};
 use arrow::array::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use super::draw::Seen;
 use super::fault::Point;
 use super::stage::Shared;
 use super::{advantage, sampler};
@@ -30,9 +32,15 @@ impl Handle {
     }
 
     /// Says that the learner can take the groups of a step, or those that replace some of them.
-    pub fn credit(&self, step: u64, set_aside: BTreeSet<String>, refill: Option<Refill>) {
+    pub fn credit(
+        &self,
+        step: u64,
+        set_aside: BTreeSet<String>,
+        seen: Arc<Vec<Seen>>,
+        refill: Option<Refill>,
+    ) {
         // A feeder that has ended is restarted, and the step issued again.
-        let _ = self.actor.cast(Msg::Credit { step, set_aside, refill });
+        let _ = self.actor.cast(Msg::Credit { step, set_aside, seen, refill });
     }
 }
 
@@ -44,12 +52,16 @@ impl From<ActorRef<Msg>> for Handle {
 }
 
 /// Groups that are wanted in place of others of their step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Refill {
     /// Prompts that were asked for in this way before, in the same step.
     pub asked: usize,
     /// Prompts that are asked for now.
     pub count: usize,
+    /// The prompts that the step has asked, in all ways.
+    pub asked_ids: Vec<String>,
+    /// Those of them whose groups stay.
+    pub kept_ids: Vec<String>,
 }
 
 /// What the feeder is told.
@@ -60,6 +72,8 @@ pub enum Msg {
         step: u64,
         /// Prompts that are left out.
         set_aside: BTreeSet<String>,
+        /// What is known of each problem, where that decides which are drawn.
+        seen: Arc<Vec<Seen>>,
         /// Which groups of the step; none: the first.
         refill: Option<Refill>,
     },
@@ -103,10 +117,11 @@ impl Actor for Feeder {
         msg: Msg,
         args: &mut Args,
     ) -> Result<(), ActorProcessingErr> {
-        let Msg::Credit { step, set_aside, refill } = msg;
+        let Msg::Credit { step, set_aside, seen, refill } = msg;
         let shared = &args.shared;
         shared.faults.at(Point::Feed, step)?;
-        let Prompts { rows, prompt_ids, failed } = prompts_of(shared, step, &set_aside, refill);
+        let chosen = choose(shared, step, &set_aside, &seen, refill.as_ref());
+        let Prompts { rows, prompt_ids, failed } = prompts_of(shared, step, &set_aside, &chosen);
         args.advantage.expect(step, args.attempt, prompt_ids, refill.is_some());
         for (prompt_id, error) in failed {
             args.advantage.failed(step, args.attempt, prompt_id, error);
@@ -142,7 +157,7 @@ fn refills_of(
     first: &[usize],
     random: Philox,
     step: u64,
-    refill: Refill,
+    refill: &Refill,
 ) -> Vec<usize> {
     let others = random.permutation(step, problem_count).into_iter();
     others.filter(|idx| !first.contains(idx)).skip(refill.asked).take(refill.count).collect()
@@ -158,24 +173,37 @@ struct Prompts {
     failed: Vec<(String, Error)>,
 }
 
-fn prompts_of(
+/// Indices of the problems that a step asks, or of those that come in place of others.
+fn choose(
     shared: &Shared,
     step: u64,
     set_aside: &BTreeSet<String>,
-    refill: Option<Refill>,
-) -> Prompts {
+    seen: &[Seen],
+    refill: Option<&Refill>,
+) -> Vec<usize> {
+    if let Some(draw) = &shared.draw {
+        return draw.choose(seen, step, set_aside, refill);
+    }
     let settings = &shared.settings;
     let random = shared.random.derive("order of the prompts");
     let per_step = settings.prompts_per_step as usize;
     let count = shared.problems.len();
     let first = problems_of(count, per_step, settings.shuffle, random, step);
-    let chosen = match refill {
+    match refill {
         None => first,
         Some(refill) => refills_of(count, &first, shared.random.derive("refills"), step, refill),
-    };
+    }
+}
+
+fn prompts_of(
+    shared: &Shared,
+    step: u64,
+    set_aside: &BTreeSet<String>,
+    chosen: &[usize],
+) -> Prompts {
     let chosen: Vec<_> = chosen
-        .into_iter()
-        .map(|i| &shared.problems[i])
+        .iter()
+        .map(|&idx| &shared.problems[idx])
         .filter(|problem| !set_aside.contains(&problem.id))
         .collect();
     let mut encoded = Vec::with_capacity(chosen.len());
@@ -221,8 +249,10 @@ mod tests {
     #[test]
     fn refills_are_the_other_problems_each_once() {
         let first = [2, 5];
-        let refill =
-            |asked, count| refills_of(6, &first, Philox::new(1), 3, Refill { asked, count });
+        let refill = |asked, count| {
+            let refill = Refill { asked, count, ..Refill::default() };
+            refills_of(6, &first, Philox::new(1), 3, &refill)
+        };
         let mut all = [refill(0, 1), refill(1, 2), refill(3, 5)].concat();
         assert!(refill(4, 1).is_empty());
         all.sort_unstable();

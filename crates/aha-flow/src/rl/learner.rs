@@ -9,9 +9,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use aha_learn::learner::Learner as Engine;
+use aha_rollout::schema::Progress;
+use aha_rollout::view::RolloutsView;
+use arrow::array::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::advantage::Groups;
+use super::draw::Seen;
 use super::fault::Point;
 use super::feeder::Refill;
 use super::recorder::{self, Record};
@@ -182,6 +186,8 @@ pub struct State {
     /// Whether nobody has found the weights to be others than these.
     are_weights_sound: bool,
     position: Position,
+    /// What is known of each problem, where that decides which are drawn.
+    seen: Arc<Vec<Seen>>,
     /// Step of the newest checkpoint, and the newest whose rows are durable.
     checkpointed: u64,
     recorded: u64,
@@ -228,8 +234,11 @@ impl Actor for Learner {
                 (engine, checksum)
             })
             .await?;
+        let problems = &args.shared.problems;
+        let seen = args.shared.draw.as_ref().map(|draw| draw.begin(problems, &args.position.seen));
         Ok(State {
             thread,
+            seen: Arc::new(seen.unwrap_or_default()),
             shared: args.shared,
             supervisor: args.supervisor,
             links: None,
@@ -359,7 +368,8 @@ impl State {
         let model = Arc::clone(engine.model());
         let weights = Weights { model, version: engine.version(), checksum: self.checksum };
         links.sampler.publish(weights);
-        links.feeder.credit(self.position.step + 1, self.set_aside(), refill);
+        let (step, seen) = (self.position.step + 1, Arc::clone(&self.seen));
+        links.feeder.credit(step, self.set_aside(), seen, refill);
     }
 
     /// Starts training on the parked groups, if the engine is here. A checkpoint that is due comes first:
@@ -392,7 +402,7 @@ impl State {
 
     /// Hands on what a step gave, and issues the next.
     async fn finish_step(&mut self, trained: Trained) -> Result<()> {
-        let Trained { rows, mut metrics, mut facts, checksum, reference_version, failures } =
+        let Trained { rows, lens, mut metrics, mut facts, checksum, reference_version, failures } =
             trained;
         let version = self.engine.as_ref().map_or(0, |engine| engine.version());
         self.checksum = checksum;
@@ -404,6 +414,7 @@ impl State {
         *idle = if facts.trained == 0 { *idle + 1 } else { 0 };
         facts.steps_without_training = *idle;
         facts.nan_batches_total = self.position.nan_batches;
+        self.follow(&rows, &lens, &failures, &mut metrics)?;
         let set_aside = self.count_failures(failures);
         self.time(&mut metrics, &rows)?;
         let step = self.position.step;
@@ -418,6 +429,25 @@ impl State {
         let _ = self.supervisor.cast(supervisor::Msg::StepDone); // It may be stopping already.
         self.issue();
         self.settle();
+        Ok(())
+    }
+
+    /// Takes in what a step that is done says of its prompts.
+    fn follow(
+        &mut self,
+        rows: &RecordBatch,
+        lens: &[usize],
+        failures: &[(String, String)],
+        metrics: &mut BTreeMap<String, f64>,
+    ) -> Result<()> {
+        let Some(draw) = &self.shared.draw else { return Ok(()) };
+        let view = RolloutsView::new(rows, Progress::Trained)?;
+        let failed = failures.iter().map(|(id, _)| id.as_str());
+        let measured = draw.measure(&view, lens, failed);
+        let mut after = self.seen.to_vec();
+        draw.update(&mut after, self.position.step, &measured);
+        metrics.extend(draw.metrics(&self.seen, &after, &measured));
+        self.seen = Arc::new(after);
         Ok(())
     }
 
@@ -454,16 +484,11 @@ impl State {
     }
 
     /// Adds what the step took; a stopped clock measures nothing.
-    fn time(
-        &self,
-        metrics: &mut BTreeMap<String, f64>,
-        rows: &arrow::array::RecordBatch,
-    ) -> Result<()> {
+    fn time(&self, metrics: &mut BTreeMap<String, f64>, rows: &RecordBatch) -> Result<()> {
         if clock::is_stopped() {
             return Ok(());
         }
-        let view =
-            aha_rollout::view::RolloutsView::new(rows, aha_rollout::schema::Progress::Trained)?;
+        let view = RolloutsView::new(rows, Progress::Trained)?;
         let tokens: usize =
             (0..view.rows_count()).map(|r| view.completion_token_ids(r).len()).sum();
         let learning = self.learning_since.elapsed().as_secs_f64();
@@ -532,7 +557,10 @@ impl State {
         let Some(links) = &self.links else { return };
         let Some(engine) = self.engine.take() else { return };
         let minds = self.shared.settings.watchdogs.weights_differ == Watch::Stop;
-        links.checkpointer.save(engine, self.position.clone(), minds.then_some(self.checksum));
+        let draw = self.shared.draw.as_ref();
+        let seen = draw.map(|draw| draw.saved(&self.shared.problems, &self.seen));
+        let position = Position { seen: seen.unwrap_or_default(), ..self.position.clone() };
+        links.checkpointer.save(engine, position, minds.then_some(self.checksum));
     }
 
     /// Has the stage's model written; the stage ends when it is durable.

@@ -12,6 +12,7 @@
 //! - [`supervisor`]: spawns the actors and decides what a failure means; [`credit`]: bounded edges.
 //! - [`feeder`], [`sampler`], [`reward`], [`advantage`], [`learner`], [`recorder`], [`checkpointer`]:
 //!   the actors, in the order of the data.
+//! - [`draw`]: which prompts a step asks, by sources and by how hard prompts are. Pure.
 //! - [`train`]: what the learner does with a step's rows. Pure but for the weights. `appraise`: advantages that need the
 //!   learner's models, KL in the reward and a critic's. `critic`: the critic's optimizer steps.
 //! - [`fault`]: faults that tests inject.
@@ -31,6 +32,7 @@ mod appraise;
 pub mod checkpointer;
 pub mod credit;
 mod critic;
+pub mod draw;
 pub mod fault;
 pub mod feeder;
 pub mod learner;

@@ -8,6 +8,7 @@ use aha_model::{Head, Model, Tokenizer};
 use ractor::Actor;
 use tokio::sync::oneshot;
 
+use super::draw::Draw;
 use super::fault::Faults;
 use super::supervisor::{self, Ending, Supervisor};
 use super::train;
@@ -37,6 +38,8 @@ pub struct Shared {
     pub dir: RunDir,
     /// Problems that prompts are made of.
     pub problems: Vec<Problem>,
+    /// Which of them a step asks; none: each pass over them asks all.
+    pub draw: Option<Draw>,
     /// How prompts are made.
     pub prompter: Prompter,
     /// How tokens are drawn.
@@ -98,14 +101,26 @@ impl Shared {
         self.settings.objective.kl_coef != 0.0
     }
 
-    /// Whether the part called `name` is 1 for a right answer or for a program that passes its tests.
-    pub fn is_accuracy(&self, name: &str) -> bool {
-        self.settings.rewards.iter().any(|reward| reward.name() == name && reward.needs().is_some())
+    /// The part that is 1 for a right answer, or for a program that passes its tests, of completions of prompts from
+    /// `source`: the first.
+    pub fn accuracy_part(&self, source: Option<&str>) -> Option<usize> {
+        let rewards = self.settings.rewards.iter().enumerate();
+        let mut parts =
+            rewards.filter(|(_, reward)| reward.needs().is_some()).map(|(part, _)| part);
+        parts.find(|&part| self.scorer.is_applied(part, source))
     }
 
-    /// How the first reward that reads final answers finds them; none if none does.
-    pub fn answers(&self) -> Option<Answers> {
-        self.settings.rewards.iter().find_map(|reward| Answers::of(&reward.0))
+    /// How the rewards find final answers that read them, with their parts.
+    pub fn answers(&self) -> Vec<(usize, Answers)> {
+        let rewards = self.settings.rewards.iter().enumerate();
+        rewards.filter_map(|(part, reward)| Some((part, Answers::of(&reward.0)?))).collect()
+    }
+
+    /// Whether the stage tells prompts apart by their sources.
+    pub fn tells_sources(&self) -> bool {
+        let mut rewards = self.settings.rewards.iter();
+        !self.settings.source_weights.0.is_empty()
+            || rewards.any(|reward| reward.0.common.sources.is_some())
     }
 }
 

@@ -20,7 +20,6 @@ use super::appraise::appraise;
 use super::critic::CriticSteps;
 use super::stage::Shared;
 use crate::error::{Error, Result};
-use crate::evaluate::Answers;
 use crate::pipeline::{Optimizer, RlStage, ScheduleKind};
 use crate::watchdog::Facts;
 
@@ -28,6 +27,8 @@ use crate::watchdog::Facts;
 pub struct Trained {
     /// Rows of `aha_rollout::schema::rollouts`, in the order of the groups.
     pub rows: RecordBatch,
+    /// Rows of each group.
+    pub lens: Vec<usize>,
     /// What was measured.
     pub metrics: BTreeMap<String, f64>,
     /// What the watchdogs look at; the counters over steps are the learner's to fill in.
@@ -108,7 +109,8 @@ pub fn train(
     }
     let rows = steps::add_outcomes(&groups.rows, &outcomes)?;
     let failures = failures(&view, groups, &starts);
-    Ok(Trained { rows, metrics, facts, checksum, reference_version, failures })
+    let lens = groups.lens.clone();
+    Ok(Trained { rows, lens, metrics, facts, checksum, reference_version, failures })
 }
 
 /// Prompts that could not be served, and those none of whose completions could be scored.
@@ -409,19 +411,43 @@ fn measure(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> BTreeMa
         mean(format!("reward_{name}"), &mut (0..count).map(|r| view.reward_part(part, r)));
     }
     let flag = |x: bool| Some(f64::from(u8::from(x)));
-    if let Some(part) = shared.scorer.names().iter().position(|n| shared.is_accuracy(n)) {
-        mean(
-            "accuracy".to_owned(),
-            &mut (0..count).map(|r| flag(view.reward_part(part, r) == Some(1.0))),
-        );
-    }
+    let is_right = |row: usize| {
+        let part = shared.accuracy_part(view.source(row))?;
+        flag(view.reward_part(part, row) == Some(1.0))
+    };
+    mean("accuracy".to_owned(), &mut (0..count).map(is_right));
     mean(
         "completion_len_tokens".to_owned(),
         &mut (0..count).map(|r| Some(view.completion_token_ids(r).len() as f64)),
     );
     mean("truncated_share".to_owned(), &mut (0..count).map(|r| flag(is_truncated(view, r))));
     mean("no_signal_share".to_owned(), &mut groups.has_signal.iter().map(|&s| flag(!s)));
+    if shared.tells_sources() {
+        metrics.extend(measure_sources(view, &groups.lens));
+    }
     metrics
+}
+
+/// The share of each source in a step's prompts, and the mean reward of its completions.
+fn measure_sources(view: &RolloutsView<'_>, lens: &[usize]) -> BTreeMap<String, f64> {
+    let starts = starts(lens);
+    let mut prompts: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut rewards: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (&start, &len) in starts.iter().zip(lens).filter(|(_, len)| **len > 0) {
+        let Some(source) = view.source(start) else { continue };
+        *prompts.entry(source).or_default() += 1;
+        let of_source = rewards.entry(source).or_default();
+        of_source.extend((start..start + len).filter_map(|row| view.reward(row)));
+    }
+    let shares = prompts.into_iter().map(|(source, count)| {
+        (format!("source_share_{source}"), count as f64 / lens.len().max(1) as f64)
+    });
+    let means = rewards.into_iter().filter(|(_, rewards)| !rewards.is_empty());
+    let means = means.map(|(source, rewards)| {
+        let mean = rewards.iter().sum::<f64>() / rewards.len() as f64;
+        (format!("source_reward_{source}"), mean)
+    });
+    shares.chain(means).collect()
 }
 
 fn is_truncated(view: &RolloutsView<'_>, row: usize) -> bool {
@@ -447,14 +473,19 @@ fn facts(
 ) -> Facts {
     let rows = 0..view.rows_count();
     let answers = shared.answers();
-    let unparsed = |answers: &Answers| {
-        rows.clone().filter(|&r| answers.find(view.completion(r)).is_none()).count()
+    // By the first reward that reads answers and is for the row's source.
+    let is_parsed = |row: usize| {
+        let applied = |part: usize| shared.scorer.is_applied(part, view.source(row));
+        let (_, answers) = answers.iter().find(|(part, _)| applied(*part))?;
+        Some(answers.find(view.completion(row)).is_some())
     };
+    let parsed: Vec<bool> = rows.clone().filter_map(is_parsed).collect();
     Facts {
         completions: view.rows_count(),
         truncated: rows.clone().filter(|&r| is_truncated(view, r)).count(),
         stop_outside_mask: stops_outside_mask(view, &shared.sampling.stop_token_ids),
-        unparsed: answers.as_ref().map(unparsed),
+        answerable: parsed.len(),
+        unparsed: parsed.iter().filter(|is_parsed| !**is_parsed).count(),
         groups: groups.lens.len(),
         // From a teacher there is always something to learn.
         without_signal: match shared.teacher {

@@ -1,4 +1,5 @@
-//! Completions of many prompts as a table, a part per chunk of prompts: what `sample` and `eval` share.
+//! Completions of many prompts as a table, a part per chunk of prompts: what `sample` and `eval` share. Those of an
+//! endpoint are made by `asked`.
 //!
 //! A part is written aside and renamed. Draws are addressed, so a chunk that is made again after a kill has
 //! the same rows, and a stage goes on with the chunks that have no part yet.
@@ -34,7 +35,7 @@ use crate::stop::Stop;
 pub const CHUNK_PROMPTS: usize = 64;
 
 /// Why no completion of these stages was trained on.
-const SKIP_REASON: &str = "not_trained";
+pub(super) const SKIP_REASON: &str = "not_trained";
 
 /// What completions are drawn of, and how.
 pub struct Draws {
@@ -76,6 +77,11 @@ pub struct Speed {
 }
 
 impl Speed {
+    /// That of so many tokens.
+    pub fn new(tokens: usize, took: Duration) -> Speed {
+        Speed { tokens, took }
+    }
+
     /// Adds what another chunk took.
     pub fn add(&mut self, other: Speed) {
         self.tokens += other.tokens;
@@ -192,7 +198,7 @@ pub struct Owner<'a> {
 /// Makes the parts that the table doesn't have yet. Asked to stop, it leaves at once, without the chunk that
 /// it is at. Returns how fast the parts that it made were drawn.
 pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<Speed> {
-    let tables = Arc::new(Tables::open(owner.dir, &draws)?);
+    let tables = Arc::new(Tables::open(owner.dir, &draws.table, draws.reward_names())?);
     let thread = ComputeThread::start("aha-sampler")?;
     let draws = Arc::new(draws);
     let mut sampler = None;
@@ -217,28 +223,42 @@ pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<Speed> {
         let (back, chunk) = thread.run(job).await??;
         sampler = Some(back);
         speed.add(chunk.speed);
-        report(owner, &draws, idx, &chunk)?;
+        Report::of(&chunk)?.tell(owner, &draws.table, idx);
     }
     Ok(speed)
 }
 
-/// Says how a chunk went, and which prompts were set aside.
-fn report(owner: &Owner<'_>, draws: &Draws, idx: usize, chunk: &Chunk) -> Result<()> {
-    if let Some((prompt_id, error)) = chunk.set_aside.first() {
-        let count = chunk.set_aside.len();
-        let message = format!("{count} prompts are set aside, such as `{prompt_id}`: {error}");
-        tracing::warn!(stage = owner.stage, count, prompt_id, %error, "Prompts set aside.");
-        let hint = format!(
-            "see the table `{}_set_aside`; {}",
-            draws.table,
-            error.hint().unwrap_or("the others go on")
-        );
-        (owner.watcher)(Event::Warning { stage: owner.stage.to_owned(), message, hint });
+/// How a chunk went, and which prompts were set aside.
+pub(super) struct Report {
+    metrics: BTreeMap<String, f64>,
+    /// How many, the first of them, why, and the remedy.
+    set_aside: Option<(usize, String, String, Option<String>)>,
+}
+
+impl Report {
+    /// That of a chunk.
+    pub fn of(chunk: &Chunk) -> Result<Report> {
+        let set_aside = chunk.set_aside.first().map(|(prompt_id, error)| {
+            let hint = error.hint().map(str::to_owned);
+            (chunk.set_aside.len(), prompt_id.clone(), error.to_string(), hint)
+        });
+        let metrics = measure(&RolloutsView::new(&chunk.rows, Progress::Trained)?, chunk.speed);
+        Ok(Report { metrics, set_aside })
     }
-    let metrics = measure(&RolloutsView::new(&chunk.rows, Progress::Trained)?, chunk.speed);
-    let step = (owner.chunks_before + idx + 1) as u64;
-    (owner.watcher)(Event::Step { stage: owner.stage.to_owned(), step, metrics });
-    Ok(())
+
+    /// Tells whoever watches.
+    pub fn tell(self, owner: &Owner<'_>, table: &str, idx: usize) {
+        if let Some((count, prompt_id, error, hint)) = self.set_aside {
+            let message = format!("{count} prompts are set aside, such as `{prompt_id}`: {error}");
+            tracing::warn!(stage = owner.stage, count, prompt_id, error, "Prompts set aside.");
+            let hint = hint.as_deref().unwrap_or("the others go on");
+            let hint = format!("see the table `{table}_set_aside`; {hint}");
+            (owner.watcher)(Event::Warning { stage: owner.stage.to_owned(), message, hint });
+        }
+        let step = (owner.chunks_before + idx + 1) as u64;
+        let stage = owner.stage.to_owned();
+        (owner.watcher)(Event::Step { stage, step, metrics: self.metrics });
+    }
 }
 
 fn measure(view: &RolloutsView<'_>, speed: Speed) -> BTreeMap<String, f64> {
@@ -256,8 +276,7 @@ fn measure(view: &RolloutsView<'_>, speed: Speed) -> BTreeMap<String, f64> {
             (0..count).filter_map(|row| view.reward_part(part, row)).collect(),
         );
     }
-    let lens: Vec<f64> =
-        (0..count).map(|row| view.completion_token_ids(row).len() as f64).collect();
+    let lens: Vec<f64> = (0..count).map(|row| view.completion_len_tokens(row) as f64).collect();
     mean("completion_len_tokens", lens);
     let is_cut = |row| view.finish_reason(row) == aha_sample::FinishReason::Length.as_str();
     mean("truncated_share", (0..count).map(|row| f64::from(u8::from(is_cut(row)))).collect());
@@ -268,25 +287,26 @@ fn measure(view: &RolloutsView<'_>, speed: Speed) -> BTreeMap<String, f64> {
 }
 
 /// The table of completions, and that of the prompts set aside.
-struct Tables {
+pub(super) struct Tables {
     name: String,
     completions: TableWriter,
     set_aside: TableWriter,
 }
 
 impl Tables {
-    fn open(dir: &RunDir, draws: &Draws) -> Result<Tables> {
-        let schema = schema::rollouts(draws.reward_names())?;
-        let set_aside = dir.table(&format!("{}_set_aside", draws.table));
+    /// Those of the table of that name.
+    pub fn open(dir: &RunDir, table: &str, reward_names: &[String]) -> Result<Tables> {
+        let schema = schema::rollouts(reward_names)?;
+        let set_aside = dir.table(&format!("{table}_set_aside"));
         Ok(Tables {
-            name: draws.table.clone(),
-            completions: TableWriter::open(&dir.table(&draws.table), schema)?,
+            name: table.to_owned(),
+            completions: TableWriter::open(&dir.table(table), schema)?,
             set_aside: TableWriter::open(&set_aside, schema::set_aside())?,
         })
     }
 
     /// A part that can't be read is made again, with the same rows.
-    fn has(&self, chunk_idx: usize) -> bool {
+    pub fn has(&self, chunk_idx: usize) -> bool {
         let path = self.completions.dir().join(part_name(chunk_idx));
         path.is_file()
             && read::read_part(&path)
@@ -295,7 +315,7 @@ impl Tables {
     }
 
     /// The part of the completions comes last: a chunk that has it is complete.
-    fn write(&self, chunk_idx: usize, chunk: &Chunk) -> Result<()> {
+    pub fn write(&self, chunk_idx: usize, chunk: &Chunk) -> Result<()> {
         let name = part_name(chunk_idx);
         if !chunk.set_aside.is_empty() {
             let errors: Vec<String> =

@@ -64,6 +64,7 @@ impl Eval<'_> {
         let (stage, models) = (self.stage, self.models);
         let lender = Lender::new(stage, &specs(self.settings), models, self.waiting).await?;
         let scorer = scorer(self.settings, &lender)?;
+        scorer.check_sources(&problems)?;
         for (idx, name) in names.iter().enumerate() {
             let owner = Owner {
                 stage: self.stage,

@@ -3,6 +3,7 @@
 //! Each stage goes on from what it has made durable, and makes the same tables and weights however often it
 //! was interrupted.
 
+pub(crate) mod asked;
 pub(crate) mod completions;
 pub mod dpo;
 pub mod eval;

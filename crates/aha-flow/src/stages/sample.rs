@@ -1,16 +1,20 @@
-//! The `sample` stage: completions of a model, scored where rewards are given, as a table.
+//! The `sample` stage: completions of a model or of an endpoint, scored where rewards are given, as a table.
+
+use std::sync::Arc;
 
 use aha_data::Session;
 use aha_reward::wait::Waiting;
 
+use super::asked::{self, Asked};
 use super::completions::{self, Draws, Owner};
+use crate::endpoint::Server;
 use crate::error::Result;
 use crate::generate;
 use crate::lend::Lender;
 use crate::models::{Loaded, Models};
-use crate::pipeline::{OnNull, Run, SampleStage, Thinking};
+use crate::pipeline::{Endpoint, OnNull, Run, SampleStage, Thinking};
 use crate::progress::{Event, Watcher};
-use crate::prompts::{self, Prompter};
+use crate::prompts::{self, Problem, Prompter};
 use crate::rundir::RunDir;
 use crate::score::Scorer;
 use crate::stop::Stop;
@@ -38,41 +42,83 @@ pub struct Sample<'a> {
 }
 
 impl Sample<'_> {
-    /// Draws what the table doesn't have yet.
+    /// Draws from `base` what the table doesn't have yet.
     pub async fn run(&self, base: Loaded) -> Result<()> {
         let settings = self.settings;
-        let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
-        let (stage, models) = (self.stage, self.models);
-        let lender = Lender::new(stage, &specs, models, self.waiting).await?;
+        let (problems, scorer) = self.problems().await?;
         let draws = Draws {
             table: self.stage.to_owned(),
-            problems: prompts::load(self.session, &settings.prompts).await?,
+            problems,
             prompter: Prompter::new(&base.tokenizer, &settings.template)?,
             sampling: aha_sample::Sampling {
                 thinking: settings.thinking.as_ref().map(Thinking::resolved),
                 ..prompts::sampling(&settings.sampling, &base.model, &base.tokenizer)
             },
-            scorer: (!specs.is_empty())
-                .then(|| Scorer::new(&specs, OnNull::Drop, settings.reward_clip, &lender))
-                .transpose()?,
+            scorer,
             random: generate::stage_random(self.run.seed, self.stage),
             samples: settings.n,
             run: self.run.clone(),
             model: base,
         };
+        self.started(draws.chunks_count());
+        completions::write(&self.owner(), draws).await.map(drop)
+    }
+
+    /// Asks an endpoint for what the table doesn't have yet.
+    pub async fn ask(&self, endpoint: &Endpoint) -> Result<()> {
+        let settings = self.settings;
+        let (problems, scorer) = self.problems().await?;
+        let server = Server::new(
+            endpoint,
+            &settings.sampling,
+            &settings.template,
+            generate::stage_random(self.run.seed, self.stage),
+            self.stop.cancel(),
+        )?;
+        let asked = Asked {
+            table: self.stage.to_owned(),
+            problems,
+            server: Arc::new(server),
+            scorer,
+            needs_len: settings.rewards.iter().any(|reward| reward.0.kind().needs_tokens()),
+            samples: settings.n,
+            parallel_max: endpoint.parallel_max as usize,
+            dir: self.dir.clone(),
+        };
+        self.started(asked.chunks_count());
+        asked::write(&self.owner(), asked).await
+    }
+
+    /// The prompts, and what scores their completions.
+    async fn problems(&self) -> Result<(Vec<Problem>, Option<Scorer>)> {
+        let settings = self.settings;
+        let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
+        let lender = Lender::new(self.stage, &specs, self.models, self.waiting).await?;
+        let problems = prompts::load(self.session, &settings.prompts).await?;
+        if specs.is_empty() {
+            return Ok((problems, None));
+        }
+        let scorer = Scorer::new(&specs, OnNull::Drop, settings.reward_clip, &lender)?;
+        scorer.check_sources(&problems)?;
+        Ok((problems, Some(scorer)))
+    }
+
+    fn started(&self, chunks: usize) {
         (self.watcher)(Event::StageStarted {
             stage: self.stage.to_owned(),
             kind: "sample",
             step: 0,
-            steps: draws.chunks_count() as u64,
+            steps: chunks as u64,
         });
-        let owner = Owner {
+    }
+
+    fn owner(&self) -> Owner<'_> {
+        Owner {
             stage: self.stage,
             dir: self.dir,
             watcher: self.watcher,
             stop: self.stop,
             chunks_before: 0,
-        };
-        completions::write(&owner, draws).await.map(drop)
+        }
     }
 }

@@ -69,6 +69,8 @@ golden! {
     everything_wrong_is_reported_at_once: "everything",
     rewards_that_can_not_be_are_refused: "rewards",
     rewards_that_wait_are_checked: "rewards_that_wait",
+    mixtures_and_endpoints_that_can_not_be_are_refused: "mixture",
+    a_mixture_and_an_endpoint_give_a_plan: "good_mixture",
     a_good_pipeline_gives_a_plan: "good",
     every_reward_that_reads_text_gives_a_plan: "good_rewards",
     pairs_and_teachers_give_a_plan: "good_teachers",

@@ -10,6 +10,7 @@ use aha_flow::pipeline::{Pipeline, Places, StageKind};
 use aha_flow::progress::Watcher;
 use aha_flow::prompts::{self, Prompter};
 use aha_flow::rl::advantage::{self, Groups};
+use aha_flow::rl::draw::Draw;
 use aha_flow::rl::fault::Faults;
 use aha_flow::rl::stage::Shared;
 use aha_flow::rl::{learner, reward, sampler};
@@ -66,17 +67,21 @@ impl Actors {
             panic!("rl")
         };
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
+        let random = generate::stage_random(self.pipeline.run.seed, "zero");
+        let problems = prompts::load(&self.session, &settings.prompts).await.unwrap();
+        let scorer = Scorer::new(&specs, settings.reward_null, None, &NoBackends).unwrap();
         let shared = Shared {
             stage: "zero".to_owned(),
             settings: (**settings).clone(),
             run: self.pipeline.run.clone(),
-            problems: prompts::load(&self.session, &settings.prompts).await.unwrap(),
+            draw: Draw::new(settings, &problems, &scorer, random).unwrap(),
+            problems,
             prompter: Prompter::new(&base.tokenizer, &settings.template).unwrap(),
             sampling: prompts::sampling(&settings.sampling, &base.model, &base.tokenizer),
             tokenizer: Arc::clone(&base.tokenizer),
-            scorer: Scorer::new(&specs, settings.reward_null, None, &NoBackends).unwrap(),
+            scorer,
             teacher: None,
-            random: generate::stage_random(self.pipeline.run.seed, "zero"),
+            random,
             watcher,
             faults,
             dir: self.dir.clone(),

@@ -7,8 +7,9 @@
 //! - [`faults`]: actors that fail, and prompts. [`watching`]: watchdogs and metrics. [`reading`]: tables
 //!   while they grow. [`waiting`]: rewards that wait for others. [`edges`]: what actors hold while they stand
 //!   still. [`memory`]: how many models a stage holds. [`schedule`]: the learning rate. [`selecting`]: what a step is
-//!   trained on. [`distilling`]: learning from a teacher. [`int8`]: sampling from rounded weights. [`critic`]: PPO.
-//!   [`adapters`]: stages that train low-rank adapters.
+//!   trained on. [`mixing`]: which prompts are drawn, and rewards by source. [`asking`]: completions of an endpoint.
+//!   [`distilling`]: learning from a teacher. [`int8`]: sampling from rounded weights. [`critic`]: PPO. [`adapters`]:
+//!   stages that train low-rank adapters.
 //!
 //! Kills from outside are the business of the program's tests.
 
@@ -16,6 +17,7 @@
 
 mod actors;
 mod adapters;
+mod asking;
 mod bits;
 mod critic;
 mod distilling;
@@ -23,6 +25,7 @@ mod edges;
 mod faults;
 mod int8;
 mod memory;
+mod mixing;
 mod reading;
 mod schedule;
 mod selecting;

@@ -151,6 +151,14 @@ impl World {
         world
     }
 
+    /// So many sums, with a pipeline of the test's own.
+    pub fn of(text: &str, problems_count: usize) -> World {
+        let line = |i: usize| problem(&format!("p{i}"), &format!("{i}+1="), &(i + 1).to_string());
+        let world = World::with(&(0..problems_count).map(line).collect::<String>());
+        world.write_pipeline(text);
+        world
+    }
+
     /// Stages of every kind that takes time, on the problems of [`World::new`].
     pub fn long() -> World {
         let world = World::new();

@@ -13,7 +13,7 @@ use crate::backend::Backends;
 use crate::spec::Problem;
 use crate::verifier::excerpt;
 
-/// Longest body of a reply.
+/// Longest body of a reply, unless whoever has the client says otherwise.
 pub const REPLY_BYTES_MAX: u64 = 1 << 20;
 
 /// Longest time that can be set, in seconds: a day.
@@ -119,7 +119,8 @@ impl Settings {
             .max_idle_connections(self.parallel_max)
             .user_agent(concat!("aha/", env!("CARGO_PKG_VERSION")))
             .build();
-        Ok(Client { agent: Agent::new_with_config(config), url, key })
+        let agent = Agent::new_with_config(config);
+        Ok(Client { agent, url, key, reply_bytes_max: REPLY_BYTES_MAX })
     }
 
     fn problems(&self) -> Vec<Problem> {
@@ -177,12 +178,19 @@ pub struct Client {
     agent: Agent,
     url: String,
     key: Option<String>,
+    reply_bytes_max: u64,
 }
 
 impl Client {
     /// The address.
     pub fn url(&self) -> &str {
         &self.url
+    }
+
+    /// With another bound on the body of a reply.
+    #[must_use]
+    pub fn with_reply_bytes_max(self, reply_bytes_max: u64) -> Client {
+        Client { reply_bytes_max, ..self }
     }
 
     /// Posts JSON and returns the body of the reply, the key taken out: servers repeat keys that they don't know,
@@ -195,7 +203,8 @@ impl Client {
         // A limit of nothing would be none.
         let time_max = time_max.max(Duration::from_millis(1));
         let request = request.config().timeout_global(Some(time_max)).build();
-        let mut reply = request.send(body).map_err(|error| trouble(&error, time_max))?;
+        let trouble = |error: &ureq::Error| trouble(error, time_max, self.reply_bytes_max);
+        let mut reply = request.send(body).map_err(|error| trouble(&error))?;
         let status = reply.status().as_u16();
         let after =
             retry_after(reply.headers().get("retry-after").and_then(|value| value.to_str().ok()));
@@ -205,17 +214,18 @@ impl Client {
             return Err(Trouble::Lasting(reason));
         }
         let is_good = (200..300).contains(&status);
-        let text = reply.body_mut().with_config().limit(REPLY_BYTES_MAX).read_to_vec();
+        let text = reply.body_mut().with_config().limit(self.reply_bytes_max).read_to_vec();
         if !is_good {
             let text = String::from_utf8_lossy(&text.unwrap_or_default()).into_owned();
             let reason =
                 format!("the server answered {status}: {}", excerpt(&self.without_key(text)));
             return Err(match status {
                 408 | 425 | 429 | 500.. => Trouble::Passing { reason, after },
+                400 | 413 | 422 => Trouble::Refused(reason),
                 _ => Trouble::Lasting(reason),
             });
         }
-        let bytes = text.map_err(|error| trouble(&error, time_max))?;
+        let bytes = text.map_err(|error| trouble(&error))?;
         String::from_utf8(bytes)
             .map(|text| match &self.key {
                 Some(key) if key.len() >= KEY_BYTES_MIN => self.without_key(text),
@@ -240,7 +250,7 @@ fn retry_after(value: Option<&str>) -> Option<Duration> {
 }
 
 /// What an error of the client means.
-fn trouble(error: &ureq::Error, time_max: Duration) -> Trouble {
+fn trouble(error: &ureq::Error, time_max: Duration, reply_bytes_max: u64) -> Trouble {
     let passing = |reason: String| Trouble::Passing { reason, after: None };
     match error {
         ureq::Error::Timeout(_) => {
@@ -251,7 +261,7 @@ fn trouble(error: &ureq::Error, time_max: Duration) -> Trouble {
             passing(format!("the connection failed: {error}"))
         }
         ureq::Error::BodyExceedsLimit(_) => {
-            Trouble::Lasting(format!("the server's answer is longer than {REPLY_BYTES_MAX} bytes"))
+            Trouble::Lasting(format!("the server's answer is longer than {reply_bytes_max} bytes"))
         }
         error => Trouble::Lasting(error.to_string()),
     }

@@ -31,8 +31,10 @@ pub enum Trouble {
         /// How long the other side wants us to wait.
         after: Option<Duration>,
     },
-    /// The same request would fail again.
+    /// The same request would fail again, and others may as well.
     Lasting(String),
+    /// The same request would fail again: the other side finds fault with it (statuses 400, 413, 422).
+    Refused(String),
 }
 
 /// Why there is no answer.
@@ -59,7 +61,9 @@ pub fn retry<T>(
         let left = end.saturating_duration_since(Instant::now());
         let (reason, after) = match call(limits.call_max.min(left)) {
             Ok(answer) => return Ok(answer),
-            Err(Trouble::Lasting(reason)) => return Err(Failure::Failed(reason)),
+            Err(Trouble::Lasting(reason) | Trouble::Refused(reason)) => {
+                return Err(Failure::Failed(reason));
+            }
             Err(Trouble::Passing { reason, after }) => (reason, after),
         };
         let pause = after.unwrap_or_else(|| pause(request, tries_count));
