@@ -121,11 +121,11 @@ def run(args, arguments):
     """What the program prints."""
     try:
         command = [str(args.aha), *map(str, arguments)]
-        return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
     except OSError as error:
         fail(error, "build it with `cargo build --release -p aha`, or name it with --aha")
     except subprocess.CalledProcessError as error:
-        fail(f"aha {arguments[0]} ended with {error.returncode}", "see what it said above")
+        fail(f"aha {arguments[0]} ended with {error.returncode}:\n{error.stderr}", "see what it said")
 
 
 def pipeline(args, folder, text):

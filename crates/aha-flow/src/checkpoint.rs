@@ -233,7 +233,6 @@ fn load(path: &Path, device: &Device, begun: Begun<'_>) -> Result<Saved> {
         }
         false => None,
     };
-    let (model, reference) = (Arc::new(model), reference.map(Arc::new));
     Ok(Saved { model, reference, optimizer, critic, position })
 }
 

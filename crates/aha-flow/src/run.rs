@@ -14,8 +14,8 @@ use crate::lend::{self, Lender};
 use crate::models::{Loaded, Models};
 use crate::parts::Depth;
 use crate::pipeline::{
-    self, DpoStage, Pipeline, Places, Plan, Problems, RewardModelStage, RlStage, SampleStage, Stage, StageKind,
-    Text,
+    self, DpoStage, Pipeline, Places, Plan, Problems, RewardModelStage, RlStage, SampleStage,
+    Stage, StageKind, Text,
 };
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Prompter};
@@ -272,10 +272,6 @@ impl Runner {
             StageKind::Dpo(settings) => self.dpo(stage, settings).await,
             StageKind::Rl(settings) => self.rl(stage, settings).await,
             StageKind::Sample(settings) => self.sample(&stage.name, settings).await,
-                    stage: &stage.name,
-                    settings,
-                    run: &self.pipeline.run,
-                    dir: &self.dir,
             StageKind::Query(settings) => self.query(stage, settings).run().await,
             StageKind::Eval(settings) => {
                 let eval = Eval {

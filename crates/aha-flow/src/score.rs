@@ -59,7 +59,7 @@ impl Scorer {
 
     /// Whether the part of that place is applied to completions of prompts from `source`.
     pub fn is_applied(&self, part: usize, source: Option<&str>) -> bool {
-        self.composite.is_applied(part, source)
+        self.composite.as_ref().is_some_and(|composite| composite.is_applied(part, source))
     }
 
     /// Fails where no reward is for the completions of a problem.

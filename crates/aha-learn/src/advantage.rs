@@ -147,9 +147,9 @@ pub struct GroupAdvantages {
 /// The advantages of a rollout batch, group by group.
 ///
 /// The whole batch comes in one call because [`Baseline::Batch`], [`Scale::Batch`] and [`Scale::Whiten`] need it. A
-/// reward that is not finite is an error: it is neither a score nor the absence of one. With [`Baseline::Value`] nothing
-/// is known before a critic was asked, see [`crate::value::estimate`]: advantages are 0, and every group with a reward
-/// has a signal.
+/// reward that is not finite is an error: it is neither a score nor the absence of one. With [`Baseline::Value`]
+/// nothing is known before a critic was asked, see [`crate::value::estimate`]: advantages are 0, and every group with a
+/// reward has a signal.
 pub fn advantages(
     groups: &[&[Sample]],
     rule: &AdvantageRule,

@@ -70,8 +70,8 @@ pub struct Objective {
     /// Factor of the KL term; 0 needs no reference model.
     pub kl_coef: f64,
     /// The estimates of a completion's tokens are added up and taken off its reward, before advantages, in place of a
-    /// term of the loss (verl's `use_kl_in_reward`, TRL's RLOO). They are then of the policy that sampled. With a critic
-    /// each is taken off its own token's reward.
+    /// term of the loss (verl's `use_kl_in_reward`, TRL's RLOO). They are then of the policy that sampled. With a
+    /// critic each is taken off its own token's reward.
     pub kl_in_reward: bool,
     /// Which estimator of the KL divergence from the reference.
     pub kl_estimator: KlEstimator,

@@ -58,24 +58,24 @@ pub enum Preset {
     /// REINFORCE++ with a baseline: arXiv:2501.03262, section 3.3. The group's mean is taken off before
     /// advantages are normalised over the batch; KL with k2 in the loss.
     ReinforcePlusPlusBaseline,
-    /// PPO with a critic: arXiv:1707.06347, eq. 7, 9 (each loss with a model of its own), 11 and 12, for language as in
-    /// InstructGPT (arXiv:2203.02155, eq. 2) and with the defaults of TRL 1.16's `PPOConfig`: clip 0.2 of ratios and of
-    /// values, gamma 1, lambda 0.95, advantages whitened over the batch's tokens (std with n - 1), mean over tokens, KL
-    /// 0.05 with k1 off the reward of each token.
+    /// PPO with a critic: arXiv:1707.06347, eq. 7, 9 (each loss with a model of its own), 11 and 12, for language as
+    /// in InstructGPT (arXiv:2203.02155, eq. 2) and with the defaults that TRL's `PPOConfig` had: clip 0.2 of ratios
+    /// and of values, gamma 1, lambda 0.95, advantages whitened over the batch's tokens (std with n - 1), mean over
+    /// tokens, KL 0.05 with k1 off the reward of each token.
     ///
     /// verl's PPO is `lambda = 1, value_clip = 0.5, kl = 0, dual_clip = 3.0, log_ratio_clamp = 20.0`. The factor of
     /// the critic's loss (TRL: 0.1) has no place here: the critic is a model of its own, whose learning rate is
     /// `critic.optimizer.lr`.
     Ppo,
-    /// On-policy distillation: Agarwal et al. 2023 (GKD), arXiv:2306.13649, with all texts the student's own and reverse
-    /// KL; Lu et al. 2025, "On-Policy Distillation", Thinking Machines Lab. Mean over tokens of the divergence from the
-    /// stage's `teacher`, with rewards beside it if there are any; no KL from a reference.
+    /// On-policy distillation: Agarwal et al. 2023 (GKD), arXiv:2306.13649, with all texts the student's own and
+    /// reverse KL; Lu et al. 2025, "On-Policy Distillation", Thinking Machines Lab. Mean over tokens of the
+    /// divergence from the stage's `teacher`, with rewards beside it if there are any; no KL from a reference.
     Distill,
 }
 
 impl Preset {
     /// All presets, the default first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::DeepseekR1,
         Self::Trl1_16,
         Self::Verl0_9,

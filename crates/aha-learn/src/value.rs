@@ -1,6 +1,6 @@
 //! PPO with a critic: advantages of tokens by generalised advantage estimation (Schulman et al. 2016,
-//! arXiv:1506.02438, eq. 16; Schulman et al. 2017, arXiv:1707.06347, eq. 11 and 12), and the critic's loss, whose clip is
-//! that of OpenAI's baselines, TRL and verl.
+//! arXiv:1506.02438, eq. 16; Schulman et al. 2017, arXiv:1707.06347, eq. 11 and 12), and the critic's loss, whose clip
+//! is that of OpenAI's baselines, TRL and verl.
 //!
 //! A completion of `T` tokens with reward `r`; `V_t` is what the critic expects before token `t` is drawn, `V_T = 0`
 //! after the last, whether it ended by itself or was cut off (as in TRL and verl):

@@ -84,6 +84,7 @@ fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
             behaviour_logps: &d.logps,
             old: OldLogps::Behaviour,
             advantage,
+            token_advantages: None,
             mask: None,
         })
         .collect()

@@ -63,6 +63,7 @@ fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
             behaviour_logps: logps,
             old: OldLogps::Behaviour,
             advantage: 0.0,
+            token_advantages: None,
             mask: None,
         }
     };

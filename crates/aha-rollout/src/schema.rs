@@ -140,10 +140,12 @@ fn evals_figures() -> Vec<Field> {
     ]
 }
 
+fn maybe_numbers(name: &str, text: &str) -> Field {
+    doc(Field::new(name, list_of(DataType::Float64), true), text)
+}
+
 fn evals_details() -> Vec<Field> {
-    let maybe_numbers =
-        |name: &str, text: &str| doc(Field::new(name, list_of(DataType::Float64), true), text);
-    vec![
+    let mut fields = vec![
         maybe_text(
             col::BENCHMARK,
             "benchmark whose layout, prompt and verifier were used; null where the stage names none",
@@ -203,6 +205,14 @@ fn evals_details() -> Vec<Field> {
             col::WEIGHTS,
             "what weights were multiplied as: `same` as the model computes with, or `int8`",
         ),
+    ];
+    fields.extend(evals_by_rank());
+    fields
+}
+
+/// What a scorer that ranks completions leads to.
+fn evals_by_rank() -> Vec<Field> {
+    vec![
         maybe_text(
             col::RANK_BY,
             "scorer that ranked completions, by the name of its reward; null where the stage has none",

@@ -183,27 +183,34 @@ mod tests {
         let again = replace_advantages(&replaced, &[Some(0.0), None, Some(1.0)]).unwrap();
         assert!(replaced != grouped && again == grouped);
         assert!(replace_advantages(&scored, &[None; 3]).is_err());
-        let appraisal =
-            Appraisal { advantages: vec![0.5, -1.5, 0.25], values: vec![0.0, 1.0, 2.0] };
-        let appraised = appraise(&grouped, &[Some(appraisal), None, None]).unwrap();
-        assert_eq!(appraised.schema(), grouped.schema());
-        let view = RolloutsView::new(&appraised, schema::Progress::Grouped).unwrap();
-        assert_eq!([0, 1, 2].map(|row| view.advantage(row)), [Some(-0.25), None, Some(1.0)]);
-        assert_eq!(view.completion_advantages(0), Some(&[0.5, -1.5, 0.25][..]));
-        assert_eq!(view.completion_values(0), Some(&[0.0, 1.0, 2.0][..]));
-        assert_eq!((view.completion_advantages(1), view.completion_values(2)), (None, None));
-        assert!(appraise(&grouped, &[None]).is_err());
-        assert!(appraise(&scored, &[None, None, None]).is_err());
-        let again = replace_advantages(&appraised, &[Some(0.0), None, Some(1.0)]).unwrap();
-        assert!(again == grouped);
-        let few = Appraisal { advantages: vec![0.5], values: vec![0.0] };
-        let few = appraise(&grouped, &[Some(few), None, None]).unwrap();
-        assert!(RolloutsView::new(&few, schema::Progress::Grouped).is_err());
         let outcomes = [Outcome::Trained, Outcome::Skipped("no_signal".into()), Outcome::Trained];
         let trained = add_outcomes(&grouped, &outcomes).unwrap();
         assert_eq!(trained.schema(), schema::rollouts(&names()).unwrap());
         let untrained = add_untrained(&scored, "sample_only").unwrap();
         assert_eq!(untrained.schema(), trained.schema());
+    }
+
+    #[test]
+    fn a_critic_s_advantages_stand_beside_their_mean() {
+        let sampled = rows::tests::examples(2, 3);
+        let scored = add_scores(&sampled, &names(), &scores(3)).unwrap();
+        let grouped = add_advantages(&scored, &[Some(0.0), None, Some(1.0)]).unwrap();
+        // The third has two tokens.
+        let appraisal = Appraisal { advantages: vec![0.5, -1.0], values: vec![0.0, 2.0] };
+        let appraised = appraise(&grouped, &[None, None, Some(appraisal)]).unwrap();
+        assert_eq!(appraised.schema(), grouped.schema());
+        let view = RolloutsView::new(&appraised, schema::Progress::Grouped).unwrap();
+        assert_eq!([0, 1, 2].map(|row| view.advantage(row)), [Some(0.0), None, Some(-0.25)]);
+        assert_eq!(view.completion_advantages(2), Some(&[0.5, -1.0][..]));
+        assert_eq!(view.completion_values(2), Some(&[0.0, 2.0][..]));
+        assert_eq!((view.completion_advantages(1), view.completion_values(0)), (None, None));
+        let again = replace_advantages(&appraised, &[Some(0.0), None, Some(1.0)]).unwrap();
+        assert!(again == grouped && appraised != grouped);
+        assert!(appraise(&grouped, &[None]).is_err());
+        assert!(appraise(&scored, &[None, None, None]).is_err());
+        let few = Appraisal { advantages: vec![0.5], values: vec![0.0] };
+        let few = appraise(&grouped, &[None, None, Some(few)]).unwrap();
+        assert!(RolloutsView::new(&few, schema::Progress::Grouped).is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use super::source::{Node, Value};
 use super::write::Out;
 
 section! {
-    /// Low-rank adapters (LoRA, Hu et al. 2021): the weights of the model are frozen, and each targeted one counts as
+    /// Low-rank adapters, trained while the weights are frozen (LoRA, arXiv:2106.09685). Each targeted weight counts as
     /// `w + scale * b * a`, of which `a` and `b` are trained. They want a larger learning rate than the weights do,
     /// about ten times. The stage leaves its adapter in peft's layout in `adapters/NAME` of the run directory, and the
     /// model with the adapter merged into its weights in `models/NAME`, as without. A reward model's head is trained

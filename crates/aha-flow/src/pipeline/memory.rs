@@ -16,7 +16,7 @@
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
 //! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model; `dpo` likewise |
-//! | critic | (16 + A) P of it, and rows * tokens * 24 | `rl` with a critic: weights, packed weights, gradients and moments, and what it says of tokens |
+//! | critic | (16 + A) P of it, and rows * tokens * 24 | `rl` with a critic: all that training takes, and its values |
 //! | teacher | (4 + A) P of the teacher | `rl` with a teacher |
 //! | teacher's predictions | 4 (T H + V rows of a chunk) of the teacher | the same, while it trains |
 //! | other model | 4 P of it, and its file | while the reference of a `dpo`, or a teacher, is read |
@@ -46,6 +46,8 @@
 //! examples of a stage are, and are not counted.
 
 mod guides;
+#[cfg(test)]
+mod tests;
 
 use aha_compute::device::SPARE_BYTES_MAX;
 use aha_compute::ops::attention::{Dims, KvCache, PAGE_LEN};
@@ -233,7 +235,7 @@ pub fn predict(
     let mut query = program.clone();
     query.add("queries", pipeline.run.query_memory.0);
     let Some(model) = model else {
-        return without_model(&pipeline.run, stage, [program, query], reward_models);
+        return without_model(&pipeline.run, stage, [program, query], &others.reward_models);
     };
     let trained;
     let model = match &stage.kind {
@@ -566,8 +568,8 @@ impl<'a> Phase<'a> {
         self
     }
 
-    /// The phases of a stage `rl`: sampling, and training with micro-batches of so many tokens, of the policy and then of
-    /// its critic.
+    /// The phases of a stage `rl`: sampling, and training with micro-batches of so many tokens, of the policy and then
+    /// of its critic.
     fn rl(
         mut self,
         rl: &'a RlStage,
@@ -630,218 +632,5 @@ impl<'a> Phase<'a> {
             |part: &&Part| ["activations", "backward", "logits"].contains(&part.name);
         let lent: u64 = self.found.parts.iter().filter(comes_and_goes).map(|part| part.bytes).sum();
         self.found.add("spare buffers", (lent / 2).min(self.spare_bytes_max));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn parameters_of_smollm2_are_counted_as_published() {
-        let model = RandomModel {
-            hidden_size: 576,
-            intermediate_size: 1536,
-            layers: 30,
-            heads: 9,
-            kv_heads: 3,
-            ..RandomModel::default()
-        };
-        assert_eq!(facts_of_random(&model, 49_152).param_count, 134_515_008);
-    }
-
-    /// SmolLM2, and a model with a head of its own.
-    pub(super) fn models() -> [ModelFacts; 2] {
-        let tied = RandomModel {
-            hidden_size: 576,
-            intermediate_size: 1536,
-            layers: 30,
-            heads: 9,
-            kv_heads: 3,
-            ..RandomModel::default()
-        };
-        let untied = RandomModel { tie_word_embeddings: false, ..tied.clone() };
-        [tied, untied].map(|model| facts_of_random(&model, 49_152))
-    }
-
-    /// What the first stage of a pipeline needs of a part; 0 where its largest phase has no such part.
-    pub(super) fn part(name: &str, stage: &str, model: &ModelFacts) -> u64 {
-        let text = format!(
-            "[run]\nthreads = 2\nsequences_max = 100\nkv_cache = '4GiB'\n[models]\nbase = 'base'\n\
-             [[stage]]\nname = 'a'\nmodel = 'base'\n{stage}"
-        );
-        let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
-        let pipeline = crate::pipeline::parse(text).unwrap();
-        let others = Others {
-            critic: pipeline.stages[0].kind.critic().map(|_| model),
-            ..Others::default()
-        };
-        let found = predict(&pipeline, &pipeline.stages[0], Some(model), &others);
-        found.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).sum()
-    }
-
-    const SFT: &str = "kind = 'sft'\ndata = 'SELECT 1'";
-    const SAMPLE: &str =
-        "kind = 'sample'\nprompts = 'SELECT 1'\nn = 4\nsampling = { max_tokens = 1000 }";
-    const RL: &str = "kind = 'rl'\nprompts = 'SELECT 1'\nrewards = [{ kind = 'math' }]";
-
-    #[test]
-    fn a_tied_embedding_has_two_gradients_and_an_untied_one_is_not_packed() {
-        let [tied, untied] = models();
-        let embedding = 4 * 49_152 * 576;
-        assert_eq!(part("gradients", SFT, &tied), 4 * tied.param_count + embedding);
-        assert_eq!(part("gradients", SFT, &untied), 4 * untied.param_count);
-        assert_eq!(part("packed weights", SFT, &tied), 4 * tied.param_count);
-        assert_eq!(part("packed weights", SFT, &untied), 4 * untied.param_count - embedding);
-    }
-
-    #[test]
-    fn a_reward_model_has_a_vector_for_its_head_and_no_logits() {
-        for model in models() {
-            let body = 134_515_008;
-            let trained = facts_of_reward_model(&model);
-            assert_eq!((trained.param_count, trained.is_reward_model), (body + 576, true));
-            // Trained on, it stays what it is.
-            assert_eq!(facts_of_reward_model(&trained), trained);
-            let stage = "kind = 'reward-model'\ndata = 'SELECT 1'";
-            assert_eq!(part("optimizer", stage, &model), 8 * (body + 576));
-            assert_eq!(part("logits", stage, &model), 0);
-        }
-    }
-
-    #[test]
-    fn adapters_alone_have_gradients_and_moments_and_share_the_rest() {
-        let [model, _] = models();
-        let stage = |more: &str| format!("{RL}\nlora = {{ rank = 8{more} }}");
-        // Inputs and outputs of q, k, v, o, gate, up and down.
-        let sizes = 2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536);
-        for (more, sizes) in [("", sizes), (", targets = ['q_proj', 'k_proj']", 1152 + 768)] {
-            let count = 30 * 8 * sizes;
-            let of = |name: &str| part(name, &stage(more), &model);
-            assert_eq!(of("adapters"), 8 * count);
-            assert_eq!(of("gradients"), 4 * count);
-            assert_eq!(of("optimizer"), 8 * count);
-            assert_eq!(of("reference"), 8 * count);
-            assert_eq!(of("weights"), 4 * model.param_count);
-            assert_eq!(of("packed weights"), 4 * model.param_count);
-        }
-        let sft = |lora: &str| part("activations", &format!("{SFT}\n{lora}"), &model);
-        assert_eq!(sft("lora = { rank = 8 }") - sft(""), 4096 * 30 * 4 * 7 * 8);
-    }
-
-    #[test]
-    fn logits_are_those_of_a_chunk() {
-        let [model, _] = models();
-        assert_eq!(part("logits", SFT, &model), 4 * 49_152 * 192);
-        let few = format!("{SFT}\nmicro_batch_tokens = 64\nmax_tokens = 64");
-        assert_eq!(part("logits", &few, &model), 4 * 49_152 * 64);
-        // Two threads draw.
-        assert_eq!(part("logits", SAMPLE, &model), 4 * 49_152 * (85 + 2));
-    }
-
-    #[test]
-    fn completions_are_those_of_a_chunk_of_prompts() {
-        let [model, _] = models();
-        assert_eq!(part("rollouts", SAMPLE, &model), 64 * 4 * 1000 * 48);
-        let [rollouts, rows] = [part("rollouts", RL, &model), 32 * 16];
-        assert_eq!(rollouts, rows * 256 * 48);
-    }
-
-    #[test]
-    fn completions_of_an_endpoint_are_those_of_all_chunks_under_way() {
-        let needs = |keys: &str, reward_models: &[&ModelFacts]| {
-            let text = format!(
-                "[run]\nquery_memory = '32MiB'\n[[stage]]\nname = 'a'\nkind = 'sample'\nprompts = 'SELECT 1'\n\
-                 n = 4\nsampling = {{ max_tokens = 4000 }}\nendpoint = {{ url = 'http://h', model = 'm'{keys} }}"
-            );
-            let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
-            let pipeline = crate::pipeline::parse(text).unwrap();
-            predict(&pipeline, &pipeline.stages[0], None, reward_models).total_bytes()
-        };
-        let chunk = 64 * 4 * 4000 * 48;
-        assert_eq!(needs("", &[]), PROGRAM_BYTES + 2 * chunk);
-        assert_eq!(needs(", parallel_max = 256", &[]), PROGRAM_BYTES + 3 * chunk);
-        let [model, _] = models();
-        assert!(needs("", &[&facts_of_reward_model(&model)]) > 8 * 134_515_008);
-    }
-
-    #[test]
-    fn a_cache_is_no_larger_than_its_sequences() {
-        let [model, _] = models();
-        assert_eq!(part("kv cache", SAMPLE, &model), 4 << 30);
-        // 101 sequences of 33 pages of 16 positions.
-        let short = ModelFacts { max_position_embeddings: 512, ..model };
-        assert_eq!(part("kv cache", SAMPLE, &short), 101 * 33 * 16 * 2 * 4 * 30 * 192);
-        // A step of 8 completions.
-        let few = format!("{RL}\nprompts_per_step = 2\ngroup_size = 4");
-        assert_eq!(part("kv cache", &few, &short), 9 * 33 * 16 * 2 * 4 * 30 * 192);
-    }
-
-    #[test]
-    fn a_group_has_one_prompt_and_no_sequence_is_cut() {
-        let [model, _] = models();
-        let short = ModelFacts { max_position_embeddings: 512, ..model };
-        let of_tokens = |tokens: u64| 4 * tokens * (3 * 576 + 2 * 1536);
-        let stage = |more: &str| format!("{RL}\nprompts_per_step = 2\ngroup_size = 4\n{more}");
-        let backward = |more: &str| part("backward", &stage(more), &short);
-        assert_eq!(backward("micro_batch_tokens = 4096"), of_tokens(2 * (256 + 4 * 256)));
-        assert_eq!(backward("micro_batch_tokens = 1000"), of_tokens(1000));
-        assert_eq!(backward("micro_batch_tokens = 300"), of_tokens(512));
-        assert_eq!(backward("minibatches = 2"), of_tokens(256 + 4 * 256));
-    }
-
-    #[test]
-    fn int8_weights_are_beside_the_learner_s_and_in_place_of_others() {
-        let [model, _] = models();
-        // Outputs of a layer: queries, keys, values, the attention's, gate, up and down.
-        let outputs = 30 * (576 + 2 * 192 + 576 + 2 * 1536 + 576) + 49_152;
-        let bytes = 134_515_008 + 4 * outputs;
-        let int8 = |kind: &str| format!("{kind}\nsampling = {{ weights = \"int8\" }}");
-        assert_eq!(part("int8 weights", &int8(RL), &model), bytes);
-        assert_eq!(part("packed weights", &int8(RL), &model), 4 * 134_515_008);
-        let eval = "kind = 'eval'\ndata = 'SELECT 1'\nweights = 'int8'";
-        assert_eq!(part("int8 weights", eval, &model), bytes);
-        assert_eq!(part("packed weights", eval, &model), 0);
-        assert_eq!(part("int8 weights", RL, &model), 0);
-    }
-
-    #[test]
-    fn a_critic_is_a_second_model_that_is_trained() {
-        let rows = 32 * 16 * 256;
-        for model in models() {
-            let ppo = format!("{RL}\nobjective = {{ preset = 'ppo' }}");
-            let params = facts_of_reward_model(&model).param_count;
-            let embedding = 49_152 * 576;
-            // Weights, gradients and two moments; the embedding isn't multiplied with.
-            let state = 16 * params + 4 * (params - embedding);
-            assert_eq!(part("critic", &ppo, &model), state + 24 * rows);
-            assert_eq!(part("critic", RL, &model), 0);
-            assert_eq!(part("optimizer", &ppo, &model), 8 * model.param_count);
-        }
-    }
-
-    #[test]
-    fn checkpointing_keeps_two_sums_per_layer() {
-        let [model, _] = models();
-        let sets = format!("{SFT}\nactivation_checkpointing = true");
-        let block = 4 * 576 + 2 * (576 + 192) + 3 * 1536 + 9;
-        let of_tokens = |floats: u64| 4 * 4096 * floats;
-        assert_eq!(part("activations", SFT, &model), of_tokens(30 * block + 4 * 576));
-        assert_eq!(part("activations", &sets, &model), of_tokens(2 * 30 * 576 + block + 4 * 576));
-    }
-
-    #[test]
-    fn an_exported_model_is_read_from_a_file() {
-        let [model, _] = models();
-        assert_eq!(part("file", "kind = 'export'", &model), 4 * model.param_count);
-        let tiny = facts_of_random(&RandomModel::default(), 100);
-        assert_eq!(part("queries", "kind = 'export'", &tiny), 256 << 20);
-    }
-
-    #[test]
-    fn sizes_are_shown_with_few_digits() {
-        assert_eq!(shown(0), "0 B");
-        assert_eq!(shown(96 << 20), "96 MiB");
-        assert_eq!(shown(3 << 29), "1.5 GiB");
     }
 }

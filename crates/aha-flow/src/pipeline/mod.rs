@@ -9,6 +9,7 @@
 //! - `source`: TOML and `--set` as one tree with positions. `reader`, `values`, `foreign`, `write`:
 //!   from the tree to structs and back.
 //! - `layout`: the file's sections. `local`: names and arithmetic. `references`: who reads whom.
+//!   `roles`: models as what they are named for.
 //!   `resolve`: tables, queries and models, asked through [`Catalogue`] and [`ModelProbe`].
 //! - [`memory`]: the prediction and its formulas. `auto`: what is chosen by them. [`Plan`]: what `aha check` prints.
 //!
@@ -35,6 +36,7 @@ mod reader;
 mod references;
 mod resolve;
 mod rewards;
+mod roles;
 mod run;
 mod sampling;
 mod source;
@@ -66,9 +68,9 @@ pub use sampling::{
     Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
 };
 pub use stages::{
-    Critic, Curriculum, DpoStage, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull, Overlong,
-    OverlongPair, PairLoss, Pipeline, QueryStage, Reference, RewardModelStage, RlStage, SampleStage, SftForm,
-    SftStage, Stage, StageKind,
+    Critic, Curriculum, DpoStage, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull,
+    Overlong, OverlongPair, PairLoss, Pipeline, QueryStage, Reference, RewardModelStage, RlStage,
+    SampleStage, SftForm, SftStage, Stage, StageKind,
 };
 pub use values::{ByteSize, Names, Sql, Weights};
 pub use watchdogs::{NanWatchdog, SftWatchdogs, Watch, Watchdogs};

@@ -16,8 +16,8 @@ use super::resolve::Facts;
 use super::rewards::Reward;
 use super::sampling::{Optimizer, SamplingWeights, ScheduleKind, Template, Thinking};
 use super::stages::{
-    DpoStage, EvalStage, Format, LossOn, PairLoss, Pipeline, RewardModelStage, RlStage, SftForm, SftStage, Stage,
-    StageKind,
+    DpoStage, EvalStage, Format, LossOn, PairLoss, Pipeline, RewardModelStage, RlStage, SftForm,
+    SftStage, Stage, StageKind,
 };
 use super::values::Sql;
 

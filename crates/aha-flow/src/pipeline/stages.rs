@@ -137,7 +137,8 @@ impl StageKind {
             StageKind::Sft(stage) => stage.lora.as_ref(),
             StageKind::RewardModel(stage) => stage.lora.as_ref(),
             StageKind::Rl(stage) => stage.lora.as_ref(),
-            StageKind::Sample(_)
+            StageKind::Dpo(_)
+            | StageKind::Sample(_)
             | StageKind::Query(_)
             | StageKind::Eval(_)
             | StageKind::Export(_) => None,
@@ -453,8 +454,8 @@ section! {
         /// Pairs of one optimizer step.
         pub batch_size: u32 = 32, "at least 1" |n| *n >= 1;
         /// Tokens of one forward and backward pass, at most; a pair stays whole, and its prompt counts once. Memory
-        /// depends on it, results do not. "auto": as many as fit into `run.memory` or, without it, into what the machine
-        /// has free, up to 4096.
+        /// depends on it, results do not. "auto": as many as fit into `run.memory` or, without it, into what the
+        /// machine has free, up to 4096.
         @neutral
         pub micro_batch_tokens: Auto<u32> = Auto::Auto, "at least 1" |n| n.given() != Some(0);
         /// Tokens of a prompt and one of its completions, end token included, at most; never more than the
@@ -506,8 +507,8 @@ section! {
 }
 
 section! {
-    /// The critic of a stage with `objective.advantage_baseline = "value"`: a model of its own, which learns what to
-    /// expect of a completion from each of its tokens on. It is written into checkpoints, and is no model of the run's.
+    /// The critic of `objective.advantage_baseline = "value"`. It is a model of its own, which learns what to expect of
+    /// a completion from each of its tokens on; it is written into checkpoints, and is no model of the run's.
     pub struct Critic {
         /// The model to start from: one of `[models]` or an earlier training stage, with the tokenizer of the stage's
         /// model. A reward model goes on with its head (InstructGPT); a language model gets one of zeros. Absent: the
@@ -596,13 +597,13 @@ section! {
         /// What is optimised. A preset sets every constant, other keys change single ones; `aha check`
         /// prints the formula that comes of it.
         pub objective: Objective = Preset::default().objective(256);
-        /// The critic of `objective.advantage_baseline = "value"`; absent: this with its defaults, or none without that.
+        /// The critic of `objective.advantage_baseline = "value"`; absent: one with the defaults, or none without that.
         pub critic: Option<Critic> = None;
         /// The reference model of the KL term.
         pub reference: Reference = Reference::default();
-        /// The model whose distributions are learned at each token that the policy draws: on-policy distillation, by the
-        /// term `objective.distill`, which `objective = { preset = "distill" }` has. One of `[models]` or an earlier
-        /// training stage, with the same tokenizer.
+        /// The model whose distributions are learned at each token that the policy draws: on-policy distillation, by
+        /// the term `objective.distill`, which `objective = { preset = "distill" }` has. One of `[models]` or an
+        /// earlier training stage, with the same tokenizer.
         pub teacher: Option<String> = None, "not empty" |name| name.as_ref().is_none_or(|n| !n.is_empty());
         /// Optimizer steps that one pass over a step's completions is split into, by whole groups.
         pub minibatches: u32 = 1, "at least 1" |n| *n >= 1;
@@ -687,9 +688,9 @@ section! {
 }
 
 section! {
-    /// Evaluation: pass@1, pass@k and cons@k with their standard errors, and best-of-n where a scorer ranks.
-    /// Lengths are measured as well, and the model is rated where problems have ratings. The stage's table and `evals` get a row per model;
-    /// the completions of each model are the table `NAME_MODEL`.
+    /// Evaluation: pass@1, pass@k and cons@k with their standard errors. Where a scorer ranks, also best-of-n.
+    /// Lengths are measured as well, and the model is rated where problems have ratings. The stage's table and
+    /// `evals` get a row per model; the completions of each model are the table `NAME_MODEL`.
     pub struct EvalStage {
         /// The models, one or several: of `[models]` or earlier training stages.
         pub model: Names, "at least one model" |names| !names.0.is_empty();

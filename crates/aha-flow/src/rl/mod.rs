@@ -13,8 +13,8 @@
 //! - [`feeder`], [`sampler`], [`reward`], [`advantage`], [`learner`], [`recorder`], [`checkpointer`]:
 //!   the actors, in the order of the data.
 //! - [`draw`]: which prompts a step asks, by sources and by how hard prompts are. Pure.
-//! - [`train`]: what the learner does with a step's rows. Pure but for the weights. `appraise`: advantages that need the
-//!   learner's models, KL in the reward and a critic's. `critic`: the critic's optimizer steps.
+//! - [`train`]: what the learner does with a step's rows. Pure but for the weights. `appraise`: advantages that need
+//!   the learner's models, KL in the reward and a critic's. `critic`: the critic's optimizer steps.
 //! - [`fault`]: faults that tests inject.
 //!
 //! # Invariants

@@ -208,6 +208,7 @@ impl Asked {
             prompt_token_ids: &completion.prompt_token_ids,
             completion_token_ids: &completion.token_ids,
             completion_logprobs: &completion.logprobs,
+            completion_forced_mask: None,
             finish_reason: &completion.finish_reason,
             finished_at_us: completion.finished_at_us,
         });

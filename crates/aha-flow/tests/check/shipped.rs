@@ -40,7 +40,7 @@ fn stand_ins(name: &str, dir: &Path) -> Vec<String> {
             Some(format!("models.{name}={QWEN}"))
         }
         ModelSource::Path(_) => Some(format!("models.{name}={:?}", model.display().to_string())),
-        ModelSource::Random(_) => None,
+        ModelSource::Random(_) | ModelSource::Adapted(_) => None,
     });
     let tables = pipeline
         .tables

@@ -84,7 +84,8 @@ async fn a_critic_learns_and_every_token_has_its_advantage() {
 #[tokio::test(flavor = "multi_thread")]
 async fn advantages_in_the_table_are_those_of_the_formula() {
     let world = World::new();
-    let objective = "stage.zero.objective={ preset = \"ppo\", kl = 0, gamma = 0.9, lambda = 0.8, advantage_scale = \"none\" }";
+    let objective = "stage.zero.objective={ preset = \"ppo\", kl = 0, gamma = 0.9, lambda = 0.8, \
+                     advantage_scale = \"none\" }";
     let sets = [&FAST[1..], &[objective]].concat();
     world.finish("run", &sets).await;
     let mut count = 0;

@@ -19,7 +19,9 @@ async fn a_student_without_rewards_comes_close_to_its_teacher() {
     let (first, last) = (mean(&divergences[..3]), mean(&divergences[37..]));
     assert!(0.0 < last && last < 0.5 * first, "{first}, then {last}: {divergences:?}");
     for (_, metrics) in outcome.steps("zero") {
-        assert_eq!((metrics["loss"], metrics["ratio_max"]), (metrics["teacher_kl"], 1.0));
+        // The same sum, but divided before and after it is added up.
+        assert!((metrics["loss"] - metrics["teacher_kl"]).abs() < 1e-12, "{metrics:?}");
+        assert_eq!(metrics["ratio_max"], 1.0);
         assert!(!metrics.contains_key("reward"), "{metrics:?}");
         assert_eq!(metrics["no_signal_share"], 0.0);
     }
@@ -100,7 +102,8 @@ async fn a_teacher_that_does_not_fit_is_refused_before_the_first_step() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_teacher_can_not_read_is_left_out() {
     let world = World::taught();
-    world.finish("run", &["models.blank.vocab_size=40"]).await;
+    let sets = ["models.blank.vocab_size=25", "stage.zero.sampling.max_tokens=3"];
+    world.finish("run", &sets).await;
     let tokens = Tokenizer::load(&world.dir("run").model("zero")).unwrap().vocab_len();
     let (mut trained, mut left_out) = (0, 0);
     each_rollout(&world.dir("run"), "zero", |view, row| {

@@ -30,7 +30,6 @@ mod reading;
 mod schedule;
 mod selecting;
 #[path = "../../../aha-reward/tests/waiting/server.rs"]
-#[expect(dead_code, reason = "the tests of the rewards have more faults than these")]
 mod server;
 mod stopping;
 mod waiting;

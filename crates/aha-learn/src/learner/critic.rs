@@ -34,8 +34,8 @@ pub struct ValueOutcome {
 }
 
 impl Learner {
-    /// One step of a critic on `rollouts`, of which those of a group follow one another, by the loss of [`value`]; `clip`
-    /// is how far a value may move.
+    /// One step of a critic on `rollouts`, of which those of a group follow one another, by the loss of [`value`];
+    /// `clip` is how far a value may move.
     pub fn value_step(
         &mut self,
         rollouts: &[Rollout<'_>],

@@ -149,6 +149,7 @@ fn rollouts<'a>(pairs: &[DpoPair<'a>]) -> Vec<Rollout<'a>> {
             behaviour_logps: &[],
             old: OldLogps::Current,
             advantage: 0.0,
+            token_advantages: None,
             mask: Some(&loss_mask[first..]),
         }
     };

@@ -110,8 +110,8 @@ pub struct ObjectiveFile {
     /// What a reward is compared with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantage_baseline: Option<Baseline>,
-    /// What a deviation from the baseline is divided by. `group` needs a baseline of the group. With a critic `whiten` or
-    /// `none`, of the advantages of all tokens.
+    /// What a deviation from the baseline is divided by. `group` needs a baseline of the group. With a critic `whiten`
+    /// or `none`, of the advantages of all tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advantage_scale: Option<Scale>,
     /// Which standard deviation.

@@ -105,7 +105,10 @@ fn ppo_trains_a_critic_and_then_the_policy() {
     let rows = "SELECT step, count(*) AS n, count(*) FILTER (WHERE is_trained) AS trained, \
                 count(*) FILTER (WHERE skip_reason = 'critic_warmup') AS warming, \
                 count(completion_values) AS appraised FROM ppo GROUP BY step ORDER BY step";
-    let step = |step: u64, trained: u64| json!({"step": step, "n": 4, "trained": trained, "warming": 4 - trained, "appraised": 4});
+    let step = |step: u64, trained: u64| {
+        let warming = 4 - trained;
+        json!({"step": step, "n": 4, "trained": trained, "warming": warming, "appraised": 4})
+    };
     assert_eq!(query(rows), json!([step(1, 0), step(2, 4)]));
     let losses = "SELECT count(*) AS n FROM metrics WHERE name = 'value_loss'";
     assert_eq!(query(losses), json!([{"n": 2}]));
@@ -208,7 +211,7 @@ fn distill_takes_both_paths_from_one_student() {
 
 #[test]
 fn thinking_budgets_are_kept_and_their_accuracy_is_told() {
-    let budgets = [("at_once", 0), ("short", 4), ("full", 12), ("waits", 12)];
+    let budgets = [("at_once", 0), ("short", 4), ("as_trained", 12), ("waits", 12)];
     let sets = budgets.iter().flat_map(|(stage, tokens)| {
         // Each byte of what closes is a token; the least of them has 18.
         let keys = [("k", 2), ("max_tokens", 64), ("thinking.max_tokens", *tokens)];
@@ -222,7 +225,7 @@ fn thinking_budgets_are_kept_and_their_accuracy_is_told() {
     let found = query(most);
     let row = |stage: &str, tokens: u64| {
         let rows = found.as_array().unwrap();
-        let row = rows.iter().find(|row| row["stage"].as_str().unwrap() == stage).unwrap();
+        let row = rows.iter().find(|row| row["stage"] == format!("{stage}_base")).unwrap();
         assert_eq!(row["n"], 8, "{found}");
         assert!(row["first"].as_u64().unwrap() <= tokens + 1, "{found}");
         row["forced"].as_u64().unwrap()

@@ -240,7 +240,7 @@ fn default(all: &[(&str, &Key)]) -> String {
     let shown = |key: &Key| match &key.default {
         _ if key.name == "NAME" => "–".to_owned(),
         _ if key.is_required => "*required*".to_owned(),
-        _ if key.expects == "a table" && key.default.is_some() => "that of its keys".to_owned(),
+        Some(_) if key.expects == "a table" => "that of its keys".to_owned(),
         Some(default) => format!("`{}`", one_line(default)),
         None => "absent".to_owned(),
     };

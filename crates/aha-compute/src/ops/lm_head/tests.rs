@@ -155,7 +155,7 @@ impl Beside {
         dhidden.fill(f32::NAN);
         backward_in_chunks(
             &mut dhidden,
-            dw,
+            Some(dw),
             Grads {
                 dlogp: &case.dlogp,
                 dentropy: Some(&case.dentropy),
@@ -281,7 +281,7 @@ fn nothing_diverges_from_itself_and_nothing_pulls_it_away() {
     let mut dhidden = Tensor::zeros(&device, &[9, 8]);
     backward(
         &mut dhidden,
-        &mut dw,
+        Some(&mut dw),
         Grads { dlogp: &[0.0; 9], dentropy: None, ddivergence: Some((&[1.0; 9], own)) },
         &case.hidden,
         &case.head,
@@ -539,7 +539,7 @@ fn a_frozen_head_has_the_same_gradient_of_the_rows() {
     let want = case.backward(&mut Tensor::zeros(&device, &[37, 8]), 4);
     let mut dhidden = want.clone();
     dhidden.fill(f32::NAN);
-    let grads = Grads { dlogp: &case.dlogp, dentropy: Some(&case.dentropy) };
+    let grads = Grads { dlogp: &case.dlogp, dentropy: Some(&case.dentropy), ddivergence: None };
     let (hidden, head, w) = (&case.hidden, &case.head, &case.w);
     backward_in_chunks(
         &mut dhidden,

@@ -230,9 +230,7 @@ fn rates_are_followed_by_the_formula_and_a_prompt_that_comes_back_joins_the_roun
     }
     // `p11` was outside while the others were asked five times: it is asked once in the next round, as they are.
     let (draw, mut seen) = rated("curriculum = { revisit_share = 0 }", |_| None);
-    for idx in 0..11 {
-        seen[idx].round = 5;
-    }
+    seen[..11].iter_mut().for_each(|seen| seen.round = 5);
     seen[0].round = 4;
     let chosen = draw.choose(&seen, 6, &BTreeSet::new(), None);
     assert!(chosen.contains(&0) && chosen.contains(&11), "{chosen:?}");

@@ -48,10 +48,10 @@ impl Conversation {
 
     /// The turns that the loss is over: places in `messages`.
     pub fn turns(&self, loss_on: LossOn) -> Vec<usize> {
-        let turns = (0..self.messages.len()).filter(|&idx| self.messages[idx].is_assistants());
+        let mut turns = (0..self.messages.len()).filter(|&idx| self.messages[idx].is_assistants());
         match loss_on {
             LossOn::Completion | LossOn::All => turns.collect(),
-            LossOn::Last => turns.last().into_iter().collect(),
+            LossOn::Last => turns.next_back().into_iter().collect(),
             LossOn::Flagged => turns.filter(|&idx| self.flags[idx].unwrap_or(true)).collect(),
         }
     }

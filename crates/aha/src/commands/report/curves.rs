@@ -273,6 +273,7 @@ fn shares_of(rows: &[VoteRow], answers: &Answers) -> BTreeMap<u64, f64> {
 fn sample(row: &VoteRow, answers: &Answers) -> Sample {
     Sample {
         is_right: row.is_right,
+        rank: None,
         answer: answers.find(&row.completion).map(str::to_owned),
         // A vote doesn't ask for them.
         completion_len_tokens: 0,
