@@ -60,7 +60,7 @@ pub fn save(dir: &Path, model: &Model, dtype: SaveDtype) -> Result<()> {
     })
 }
 
-/// Whether [`save`] gives files this name.
+/// Whether [`save()`] gives files this name.
 pub fn is_written(name: &str) -> bool {
     [CONFIG, WEIGHTS].contains(&name)
 }
@@ -116,7 +116,7 @@ fn config_of(model: &Model) -> Result<Value> {
 }
 
 impl Model {
-    /// Takes the values of what is trained from a directory that [`save`] wrote.
+    /// Takes the values of what is trained from a directory that [`save()`] wrote.
     pub fn restore_adapter(&mut self, dir: &Path) -> Result<()> {
         let path = dir.join(WEIGHTS);
         let files = TensorFiles::open(&path)?;

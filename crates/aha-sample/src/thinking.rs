@@ -6,7 +6,7 @@
 //! - Thinking that has used up its tokens is cut: `close` is put after it, and the model answers. An end text that
 //!   is half written then goes.
 //!
-//! [`Thinking`] is what may be set, [`Forcing`] the same in tokens, [`Thought`] where a completion is. Where a
+//! [`Thinking`] is what may be set, `Forcing` the same in tokens, `Thought` where a completion is. Where a
 //! token holds bytes ahead of what is taken back, these are spelled again by tokens of their own.
 
 use aha_model::Tokenizer;

@@ -77,7 +77,7 @@ section! {
         pub waits: u32 = 0;
         /// What takes the place of an end that is taken back; without `end` in it.
         pub wait: String = "Wait".to_owned(), "not empty" |text| !text.is_empty();
-        /// What closes thinking that has used up its tokens, such as "</think>\n<answer>". Absent: `end`.
+        /// What closes thinking that has used up its tokens, such as `"</think>\n<answer>"`. Absent: `end`.
         pub close: Option<String> = None, "not empty" |text| text.as_ref().is_none_or(|t| !t.is_empty());
     }
 }
