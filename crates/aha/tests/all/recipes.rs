@@ -52,7 +52,10 @@ fn write_tables(dir: &Path) {
         json!({"id": format!("c{n}"), "prompt": format!("{n}+1="), "completion": completion})
     };
     let said = |n: u32| json!({"id": format!("g{n}"), "prompt": format!("Say {n}."), "completion": format!("{n}!")});
-    let pair = |n: u32| json!({"id": format!("q{n}"), "prompt": format!("Say {n}."), "chosen": format!("{n}!"), "rejected": "no"});
+    let pair = |n: u32| {
+        json!({"id": format!("q{n}"), "prompt": format!("Say {n}."),
+               "chosen": format!("{n}!"), "rejected": "no"})
+    };
     let write = |name: &str, row: &dyn Fn(u32) -> Value| {
         let rows: String = (0..12).map(|n| format!("{}\n", row(n))).collect();
         fs_err::write(dir.join(name), rows).unwrap();
@@ -157,14 +160,14 @@ fn r1_goes_through_its_four_stages() {
     assert_eq!(query(STORY), models(&["base", "cold", "reasoning", "tuned", "r1"]));
     let kept = "SELECT source, count(*) AS n FROM curated GROUP BY source";
     assert_eq!(query(kept), json!([{"source": "general", "n": 1}]));
-    // Rules score what has an answer, the reward model everything.
-    let scored = "SELECT source, min(CAST(reward_math IS NULL AS INT)) AS without_answer, \
-                  count(reward_model) = count(*) AS preferred FROM r1 GROUP BY source ORDER BY source";
-    let found = query(scored);
-    for row in found.as_array().unwrap() {
-        assert_eq!(row["without_answer"], json!(u8::from(row["source"] == "general")), "{found}");
-        assert_eq!(row["preferred"], json!(true), "{found}");
-    }
+    // Three of four prompts are scored by the rule, the others by the reward model, and none by both.
+    let scored = "SELECT source, count(*) AS n, count(reward_math) AS by_rule, count(reward_model) AS preferred \
+                  FROM r1 GROUP BY source ORDER BY source";
+    let row = |source: &str, [n, by_rule, preferred]: [u32; 3]| {
+        json!({"source": source, "n": n,
+               "by_rule": by_rule, "preferred": preferred})
+    };
+    assert_eq!(query(scored), json!([row("general", [8, 0, 8]), row("reasoning", [24, 24, 0])]));
     let columns = "SELECT count(reward_language) = count(*) AS spoken FROM reasoning";
     assert_eq!(query(columns), json!([{"spoken": true}]));
 }
@@ -172,7 +175,7 @@ fn r1_goes_through_its_four_stages() {
 /// The judge is left out, which would be on another machine; so is the size that only such a machine bears.
 #[test]
 fn r1_for_a_real_model_goes_through_its_stages() {
-    let rewards = "stage.r1.rewards=[{ kind = \"math\", on_null = \"zero\" }, \
+    let rewards = "stage.r1.rewards=[{ kind = \"math\", sources = [\"reasoning\"] }, \
                    { kind = \"format\", weight = 0.2 }, { kind = \"language\", weight = 0.5 }]";
     let query = r1_story(
         "r1-qwen2.5-1.5b.toml",
