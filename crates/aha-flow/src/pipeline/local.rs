@@ -8,7 +8,8 @@ use super::reader::Reader;
 use super::rewards::{Reward, Unchecked, told};
 use super::sampling::{SamplingWeights, Template, Thinking};
 use super::stages::{
-    DpoStage, EvalStage, PairLoss, Pipeline, RlStage, SampleStage, SftStage, Stage, StageKind,
+    DpoStage, EvalStage, OnNull, PairLoss, Pipeline, RlStage, SampleStage, SftStage, Stage,
+    StageKind,
 };
 use super::values::Sql;
 
@@ -503,7 +504,9 @@ fn check_draws(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
         (0..rl.rewards.len()).all(|idx| reader.is_good(&format!("{path}.rewards[{idx}]")));
     for source in weights.keys().filter(|_| are_rewards_good) {
         let key = format!("{path}.source_weights.{source}");
-        let is_rewarded = rl.rewards.iter().any(|reward| reward.0.common.is_for(Some(source)));
+        // A stage without any learns from a teacher.
+        let is_rewarded = rl.rewards.is_empty()
+            || rl.rewards.iter().any(|reward| reward.0.common.is_for(Some(source)));
         if !is_rewarded && reader.is_good(&key) {
             let hint = "add it to the `sources` of a reward, or take its weight out".to_owned();
             reader.report_at(&key, format!("no reward is for the source `{source}`"), Some(hint));
@@ -621,7 +624,9 @@ fn check_teacher(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
     let idle = [
         ("resample_rounds", rl.resample_rounds > 0),
         ("reward_clip", rl.reward_clip.is_some()),
+        ("reward_null", rl.reward_null != OnNull::Drop),
         ("objective.kl_in_reward", rl.objective.kl_reward_coef() != 0.0),
+        ("objective.advantage_baseline", rl.objective.critic().is_some()),
     ];
     for (key, _) in idle.into_iter().filter(|(_, is_set)| *is_set) {
         let path = format!("{path}.{key}");

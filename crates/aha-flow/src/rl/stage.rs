@@ -277,10 +277,25 @@ async fn first_critic(
         Some(name) => {
             let Loaded { model, tokenizer } = models.load_any(name).await?;
             check_same_tokens(&shared.tokenizer, &tokenizer, name)?;
+            check_rows(first, &model, name)?;
             if model.is_reward() { model } else { Arc::new(model.to_critic()?) }
         }
     };
     Ok(Some(Learner::new(model)))
+}
+
+/// A policy may draw a row of its embedding that no token has.
+fn check_rows(policy: &Model, critic: &Model, name: &str) -> Result<()> {
+    let [needed, found] = [policy, critic].map(|model| model.config().vocab_size);
+    if needed <= found {
+        return Ok(());
+    }
+    Err(Error::input_with(
+        format!(
+            "the critic `{name}` has an embedding of {found} rows, and the policy one of {needed}"
+        ),
+        "take one that was made of a model of the same family, or leave it out",
+    ))
 }
 
 /// A critic reads the policy's token ids.

@@ -179,7 +179,13 @@ fn r1_for_a_real_model_goes_through_its_stages() {
                    { kind = \"format\", weight = 0.2 }, { kind = \"language\", weight = 0.5 }]";
     let query = r1_story(
         "r1-qwen2.5-1.5b.toml",
-        &["stage.tried.sampling.max_tokens=8", "stage.tried.n=2", "run.sequences_max=8", rewards],
+        &[
+            "stage.tried.sampling.max_tokens=8",
+            "stage.tried.n=2",
+            "run.sequences_max=8",
+            "stage.r1.prompts_per_step=2",
+            rewards,
+        ],
     );
     assert_eq!(query(STORY), models(&["base", "cold", "reasoning", "tuned", "r1"]));
     // None of the problems is solved: some are kept as not solved yet.
