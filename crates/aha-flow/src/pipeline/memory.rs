@@ -248,7 +248,7 @@ pub fn predict(
     let mut at = Phase { found: program, ..Phase::new(&pipeline.run, model) };
     at.found.add("weights", at.weights());
     at.add_reward_models(&others.reward_models);
-    let mut query = at.clone();
+    let mut query = at.clone().beside(others.guide);
     query.found.add("queries", pipeline.run.query_memory.0);
     let mut reading = at.clone();
     reading.found.add("file", at.weights());

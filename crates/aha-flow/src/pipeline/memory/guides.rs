@@ -19,14 +19,21 @@ pub(super) fn pair_tokens(
 }
 
 impl Phase<'_> {
-    /// While the other model is read.
-    pub(super) fn reading(mut self, guide: Option<&ModelFacts>) -> Self {
+    /// While the other model is held, before it is packed.
+    pub(super) fn beside(mut self, guide: Option<&ModelFacts>) -> Self {
         if let Some(guide) = guide {
-            let weights = Phase::new(self.run, guide).weights();
-            self.found.add("other model", weights);
-            self.found.add("file", weights);
+            self.found.add("other model", Phase::new(self.run, guide).weights());
         }
         self
+    }
+
+    /// While the other model is read.
+    pub(super) fn reading(self, guide: Option<&ModelFacts>) -> Self {
+        let mut reading = self.beside(guide);
+        if let Some(guide) = guide {
+            reading.found.add("file", Phase::new(reading.run, guide).weights());
+        }
+        reading
     }
 
     /// What a stage `dpo` does by turns: asking its reference, training.
@@ -119,6 +126,21 @@ mod tests {
             let part = found.parts.iter().find(|part| part.name == name);
             assert_eq!(part.map(|part| part.bytes), Some(bytes), "{found:?}");
         }
+    }
+
+    /// It is loaded before the stage's query is asked.
+    #[test]
+    fn a_query_is_asked_beside_the_other_model() {
+        let [large, _] = models();
+        let text = "[run]\nquery_memory = '64GiB'\n[models]\nbase = 'base'\n[[stage]]\nname = 'a'\n\
+                    kind = 'dpo'\nmodel = 'base'\nreference = 'base'\ndata = 'SELECT 1'";
+        let text = crate::pipeline::Text { path: "p.toml", text, sets: &[] };
+        let pipeline = crate::pipeline::parse(text).unwrap();
+        let bytes = |guide: Option<&ModelFacts>| {
+            let others = Others { guide, ..Others::default() };
+            predict(&pipeline, &pipeline.stages[0], Some(&large), &others).total_bytes()
+        };
+        assert_eq!(bytes(Some(&large)), bytes(None) + 4 * large.param_count);
     }
 
     #[test]

@@ -163,6 +163,14 @@ async fn a_policy_begins_as_its_reference_and_comes_to_prefer_what_was_chosen() 
     let last = metrics.last().unwrap();
     assert!(last["held_out_accuracy"] > 0.5 && last["held_out_margin"] > 0.0, "{last:?}");
     assert!(last["held_out_loss"] < 2.0_f64.ln() && last["accuracy"] == 1.0, "{last:?}");
+    // Of the held-out prompt's three pairs two come to be told apart; no answer of its own was ever shown.
+    let of_held_out =
+        |name: &str| -> Vec<f64> { metrics.iter().filter_map(|m| m.get(name)).copied().collect() };
+    let (losses, margins) = (of_held_out("held_out_loss"), of_held_out("held_out_margin"));
+    assert!(
+        losses.last() < losses.first() && margins.last() > margins.first(),
+        "{losses:?} {margins:?}"
+    );
     assert!((last["margin"] - (last["reward_chosen"] - last["reward_rejected"])).abs() < 1e-12);
     let measured: Vec<bool> = metrics.iter().map(|m| m.contains_key("held_out_loss")).collect();
     let every_second: Vec<bool> = (1..=metrics.len()).map(|step| step % 2 == 0).collect();
