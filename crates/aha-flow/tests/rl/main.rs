@@ -9,7 +9,7 @@
 //!   still. [`memory`]: how many models a stage holds. [`schedule`]: the learning rate. [`selecting`]: what a step is
 //!   trained on. [`mixing`]: which prompts are drawn, and rewards by source. [`asking`]: completions of an endpoint.
 //!   [`distilling`]: learning from a teacher. [`int8`]: sampling from rounded weights. [`critic`]: PPO. [`adapters`]:
-//!   stages that train low-rank adapters.
+//!   stages that train low-rank adapters. [`options`]: every key of every stage.
 //!
 //! Kills from outside are the business of the program's tests.
 
@@ -26,6 +26,7 @@ mod faults;
 mod int8;
 mod memory;
 mod mixing;
+mod options;
 mod reading;
 mod schedule;
 mod selecting;

@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex};
 use aha_compute::Device;
 use aha_compute::random::Philox;
 use aha_data::{Session, SessionOptions};
+use aha_learn::dpo::{LossKind, Objective};
 use aha_model::Model;
 use aha_model::tokenizer_train::{TrainOptions, train};
 use aha_rollout::{col, read};
 use arrow::array::{AsArray, RecordBatch, StringArray};
 
-use super::Dpo;
+use super::{Dpo, objective};
 use crate::error::{Error, Result};
 use crate::models::{Loaded, config_of};
 use crate::pipeline::{
@@ -206,6 +207,34 @@ async fn a_stage_that_was_interrupted_ends_with_the_same_files() {
     // The reference is still the model that the stage began with.
     assert!(metrics[0]["reward_chosen"] != 0.0, "{metrics:?}");
     assert!(world.files("broken") == world.files("whole"));
+}
+
+#[test]
+fn the_loss_has_the_constants_of_the_stage() {
+    for (loss, kind) in [
+        (PairLoss::Sigmoid, LossKind::Sigmoid),
+        (PairLoss::Ipo, LossKind::Ipo),
+        (PairLoss::Hinge, LossKind::Hinge),
+    ] {
+        for length_normalised in [false, true] {
+            let settings = DpoStage {
+                loss,
+                beta: 0.3,
+                label_smoothing: 0.2,
+                length_normalised,
+                nll: 0.7,
+                ..DpoStage::default()
+            };
+            let expected = Objective {
+                kind,
+                beta: 0.3,
+                label_smoothing: 0.2,
+                is_length_normalised: length_normalised,
+                nll_coef: 0.7,
+            };
+            assert_eq!(objective(&settings), expected);
+        }
+    }
 }
 
 #[tokio::test]
