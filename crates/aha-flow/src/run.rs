@@ -9,7 +9,7 @@ use aha_model::Model;
 use aha_reward::wait::Waiting;
 
 use crate::error::{Error, Result};
-use crate::identity::Identity;
+use crate::identity::{self, Began, Difference, Identity};
 use crate::lend::{self, Lender};
 use crate::models::{Loaded, Models};
 use crate::parts::Depth;
@@ -99,8 +99,8 @@ pub(crate) async fn execute(
     let found = RunState::read(dir)?;
     let identity = Identity::of(&pipeline, &places, found.as_ref().map(|state| &state.identity))?;
     let difference = found.as_ref().and_then(|state| {
-        let began = pipeline_of(dir).map(|pipeline| pipeline.settings());
-        state.identity.difference(began.as_ref(), &identity, &pipeline.settings())
+        let began = Began::read(dir, state);
+        state.identity.difference(&began, &identity, &pipeline.settings())
     });
     let device = compute::device(&pipeline.run);
     // A finished run is only shown: whether its parts are there takes no reading.
@@ -122,11 +122,7 @@ pub(crate) async fn execute(
     };
     check_variables(&pipeline, &state)?;
     let lock = dir.open()?;
-    if let Some(damage) = state.damage(dir, depth)? {
-        let message = format!("the run has lost rows: {damage}");
-        let hint = "put it back from a copy, or begin again in another directory with --dir";
-        return Err(Error::input_with(message, hint));
-    }
+    check_tables(&pipeline, &state, dir, depth)?;
     write_file(&dir.pipeline(), pipeline.to_toml().as_bytes())?;
     state.write(dir)?;
     opened();
@@ -139,6 +135,24 @@ pub(crate) async fn execute(
     drop(runner);
     drop(lock);
     Ok(())
+}
+
+/// Fails where rows are lost, or where a run that goes on would write other columns than it has.
+fn check_tables(pipeline: &Pipeline, state: &RunState, dir: &RunDir, depth: Depth) -> Result<()> {
+    if let Some(damage) = state.damage(dir, depth)? {
+        let message = format!("the run has lost rows: {damage}");
+        let hint = "put it back from a copy, or begin again in another directory with --dir";
+        return Err(Error::input_with(message, hint));
+    }
+    if state.is_finished() {
+        return Ok(());
+    }
+    match identity::other_columns(pipeline, dir, &state.version) {
+        None => Ok(()),
+        Some(Difference { message, hint }) => {
+            Err(Error::input_with(format!("`{}`: {message}", dir.root().display()), hint))
+        }
+    }
 }
 
 /// Fails where a stage that is still to be run needs a secret that isn't there.

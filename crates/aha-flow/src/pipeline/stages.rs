@@ -5,7 +5,6 @@ use aha_learn::preset::Preset;
 
 use super::auto::Auto;
 use super::benchmark::Benchmark;
-use super::catalogue::StageOutput;
 use super::endpoint::Endpoint;
 use super::lora::Lora;
 use super::models::ModelSource;
@@ -73,32 +72,6 @@ pub enum StageKind {
     Eval(Box<EvalStage>),
     /// A model written out.
     Export(ExportStage),
-}
-
-impl Stage {
-    /// The tables that the stage writes besides the one of its name, with what they hold.
-    pub fn side_tables(&self) -> Vec<(String, StageOutput)> {
-        let set_aside = |name: &str| (format!("{name}_set_aside"), StageOutput::SetAside);
-        match &self.kind {
-            StageKind::Sft(_)
-            | StageKind::RewardModel(_)
-            | StageKind::Dpo(_)
-            | StageKind::Rl(_)
-            | StageKind::Sample(_) => vec![set_aside(&self.name)],
-            StageKind::Eval(eval) => {
-                let rewards = self.kind.rewards();
-                let names = rewards.iter().map(|reward| reward.name().to_owned());
-                let reward_names: Vec<String> = names.collect();
-                let of_model = |model: &String| {
-                    let name = EvalStage::completions(&self.name, model);
-                    let rollouts = StageOutput::Rollouts { reward_names: reward_names.clone() };
-                    [set_aside(&name), (name, rollouts)]
-                };
-                eval.model.0.iter().flat_map(of_model).collect()
-            }
-            StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
-        }
-    }
 }
 
 impl EvalStage {
