@@ -15,7 +15,7 @@
 //! | int8 weights | a byte of each, and 4 per output | sampling with `weights = "int8"`, which packs no others |
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
-//! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model; `dpo` likewise |
+//! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model; `dpo` likewise, but none with `lora` and its own model |
 //! | critic | (16 + A) P of it, and rows * tokens * 24 | `rl` with a critic: all that training takes, and its values |
 //! | teacher | (4 + A) P of the teacher | `rl` with a teacher |
 //! | teacher's predictions | 4 (T H + V rows of a chunk) of the teacher | the same, while it trains |
@@ -270,7 +270,7 @@ pub fn predict(
             at.add_training(tokens, stage.activation_checkpointing.is_on());
             vec![at]
         }
-        StageKind::Dpo(stage) => at.comparing(stage, others.guide.unwrap_or(model)),
+        StageKind::Dpo(stage) => at.comparing(stage, others.guide),
         StageKind::Rl(rl) => {
             let tokens = rl_tokens(rl, longest(&stage.kind, model), model);
             at.rl(rl, tokens, critic.as_ref(), others.guide)

@@ -109,9 +109,9 @@ impl StageKind {
         match self {
             StageKind::Sft(stage) => stage.lora.as_ref(),
             StageKind::RewardModel(stage) => stage.lora.as_ref(),
+            StageKind::Dpo(stage) => stage.lora.as_ref(),
             StageKind::Rl(stage) => stage.lora.as_ref(),
-            StageKind::Dpo(_)
-            | StageKind::Sample(_)
+            StageKind::Sample(_)
             | StageKind::Query(_)
             | StageKind::Eval(_)
             | StageKind::Export(_) => None,
@@ -436,6 +436,9 @@ section! {
         pub max_tokens: u32 = 1024, "at least 2" |n| *n >= 2;
         /// What happens to a pair with a longer sequence.
         pub overlong: OverlongPair = OverlongPair::Drop;
+        /// Low-rank adapters, which are trained in place of the weights; absent: all weights are trained. Without a
+        /// `reference` of its own the stage then has its weights in memory once.
+        pub lora: Option<Lora> = None;
         /// AdamW, its rate falling in a line to 0.
         pub optimizer: Optimizer = Optimizer {
             lr: 1e-6,

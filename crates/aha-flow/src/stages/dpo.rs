@@ -6,7 +6,8 @@
 //!   has is a function of seed and step, as for `sft`.
 //!
 //! The reference is a model of the pipeline and never changes: a stage that goes on loads it again. Its log-probs
-//! are computed as those of the policy are, step by step, in the same micro-batches.
+//! are computed as those of the policy are, step by step, in the same micro-batches. With `lora` the policy is the
+//! model that the stage starts from with adapters, so it and a reference that is that model share their weights.
 
 #[cfg(test)]
 mod tests;
@@ -69,11 +70,13 @@ impl Dpo<'_> {
         let steps = (settings.epochs, settings.max_steps);
         let random = self.random();
         let plan = Plan::new(trained.len(), settings.batch_size, steps, settings.shuffle, random);
+        let model = models::to_train(model, settings.lora.as_ref(), random)?;
         let objective = objective(&settings);
         let task = Arc::new(Preference { settings, objective, trained, held_out, plan });
         let training = self.training();
         let learner = training.run(model, Some(reference), Arc::clone(&tokenizer), task).await?;
-        models::save(&self.dir.model(self.stage), learner.model(), &tokenizer, SaveDtype::F32)
+        let model = models::finish(self.dir, self.stage, learner)?;
+        models::save(&self.dir.model(self.stage), &model, &tokenizer, SaveDtype::F32)
     }
 
     /// The pairs, once the watchdogs have seen them; both models know all of their tokens.

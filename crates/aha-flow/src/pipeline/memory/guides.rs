@@ -18,7 +18,7 @@ pub(super) fn pair_tokens(
     u64::from(micro_batch_tokens).max(pair).min(batch)
 }
 
-impl Phase<'_> {
+impl<'a> Phase<'a> {
     /// While the other model is held, before it is packed.
     pub(super) fn beside(mut self, guide: Option<&ModelFacts>) -> Self {
         if let Some(guide) = guide {
@@ -36,12 +36,20 @@ impl Phase<'_> {
         reading
     }
 
-    /// What a stage `dpo` does by turns: asking its reference, training.
-    pub(super) fn comparing(mut self, stage: &DpoStage, reference: &ModelFacts) -> Vec<Self> {
+    /// What a stage `dpo` does by turns: asking its reference, which may be the model that it starts from, and training.
+    pub(super) fn comparing(
+        mut self,
+        stage: &'a DpoStage,
+        guide: Option<&ModelFacts>,
+    ) -> Vec<Self> {
+        let reference = guide.unwrap_or(self.model);
         let tokens = stage.micro_batch_tokens.tokens();
         let tokens = pair_tokens(tokens, stage.max_tokens, stage.batch_size, self.model);
-        self.add_training_state(None);
-        self.add_guide("reference", reference);
+        self.add_training_state(stage.lora.as_ref());
+        // Weights that are frozen are the reference's as well.
+        if guide.is_some() || stage.lora.is_none() {
+            self.add_guide("reference", reference);
+        }
         let mut asking = self.clone();
         asking.add_asking(reference, tokens);
         self.add_training(tokens, stage.activation_checkpointing.is_on());
@@ -103,6 +111,32 @@ mod tests {
             assert_eq!(part("backward", stage, &model), of_tokens(4096));
             assert_eq!(part("backward", &small, &model), of_tokens(128));
         }
+    }
+
+    #[test]
+    fn adapters_share_their_weights_with_a_reference_that_is_the_same_model() {
+        let stage =
+            |more: &str| format!("kind = 'dpo'\ndata = 'SELECT 1'\nlora = {{ rank = 8 }}\n{more}");
+        let [model, _] = models();
+        let of = |name: &str| part(name, &stage(""), &model);
+        let count = 30 * 8 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536));
+        assert_eq!(
+            (of("adapters"), of("gradients"), of("optimizer")),
+            (8 * count, 4 * count, 8 * count)
+        );
+        assert_eq!((of("weights"), of("reference")), (4 * model.param_count, 0));
+        let ranks = part("activations", &stage(""), &model)
+            - part("activations", "kind = 'dpo'\ndata = 'SELECT 1'", &model);
+        assert_eq!(ranks, 4096 * 30 * 4 * 7 * 8);
+        // Another model is one more.
+        let text = "[models]\nbase = 'base'\n[[stage]]\nname = 'a'\nkind = 'dpo'\nmodel = 'base'\n\
+                    reference = 'base'\ndata = 'SELECT 1'\nlora = {}";
+        let text = crate::pipeline::Text { path: "p.toml", text, sets: &[] };
+        let pipeline = crate::pipeline::parse(text).unwrap();
+        let others = Others { guide: Some(&model), ..Others::default() };
+        let found = predict(&pipeline, &pipeline.stages[0], Some(&model), &others);
+        let reference = found.parts.iter().find(|part| part.name == "reference");
+        assert_eq!(reference.map(|part| part.bytes), Some(8 * model.param_count));
     }
 
     /// Goal: a large model that is only asked counts with its own size. Method: a tiny model that learns from it.
