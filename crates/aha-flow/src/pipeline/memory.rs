@@ -15,11 +15,11 @@
 //! | int8 weights | a byte of each, and 4 per output | sampling with `weights = "int8"`, which packs no others |
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
-//! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model; `dpo` likewise, but none with `lora` and its own model |
+//! | reference | (4 + A) P | `rl` with KL, `dpo` unless with `lora` beside its own model: weights, packed ones |
 //! | critic | (16 + A) P of it, and rows * tokens * 24 | `rl` with a critic: all that training takes, and its values |
 //! | teacher | (4 + A) P of the teacher | `rl` with a teacher |
 //! | teacher's predictions | 4 (T H + V rows of a chunk) of the teacher | the same, while it trains |
-//! | other model | 4 P of it, and its file | while the reference of a `dpo`, or a teacher, is read |
+//! | other model | 4 P of it, and its file | while a reference of `dpo`, a teacher or a critic's own model is read |
 //! | adapters | (4 + A) R | training with `lora`, which alone have gradients, optimizer and reference; R parameters |
 //! | reward models | (4 + A) P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | rewards of kind `model` |
 //! | kv cache | `run.kv_cache`, or less if S sequences, or all rows of a step, can't fill it | sampling |
@@ -63,6 +63,7 @@ use super::lora::Lora;
 use super::models::{Architecture, RandomModel};
 use super::resolve::Facts;
 use super::rewards::Reward;
+use super::roles::named_critic;
 use super::run::Run;
 use super::sampling::SamplingWeights;
 use super::stages::{Pipeline, RlStage, Stage, StageKind};
@@ -229,6 +230,17 @@ pub fn predict(
     model: Option<&ModelFacts>,
     others: &Others<'_>,
 ) -> Breakdown {
+    let phases = phases(pipeline, stage, model, others);
+    phases.into_iter().max_by_key(Breakdown::total_bytes).unwrap_or_default()
+}
+
+/// What a stage needs one after the other.
+fn phases(
+    pipeline: &Pipeline,
+    stage: &Stage,
+    model: Option<&ModelFacts>,
+    others: &Others<'_>,
+) -> Vec<Breakdown> {
     let critic = others.critic.map(facts_of_reward_model);
     let mut program = Breakdown::default();
     program.add("program", PROGRAM_BYTES);
@@ -253,6 +265,8 @@ pub fn predict(
     let mut reading = at.clone();
     reading.found.add("file", at.weights());
     let reading_other = at.clone().reading(others.guide);
+    let read_critic = others.critic.filter(|_| named_critic(&stage.kind).is_some());
+    let reading_critic = read_critic.map(|critic| at.clone().reading_critic(others.guide, critic));
     let working = match &stage.kind {
         StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
         StageKind::Sft(sft) => {
@@ -281,9 +295,8 @@ pub fn predict(
         }
         StageKind::Eval(eval) => vec![at.completions(eval.k, eval.max_tokens, eval.weights)],
     };
-    let phases =
-        [query, reading, reading_other].into_iter().chain(working).map(|phase| phase.found);
-    phases.max_by_key(Breakdown::total_bytes).unwrap_or_default()
+    let before = [Some(query), Some(reading), Some(reading_other), reading_critic];
+    before.into_iter().flatten().chain(working).map(|phase| phase.found).collect()
 }
 
 /// The memory of a stage that has no model: a query, or one that asks an endpoint and may have reward models.
@@ -292,13 +305,13 @@ fn without_model(
     stage: &Stage,
     [program, query]: [Breakdown; 2],
     reward_models: &[&ModelFacts],
-) -> Breakdown {
+) -> Vec<Breakdown> {
     let sample = match &stage.kind {
-        StageKind::Query(_) => return query,
+        StageKind::Query(_) => return vec![query],
         StageKind::Sample(sample) => sample,
-        _ => return program,
+        _ => return vec![program],
     };
-    let Some(endpoint) = &sample.endpoint else { return program };
+    let Some(endpoint) = &sample.endpoint else { return vec![program] };
     let chunks = asked::lanes(endpoint.parallel_max as usize, sample.n as usize) as u64;
     let rows = (chunks * CHUNK_PROMPTS as u64).saturating_mul(u64::from(sample.n));
     let tokens = rows.saturating_mul(u64::from(sample.sampling.max_tokens));
@@ -312,7 +325,7 @@ fn without_model(
         }
         phase
     });
-    phases.into_iter().max_by_key(Breakdown::total_bytes).unwrap_or_default()
+    phases.to_vec()
 }
 
 /// Most tokens of a micro-batch of a stage `rl`: a group's prompt counts once, and no sequence is cut, the longest
@@ -593,8 +606,10 @@ impl<'a> Phase<'a> {
             self.add_predictions(teacher, tokens);
         }
         let mut phases: Vec<Phase<'a>> = asking.into_iter().chain([sampling]).collect();
-        for model in std::iter::once(self.model).chain(critic) {
-            let mut training = Phase { model, ..self.clone() };
+        // All of a critic's weights are trained.
+        let of_critic = critic.map(|critic| (critic, None));
+        for (model, lora) in std::iter::once((self.model, self.lora)).chain(of_critic) {
+            let mut training = Phase { model, lora, ..self.clone() };
             training.add_training(tokens, rl.activation_checkpointing.is_on());
             phases.push(training);
         }

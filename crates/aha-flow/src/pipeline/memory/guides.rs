@@ -1,4 +1,5 @@
-//! What models take that are asked about the tokens of the one that learns: references of a stage `dpo`, teachers.
+//! What models take that are there beside the one that learns: references of a stage `dpo`, teachers, and those that
+//! critics start from while they are read.
 
 use aha_compute::ops::lm_head;
 
@@ -36,7 +37,12 @@ impl<'a> Phase<'a> {
         reading
     }
 
-    /// What a stage `dpo` does by turns: asking its reference, which may be the model that it starts from, and training.
+    /// While the model is read that a critic starts from, where that isn't the stage's own.
+    pub(super) fn reading_critic(self, guide: Option<&ModelFacts>, critic: &ModelFacts) -> Self {
+        self.beside(guide).reading(Some(critic))
+    }
+
+    /// What a stage `dpo` does by turns: asking its reference, the model that it starts from or another, and training.
     pub(super) fn comparing(
         mut self,
         stage: &'a DpoStage,
@@ -94,7 +100,7 @@ impl<'a> Phase<'a> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{models, part};
-    use super::super::{Others, facts_of_random, longest, memory_of, predict};
+    use super::super::{Breakdown, Others, facts_of_random, longest, memory_of, phases, predict};
     use super::*;
     use crate::pipeline::models::RandomModel;
     use crate::pipeline::resolve::Facts;
@@ -175,6 +181,35 @@ mod tests {
             predict(&pipeline, &pipeline.stages[0], Some(&large), &others).total_bytes()
         };
         assert_eq!(bytes(Some(&large)), bytes(None) + 4 * large.param_count);
+    }
+
+    /// Goal: a critic with a model of its own is read beside all that the stage holds by then. Method: the phase
+    /// itself, as the critic's training, which comes after it, takes more.
+    #[test]
+    fn a_critic_s_own_model_is_read_from_a_file_beside_the_others() {
+        let [large, _] = models();
+        let tiny = facts_of_random(&RandomModel::default(), 100);
+        let phases_with = |critic: &str| {
+            let text = format!(
+                "[models]\nbase = 'base'\nlarge = 'large'\n[[stage]]\nname = 'a'\nkind = 'rl'\nmodel = 'base'\n\
+                 prompts = 'SELECT 1'\nrewards = [{{ kind = 'math' }}]\nteacher = 'large'\n\
+                 objective = {{ preset = 'ppo', distill = 0.1 }}\ncritic = {{ {critic} }}"
+            );
+            let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
+            let pipeline = crate::pipeline::parse(text).unwrap();
+            let others = Others { critic: Some(&large), guide: Some(&tiny), ..Others::default() };
+            phases(&pipeline, &pipeline.stages[0], Some(&tiny), &others)
+        };
+        let bytes = |phase: &Breakdown, name: &str| -> Vec<u64> {
+            phase.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).collect()
+        };
+        let (own, same) = (phases_with("model = 'large'"), phases_with(""));
+        assert_eq!(own.len(), same.len() + 1);
+        let reading = own.iter().find(|phase| !same.contains(phase)).unwrap();
+        let [tiny_bytes, large_bytes] = [&tiny, &large].map(|model| 4 * model.param_count);
+        assert_eq!(bytes(reading, "weights"), [tiny_bytes]);
+        assert_eq!(bytes(reading, "other model"), [tiny_bytes, large_bytes]);
+        assert_eq!(bytes(reading, "file"), [large_bytes]);
     }
 
     #[test]

@@ -182,6 +182,27 @@ fn a_critic_is_a_second_model_that_is_trained() {
     }
 }
 
+/// The critic's pass is the larger one, and it has no adapters.
+#[test]
+fn a_critic_beside_adapters_has_none() {
+    let [large, _] = models();
+    let tiny = facts_of_random(&RandomModel::default(), 49_152);
+    let activations = |lora: &str| {
+        let text = format!(
+            "[models]\nbase = 'base'\n[[stage]]\nname = 'a'\nmodel = 'base'\n{RL}\n\
+             objective = {{ preset = 'ppo' }}\n{lora}"
+        );
+        let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
+        let pipeline = crate::pipeline::parse(text).unwrap();
+        let others = Others { critic: Some(&large), ..Others::default() };
+        let found = predict(&pipeline, &pipeline.stages[0], Some(&tiny), &others);
+        let part = found.parts.iter().find(|part| part.name == "activations");
+        part.map(|part| part.bytes)
+    };
+    assert!(activations("").is_some());
+    assert_eq!(activations("lora = { rank = 64 }"), activations(""));
+}
+
 #[test]
 fn checkpointing_keeps_two_sums_per_layer() {
     let [model, _] = models();
