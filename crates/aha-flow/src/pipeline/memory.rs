@@ -39,7 +39,7 @@
 //! gate, up and product (3 I); with normed queries and keys those before the norm as well (Q + K). With `lora` its rank
 //! more for each target, in A bytes each.
 //!
-//! A stage that asks an endpoint has no model: rollouts are those of all chunks that are under way.
+//! While a stage asks an endpoint it has no model: rollouts are those of all chunks that are under way.
 //!
 //! A stage's phases follow one another: its query, reading a model, sampling, training. What it needs is what
 //! the largest needs. Neither a checkpoint nor a table is ever in memory as a whole; the problems and
@@ -246,8 +246,12 @@ fn phases(
     program.add("program", PROGRAM_BYTES);
     let mut query = program.clone();
     query.add("queries", pipeline.run.query_memory.0);
+    let (run, reward_models) = (&pipeline.run, &others.reward_models[..]);
+    let asking = asking(run, &stage.kind, &program, reward_models);
     let Some(model) = model else {
-        return without_model(&pipeline.run, stage, [program, query], &others.reward_models);
+        let is_asked = asking.is_some() || matches!(stage.kind, StageKind::Query(_));
+        let query = is_asked.then(|| beside_reward_models(run, query, reward_models));
+        return query.into_iter().chain(asking).chain([program]).collect();
     };
     let trained;
     let model = match &stage.kind {
@@ -257,7 +261,7 @@ fn phases(
         }
         _ => model,
     };
-    let mut at = Phase { found: program, ..Phase::new(&pipeline.run, model) };
+    let mut at = Phase { found: program, ..Phase::new(run, model) };
     at.found.add("weights", at.weights());
     at.add_reward_models(&others.reward_models);
     let mut query = at.clone().beside(others.guide);
@@ -267,7 +271,21 @@ fn phases(
     let reading_other = at.clone().reading(others.guide);
     let read_critic = others.critic.filter(|_| named_critic(&stage.kind).is_some());
     let reading_critic = read_critic.map(|critic| at.clone().reading_critic(others.guide, critic));
-    let working = match &stage.kind {
+    let working = working(stage, at, others.guide, critic.as_ref());
+    let before = [Some(query), Some(reading), Some(reading_other), reading_critic];
+    let with_model = before.into_iter().flatten().chain(working).map(|phase| phase.found);
+    with_model.chain(asking).collect()
+}
+
+/// What a stage does by turns, once its models are read.
+fn working<'a>(
+    stage: &'a Stage,
+    mut at: Phase<'a>,
+    guide: Option<&ModelFacts>,
+    critic: Option<&'a ModelFacts>,
+) -> Vec<Phase<'a>> {
+    let model = at.model;
+    match &stage.kind {
         StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
         StageKind::Sft(sft) => {
             let sequence = u64::from(sft.max_tokens.min(model.max_position_embeddings));
@@ -284,48 +302,51 @@ fn phases(
             at.add_training(tokens, stage.activation_checkpointing.is_on());
             vec![at]
         }
-        StageKind::Dpo(stage) => at.comparing(stage, others.guide),
+        StageKind::Dpo(stage) => at.comparing(stage, guide),
         StageKind::Rl(rl) => {
             let tokens = rl_tokens(rl, longest(&stage.kind, model), model);
-            at.rl(rl, tokens, critic.as_ref(), others.guide)
+            at.rl(rl, tokens, critic, guide)
         }
         StageKind::Sample(sample) => {
             let drawn = &sample.sampling;
             vec![at.completions(sample.n, drawn.max_tokens, drawn.weights)]
         }
         StageKind::Eval(eval) => vec![at.completions(eval.k, eval.max_tokens, eval.weights)],
-    };
-    let before = [Some(query), Some(reading), Some(reading_other), reading_critic];
-    before.into_iter().flatten().chain(working).map(|phase| phase.found).collect()
+    }
 }
 
-/// The memory of a stage that has no model: a query, or one that asks an endpoint and may have reward models.
-fn without_model(
+/// While an endpoint is asked, where one is, and reward models are.
+fn asking(
     run: &Run,
-    stage: &Stage,
-    [program, query]: [Breakdown; 2],
+    kind: &StageKind,
+    program: &Breakdown,
     reward_models: &[&ModelFacts],
-) -> Vec<Breakdown> {
-    let sample = match &stage.kind {
-        StageKind::Query(_) => return vec![query],
-        StageKind::Sample(sample) => sample,
-        _ => return vec![program],
+) -> Option<Breakdown> {
+    let endpoint = kind.endpoint()?;
+    let (samples, max_tokens) = match kind {
+        StageKind::Sample(sample) => (sample.n, sample.sampling.max_tokens),
+        StageKind::Eval(eval) => (eval.k, eval.max_tokens),
+        _ => return None,
     };
-    let Some(endpoint) = &sample.endpoint else { return vec![program] };
-    let chunks = asked::lanes(endpoint.parallel_max as usize, sample.n as usize) as u64;
-    let rows = (chunks * CHUNK_PROMPTS as u64).saturating_mul(u64::from(sample.n));
-    let tokens = rows.saturating_mul(u64::from(sample.sampling.max_tokens));
-    let mut asking = program;
+    let chunks = asked::lanes(endpoint.parallel_max as usize, samples as usize) as u64;
+    let rows = (chunks * CHUNK_PROMPTS as u64).saturating_mul(u64::from(samples));
+    let tokens = rows.saturating_mul(u64::from(max_tokens));
+    let mut asking = program.clone();
     asking.add("rollouts", tokens.saturating_mul(ROLLOUT_TOKEN_BYTES));
-    let phases = [query, asking].map(|mut phase| {
-        if let Some(first) = reward_models.first() {
-            let mut scoring = Phase::new(run, first);
-            scoring.add_reward_models(reward_models);
-            phase.parts.extend(scoring.found.parts);
-        }
-        phase
-    });
-    phases.to_vec()
+    Some(beside_reward_models(run, asking, reward_models))
+}
+
+fn beside_reward_models(
+    run: &Run,
+    mut phase: Breakdown,
+    reward_models: &[&ModelFacts],
+) -> Breakdown {
+    if let Some(first) = reward_models.first() {
+        let mut scoring = Phase::new(run, first);
+        scoring.add_reward_models(reward_models);
+        phase.parts.extend(scoring.found.parts);
+    }
+    phase
 }
 
 /// Most tokens of a micro-batch of a stage `rl`: a group's prompt counts once, and no sequence is cut, the longest

@@ -9,8 +9,8 @@
 //! - `outputs`: the tables that stages write.
 //! - `source`: TOML and `--set` as one tree with positions. `reader`, `values`, `foreign`, `write`:
 //!   from the tree to structs and back.
-//! - `layout`: the file's sections. `settings`: what of them results depend on. `local`: names and arithmetic. `references`: who reads whom.
-//!   `roles`: models as what they are named for.
+//! - `layout`: the file's sections. `settings`: what of them results depend on. `local`: names and arithmetic.
+//!   `asking`: endpoints. `references`: who reads whom. `roles`: models as what they are named for.
 //!   `resolve`: tables, queries and models, asked through [`Catalogue`] and [`ModelProbe`].
 //! - [`memory`]: the prediction and its formulas. `auto`: what is chosen by them. [`Plan`]: what `aha check` prints.
 //!
@@ -19,6 +19,7 @@
 //! - [`Pipeline::to_toml`] writes every default, and reads back as an equal value.
 //! - A wrong value is reported once: nothing that builds on it is reported as well.
 
+mod asking;
 mod auto;
 mod benchmark;
 mod catalogue;

@@ -40,12 +40,12 @@ impl Stage {
             | StageKind::Sample(_) => vec![set_aside(&self.name)],
             StageKind::Eval(eval) => {
                 let reward_names = self.reward_names();
-                let of_model = |model: &String| {
-                    let name = EvalStage::completions(&self.name, model);
+                let of_model = |model: String| {
+                    let name = EvalStage::completions(&self.name, &model);
                     let rollouts = StageOutput::Rollouts { reward_names: reward_names.clone() };
                     [set_aside(&name), (name, rollouts)]
                 };
-                eval.model.0.iter().flat_map(of_model).collect()
+                eval.subjects().into_iter().flat_map(of_model).collect()
             }
             StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
         }

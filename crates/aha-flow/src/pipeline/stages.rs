@@ -79,6 +79,17 @@ impl EvalStage {
     pub fn completions(stage: &str, model: &str) -> String {
         format!("{stage}_{model}")
     }
+
+    /// Its models of the pipeline.
+    pub fn models(&self) -> &[String] {
+        self.model.as_ref().map_or(&[], |names| &names.0)
+    }
+
+    /// The names of all that it evaluates: its models, then its endpoint's.
+    pub fn subjects(&self) -> Vec<String> {
+        let endpoint = self.endpoint.as_ref().map(Endpoint::name);
+        self.models().iter().cloned().chain(endpoint).collect()
+    }
 }
 
 impl StageKind {
@@ -134,6 +145,20 @@ impl StageKind {
         }
     }
 
+    /// The server that it asks.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        match self {
+            StageKind::Sample(stage) => stage.endpoint.as_ref(),
+            StageKind::Eval(stage) => stage.endpoint.as_ref(),
+            StageKind::Sft(_)
+            | StageKind::RewardModel(_)
+            | StageKind::Dpo(_)
+            | StageKind::Rl(_)
+            | StageKind::Query(_)
+            | StageKind::Export(_) => None,
+        }
+    }
+
     /// The name of the model that its critic starts from.
     pub fn critic(&self) -> Option<&str> {
         let StageKind::Rl(stage) = self else { return None };
@@ -143,10 +168,7 @@ impl StageKind {
 
     /// The environment variables that hold secrets of the stage and are not set, each with who needs it.
     pub fn unset_variables(&self) -> Vec<(&'static str, &str)> {
-        let endpoint = match self {
-            StageKind::Sample(stage) => stage.endpoint.as_ref().and_then(Endpoint::unset_variable),
-            _ => None,
-        };
+        let endpoint = self.endpoint().and_then(Endpoint::unset_variable);
         let rewards = self.rewards().into_iter().filter_map(Reward::unset_variable);
         let rewards = rewards.map(|name| ("a reward", name));
         endpoint.map(|name| ("the endpoint", name)).into_iter().chain(rewards).collect()
@@ -162,7 +184,7 @@ impl StageKind {
             StageKind::Rl(stage) => from_ref(&stage.model),
             StageKind::Sample(stage) => stage.model.as_slice(),
             StageKind::Query(_) => &[],
-            StageKind::Eval(stage) => &stage.model.0,
+            StageKind::Eval(stage) => stage.models(),
             StageKind::Export(stage) => from_ref(&stage.model),
         }
     }
@@ -668,8 +690,14 @@ section! {
     /// Lengths are measured as well, and the model is rated where problems have ratings. The stage's table and
     /// `evals` get a row per model; the completions of each model are the table `NAME_MODEL`.
     pub struct EvalStage {
-        /// The models, one or several: of `[models]` or earlier training stages.
-        pub model: Names, "at least one model" |names| !names.0.is_empty();
+        /// The models, one or several: of `[models]` or earlier training stages. Absent: there is an `endpoint`.
+        pub model: Option<Names> = None, "at least one model" |names| names.as_ref().is_none_or(|n| !n.0.is_empty());
+        /// A server whose model is evaluated too, after those of the pipeline: a strong one beside one's own, or one
+        /// alone. In tables it has its `model` for a name, as letters, digits and `_`: `org/Teacher-7B` is
+        /// `org_teacher_7b`. It is sent `temperature`, `top_p`, `max_tokens` and `stop`, and `top_k` where that is set.
+        /// With `template = "chat"` it applies its model's own. A problem that it doesn't give all `k` completions of
+        /// is left out of its figures.
+        pub endpoint: Option<Endpoint> = None;
         /// The problems: columns `id`, `prompt`, `answer`; `source`, `tests` and `rating` optional. With a
         /// benchmark, columns as one of its publishers has them.
         pub data: Sql;
