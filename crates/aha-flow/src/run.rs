@@ -25,7 +25,7 @@ use crate::rl::stage::Shared;
 use crate::rundir::{RunDir, write_file};
 use crate::score::Scorer;
 use crate::stages::{
-    self, dpo::Dpo, eval::Eval, export::Export, query::Query, reward_model::RewardModel,
+    self, Context, dpo::Dpo, eval::Eval, export::Export, query::Query, reward_model::RewardModel,
     sample::Sample, sft::Sft,
 };
 use crate::state::{self, Machine, Opening, RunState};
@@ -270,36 +270,16 @@ impl Runner {
             StageKind::Sft(settings) => {
                 let base = self.load(&settings.model).await?;
                 self.set_tokenizer(&base);
-                let sft = Sft {
-                    stage: &stage.name,
-                    settings,
-                    run: &self.pipeline.run,
-                    dir: &self.dir,
-                    device: &self.device,
-                    session: &self.session,
-                    watcher: &self.how.watcher,
-                    stop: &self.how.stop,
-                };
-                sft.run(base).await
+                Sft { context: self.context(stage), settings }.run(base).await
             }
             StageKind::RewardModel(settings) => self.reward_model(stage, settings).await,
             StageKind::Dpo(settings) => self.dpo(stage, settings).await,
             StageKind::Rl(settings) => self.rl(stage, settings).await,
-            StageKind::Sample(settings) => self.sample(&stage.name, settings).await,
+            StageKind::Sample(settings) => self.sample(stage, settings).await,
             StageKind::Query(settings) => self.query(stage, settings).run().await,
             StageKind::Eval(settings) => {
-                let eval = Eval {
-                    stage: &stage.name,
-                    settings,
-                    run: &self.pipeline.run,
-                    dir: &self.dir,
-                    session: &self.session,
-                    models: &self.models(),
-                    waiting: &self.waiting,
-                    watcher: &self.how.watcher,
-                    stop: &self.how.stop,
-                };
-                eval.run().await
+                let (context, models) = (self.context(stage), &self.models());
+                Eval { context, settings, models, waiting: &self.waiting }.run().await
             }
             StageKind::Export(settings) => {
                 let export = Export { stage: &stage.name, settings, dir: &self.dir };
@@ -319,18 +299,9 @@ impl Runner {
         }
     }
 
-    async fn sample(&self, stage: &str, settings: &SampleStage) -> Result<()> {
-        let sample = Sample {
-            stage,
-            settings,
-            run: &self.pipeline.run,
-            dir: &self.dir,
-            session: &self.session,
-            models: &self.models(),
-            waiting: &self.waiting,
-            watcher: &self.how.watcher,
-            stop: &self.how.stop,
-        };
+    async fn sample(&self, stage: &Stage, settings: &SampleStage) -> Result<()> {
+        let (context, models) = (self.context(stage), &self.models());
+        let sample = Sample { context, settings, models, waiting: &self.waiting };
         match (&settings.endpoint, &settings.model) {
             (Some(endpoint), _) => sample.ask(endpoint).await,
             (None, Some(model)) => {
@@ -345,34 +316,14 @@ impl Runner {
     async fn reward_model(&self, stage: &Stage, settings: &RewardModelStage) -> Result<()> {
         let base = self.models().load_any(&settings.model).await?;
         self.set_tokenizer(&base);
-        let stage = RewardModel {
-            stage: &stage.name,
-            settings,
-            run: &self.pipeline.run,
-            dir: &self.dir,
-            device: &self.device,
-            session: &self.session,
-            watcher: &self.how.watcher,
-            stop: &self.how.stop,
-        };
-        stage.run(base).await
+        RewardModel { context: self.context(stage), settings }.run(base).await
     }
 
     async fn dpo(&self, stage: &Stage, settings: &DpoStage) -> Result<()> {
         let base = self.load(&settings.model).await?;
         self.set_tokenizer(&base);
         let reference = self.guide(stage, &base).await?;
-        let dpo = Dpo {
-            stage: &stage.name,
-            settings,
-            run: &self.pipeline.run,
-            dir: &self.dir,
-            device: &self.device,
-            session: &self.session,
-            watcher: &self.how.watcher,
-            stop: &self.how.stop,
-        };
-        dpo.run(base, reference).await
+        Dpo { context: self.context(stage), settings }.run(base, reference).await
     }
 
     async fn rl(&self, of: &Stage, settings: &RlStage) -> Result<()> {
@@ -417,6 +368,18 @@ impl Runner {
             ));
         }
         Ok(Some(model))
+    }
+
+    fn context<'a>(&'a self, stage: &'a Stage) -> Context<'a> {
+        Context {
+            stage: &stage.name,
+            run: &self.pipeline.run,
+            dir: &self.dir,
+            device: &self.device,
+            session: &self.session,
+            watcher: &self.how.watcher,
+            stop: &self.how.stop,
+        }
     }
 
     fn models(&self) -> Models<'_> {

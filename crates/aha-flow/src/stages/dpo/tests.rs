@@ -2,71 +2,34 @@
 //! goes on.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use aha_compute::Device;
-use aha_compute::random::Philox;
-use aha_data::{Session, SessionOptions};
-use aha_model::tokenizer_train::{TrainOptions, train};
 use aha_model::{Model, Target};
 use aha_rollout::{col, read};
-use arrow::array::{AsArray, RecordBatch, StringArray};
+use arrow::array::{AsArray, RecordBatch};
 
 use super::Dpo;
-use crate::error::{Error, Result};
-use crate::models::{Loaded, config_of};
+use crate::error::Error;
+use crate::models::Loaded;
 use crate::pipeline::{
-    Auto, DpoStage, Lora, Optimizer, PairLoss, RandomModel, Run, SftWatchdogs, Sql, Targets,
-    Template, Watch,
+    Auto, DpoStage, Lora, Optimizer, PairLoss, SftWatchdogs, Sql, Targets, Template, Watch,
 };
-use crate::progress::{Event, Watcher};
+use crate::progress::Event;
 use crate::rundir::RunDir;
+use crate::stages::Context;
+use crate::stages::testing::{Bench, Outcome, Tiny, pairs};
 use crate::stop::Stop;
 
 struct World {
-    temp: tempfile::TempDir,
-    session: Session,
-    device: Device,
+    bench: Bench,
     settings: DpoStage,
 }
 
-/// What a run of the stage gave.
-struct Outcome {
-    result: Result<()>,
-    events: Vec<Event>,
-}
-
-impl Outcome {
-    /// The metrics of each step.
-    fn metrics(&self) -> Vec<BTreeMap<String, f64>> {
-        let metrics = |event: &Event| match event {
-            Event::Step { metrics, .. } => Some(metrics.clone()),
-            _ => None,
-        };
-        self.events.iter().filter_map(metrics).collect()
-    }
-}
-
 impl World {
-    /// Four prompts with three pairs each: right sums are preferred to wrong ones.
     fn new() -> World {
-        let prompts = ["1+1=", "1+2=", "2+2=", "2+3="];
-        let rows: Vec<(&str, String, String)> = (0..12)
-            .map(|i| (prompts[i % 4], (i % 4 + 2).to_string(), format!("{}{}", i / 4 + 6, i)))
-            .collect();
-        let session = Session::new(&SessionOptions::default()).unwrap();
-        let text = |texts: Vec<&str>| Arc::new(StringArray::from(texts)) as _;
-        let rows = RecordBatch::try_from_iter([
-            ("prompt", text(rows.iter().map(|row| row.0).collect())),
-            ("chosen", text(rows.iter().map(|row| row.1.as_str()).collect())),
-            ("rejected", text(rows.iter().map(|row| row.2.as_str()).collect())),
-        ])
-        .unwrap();
-        session.register_batches("data", rows.schema(), vec![rows]).unwrap();
+        let rows = pairs(|i| format!("{}{i}", i / 4 + 6));
         World {
-            temp: tempfile::tempdir().unwrap(),
-            session,
-            device: Device::cpu(1),
+            bench: Bench::new("prefers", RecordBatch::try_from_iter(rows).unwrap()),
             settings: DpoStage {
                 data: Sql("SELECT * FROM data".to_owned()),
                 held_out_share: 0.25,
@@ -81,24 +44,11 @@ impl World {
     }
 
     fn loaded(&self, seed: u64, positions: u32) -> Loaded {
-        let options = TrainOptions { vocab_size: 270, ..TrainOptions::default() };
-        let tokenizer = train(["Q 1+1= A 2", "Q 2+2= A 4"], &options).unwrap();
-        let random = RandomModel {
-            hidden_size: 32,
-            intermediate_size: 32,
-            layers: 1,
-            heads: 2,
-            kv_heads: 1,
-            max_position_embeddings: positions,
-            ..RandomModel::default()
-        };
-        let config = config_of(&random, &tokenizer).unwrap();
-        let model = Model::random(config, &self.device, Philox::new(seed)).unwrap();
-        Loaded { model: Arc::new(model), tokenizer: Arc::new(tokenizer) }
+        self.bench.load(&Tiny { seed, positions, ..Tiny::of(["Q 1+1= A 2", "Q 2+2= A 4"]) })
     }
 
     fn dir(&self, name: &str) -> RunDir {
-        RunDir::new(self.temp.path().join(name))
+        self.bench.dir(name)
     }
 
     async fn run_beside(
@@ -108,27 +58,11 @@ impl World {
         stop: &Stop,
         watch: impl Fn(&Event) + Send + Sync + 'static,
     ) -> Outcome {
-        let events: Arc<Mutex<Vec<Event>>> = Arc::default();
-        let sink = Arc::clone(&events);
-        let watcher: Watcher = Arc::new(move |event| {
-            watch(&event);
-            sink.lock().unwrap().push(event);
-        });
-        let dir = self.dir(dir);
-        drop(dir.open().unwrap());
-        let stage = Dpo {
-            stage: "prefers",
-            settings: &self.settings,
-            run: &Run::default(),
-            dir: &dir,
-            device: &self.device,
-            session: &self.session,
-            watcher: &watcher,
-            stop,
-        };
-        let result = stage.run(self.loaded(1, 64), reference).await;
-        let events = events.lock().unwrap().clone();
-        Outcome { result, events }
+        let base = self.loaded(1, 64);
+        let settings = &self.settings;
+        let stage =
+            async |context: Context<'_>| Dpo { context, settings }.run(base, reference).await;
+        self.bench.run(dir, stop, watch, stage).await
     }
 
     async fn finish(&self, dir: &str) -> Outcome {
@@ -147,11 +81,7 @@ impl World {
     }
 
     fn files(&self, dir: &str) -> BTreeMap<String, Vec<u8>> {
-        let entries = fs_err::read_dir(self.dir(dir).model("prefers")).unwrap();
-        let file = |path: std::path::PathBuf| {
-            (path.file_name().unwrap().to_string_lossy().into_owned(), fs_err::read(path).unwrap())
-        };
-        entries.map(|entry| file(entry.unwrap().path())).collect()
+        self.bench.files(dir)
     }
 }
 
@@ -238,7 +168,7 @@ async fn adapters_learn_what_was_chosen_and_other_weights_stay() {
     assert!(last["accuracy"] == 1.0 && last["loss"] < first["loss"], "{last:?}");
     let (base, made) = (
         world.loaded(1, 64).model,
-        Model::load(&world.dir("run").model("prefers"), &world.device).unwrap(),
+        Model::load(&world.dir("run").model("prefers"), &world.bench.device).unwrap(),
     );
     for id in base.params().ids() {
         let name = base.params().name(id);
