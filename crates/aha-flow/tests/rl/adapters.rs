@@ -79,8 +79,8 @@ const WITH_CRITIC: [&str; 7] = [
     "stage.zero.reference.refresh_every=6",
 ];
 
-/// Goal: adapters and a critic that learns beside them go on together. Method: a stop at each event; what were lost of
-/// either's weights or moments, or of the reference, would show in later steps.
+/// Goal: adapters and a critic that learns beside them go on together. Method: a stop at every other event; what were
+/// lost of either's weights or moments, or of the reference, would show in later steps.
 #[tokio::test(flavor = "multi_thread")]
 async fn adapters_with_a_critic_go_on_with_the_same_bits() {
     let world = World::new();
@@ -90,13 +90,13 @@ async fn adapters_with_a_critic_go_on_with_the_same_bits() {
     assert!(steps[5].1["value_loss"] < steps[0].1["value_loss"], "{steps:?}");
     assert!(steps[5].1["kl"] > 0.0 && steps[5].1["value_mean"] != 0.0, "{steps:?}");
     let mut stopped_count = 0;
-    for event in 0..whole.events.len() {
+    for event in (0..whole.events.len()).step_by(2) {
         let name = format!("stopped-{event}");
         stopped_count += usize::from(world.stop_and_resume(&name, event, &WITH_CRITIC).await);
         assert_same_run(&world.dir("whole"), &world.dir(&name));
         assert_same_adapter(&world, "whole", &name, "zero");
     }
-    assert!(stopped_count >= 4, "{stopped_count} of {} events", whole.events.len());
+    assert!(stopped_count >= 2, "{stopped_count} of {} events", whole.events.len());
     let checkpoint = files(&world.dir("whole").checkpoints("zero").join("step-000004"));
     let has = |name: &str| checkpoint.contains_key(Path::new(name));
     assert!(has("adapter/adapter_model.safetensors") && has("critic/model.safetensors"));
