@@ -5,6 +5,7 @@ use aha_compute::random::Philox;
 use aha_data::Session;
 
 use crate::error::{Error, Result};
+use crate::generate;
 use crate::pipeline::Run;
 use crate::progress::{Event, Watcher};
 use crate::rundir::RunDir;
@@ -31,9 +32,9 @@ pub struct Context<'a> {
 }
 
 impl Context<'_> {
-    /// The family of the draws of a stage that trains.
+    /// The family of its draws.
     pub fn random(&self) -> Philox {
-        Philox::new(self.run.seed).derive(self.stage)
+        generate::stage_random(self.run.seed, self.stage)
     }
 
     /// Warns; a finding that stops is the error that the stage ends with.

@@ -101,7 +101,7 @@ impl Eval<'_> {
             endpoint,
             &sampling(settings),
             &settings.template,
-            generate::stage_random(self.context.run.seed, self.context.stage),
+            self.context.random(),
             self.context.stop.cancel(),
         )?;
         let server = match settings.benchmark {

@@ -9,7 +9,6 @@ use super::asked::{self, Asked};
 use super::completions::{self, Draws, Owner};
 use crate::endpoint::Server;
 use crate::error::Result;
-use crate::generate;
 use crate::lend::Lender;
 use crate::models::{Loaded, Models};
 use crate::pipeline::{Endpoint, OnNull, SampleStage, Thinking};
@@ -43,7 +42,7 @@ impl Sample<'_> {
                 ..prompts::sampling(&settings.sampling, &base.model, &base.tokenizer)
             },
             scorer,
-            random: generate::stage_random(self.context.run.seed, self.context.stage),
+            random: self.context.random(),
             samples: settings.n,
             run: self.context.run.clone(),
             model: base,
@@ -60,7 +59,7 @@ impl Sample<'_> {
             endpoint,
             &settings.sampling,
             &settings.template,
-            generate::stage_random(self.context.run.seed, self.context.stage),
+            self.context.random(),
             self.context.stop.cancel(),
         )?;
         let asked = Asked {
