@@ -4,11 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use aha_learn::dpo::{LossKind, Objective};
 use aha_model::{Model, Target};
 use aha_rollout::{col, read};
 use arrow::array::{AsArray, RecordBatch};
 
-use super::Dpo;
+use super::{Dpo, objective};
 use crate::error::Error;
 use crate::models::Loaded;
 use crate::pipeline::{
@@ -152,8 +153,8 @@ async fn a_stage_that_was_interrupted_ends_with_the_same_files() {
     }
 }
 
-/// Goal: adapters alone learn, from where the reference is, and what the stage leaves is the model with them. Method: the
-/// first step's measures are those of a policy that is its reference; afterwards only the targeted weights differ.
+/// Goal: adapters alone learn, from where the reference is, and what the stage leaves is the model with them. Method:
+/// the first step's measures are those of a policy that is its reference; afterwards only the targeted weights differ.
 #[tokio::test]
 async fn adapters_learn_what_was_chosen_and_other_weights_stay() {
     let mut world = World::new();
@@ -181,6 +182,34 @@ async fn adapters_learn_what_was_chosen_and_other_weights_stay() {
     for id in base.params().ids() {
         let [was, is] = [&adapted, &made].map(|model| model.params().value(id).as_slice());
         assert!(was == is, "{}", base.params().name(id));
+    }
+}
+
+#[test]
+fn the_loss_has_the_constants_of_the_stage() {
+    for (loss, kind) in [
+        (PairLoss::Sigmoid, LossKind::Sigmoid),
+        (PairLoss::Ipo, LossKind::Ipo),
+        (PairLoss::Hinge, LossKind::Hinge),
+    ] {
+        for length_normalised in [false, true] {
+            let settings = DpoStage {
+                loss,
+                beta: 0.3,
+                label_smoothing: 0.2,
+                length_normalised,
+                nll: 0.7,
+                ..DpoStage::default()
+            };
+            let expected = Objective {
+                kind,
+                beta: 0.3,
+                label_smoothing: 0.2,
+                is_length_normalised: length_normalised,
+                nll_coef: 0.7,
+            };
+            assert_eq!(objective(&settings), expected);
+        }
     }
 }
 
