@@ -120,10 +120,10 @@ fn echo() -> Server {
     })
 }
 
-/// Keys of `endpoint`, and those of `sampling` that a server is sent.
-fn of_endpoint(other: &Server) -> Vec<Case> {
+/// Keys of `endpoint`, which show in the rows of a table.
+fn endpoint_keys(name: &'static str, other: &Server) -> Vec<Case> {
     let url = format!("{}/v2", other.url);
-    let case = |key, value: &str| Case::new(key, value, &[], Shows::Rows("drawn"));
+    let case = |key, value: &str| Case::new(key, value, &[], Shows::Rows(name));
     vec![
         case("endpoint.url", &url),
         case("endpoint.model", "pupil"),
@@ -131,6 +131,13 @@ fn of_endpoint(other: &Server) -> Vec<Case> {
         case("endpoint.system", "Be brief."),
         case("endpoint.token_ids", "true"),
         case("endpoint.sends_seed", "false"),
+    ]
+}
+
+/// Those keys, and what else a server is sent of a stage `sample`.
+fn of_endpoint(other: &Server) -> Vec<Case> {
+    let case = |key, value: &str| Case::new(key, value, &[], Shows::Rows("drawn"));
+    let cases = vec![
         case("sampling.temperature", "0.5"),
         case("sampling.top_p", "0.5"),
         case("sampling.top_k", "3"),
@@ -139,7 +146,24 @@ fn of_endpoint(other: &Server) -> Vec<Case> {
         case("sampling.stop_token_ids", "[7]"),
         case("template", "1{prompt}"),
         case("n", "3"),
-    ]
+    ];
+    [endpoint_keys("drawn", other), cases].concat()
+}
+
+/// The same of a stage `eval`.
+fn of_evaluated_endpoint(other: &Server) -> Vec<Case> {
+    let case = |key, value: &str| Case::new(key, value, &[], Shows::Rows("scores_teacher"));
+    let cases = vec![
+        case("temperature", "1.0"),
+        case("top_p", "0.5"),
+        case("top_k", "3"),
+        case("max_tokens", "5"),
+        case("stop", "['1']"),
+        case("template", "1{prompt}"),
+        case("k", "3"),
+        case("limit", "3"),
+    ];
+    [endpoint_keys("scores_teacher", other), cases].concat()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -187,10 +211,10 @@ async fn every_key_of_eval_does_something() {
         figures("ks", "[3]", &[]),
         figures("resamples", "10", &[]),
     ];
-    let kind = Kind {
+    let kind = |text: String| Kind {
         name: "scores",
         heading: "kind = \"eval\"",
-        text: SCORES.to_owned(),
+        text,
         left_out: &[
             ("benchmark=math500", "the tests of benchmarks have each"),
             ("benchmark=aime", "the tests of benchmarks have each"),
@@ -200,7 +224,13 @@ async fn every_key_of_eval_does_something() {
             ("benchmark=codeforces", "the tests of benchmarks have each"),
         ],
     };
-    kind.check([cases, thinking("scores_blank")].concat()).await;
+    let server = echo();
+    let endpoint = format!("endpoint = {{ url = \"{}/v1\", model = \"teacher\" }}", server.url);
+    let asked = kind(SCORES.replace("model = [\"blank\"]", &endpoint));
+    let (drawn, cases) = (kind(SCORES.to_owned()), [cases, thinking("scores_blank")].concat());
+    drawn.check_cases(&[&cases[..], &of_evaluated_endpoint(&server)].concat());
+    drawn.run(cases).await;
+    asked.run(of_evaluated_endpoint(&server)).await;
 }
 
 /// Goal: the keys that narrow what is drawn mean what they say. Method: there are four ways to take the likeliest token,

@@ -131,7 +131,7 @@ async fn every_key_of_dpo_does_something() {
         model("length_normalised", "true", &[]),
         model("nll", "0.5", &[]),
     ];
-    kind.check([of_all("9"), of_pairs(OTHER), cases].concat()).await;
+    kind.check([of_all("9"), lora(), of_pairs(OTHER), cases].concat()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -182,7 +182,11 @@ fn stage(
     sampled: &HashMap<String, Rows>,
 ) -> Stage {
     let planned = pipeline.and_then(|pipeline| pipeline.stage(&state.name));
-    let models = planned.map(|stage| stage.kind.models().to_vec()).unwrap_or_default();
+    let models = planned.map(|stage| match &stage.kind {
+        StageKind::Eval(eval) => eval.subjects(),
+        kind => kind.models().to_vec(),
+    });
+    let models = models.unwrap_or_default();
     let tables: Vec<String> = match state.kind.as_str() {
         "eval" => models.iter().map(|model| EvalStage::completions(&state.name, model)).collect(),
         _ => vec![state.name.clone()],
