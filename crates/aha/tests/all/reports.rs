@@ -221,6 +221,51 @@ fn hostile_text_is_text_and_half_a_run_has_a_page() {
     assert_events(&temp.path().join("board/zero"), &["accuracy", "kl"], 1);
 }
 
+/// The pipeline of the run that [`write_hostile_run`] writes.
+const HOSTILE_PIPELINE: &str = r#"
+[tables]
+problems = "problems.jsonl"
+
+[models]
+base = "model"
+
+[[stage]]
+name = "zero"
+kind = "rl"
+model = "base"
+prompts = "SELECT id, prompt, answer FROM problems"
+rewards = [{ kind = "math" }]
+
+[[stage]]
+name = "scores"
+kind = "eval"
+model = "zero"
+data = "SELECT id, prompt, answer FROM problems"
+"#;
+
+#[test]
+fn the_first_right_answer_that_looks_back_is_on_the_page() {
+    let temp = tempfile::tempdir().unwrap();
+    write_hostile_run(temp.path());
+    fs_err::write(temp.path().join("run/pipeline.toml"), HOSTILE_PIPELINE).unwrap();
+    let made = aha(temp.path(), &["report", "run", "--out", "page.html"]);
+    assert_eq!((made.code, made.stderr.contains("warning")), (Some(0), false), "{made:?}");
+    let page = fs_err::read_to_string(temp.path().join("page.html")).unwrap();
+    assert_self_contained(&page);
+    let data = data_of(&page);
+    let stage = &data["moments"][0];
+    assert_eq!((&stage["rewards"], &stage["looked_steps"]), (&json!(["math"]), &json!([1, 1])));
+    let found = &stage["moments"][0];
+    assert_eq!((&found["step"], &found["count"]), (&json!(1), &json!(1)), "{found}");
+    assert_eq!((&found["sample_idx"], &found["pieces"][1]), (&json!(0), &json!("wait")));
+    let shown = HOSTILE.replace('\u{202e}', "\\u{202e}");
+    assert_eq!((&found["prompt"], &found["answer"]), (&json!(shown), &json!(shown)));
+    // The other completion of the group could not be scored, so the group has no vote.
+    let lines = &data["curves"][0]["lines"];
+    assert_eq!(lines["reflections_mean"]["values"], json!([1.0]));
+    assert!(lines["cons_at_k"].is_null(), "{lines}");
+}
+
 /// Preferences, a critic, two sources with rewards of their own and a curriculum, and evaluations with a scorer
 /// and with a bound on thinking: the stages of `write_pipeline` and these.
 const SCENARIOS: &str = r#"

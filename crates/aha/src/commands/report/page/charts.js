@@ -11,14 +11,14 @@ const ticks = (min, max, step) => {
   for (let i = Math.ceil(min / step - 1e-9); i * step <= max + step * 1e-9; i++) found.push(i * step);
   return found;
 };
-// A number at an axis whose ticks are `step` apart: as many places as they need.
-const tickText = (x, step) => {
+// A number at an axis whose ticks are `step` apart and reach up to `most`: as many places as they need.
+const tickText = (x, step, most) => {
   if (Math.abs(x) < step * 1e-6) return "0";
   const sign = x < 0 ? "−" : "";
   const size = Math.abs(x);
   if (size >= 1000 && size < 10000 && step >= 1) return sign + grouped(size);
   if (size >= 10000 && step >= 100) return `${sign}${Number((size / 1000).toPrecision(4))}k`;
-  if (step < 0.0005) {
+  if (most < 0.01) {
     const [digits, power] = size.toExponential(1).split("e");
     return `${sign}${Number(digits)}e${power.replace("+", "")}`;
   }
@@ -77,6 +77,9 @@ const pointAt = (group, at, source) => {
   for (const chart of group.charts) chart.point(at, chart === source);
 };
 
+// The grid of large figures: three of them side by side, else two.
+const heroGrid = (figures) => "grid hero" + (figures.length % 3 === 0 ? " three" : "");
+
 // Of lines that are the same number throughout, that number: they need no figure.
 const constant = (lines) => {
   const values = lines.flatMap((of) => of.values.map(value));
@@ -89,7 +92,7 @@ const chart = (spec, group) => {
   const height = spec.isHero ? 290 : 192;
   const axis = { unit: "step", isLog: false, ...spec.x };
   const place = axis.isLog ? Math.log2 : (x) => x;
-  const box = el("div");
+  const box = el("div", { class: "plotted" });
   const tip = el("div", { class: "tip", hidden: true });
   const said = el("p", { class: "hidden", "aria-live": "polite" });
   const keys = spec.hasLegend
@@ -104,6 +107,12 @@ const chart = (spec, group) => {
     el("figcaption", {}, el("h4", { title: spec.about }, spec.title)), keys, box, tip, said);
   const lines = spec.lines.map((of) => ({ per: 1, ...of, values: of.values.map(value) }));
   const shown = () => lines.filter((of) => !group.hidden.has(spec.stage || of.name));
+  // Lines with their names beside them: of many lines none, which the legend names.
+  const named = () => {
+    const solid = shown().filter((of) => !of.isDashed);
+    return spec.isHero && !spec.x && solid.length > 1 && solid.length <= 5 ? solid : [];
+  };
+  const shortName = ({ name }) => (name.length > 20 ? name.slice(0, 19) + "…" : name);
   const written = (x) => (spec.isShare ? percent(x) + " %" : measure(x));
   let [frame, drawn, marks] = [null, [], null];
 
@@ -129,11 +138,15 @@ const chart = (spec, group) => {
     const step = niceStep(high - low, spec.isHero ? 5 : 4);
     low = Math.floor(low / step + 1e-9) * step;
     high = Math.ceil(high / step - 1e-9) * step;
-    const labels = ticks(low, high, step).map((v) => tickText(spec.isShare ? 100 * v : v, step));
+    const factor = spec.isShare ? 100 : 1;
+    const most = factor * Math.max(Math.abs(low), Math.abs(high));
+    const label = (v) => tickText(v * factor, step * factor, most);
+    const labels = ticks(low, high, step).map(label);
     const x0 = Math.max(34, 14 + 6.6 * Math.max(...labels.map((text) => text.length)));
-    const [x1, y0, y1] = [width - 14, height - 34, 27];
+    const nameLen = Math.max(0, ...named().map((of) => shortName(of).length));
+    const [x1, y0, y1] = [width - 14 - Math.min(width / 3, 7.4 * nameLen), height - 34, 27];
     return {
-      left, right, low, high, step, x0, x1, y0, y1,
+      left, right, low, high, step, label, x0, x1, y0, y1,
       x: (s) => x0 + ((place(s) - left) / (right - left)) * (x1 - x0),
       y: (v) => (Number.isFinite(v) ? y0 - ((v - low) / (high - low)) * (y0 - y1) : NaN),
       at: (px) => {
@@ -154,12 +167,10 @@ const chart = (spec, group) => {
   };
 
   const axes = (scale) => {
-    const { low, high, step, x0, x1, y0, y1, x, y } = scale;
-    const factor = spec.isShare ? 100 : 1;
+    const { low, high, step, label, x0, x1, y0, y1, x, y } = scale;
     const parts = ticks(low, high, step).map((v) => [
       svg("line", { class: "rule", x1: x0, x2: x1, y1: y(v), y2: y(v) }),
-      svg("text", { class: "tick", x: x0 - 7, y: y(v) + 4, "text-anchor": "end" },
-        tickText(v * factor, step * factor)),
+      svg("text", { class: "tick", x: x0 - 7, y: y(v) + 4, "text-anchor": "end" }, label(v)),
     ]);
     for (const s of xTicks(scale)) {
       const isLast = x(s) > x1 - 8;
@@ -183,7 +194,7 @@ const chart = (spec, group) => {
     drawn = shown().map((of) => ({ ...of, smooth: smoothed(of.values, sigma) }));
     const parts = axes(frame);
     for (const of of drawn) parts.push(lineOf(of));
-    if (spec.isHero) parts.push(endNames());
+    parts.push(endNames());
     marks = svg("g");
     const names = [...new Set(drawn.map((of) => of.name))].join(", ");
     const picture = svg("svg", { height, viewBox: `0 0 ${width} ${height}`, role: "img", tabindex: 0,
@@ -228,25 +239,23 @@ const chart = (spec, group) => {
       }));
   };
 
-  // Names at the ends of solid lines, moved apart; of many lines none, which the legend names.
+  // Names beside the ends of solid lines, moved apart.
   const endNames = () => {
-    const solid = drawn.filter((of) => !of.isDashed);
-    if (solid.length < 2 || solid.length > 5) return null;
-    const ends = solid.map((of) => {
+    const names = new Set(named().map((of) => of.name));
+    const ends = drawn.filter((of) => names.has(of.name) && !of.isDashed).map((of) => {
       const last = of.smooth.findLastIndex(Number.isFinite);
-      if (last < 0) return null;
-      const [x, y] = [frame.x(of.steps[last]), frame.y(of.smooth[last])];
-      // Beside the end where there is room, else above it.
-      const isBeside = x + 8 * of.name.length + 8 < frame.x1;
-      return { of, isBeside, x: isBeside ? x + 7 : x - 2, y: isBeside ? y + 4 : y - 9 };
+      return last < 0 ? null : { of, x: frame.x(of.steps[last]) + 7, y: frame.y(of.smooth[last]) + 4 };
     }).filter(Boolean).sort((a, b) => a.y - b.y);
+    const isNear = (a, b) => Math.abs(a.x - b.x) < 90;
     for (let i = 1; i < ends.length; i++) {
-      const isNear = Math.abs(ends[i].x - ends[i - 1].x) < 90;
-      if (isNear) ends[i].y = Math.max(ends[i].y, ends[i - 1].y + 14);
+      if (isNear(ends[i], ends[i - 1])) ends[i].y = Math.max(ends[i].y, ends[i - 1].y + 14);
     }
-    return ends.map(({ of, isBeside, x, y }) =>
-      svg("g", { class: hue(of.hue) },
-        svg("text", { class: "endname", x, y, "text-anchor": isBeside ? "start" : "end" }, of.name)));
+    for (let i = ends.length - 1, most = frame.y0; i >= 0; i--) {
+      ends[i].y = Math.min(ends[i].y, most);
+      most = i > 0 && isNear(ends[i], ends[i - 1]) ? ends[i].y - 14 : frame.y0;
+    }
+    return ends.map(({ of, x, y }) =>
+      svg("g", { class: hue(of.hue) }, svg("text", { class: "endname", x, y }, shortName(of))));
   };
 
   const move = (event) => {

@@ -152,7 +152,8 @@ const figuresOf = (panel, of, taken, group) => {
   }
   panel.keys.forEach((key) => taken.add(key));
   const label = (i) => (panel.labels ? panel.labels[i] : "");
-  const isSplit = of.length > 3 && panel.keys.filter((key) => has(key).length).length > 1;
+  const known = panel.keys.filter((key) => has(key).length);
+  const isSplit = known.length > 1 && known.some((key) => has(key).length > 3);
   const parts = isSplit ? panel.keys.map((key, i) => [[key, i]]) : [panel.keys.map((key, i) => [key, i])];
   return parts.map((part) => {
     const lines = part.flatMap(([key, i]) => has(key).map((curve) =>
@@ -170,7 +171,7 @@ const groupOf = (title, figures, isHero) => {
   const [drawn, said] = [figures.filter((figure) => !isSaid(figure)), figures.filter(isSaid)];
   return [
     title ? el("h3", { class: "group" }, title) : null,
-    drawn.length ? el("div", { class: isHero ? "grid hero" : "grid" }, drawn) : null,
+    drawn.length ? el("div", { class: isHero ? heroGrid(drawn) : "grid" }, drawn) : null,
     said.length ? el("p", { class: "said" }, "The same throughout: ", said.join("; "), ".") : null,
   ];
 };

@@ -38,18 +38,19 @@ const figureColumns = [
   hasAny("bon_at_k") && { figure: "bon_at_k", se: "bon_at_k_se", title: (k) => `best of ${k}, %` },
   hasAny("pass_at_k") && { figure: "pass_at_k", se: "pass_at_k_se", title: (k) => `pass@${k}, %`, isSoft: true },
   hasAny("rating") && { figure: "rating", se: "rating_se", title: () => "rating", isNumber: true },
-  { figure: "completion_len_tokens_mean", title: () => "tokens", isNumber: true, isSoft: true },
+  { figure: "completion_len_tokens_mean", title: () => "tokens", isNumber: true, isSoft: true,
+    write: (x) => (x < 1000 ? x.toFixed(1) : grouped(x)) },
   differs("truncated_share") && { figure: "truncated_share", title: () => "cut, %", isSoft: true },
 ].filter(Boolean);
 
-const figureCell = (row, { figure, se, isNumber, isSoft }, isBest) => {
+const figureCell = (row, { figure, se, isNumber, isSoft, write }, isBest) => {
+  const written = write || (isNumber ? measure : percent);
   const x = row[figure];
   if (x === null || x === undefined) return el("td", { class: "n soft" }, "–");
-  const text = isNumber ? measure(value(x)) : percent(value(x));
   const error = se ? row[se] : null;
-  return el("td", { class: "n" + (isBest ? " best" : isSoft ? " soft" : "") }, text,
+  return el("td", { class: "n" + (isBest ? " best" : isSoft ? " soft" : "") }, written(value(x)),
     error === null || error === undefined ? null
-      : el("span", { class: "se" }, ` ± ${isNumber ? measure(value(error)) : percent(value(error))}`));
+      : el("span", { class: "se" }, ` ± ${written(value(error))}`));
 };
 
 const plotWidth = 190;

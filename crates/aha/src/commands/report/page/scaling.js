@@ -8,6 +8,7 @@ const scalingPanels = [
   { title: "Best of k by the scorer", figure: "bon_at_ks", unit: "% right" },
   { title: "Any of k right (pass@k)", figure: "pass_at_ks", unit: "% right" },
 ];
+const exact = { isHero: true, isShare: true, isExact: true };
 const hasScaling = evals.some((row) => row.ks.length > 1);
 
 const budgetsOf = (of) => {
@@ -40,11 +41,11 @@ const scalingSection = () => datasets.map((of) => {
   const figures = scalingPanels.map((panel) => {
     const lines = asked.map((variant) => lineOf(variant, panel.figure)).filter(Boolean);
     // The same scale in each, so that they compare.
-    return lines.length ? chart({ ...panel, lines, isHero: true, isShare: true, isExact: true, x: { unit: "samples", isLog: true },
-      min: least, max: 1 }, group) : null;
+    const scale = { x: { unit: "samples", isLog: true }, min: least, max: 1 };
+    return lines.length ? chart({ ...panel, ...scale, lines, ...exact }, group) : null;
   }).filter(Boolean);
   const budgets = budgetsOf(of);
-  const longer = budgets.length ? chart({ title: "Thinking longer", lines: budgets, isHero: true, isShare: true, isExact: true,
+  const longer = budgets.length ? chart({ title: "Thinking longer", lines: budgets, ...exact,
     unit: "% right", x: { unit: "tokens per completion, mean" },
     styles: budgets.some(({ isDashed }) => isDashed) ? [["pass@1", false], [`cons@${of.row.k}`, true]] : null },
   newGroup()) : null;
@@ -53,6 +54,6 @@ const scalingSection = () => datasets.map((of) => {
     datasets.length > 1 ? el("h3", { class: "group" }, of.name) : null,
     figures.length > 0 && asked.length > 1 ? legend(asked.map((variant) =>
       ({ name: labelOf(variant), hue: hueOf(variant) })), group, false) : null,
-    el("div", { class: "grid hero" }, figures, longer),
+    el("div", { class: heroGrid([...figures, longer].filter(Boolean)) }, figures, longer),
   ];
 });
