@@ -25,6 +25,8 @@ PYTHON = PEERS / "venv" / "bin" / "python"
 PIPELINE = ROOT / "pipelines/smollm2-word-problems.toml"
 # Steps whose rewards are averaged for a line of the table: one step has 64 completions.
 STEPS_PER_LINE = 5
+# Minutes of a line where we are done and TRL isn't.
+LATE_MINUTES = 5
 
 
 def fail(message, hint, code=1):
@@ -116,21 +118,18 @@ def evaluate_trl(options, stage):
 
 
 def trl_steps(log):
-    """Steps that TRL printed."""
-    return [json.loads(line) for line in log.read_text().splitlines() if line.startswith('{"step"')]
+    """Steps that TRL printed, behind its bar of progress."""
+    lines = [line for line in log.read_text().splitlines() if '{"step": ' in line]
+    return [json.loads(line[line.index('{"step": '):]) for line in lines]
 
 
 def our_steps(options, run):
-    """Seconds and mean reward of our steps; a step ends when its metrics are written."""
+    """Seconds of sampling and learning, and the mean reward, of our steps."""
     sql = """
         SELECT step, max(value) FILTER (WHERE name = 'reward') AS reward,
-               sum(value) FILTER (WHERE name IN ('sampling_seconds', 'learning_seconds')) AS busy_seconds,
-               max(arrow_cast(at, 'Int64')) / 1e6 AS ended
+               sum(value) FILTER (WHERE name IN ('sampling_seconds', 'learning_seconds')) AS seconds
         FROM metrics WHERE stage = 'grpo' GROUP BY step ORDER BY step"""
-    steps = query(options, sql, "--run", run)
-    for before, step in zip([None, *steps], steps):
-        step["seconds"] = step["ended"] - before["ended"] if before else step["busy_seconds"]
-    return steps
+    return query(options, sql, "--run", run)
 
 
 def mean(values):
@@ -152,18 +151,25 @@ def by_step(ours, theirs):
 
 
 def by_minute(ours, theirs):
-    """Mean reward of the steps that ended within a minute of training, while both train; then TRL alone."""
-    print("\n| minute | aha: reward | TRL: reward |\n| --- | --- | --- |")
-    buckets = []
+    """Mean reward of the steps that ended in each of so many minutes: as many lines as we need minutes, then fewer."""
+    print("\n| minutes | aha: reward | TRL: reward |\n| --- | --- | --- |")
+    ends = []
     for steps in (ours, theirs):
-        clock, found = 0.0, {}
+        clock, found = 0.0, []
         for step in steps:
-            clock += step["seconds"]
-            found.setdefault(int(clock // 60) + 1, []).append(step["reward"])
-        buckets.append(found)
-    for minute in range(1, max(max(found) for found in buckets) + 1):
-        cells = [f"{mean(found[minute]):.3f}" if minute in found else "" for found in buckets]
-        print(f"| {minute} | {' | '.join(cells)} |")
+            clock += step["seconds"] / 60
+            found.append((clock, step["reward"]))
+        ends.append(found)
+    last, width, begun = max(found[-1][0] for found in ends), 1, 0
+    while begun < last:
+        if begun >= ends[0][-1][0]:
+            width = LATE_MINUTES
+        cells = []
+        for found in ends:
+            rewards = [reward for end, reward in found if begun < end <= begun + width]
+            cells.append(f"{mean(rewards):.3f}" if rewards else "")
+        print(f"| {begun} to {begun + width} | {' | '.join(cells)} |")
+        begun += width
 
 
 def accuracy(row):
