@@ -31,16 +31,17 @@ reward = { kind = "regex", pattern = "^[0-4]" }
 /// Thoughts end at a 1, of which the first is taken back.
 const THINKING: &str =
     "thinking={ end = '1', max_tokens = 4, waits = 1, wait = '2', close = '=1' }";
+const IMPATIENT: &str = "thinking={ end = '1', max_tokens = 4, wait = '2', close = '=1' }";
 const OPEN_ENDED: &str = "thinking={ end = '1', max_tokens = 3, wait = '2' }";
 
 /// Keys of `thinking`, which show in the rows of a table.
 fn thinking(name: &'static str) -> Vec<Case> {
     vec![
         table(name, "thinking.end", "=", &[THINKING]),
-        table(name, "thinking.min_tokens", "2", &[THINKING]),
+        table(name, "thinking.min_tokens", "3", &[IMPATIENT]),
         table(name, "thinking.max_tokens", "3", &[THINKING]),
         table(name, "thinking.waits", "0", &[THINKING]),
-        table(name, "thinking.wait", "3", &[THINKING]),
+        table(name, "thinking.wait", "'3'", &[THINKING]),
         table(name, "thinking.close", "=1", &[OPEN_ENDED]),
     ]
 }
