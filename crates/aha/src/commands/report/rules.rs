@@ -86,7 +86,7 @@ model = "base"
 prompts = "SELECT id, prompt, answer, tests, source FROM problems"
 rewards = [
   { kind = "language", target = "de" },
-  { kind = "code", sources = ["code"], sandbox = "weak" },
+  { kind = "countdown", sources = ["targets"] },
   { kind = "math", sources = ["sums"] },
 ]
 "#;
@@ -98,15 +98,15 @@ rewards = [
         let rules = Rules::of("mixed", Some(&parsed));
         assert_eq!(
             (rules.names(), rules.language.as_str()),
-            (vec!["code".into(), "math".into()], "de")
+            (vec!["countdown".into(), "math".into()], "de")
         );
-        assert_eq!((rules.right(Some("code")), rules.right(Some("sums"))), (Some(0), Some(1)));
+        assert_eq!((rules.right(Some("targets")), rules.right(Some("sums"))), (Some(0), Some(1)));
         assert_eq!((rules.right(Some("chat")), rules.right(None)), (None, None));
-        assert!(rules.answers(Some("code")).is_none(), "a program is no answer");
+        assert!(rules.answers(Some("targets")).is_none(), "a way to a target is no answer");
         assert_eq!(rules.answers(Some("sums")).map(|(part, _)| part), Some(1));
         let unknown = Rules::of("mixed", None);
         assert_eq!((unknown.names().len(), unknown.right(None)), (0, None));
         let rules = rules.known(&["math".into(), "language".into()]);
-        assert_eq!((rules.right(Some("code")), rules.right(Some("sums"))), (None, Some(0)));
+        assert_eq!((rules.right(Some("targets")), rules.right(Some("sums"))), (None, Some(0)));
     }
 }
