@@ -166,3 +166,30 @@ async fn completions_that_were_cut_off_are_left_out_of_the_loss() {
     });
     assert!(cut > 0 && whole > 0, "{cut} were cut off, {whole} weren't");
 }
+
+/// Goal: a completion that can't be scored is no wrong one. Method: two prompts without an answer, in two of three
+/// steps; of the others every number is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn accuracy_is_that_of_completions_that_can_be_scored() {
+    let world = World::new();
+    let sets = [
+        "stage.zero.prompts=SELECT id, prompt, CASE WHEN id NOT IN ('p0', 'p5') THEN answer END AS answer \
+         FROM problems",
+        "stage.zero.rewards=[{ kind = 'numeric', extract = ['whole'], abs_tolerance = 1e30 }]",
+        "stage.zero.steps=3",
+        "stage.zero.shuffle=false",
+    ];
+    let outcome = world.finish("run", &sets).await;
+    let mut scores: BTreeMap<u64, Vec<Option<f64>>> = BTreeMap::new();
+    each_rollout(&world.dir("run"), "zero", |view, row| {
+        scores.entry(view.step(row)).or_default().push(view.reward_part(0, row));
+    });
+    for ((step, metrics), scores) in outcome.steps("zero").into_iter().zip(scores.values()) {
+        let known: Vec<f64> = scores.iter().flatten().copied().collect();
+        assert_eq!(known.len(), if step == 3 { 16 } else { 12 });
+        let share = known.iter().sum::<f64>() / known.len() as f64;
+        assert!(share > 0.0, "a share of 0 says nothing");
+        let found = (metrics["accuracy"], metrics["reward_numeric"]);
+        assert_eq!(found, (share, share), "step {step}");
+    }
+}
