@@ -157,6 +157,8 @@ pub struct Tape<'p> {
     recording: bool,
     nodes: Vec<Node<'p>>,
     slot_count: usize,
+    /// Gradients of vars that are there before the tape is played backwards.
+    begun: Vec<(usize, Tensor)>,
 }
 
 impl<'p> Tape<'p> {
@@ -169,6 +171,7 @@ impl<'p> Tape<'p> {
             recording: true,
             nodes: Vec::new(),
             slot_count: 0,
+            begun: Vec::new(),
         }
     }
 
@@ -401,6 +404,44 @@ impl<'p> Tape<'p> {
         (log_probs, entropies)
     }
 
+    /// As [`Tape::log_probs`], with the same bits, for a loss that is a sum over tokens: `slopes` gives the gradients of
+    /// a token's log-prob and entropy from these two. The head's backward pass is done with the forward pass, so the
+    /// results have no gradients to be given; the tape is then played backwards from `x`.
+    pub fn log_probs_learning(
+        &mut self,
+        x: &Var,
+        head: ParamId,
+        targets: &[u32],
+        inv_temperature: f32,
+        slopes: lm_head::Slopes<'_>,
+        grads: &mut Grads,
+    ) -> [Tensor; 2] {
+        assert!(self.recording, "gradients are of a tape that records");
+        let [mut log_probs, mut entropies] = [0, 1].map(|_| self.uninit(&[targets.len()]));
+        let mut dx = self.uninit(x.value.shape());
+        let (packed, weight, dhead) =
+            (self.packed(head), self.params.value(head), grads.find_mut(head));
+        let products = if dhead.is_some() { 3.0 } else { 2.0 };
+        let span = multiplying(
+            "lm_head.forward_backward",
+            || products * product(&x.value, weight),
+            &[&x.value, &dx, weight, weight, weight],
+        );
+        lm_head::forward_backward(
+            [&mut log_probs, &mut entropies, &mut dx],
+            dhead,
+            slopes,
+            &x.value,
+            packed,
+            weight,
+            targets,
+            inv_temperature,
+        );
+        drop(span);
+        self.begun.push((x.slot, dx));
+        [log_probs, entropies]
+    }
+
     /// As [`Tape::log_probs`], with the same bits, and the divergences `KL(own || beside)` of those distributions from
     /// what another model predicts in their places, in nats.
     pub fn log_probs_beside(
@@ -479,8 +520,8 @@ impl<'p> Tape<'p> {
         outputs
     }
 
-    /// Plays the tape backwards from `seeds`, gradients of the loss with respect to vars, and adds the
-    /// gradients of the weights to `grads`.
+    /// Plays the tape backwards from `seeds`, gradients of the loss with respect to vars, and from what
+    /// [`Tape::log_probs_learning`] left, and adds the gradients of the weights to `grads`.
     pub fn backward(self, seeds: Vec<(Var, Tensor)>, grads: &mut Grads) {
         self.backward_to(seeds, &[], grads);
     }
@@ -497,8 +538,9 @@ impl<'p> Tape<'p> {
             device: self.device.clone(),
             grads: (0..self.slot_count).map(|_| None).collect(),
         };
-        for (var, gradient) in seeds {
-            slots.add(var.slot, gradient);
+        let seeds = seeds.into_iter().map(|(var, gradient)| (var.slot, gradient));
+        for (slot, gradient) in std::mem::take(&mut self.begun).into_iter().chain(seeds) {
+            slots.add(slot, gradient);
         }
         while let Some(Node { op, outputs }) = self.nodes.pop() {
             if outputs.iter().any(|&slot| slots.grads[slot].is_some()) {

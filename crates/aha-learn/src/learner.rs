@@ -231,53 +231,43 @@ impl Learner {
     ) -> Result<(), Error> {
         let inv_temperature = 1.0 / temperature;
         let objective = terms.objective;
-        let reference = match &self.reference {
-            Some(reference) if objective.kl_loss_coef() != 0.0 => {
-                Some(packed.score(reference, inv_temperature))
-            }
-            None if objective.kl_loss_coef() != 0.0 => {
-                return Err(Error::Bug("a KL term needs a reference model".to_owned()));
-            }
-            _ => None,
-        };
-        let teacher = match &self.teacher {
-            Some(teacher) if objective.distill_coef != 0.0 => Some(Arc::clone(teacher)),
-            None if objective.distill_coef != 0.0 => {
-                return Err(Error::Bug("distillation needs a teacher".to_owned()));
-            }
-            _ => None,
-        };
-        let predictions = teacher.as_deref().map(|teacher| packed.predictions(teacher));
+        let reference = needed(
+            self.reference.as_ref(),
+            objective.kl_loss_coef(),
+            "a KL term needs a reference model",
+        )?
+        .map(|reference| packed.score(reference, inv_temperature));
+        let known = terms.known(packed, reference.as_deref());
         let model = Arc::clone(&self.model);
         let mut tape = Tape::recording(model.device(), model.params());
         let checkpointing = settings.activation_checkpointing;
-        let (log_probs, entropies, divergences) = match &predictions {
-            None => {
-                let (log_probs, entropies) =
-                    packed.run(&model, &mut tape, inv_temperature, checkpointing);
-                (log_probs, entropies, None)
-            }
-            Some(predictions) => {
-                let [log_probs, entropies, divergences] = packed.run_beside(
-                    &model,
-                    &mut tape,
-                    inv_temperature,
-                    checkpointing,
-                    predictions,
-                );
-                (log_probs, entropies, Some(divergences))
-            }
+        if let Some(slopes) = objective::Slopes::of(objective, &known, &terms.normaliser) {
+            let [logps, entropies] = packed.run_learning(
+                &model,
+                &mut tape,
+                inv_temperature,
+                checkpointing,
+                &|token, logp, _| slopes.at(token, logp),
+                &mut self.grads,
+            );
+            let [logps, entropies] = [&logps, &entropies].map(Tensor::as_slice);
+            let measured = Measured { logps, entropies, divergences: None };
+            totals.add_all(&terms.loss(packed, known, measured));
+            tape.backward(Vec::new(), &mut self.grads);
+            return Ok(());
+        }
+        let teacher =
+            needed(self.teacher.as_ref(), objective.distill_coef, "distillation needs a teacher")?;
+        let predictions = teacher.map(|teacher| packed.predictions(teacher));
+        let (log_probs, entropies, divergences) =
+            packed.run(&model, &mut tape, inv_temperature, checkpointing, predictions.as_ref());
+        let measured = Measured {
+            logps: log_probs.value().as_slice(),
+            entropies: entropies.value().as_slice(),
+            divergences: divergences.as_ref().map(|var| var.value().as_slice()),
         };
-        let out = terms.loss(
-            packed,
-            Measured {
-                logps: log_probs.value().as_slice(),
-                entropies: entropies.value().as_slice(),
-                reference: reference.as_deref(),
-                divergences: divergences.as_ref().map(|var| var.value().as_slice()),
-            },
-        );
-        out.sequences.iter().for_each(|sequence| totals.add(sequence));
+        let out = terms.loss(packed, known, measured);
+        totals.add_all(&out);
         let seed = |values: &[f32]| Tensor::from_slice(model.device(), &[values.len()], values);
         let mut seeds = vec![(log_probs, seed(&out.dlogps))];
         if let Some(dentropies) = &out.dentropies {
@@ -308,19 +298,20 @@ impl Learner {
             let packed = Packed::examples(&examples[range]);
             let model = Arc::clone(&self.model);
             let mut tape = Tape::recording(model.device(), model.params());
-            let (log_probs, _) =
-                packed.run(&model, &mut tape, 1.0, settings.activation_checkpointing);
-            let logps = log_probs.value().as_slice();
-            let terms: Vec<_> = packed
-                .outputs
-                .iter()
-                .map(|range| sft::SequenceTerms { logps: &logps[range.clone()], mask: None })
-                .collect();
-            let out = sft::loss(&terms, normaliser);
-            out.sequence_losses.iter().for_each(|loss| totals.loss += loss);
-            totals.token_count += out.token_count;
-            let seed = Tensor::from_slice(model.device(), &[out.dlogps.len()], &out.dlogps);
-            tape.backward(vec![(log_probs, seed)], &mut self.grads);
+            let dlogp = normaliser.dlogp();
+            let [logps, _] = packed.run_learning(
+                &model,
+                &mut tape,
+                1.0,
+                settings.activation_checkpointing,
+                &|_, _, _| [dlogp, 0.0],
+                &mut self.grads,
+            );
+            for range in &packed.outputs {
+                totals.loss += normaliser.loss(&logps.as_slice()[range.clone()]);
+                totals.token_count += range.len();
+            }
+            tape.backward(Vec::new(), &mut self.grads);
         }
         let (grad_norm, applied) = self.apply(totals.loss, settings);
         Ok(StepOutcome { totals, grad_norm, applied })
@@ -435,42 +426,70 @@ struct PolicyTerms<'a> {
     normaliser: Normaliser,
 }
 
-/// What the forward passes of a micro-batch give, token by token.
+/// What the forward pass of a micro-batch gives, token by token.
 struct Measured<'a> {
     logps: &'a [f32],
     entropies: &'a [f32],
-    reference: Option<&'a [f32]>,
     divergences: Option<&'a [f32]>,
 }
 
-impl PolicyTerms<'_> {
-    fn loss(self, packed: &Packed, measured: Measured<'_>) -> objective::LossOut {
-        let Measured { logps, entropies, reference, divergences } = measured;
-        let terms: Vec<_> = self
-            .rollouts
-            .iter()
-            .zip(&packed.outputs)
-            .map(|(rollout, range)| {
-                let behaviour = rollout.behaviour_logps;
-                let (old_logps, behaviour_logps) = match rollout.old {
-                    OldLogps::Behaviour => (Some(behaviour), None),
-                    OldLogps::Current => (None, Some(behaviour)),
-                    OldLogps::Scored(old) => (Some(old), Some(behaviour)),
-                };
-                objective::SequenceTerms {
-                    logps: &logps[range.clone()],
-                    old_logps,
-                    behaviour_logps,
-                    ref_logps: reference.map(|r| &r[range.clone()]),
-                    entropies: Some(&entropies[range.clone()]),
-                    divergences: divergences.map(|d| &d[range.clone()]),
-                    advantage: rollout.advantage,
-                    token_advantages: rollout.token_advantages,
-                    mask: rollout.mask,
-                }
-            })
-            .collect();
-        objective::loss(self.objective, &terms, &self.normaliser)
+impl<'a> PolicyTerms<'a> {
+    /// What is known before the forward pass, which gives the log-probs: until then those of the sampler are in their
+    /// place.
+    fn known(
+        &self,
+        packed: &Packed,
+        reference: Option<&'a [f32]>,
+    ) -> Vec<objective::SequenceTerms<'a>> {
+        let terms = |(rollout, range): (&Rollout<'a>, &Range<usize>)| {
+            let behaviour = rollout.behaviour_logps;
+            let (old_logps, behaviour_logps) = match rollout.old {
+                OldLogps::Behaviour => (Some(behaviour), None),
+                OldLogps::Current => (None, Some(behaviour)),
+                OldLogps::Scored(old) => (Some(old), Some(behaviour)),
+            };
+            objective::SequenceTerms {
+                logps: behaviour,
+                old_logps,
+                behaviour_logps,
+                ref_logps: reference.map(|r| &r[range.clone()]),
+                entropies: None,
+                divergences: None,
+                advantage: rollout.advantage,
+                token_advantages: rollout.token_advantages,
+                mask: rollout.mask,
+            }
+        };
+        self.rollouts.iter().zip(&packed.outputs).map(terms).collect()
+    }
+
+    fn loss<'b>(
+        &self,
+        packed: &Packed,
+        known: Vec<objective::SequenceTerms<'b>>,
+        measured: Measured<'b>,
+    ) -> objective::LossOut {
+        let Measured { logps, entropies, divergences } = measured;
+        let terms =
+            known.into_iter().zip(&packed.outputs).map(|(known, range)| objective::SequenceTerms {
+                logps: &logps[range.clone()],
+                entropies: Some(&entropies[range.clone()]),
+                divergences: divergences.map(|d| &d[range.clone()]),
+                ..known
+            });
+        objective::loss(self.objective, &terms.collect::<Vec<_>>(), &self.normaliser)
+    }
+}
+
+/// The model that a term of the loss needs; none where its factor is 0.
+fn needed<'a>(
+    model: Option<&'a Arc<Model>>,
+    factor: f64,
+    missing: &str,
+) -> Result<Option<&'a Arc<Model>>, Error> {
+    match model {
+        None if factor != 0.0 => Err(Error::Bug(missing.to_owned())),
+        model => Ok(model.filter(|_| factor != 0.0)),
     }
 }
 

@@ -7,6 +7,7 @@
 //! # Map
 //! - [`Objective`]: the settings, with [`Normaliser`] for the divisors of a minibatch.
 //! - [`loss`]: loss, per-token gradients and [`Totals`] of a micro-batch.
+//! - [`Slopes`]: those gradients token by token, while the forward pass goes on.
 //! - [`formula`]: the same in words, for `aha check`.
 //! - [`ObjectiveFile`]: the keys of a pipeline file, resolved into an [`Objective`].
 
@@ -17,10 +18,12 @@ mod loss;
 mod options;
 #[cfg(test)]
 mod reference;
+mod slopes;
 
 pub use file::{Kind, ObjectiveFile, Switch};
 pub use formula::formula;
 pub use loss::{Importance, LossOut, SequenceTerms, Totals, kl_estimate, loss};
+pub use slopes::Slopes;
 
 use serde::{Deserialize, Serialize};
 

@@ -35,7 +35,8 @@
 //!
 //! [`forward`] and [`backward`] go through the tokens in chunks, and only one chunk's logits, of both models, exist
 //! at a time. Both run what the sampler runs, [`logits`] and [`row_stats`], on their chunks, so a token's
-//! log-prob has the same bits in either.
+//! log-prob has the same bits in either. [`forward_backward`] does the work of both at once, with the same bits, where a
+//! token's gradients follow from its own log-prob and entropy: then logits are computed once and not twice.
 //!
 //! # Order of sums
 //! A logit is one chain over `C`. Sums over `V` have 16 lanes, lane `j mod 16`; each lane adds up blocks
@@ -135,6 +136,25 @@ pub fn backward(
 ) {
     let chunk_rows = chunk_rows(head.out_len());
     backward_in_chunks(dhidden, dw, grads, hidden, head, w, targets, inv_temperature, chunk_rows);
+}
+
+/// The gradients of a token's log-prob and entropy, from the token's place, its log-prob and its entropy.
+pub type Slopes<'a> = &'a (dyn Fn(usize, f32, f32) -> [f32; 2] + Sync);
+
+/// [`forward`] and [`backward`] in one pass, with the same bits, for a loss that is a sum over tokens.
+pub fn forward_backward(
+    [logp, entropy, dhidden]: [&mut Tensor; 3],
+    dw: Option<&mut Tensor>,
+    slopes: Slopes<'_>,
+    hidden: &Tensor,
+    head: &Packed,
+    w: &Tensor,
+    targets: &[u32],
+    inv_temperature: f32,
+) {
+    let chunk_rows = chunk_rows(head.out_len());
+    let outputs = [logp, entropy, dhidden];
+    both_in_chunks(outputs, dw, slopes, hidden, head, w, targets, inv_temperature, chunk_rows);
 }
 
 /// Gradients of what [`forward`] or [`forward_beside`] writes.
@@ -249,7 +269,7 @@ impl<'a> Others<'a> {
 
 fn backward_in_chunks(
     dhidden: &mut Tensor,
-    mut dw: Option<&mut Tensor>,
+    dw: Option<&mut Tensor>,
     grads: Grads<'_>,
     hidden: &Tensor,
     head: &Packed,
@@ -258,12 +278,8 @@ fn backward_in_chunks(
     inv_temperature: f32,
     chunk_rows: usize,
 ) {
-    let (rows, vocab_size, width) = (check_hidden(hidden, head), head.out_len(), head.in_len());
-    check_len("dhidden", dhidden.len(), rows, width);
-    if let Some(dw) = &dw {
-        check_len("dw", dw.len(), vocab_size, width);
-    }
-    check_len("w", w.len(), vocab_size, width);
+    let (rows, vocab_size) = (check_hidden(hidden, head), head.out_len());
+    let mut products = Products::new(dhidden, dw, hidden, head, w);
     check_len("dlogp", grads.dlogp.len(), rows, 1);
     if let Some(dentropy) = grads.dentropy {
         check_len("dentropy", dentropy.len(), rows, 1);
@@ -301,17 +317,91 @@ fn backward_in_chunks(
                 }
             }
         });
-        let dims = matmul::Dims { rows: chunk.len(), out: vocab_size, inp: width };
-        let of_chunk = chunk.start * width..chunk.end * width;
-        let x = hidden.values().slice(of_chunk.clone());
-        let dx = &mut dhidden.as_mut_slice()[of_chunk];
-        let rounded = rounded_like(hidden, logits);
-        let dlogits = rounded.as_ref().map_or(Values::F32(logits), Tensor::values);
-        matmul::backward_input_rows(device, dx, dlogits, w.as_slice(), dims, false);
-        if let Some(dw) = &mut dw {
+        products.add(chunk, logits);
+    });
+}
+
+fn both_in_chunks(
+    [logp, entropy, dhidden]: [&mut Tensor; 3],
+    dw: Option<&mut Tensor>,
+    slopes: Slopes<'_>,
+    hidden: &Tensor,
+    head: &Packed,
+    w: &Tensor,
+    targets: &[u32],
+    inv_temperature: f32,
+    chunk_rows: usize,
+) {
+    let (rows, vocab_size) = (check_hidden(hidden, head), head.out_len());
+    check_len("logp", logp.len(), rows, 1);
+    check_len("entropy", entropy.len(), rows, 1);
+    check_targets(targets, rows, vocab_size);
+    let mut products = Products::new(dhidden, dw, hidden, head, w);
+    let device = hidden.device();
+    let (logp, entropy) = (Shards::new(logp.as_mut_slice()), Shards::new(entropy.as_mut_slice()));
+    for_each_chunk(hidden, head, inv_temperature, chunk_rows, |chunk, logits| {
+        let shards = Shards::new(&mut *logits);
+        run_rows(device, chunk.len(), vocab_size, |part| {
+            for row in part {
+                let token = chunk.start + row;
+                // SAFETY: each row, and so each token, belongs to one call.
+                let (row, logp, entropy) = unsafe {
+                    let row = shards.slice(row * vocab_size, (row + 1) * vocab_size);
+                    (row, logp.slice(token, token + 1), entropy.slice(token, token + 1))
+                };
+                let stats = row_stats(device.isa(), row);
+                logp[0] = log_prob(row, &stats, targets[token]);
+                entropy[0] = stats.entropy;
+                let [dlogp, dentropy] =
+                    slopes(token, logp[0], entropy[0]).map(|slope| slope * inv_temperature);
+                kernel::gradient(device.isa(), row, &stats, dlogp, dentropy);
+                row[targets[token] as usize] += dlogp;
+            }
+        });
+        products.add(chunk, logits);
+    });
+}
+
+/// From the gradients of logits to those of activations and weight.
+struct Products<'a> {
+    dhidden: &'a mut Tensor,
+    dw: Option<&'a mut Tensor>,
+    hidden: &'a Tensor,
+    w: &'a Tensor,
+    dims: matmul::Dims,
+}
+
+impl<'a> Products<'a> {
+    fn new(
+        dhidden: &'a mut Tensor,
+        dw: Option<&'a mut Tensor>,
+        hidden: &'a Tensor,
+        head: &Packed,
+        w: &'a Tensor,
+    ) -> Self {
+        let (rows, out, inp) = (hidden.rows(), head.out_len(), head.in_len());
+        check_len("dhidden", dhidden.len(), rows, inp);
+        if let Some(dw) = &dw {
+            check_len("dw", dw.len(), out, inp);
+        }
+        check_len("w", w.len(), out, inp);
+        Self { dhidden, dw, hidden, w, dims: matmul::Dims { rows, out, inp } }
+    }
+
+    /// Those of the rows `chunk`, from the gradients of their logits.
+    fn add(&mut self, chunk: Range<usize>, dlogits: &[f32]) {
+        let dims = matmul::Dims { rows: chunk.len(), ..self.dims };
+        let device = self.hidden.device();
+        let of_chunk = chunk.start * dims.inp..chunk.end * dims.inp;
+        let x = self.hidden.values().slice(of_chunk.clone());
+        let dx = &mut self.dhidden.as_mut_slice()[of_chunk];
+        let rounded = rounded_like(self.hidden, dlogits);
+        let dlogits = rounded.as_ref().map_or(Values::F32(dlogits), Tensor::values);
+        matmul::backward_input_rows(device, dx, dlogits, self.w.as_slice(), dims, false);
+        if let Some(dw) = &mut self.dw {
             matmul::backward_weight_rows(device, dw.as_mut_slice(), dlogits, x, dims);
         }
-    });
+    }
 }
 
 /// Overwrites the logits of another model with what the divergence from them adds to the gradients of those here.

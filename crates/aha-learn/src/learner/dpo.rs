@@ -54,8 +54,8 @@ impl Learner {
             let ref_logps = packed.score(&reference, 1.0);
             let model = Arc::clone(&self.model);
             let mut tape = Tape::recording(model.device(), model.params());
-            let (log_probs, _) =
-                packed.run(&model, &mut tape, 1.0, settings.activation_checkpointing);
+            let checkpointing = settings.activation_checkpointing;
+            let (log_probs, _, _) = packed.run(&model, &mut tape, 1.0, checkpointing, None);
             let batch = MicroBatch { packed: &packed, rollouts: &rollouts, pairs, range };
             let dlogps =
                 batch.add(log_probs.value().as_slice(), &ref_logps, objective, &mut totals);

@@ -8,8 +8,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use aha_compute::ops::attention::{Layout, Split};
+use aha_compute::ops::lm_head::Slopes;
 use aha_compute::tape::Predictions;
-use aha_compute::{Tape, Var};
+use aha_compute::{Grads, Tape, Tensor, Var};
 use aha_model::Model;
 use aha_model::model::Batch;
 
@@ -87,29 +88,40 @@ impl Packed {
         parts.into()
     }
 
-    /// Log-probs of the wanted tokens, and the entropies of the distributions that they are from.
+    /// Log-probs of the wanted tokens, the entropies of the distributions that they are from, and the divergences of
+    /// those from what another model predicts.
     pub fn run<'m>(
         &self,
         model: &'m Model,
         tape: &mut Tape<'m>,
         inv_temperature: f32,
         checkpointing: bool,
-    ) -> (Var, Var) {
+        beside: Option<&Predictions<'m>>,
+    ) -> (Var, Var, Option<Var>) {
         let hidden = self.hidden(model, tape, checkpointing);
-        tape.log_probs(&hidden, model.head(), &self.targets, inv_temperature)
+        let (head, targets) = (model.head(), &self.targets);
+        let Some(beside) = beside else {
+            let (log_probs, entropies) = tape.log_probs(&hidden, head, targets, inv_temperature);
+            return (log_probs, entropies, None);
+        };
+        let [log_probs, entropies, divergences] =
+            tape.log_probs_beside(&hidden, head, targets, inv_temperature, beside);
+        (log_probs, entropies, Some(divergences))
     }
 
-    /// As [`Packed::run`], and the divergences of those distributions from what another model predicts.
-    pub fn run_beside<'m>(
+    /// As [`Packed::run`], for a loss whose gradients follow from each token's log-prob and entropy alone.
+    pub fn run_learning<'m>(
         &self,
         model: &'m Model,
         tape: &mut Tape<'m>,
         inv_temperature: f32,
         checkpointing: bool,
-        beside: &Predictions<'m>,
-    ) -> [Var; 3] {
+        slopes: Slopes<'_>,
+        grads: &mut Grads,
+    ) -> [Tensor; 2] {
         let hidden = self.hidden(model, tape, checkpointing);
-        tape.log_probs_beside(&hidden, model.head(), &self.targets, inv_temperature, beside)
+        let (head, targets) = (model.head(), &self.targets);
+        tape.log_probs_learning(&hidden, head, targets, inv_temperature, slopes, grads)
     }
 
     /// What a model that isn't trained predicts in the places of the wanted tokens.
@@ -137,7 +149,7 @@ impl Packed {
     /// Log-probs of the wanted tokens under a model that isn't trained.
     pub fn score(&self, model: &Model, inv_temperature: f32) -> Vec<f32> {
         let mut tape = Tape::inference(model.device(), model.params());
-        self.run(model, &mut tape, inv_temperature, false).0.value().as_slice().to_vec()
+        self.run(model, &mut tape, inv_temperature, false, None).0.value().as_slice().to_vec()
     }
 }
 

@@ -44,7 +44,7 @@ impl SequenceTerms<'_> {
         self.mask.map_or(self.logps.len(), |mask| mask.iter().filter(|&&m| m).count())
     }
 
-    fn is_trained(&self, idx: usize) -> bool {
+    pub(super) fn is_trained(&self, idx: usize) -> bool {
         self.mask.is_none_or(|mask| mask[idx])
     }
 
@@ -151,6 +151,11 @@ pub struct Totals {
 }
 
 impl Totals {
+    /// Adds the completions of the next micro-batch, in order.
+    pub fn add_all(&mut self, out: &LossOut) {
+        out.sequences.iter().for_each(|sequence| self.add(sequence));
+    }
+
     /// Adds the next completion.
     pub fn add(&mut self, next: &Self) {
         self.loss += next.loss;
@@ -295,12 +300,10 @@ fn sequence_loss(
             gradients.push(0.0);
             continue;
         }
-        let ratio = sequence_ratio.unwrap_or_else(|| Ratio::of(objective, terms.log_ratio(idx)));
-        let importance = importances.at(idx, &mut totals);
-        let token = token_loss(objective, terms, idx, ratio, importance, &mut totals);
+        let token = policy_loss(&importances, idx, sequence_ratio, &mut totals);
         totals.loss += weight * token.value;
         match objective.ratio {
-            RatioLevel::Token => gradients.push(weight * (token.dlogp + token.dlog_ratio)),
+            RatioLevel::Token => gradients.push(weight * token.slope()),
             RatioLevel::Sequence => {
                 shared_gradient += weight * token.dlog_ratio;
                 gradients.push(weight * token.dlogp);
@@ -362,6 +365,41 @@ fn add_divergence(
         }
     }
     totals.loss += weight * totals.divergence_sum;
+}
+
+/// The gradient of a token's log-prob, from that and what else is known of its completion: what [`loss`] gives, where
+/// no term needs more of the completion's log-probs than this one. `terms.logps` aren't looked at.
+pub(super) fn token_slope(
+    objective: &Objective,
+    terms: &SequenceTerms<'_>,
+    idx: usize,
+    logp: f32,
+    weight: f64,
+) -> f32 {
+    let one = terms.of_token(idx, std::slice::from_ref(&logp));
+    let token = policy_loss(&Importances::of(objective, &one), 0, None, &mut Totals::default());
+    (weight * token.slope()) as f32
+}
+
+impl<'a> SequenceTerms<'a> {
+    /// Those of a token, with this log-prob.
+    fn of_token<'b>(&self, idx: usize, logps: &'b [f32]) -> SequenceTerms<'b>
+    where
+        'a: 'b,
+    {
+        let part = |all: Option<&'a [f32]>| all.map(|all| &all[idx..idx + 1]);
+        SequenceTerms {
+            logps,
+            old_logps: part(self.old_logps),
+            behaviour_logps: part(self.behaviour_logps),
+            ref_logps: part(self.ref_logps),
+            entropies: None,
+            divergences: None,
+            advantage: self.advantage,
+            token_advantages: part(self.token_advantages),
+            mask: self.mask.map(|mask| &mask[idx..idx + 1]),
+        }
+    }
 }
 
 impl SequenceTerms<'_> {
@@ -441,6 +479,26 @@ struct TokenLoss {
     value: f64,
     dlog_ratio: f64,
     dlogp: f64,
+}
+
+impl TokenLoss {
+    /// The derivative by the log-prob, where the ratio is the token's own.
+    fn slope(&self) -> f64 {
+        self.dlogp + self.dlog_ratio
+    }
+}
+
+/// Policy and KL terms of a token; its ratio is the completion's where that has one.
+fn policy_loss(
+    importances: &Importances<'_>,
+    idx: usize,
+    sequence_ratio: Option<Ratio>,
+    totals: &mut Totals,
+) -> TokenLoss {
+    let Importances { objective, terms, .. } = *importances;
+    let ratio = sequence_ratio.unwrap_or_else(|| Ratio::of(objective, terms.log_ratio(idx)));
+    let importance = importances.at(idx, totals);
+    token_loss(objective, terms, idx, ratio, importance, totals)
 }
 
 fn token_loss(

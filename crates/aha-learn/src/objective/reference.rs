@@ -5,8 +5,8 @@
 //! remains is the rounding of our gradients to f32, 6e-8 of their size.
 
 use super::{
-    Aggregation, EntropyMean, Importance, ImportanceMode, KlEstimator, Normaliser, Objective,
-    RatioLevel, SequenceTerms, Surrogate, Totals, loss,
+    Aggregation, EntropyMean, Importance, ImportanceMode, KlEstimator, LossOut, Normaliser,
+    Objective, RatioLevel, SequenceTerms, Slopes, Surrogate, Totals, loss,
 };
 use crate::advantage::{AdvantageRule, Baseline, Scale, SingleRule, StdEstimator};
 use crate::preset::Preset;
@@ -310,6 +310,32 @@ fn check(name: &str, objective: &Objective, batch: &[Completion], terms: &[Seque
         }
     }
     assert_eq!(at, out.dlogps.len());
+    check_slopes(name, objective, batch, terms, &out);
+}
+
+/// Fails unless gradients token by token are there where they can be, with the bits of `out`, and from no log-prob
+/// but the one that is given.
+fn check_slopes(
+    name: &str,
+    objective: &Objective,
+    batch: &[Completion],
+    terms: &[SequenceTerms<'_>],
+    out: &LossOut,
+) {
+    let nothing: Vec<Vec<f32>> = terms.iter().map(|t| vec![f32::NAN; t.logps.len()]).collect();
+    let unknown =
+        terms.iter().zip(&nothing).map(|(&terms, logps)| SequenceTerms { logps, ..terms });
+    let unknown: Vec<_> = unknown.collect();
+    let slopes = Slopes::of(objective, &unknown, &normaliser(objective, batch));
+    let has_sequence_level =
+        [objective.ratio, objective.importance_level].contains(&RatioLevel::Sequence);
+    assert_eq!(slopes.is_none(), has_sequence_level || objective.distill_coef != 0.0, "{name}");
+    let Some(slopes) = slopes else { return };
+    for (token, &logp) in terms.iter().flat_map(|terms| terms.logps).enumerate() {
+        let dentropy = out.dentropies.as_ref().map_or(0.0, |dentropies| dentropies[token]);
+        let want = [out.dlogps[token], dentropy];
+        assert_eq!(slopes.at(token, logp), want, "{name}: token {token}");
+    }
 }
 
 fn close(name: &str, what: &str, at: (usize, usize), found: f32, expected: f64) {

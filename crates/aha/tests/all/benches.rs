@@ -154,8 +154,7 @@ fn a_profile_counts_every_op_of_a_step() {
         ("swiglu.backward", layers * batches),
         ("select_rows.forward", batches),
         ("select_rows.backward", batches),
-        ("lm_head.forward", batches),
-        ("lm_head.backward", batches),
+        ("lm_head.forward_backward", batches),
         ("adamw", 1),
     ];
     let mut calls = calls(&found);

@@ -532,6 +532,58 @@ fn without_a_gradient_of_the_entropy_it_counts_as_zero() {
     assert_same_bits("dw", dw.as_slice(), want_dw.as_slice());
 }
 
+/// One pass gives the bits of two, in chunks of any length, with the weight frozen or not.
+#[test]
+fn both_passes_at_once_are_the_two() {
+    for (device, shape) in
+        devices().into_iter().flat_map(|d| SHAPES.map(|shape| (d.clone(), shape)))
+    {
+        let [rows, vocab_size, width] = shape;
+        let case = case(&device, shape);
+        let slopes = |token: usize, logp: f32, entropy: f32| {
+            [case.dlogp[token] * logp, case.dentropy[token] - entropy]
+        };
+        let [logp, entropy] = case.forward(chunk_rows(vocab_size));
+        let of = |token| slopes(token, logp.as_slice()[token], entropy.as_slice()[token]);
+        let (dlogp, dentropy): (Vec<f32>, Vec<f32>) =
+            (0..rows).map(|token| of(token).into()).unzip();
+        let begun = noise_tensor(&device, 6, &[vocab_size, width]);
+        let (mut dhidden, mut dw) = (Tensor::zeros(&device, &[rows, width]), begun.clone());
+        backward(
+            &mut dhidden,
+            Some(&mut dw),
+            Grads { dlogp: &dlogp, dentropy: Some(&dentropy), ddivergence: None },
+            &case.hidden,
+            &case.head,
+            &case.w,
+            &case.targets,
+            INV_TEMPERATURE,
+        );
+        for (chunk_rows, is_frozen) in [(1, false), (7, true), (1000, false)] {
+            let mut got = [&[rows][..], &[rows], &[rows, width]].map(|shape| {
+                Tensor::from_slice(&device, shape, &vec![f32::NAN; shape.iter().product()])
+            });
+            let mut got_dw = begun.clone();
+            both_in_chunks(
+                got.each_mut(),
+                (!is_frozen).then_some(&mut got_dw),
+                &slopes,
+                &case.hidden,
+                &case.head,
+                &case.w,
+                &case.targets,
+                INV_TEMPERATURE,
+                chunk_rows,
+            );
+            for (got, want) in got.iter().zip([&logp, &entropy, &dhidden]) {
+                assert_same_bits("of one pass", got.as_slice(), want.as_slice());
+            }
+            let want = if is_frozen { &begun } else { &dw };
+            assert_same_bits("dw of one pass", got_dw.as_slice(), want.as_slice());
+        }
+    }
+}
+
 #[test]
 fn a_frozen_head_has_the_same_gradient_of_the_rows() {
     let device = Device::cpu(2);
