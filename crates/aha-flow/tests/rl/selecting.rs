@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use aha_flow::Error;
 use aha_flow::rl::fault::{Faults, Point};
 
-use crate::world::{How, Outcome, World, assert_same_run, each_rollout};
+use crate::world::{HOPELESS, How, Outcome, World, assert_same_run, each_rollout};
 
 /// A reward that few completions get, so that most groups have none.
 const RARE: &str = "stage.zero.rewards=[{ kind = \"regex\", pattern = \"^[67]\" }]";
@@ -191,5 +191,18 @@ async fn accuracy_is_that_of_completions_that_can_be_scored() {
         assert!(share > 0.0, "a share of 0 says nothing");
         let found = (metrics["accuracy"], metrics["reward_numeric"]);
         assert_eq!(found, (share, share), "step {step}");
+    }
+}
+
+/// Goal: each round asks for as many groups as have no spread, and there are as many rounds as are set. Method: no group
+/// of twelve problems has any, so that four are asked for again each time, until there are no others.
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_ask_for_all_groups_without_spread_again() {
+    let world = World::new();
+    for (rounds, count) in [(0, 4), (1, 8), (2, 12), (3, 12)] {
+        let (name, set) =
+            (format!("rounds-{rounds}"), format!("stage.zero.resample_rounds={rounds}"));
+        world.finish(&name, &[HOPELESS, &set, "stage.zero.steps=1"]).await;
+        assert_eq!(groups(&world, &name)[&1].len(), count, "{rounds} rounds");
     }
 }
