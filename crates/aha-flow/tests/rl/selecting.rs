@@ -194,8 +194,8 @@ async fn accuracy_is_that_of_completions_that_can_be_scored() {
     }
 }
 
-/// Goal: each round asks for as many groups as have no spread, and there are as many rounds as are set. Method: no group
-/// of twelve problems has any, so that four are asked for again each time, until there are no others.
+/// Goal: each round asks for as many groups as have no spread, and there are as many rounds as are set. Method: no
+/// group of twelve problems has any, so that four are asked for again each time, until there are no others.
 #[tokio::test(flavor = "multi_thread")]
 async fn rounds_ask_for_all_groups_without_spread_again() {
     let world = World::new();
