@@ -18,9 +18,9 @@ use crate::rundir::RunDir;
 pub const REFERENCE: [(&str, &str); 49] = [
     (
         "accuracy",
-        "`rl`: share of completions to which the first reward that compares with answers gives 1. \
-         `reward-model`: share of the step's pairs whose chosen completion has the higher score; `dpo`: the higher \
-         implicit reward.",
+        "`rl`: share of completions to which the first reward that compares with answers gives 1, of those that it \
+         can score. `reward-model`: share of the step's pairs whose chosen completion has the higher score; `dpo`: \
+         the higher implicit reward.",
     ),
     (
         "all_in_band_share",

@@ -8,7 +8,7 @@ use crate::{Error, Thinking};
 /// How completions are drawn.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Softmax temperature, at least 0. 1.0 draws from the policy itself; 0 takes the likeliest token.
+    /// Softmax temperature, from 1e-6 to 1e6. 1.0 draws from the policy itself; 0 takes the likeliest token.
     pub temperature: f32,
     /// Draws from the fewest likeliest tokens whose probabilities reach this sum, in (0, 1]. 1.0 is off.
     pub top_p: f32,
@@ -54,7 +54,9 @@ impl Sampling {
             }
         };
         let (t, p) = (self.temperature, self.top_p);
-        require((0.0..f32::INFINITY).contains(&t), "temperature", "at least 0", t.to_string())?;
+        // So that logits can be divided by it, and a difference is left of them.
+        let is_temperature = t == 0.0 || (1e-6..=1e6).contains(&t);
+        require(is_temperature, "temperature", "0, or from 1e-6 to 1e6", t.to_string())?;
         require(0.0 < p && p <= 1.0, "top_p", "in (0, 1]", p.to_string())?;
         require(1 <= self.max_tokens, "max_tokens", "at least 1", self.max_tokens.to_string())?;
         require(

@@ -35,14 +35,19 @@ impl From<WeightForm> for SamplingWeights {
     }
 }
 
+/// Beyond these bounds `f32` has no number that logits could be divided by.
+pub(super) fn is_temperature(t: &f64) -> bool {
+    *t == 0.0 || (1e-6..=1e6).contains(t)
+}
+
 section! {
     /// How tokens are drawn.
     pub struct Sampling {
         /// Logits are divided by it before the softmax; 0 takes the likeliest token. At 1 the
         /// sampled distribution is the policy.
-        pub temperature: f64 = 1.0, "at least 0" |t| *t >= 0.0;
+        pub temperature: f64 = 1.0, "0, or from 1e-6 to 1e6" is_temperature;
         /// Smallest set of likeliest tokens whose probability reaches this share; 1 keeps all.
-        pub top_p: f64 = 1.0, "in (0, 1]" |p| *p > 0.0 && *p <= 1.0;
+        pub top_p: f64 = 1.0, "from 1e-6 to 1" |p| (1e-6..=1.0).contains(p);
         /// Number of likeliest tokens to draw from; 0 keeps all.
         pub top_k: u32 = 0;
         /// Tokens of a completion, at most; a longer one is cut and counts as truncated.

@@ -13,6 +13,7 @@ use super::rewards::Reward;
 use super::run::Run;
 use super::sampling::{
     Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
+    is_temperature,
 };
 use super::values::{ByteSize, Names, Sql, Weights};
 use super::watchdogs::{NanWatchdog, SftWatchdogs, Watchdogs};
@@ -712,9 +713,9 @@ section! {
         /// Completions per problem.
         pub k: u32 = 16, "from 1 to 65536" |n| (1..=65_536).contains(n);
         /// Logits are divided by it before the softmax; 0 takes the likeliest token.
-        pub temperature: f64 = 0.6, "at least 0" |t| *t >= 0.0;
+        pub temperature: f64 = 0.6, "0, or from 1e-6 to 1e6" is_temperature;
         /// Smallest set of likeliest tokens whose probability reaches this share; 1 keeps all.
-        pub top_p: f64 = 0.95, "in (0, 1]" |p| *p > 0.0 && *p <= 1.0;
+        pub top_p: f64 = 0.95, "from 1e-6 to 1" |p| (1e-6..=1.0).contains(p);
         /// Number of likeliest tokens to draw from; 0 keeps all.
         pub top_k: u32 = 0;
         /// Tokens of a completion, at most.

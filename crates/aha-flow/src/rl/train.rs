@@ -418,7 +418,8 @@ fn measure(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> BTreeMa
     let flag = |x: bool| Some(f64::from(u8::from(x)));
     let is_right = |row: usize| {
         let part = shared.accuracy_part(view.source(row))?;
-        flag(view.reward_part(part, row) == Some(1.0))
+        // What can't be scored is not wrong.
+        flag(view.reward_part(part, row)? == 1.0)
     };
     mean("accuracy".to_owned(), &mut (0..count).map(is_right));
     mean(

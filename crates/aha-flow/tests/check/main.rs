@@ -55,7 +55,7 @@ golden! {
     what_int8_weights_break_is_said: "good_int8",
     adapters_are_planned: "good_lora",
     adapters_that_can_not_be_are_refused: "bad_lora",
-    a_negative_temperature_is_refused: "negative_temperature",
+    temperatures_out_of_range_are_refused: "temperatures",
     a_tokenizer_that_does_not_fit_is_refused: "tokenizer_mismatch",
     a_vocabulary_without_room_is_refused: "vocab_too_small",
     a_model_that_no_loader_would_take_is_refused: "model_ranges",

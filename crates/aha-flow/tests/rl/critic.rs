@@ -87,8 +87,9 @@ async fn advantages_in_the_table_are_those_of_the_formula() {
     let objective = "stage.zero.objective={ preset = \"ppo\", kl = 0, gamma = 0.9, lambda = 0.8, \
                      advantage_scale = \"none\" }";
     let sets = [&FAST[1..], &[objective]].concat();
-    world.finish("run", &sets).await;
+    let outcome = world.finish("run", &sets).await;
     let mut count = 0;
+    let mut tokens: BTreeMap<u64, Vec<(f64, f64)>> = BTreeMap::new();
     each_rollout(&world.dir("run"), "zero", |view, row| {
         let values: Vec<f64> =
             view.completion_values(row).unwrap().iter().map(|&v| f64::from(v)).collect();
@@ -101,10 +102,54 @@ async fn advantages_in_the_table_are_those_of_the_formula() {
             let want: f64 =
                 (t..values.len()).map(|s| (0.9_f64 * 0.8).powi((s - t) as i32) * delta(s)).sum();
             assert!((f64::from(found) - want).abs() < 1e-5, "{found} {want}");
+            tokens.entry(view.step(row)).or_default().push((values[t], want));
             count += 1;
         }
     });
     assert!(count > 300, "{count}");
+    for (step, metrics) in outcome.steps("zero") {
+        let (values, advantages): (Vec<f64>, Vec<f64>) = tokens[&step].iter().copied().unzip();
+        let returns: Vec<f64> = values.iter().zip(&advantages).map(|(v, a)| v + a).collect();
+        let mean = |x: &[f64]| x.iter().sum::<f64>() / x.len() as f64;
+        let var = |x: &[f64]| mean(&x.iter().map(|y| (y - mean(x)).powi(2)).collect::<Vec<_>>());
+        for (name, want) in [
+            ("value_mean", mean(&values)),
+            ("returns_mean", mean(&returns)),
+            ("explained_variance", 1.0 - var(&advantages) / var(&returns)),
+        ] {
+            let found = metrics[name];
+            assert!((found - want).abs() < 1e-4, "{step} {name}: {found}, expected {want}");
+        }
+    }
+}
+
+/// Goal: what is measured of a critic's optimizer steps is their mean. Method: a rate at which no bit of a weight
+/// changes, so that all steps of a step are alike, and the loss is that of what the table has.
+#[tokio::test(flavor = "multi_thread")]
+async fn measures_of_a_critic_are_means_over_its_optimizer_steps() {
+    let world = World::new();
+    let objective = "stage.zero.objective={ preset = \"ppo\", kl = 0, advantage_scale = \"none\" }";
+    let rests = "stage.zero.critic={ optimizer = { lr = 1e-30, eps = 1.0 } }";
+    let mut norms = Vec::new();
+    for epochs in ["stage.zero.inner_epochs=1", "stage.zero.inner_epochs=2"] {
+        let sets = [objective, rests, epochs, SPREAD, "stage.zero.steps=2"];
+        let outcome = world.finish(epochs, &sets).await;
+        let mut squares: BTreeMap<u64, Vec<f64>> = BTreeMap::new();
+        each_rollout(&world.dir(epochs), "zero", |view, row| {
+            let advantages = view.completion_advantages(row).unwrap();
+            let halves = advantages.iter().map(|&a| 0.5 * f64::from(a) * f64::from(a));
+            squares.entry(view.step(row)).or_default().extend(halves);
+        });
+        for (step, metrics) in outcome.steps("zero") {
+            let of_step = &squares[&step];
+            let want = of_step.iter().sum::<f64>() / of_step.len() as f64;
+            let found = metrics["value_loss"];
+            assert!(want > 0.01 && (found - want).abs() < 1e-5, "{step}: {found} {want}");
+            assert_eq!(metrics["critic_lr"], 1e-30);
+        }
+        norms.push(of_steps(&outcome, "critic_grad_norm")[0]);
+    }
+    assert!(norms[0] > 0.0 && (norms[1] / norms[0] - 1.0).abs() < 1e-9, "{norms:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

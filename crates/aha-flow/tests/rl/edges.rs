@@ -174,3 +174,21 @@ async fn scoring_and_writing_leave_the_runtime_alone() {
         assert_ne!(*id, thread::current().id(), "{name}");
     }
 }
+
+/// Goal: places on the edges are free again once what held them is gone. Method: a stage with more groups than the
+/// widest edge has places.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_of_many_groups_has_the_places_of_all_of_them_back() {
+    let world = World::new();
+    let steps = 1 + reward::GROUPS_MAX / 4;
+    let sets = [
+        format!("stage.zero.steps={steps}"),
+        format!("stage.zero.checkpoint_every={steps}"),
+        "stage.zero.group_size=2".to_owned(),
+        "stage.zero.sampling.max_tokens=1".to_owned(),
+        "stage.zero.watchdogs.trains_on_nothing_steps_max=1000".to_owned(),
+    ];
+    let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+    let outcome = world.finish("run", &sets).await;
+    assert_eq!(outcome.steps("zero").len(), steps);
+}

@@ -88,6 +88,22 @@ async fn each_source_has_its_share_and_rewards_of_its_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tests_of_a_problem_reach_the_reward_that_reads_them() {
+    let world = world();
+    let sets = [
+        "stage.zero.prompts=SELECT id, prompt, CASE WHEN id <> 'p0' THEN \
+         '{\"kind\":\"countdown\",\"numbers\":[1],\"target\":1}' END AS tests FROM problems",
+        "stage.zero.rewards=[{ kind = 'countdown', extract = ['whole'] }]",
+        "stage.zero.steps=3",
+    ];
+    world.finish("run", &sets).await;
+    each_rollout(&world.dir("run"), "zero", |view, row| {
+        let is_known = view.prompt_id(row) != "p0";
+        assert_eq!(view.reward_part(0, row).is_some(), is_known, "{:?}", view.reward_error(row));
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn sources_without_a_reward_or_a_weight_end_the_stage_before_it_begins() {
     let world = world();
     let only = "stage.zero.rewards=[{ kind = \"math\", sources = [\"sums\"] }]";

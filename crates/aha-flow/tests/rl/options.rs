@@ -4,7 +4,7 @@
 //! - Here: [`Case`]s, what they are compared in, and that every key and every word of one has a case. So a key that
 //!   nobody reads any more fails, and so does a new one that nobody has a case for.
 //! - [`learning`]: `rl`; [`formulas`]: what its formulas give. [`imitating`]: `sft`, `reward-model`, `dpo`, `[run]` and
-//!   `[models]`. [`drawing`]: `sample` and `eval`.
+//!   `[models]`. [`drawing`]: `sample` and `eval`. [`watched`]: watchdogs, `query` and `export`.
 //!
 //! What a value does is checked where its formula is; keys that are marked neutral must do nothing, which the tests of
 //! bits look at.
@@ -13,6 +13,7 @@ mod drawing;
 mod formulas;
 mod imitating;
 mod learning;
+mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -284,8 +285,9 @@ async fn run(world: &World, name: &str, sets: &[String]) -> Result<(), String> {
 fn every_table_of_the_reference_is_looked_at() {
     let tables = reference();
     let headings: Vec<&str> = tables.iter().map(|table| table.heading.as_str()).collect();
-    let elsewhere = ["[tables]", "[[stage]]", "kind = \"query\"", "kind = \"export\""];
-    let here = ["sft", "reward-model", "dpo", "rl", "sample", "eval"];
+    // A table's name and place, and what every stage has, are in all of them.
+    let elsewhere = ["[tables]", "[[stage]]"];
+    let here = ["sft", "reward-model", "dpo", "rl", "sample", "eval", "query", "export"];
     let here = here.map(|kind| format!("kind = {kind:?}"));
     for heading in headings {
         let is_here =

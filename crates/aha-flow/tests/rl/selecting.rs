@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use aha_flow::Error;
 use aha_flow::rl::fault::{Faults, Point};
 
-use crate::world::{How, Outcome, World, assert_same_run, each_rollout};
+use crate::world::{HOPELESS, How, Outcome, World, assert_same_run, each_rollout};
 
 /// A reward that few completions get, so that most groups have none.
 const RARE: &str = "stage.zero.rewards=[{ kind = \"regex\", pattern = \"^[67]\" }]";
@@ -165,4 +165,44 @@ async fn completions_that_were_cut_off_are_left_out_of_the_loss() {
         }
     });
     assert!(cut > 0 && whole > 0, "{cut} were cut off, {whole} weren't");
+}
+
+/// Goal: a completion that can't be scored is no wrong one. Method: two prompts without an answer, in two of three
+/// steps; of the others every number is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn accuracy_is_that_of_completions_that_can_be_scored() {
+    let world = World::new();
+    let sets = [
+        "stage.zero.prompts=SELECT id, prompt, CASE WHEN id NOT IN ('p0', 'p5') THEN answer END AS answer \
+         FROM problems",
+        "stage.zero.rewards=[{ kind = 'numeric', extract = ['whole'], abs_tolerance = 1e30 }]",
+        "stage.zero.steps=3",
+        "stage.zero.shuffle=false",
+    ];
+    let outcome = world.finish("run", &sets).await;
+    let mut scores: BTreeMap<u64, Vec<Option<f64>>> = BTreeMap::new();
+    each_rollout(&world.dir("run"), "zero", |view, row| {
+        scores.entry(view.step(row)).or_default().push(view.reward_part(0, row));
+    });
+    for ((step, metrics), scores) in outcome.steps("zero").into_iter().zip(scores.values()) {
+        let known: Vec<f64> = scores.iter().flatten().copied().collect();
+        assert_eq!(known.len(), if step == 3 { 16 } else { 12 });
+        let share = known.iter().sum::<f64>() / known.len() as f64;
+        assert!(share > 0.0, "a share of 0 says nothing");
+        let found = (metrics["accuracy"], metrics["reward_numeric"]);
+        assert_eq!(found, (share, share), "step {step}");
+    }
+}
+
+/// Goal: each round asks for as many groups as have no spread, and there are as many rounds as are set. Method: no group
+/// of twelve problems has any, so that four are asked for again each time, until there are no others.
+#[tokio::test(flavor = "multi_thread")]
+async fn rounds_ask_for_all_groups_without_spread_again() {
+    let world = World::new();
+    for (rounds, count) in [(0, 4), (1, 8), (2, 12), (3, 12)] {
+        let (name, set) =
+            (format!("rounds-{rounds}"), format!("stage.zero.resample_rounds={rounds}"));
+        world.finish(&name, &[HOPELESS, &set, "stage.zero.steps=1"]).await;
+        assert_eq!(groups(&world, &name)[&1].len(), count, "{rounds} rounds");
+    }
 }

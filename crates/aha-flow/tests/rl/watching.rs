@@ -231,6 +231,21 @@ async fn a_batch_that_gives_no_number_is_set_aside_and_the_weights_are_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_nobody_waits_for_any_more_is_left_alone() {
+    let world = World::new();
+    world.finish("run", &[]).await;
+    let actors = Actors::new(&world, &["run.threads=1"]).await;
+    let (shared, base) = actors.shared(nobody(), Faults::default()).await;
+    let groups = groups(&world.dir("run"), shared.scorer.names(), |x| x);
+    let mut engine = Engine::new(Arc::clone(&base.model));
+    engine.set_reference(Some(base.model));
+    let before = engine.model().params().checksum();
+    let trained = train::train(&mut engine, &shared, 1, &groups, 0, &AtomicBool::new(true));
+    assert!(matches!(trained, Err(Error::Interrupted)));
+    assert_eq!((engine.version(), engine.model().params().checksum()), (0, before));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn metrics_that_cannot_be_written_never_stop_a_run() {
     let world = World::long();
     world.finish("whole", &[]).await;

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use aha_compute::ops::adamw::Hyper;
-use aha_compute::ops::lm_head;
 use aha_compute::simd::Isa;
-use aha_compute::{Device, Dtype, Tape, Tensor};
+use aha_compute::{Device, Dtype};
 use aha_learn::learner::{Learner, OldLogps, Rollout, StepOutcome, StepSettings};
 use aha_learn::objective::{Normaliser, Objective};
 use aha_learn::preset::Preset;
-use aha_model::{Batch, Model};
+use aha_model::Model;
 
-use crate::{ids, model};
+use crate::{distributions, ids, model};
 
 const TEMPERATURE: f32 = 0.9;
 
@@ -69,29 +68,12 @@ fn step(
     learner.policy_step(&rollouts(drawn), objective, normaliser, TEMPERATURE, settings).unwrap()
 }
 
-/// Log-probs of all tokens in the place of each of the completion's, in f64.
-fn distributions(model: &Model, drawn: &Drawn) -> Vec<Vec<f64>> {
-    let sequence = [drawn.prompt.as_slice(), &drawn.completion].concat();
-    let mut tape = Tape::inference(model.device(), model.params());
-    let hidden = model.hidden(&mut tape, Batch::packed(&sequence, [sequence.len()]), false);
-    let rows = drawn.prompt.len() - 1..sequence.len() - 1;
-    let hidden = tape.select_rows(&hidden, &rows.collect());
-    let size = model.config().vocab_size;
-    let mut logits = Tensor::zeros(model.device(), &[drawn.completion.len(), size]);
-    let head = model.params().packed(model.head());
-    lm_head::logits(&mut logits, hidden.value(), head, 1.0 / TEMPERATURE);
-    let log_probs = |row: &[f32]| {
-        let sum: f64 = row.iter().map(|&l| f64::from(l).exp()).sum();
-        row.iter().map(|&l| f64::from(l) - sum.ln()).collect()
-    };
-    logits.as_slice().chunks_exact(size).map(log_probs).collect()
-}
-
 /// The mean over all completions' tokens of `sum_v p(v) (log p(v) - log q(v))`, sequence by sequence.
 fn plain(student: &Model, teacher: &Model, drawn: &[Drawn]) -> f64 {
     let (mut sum, mut count) = (0.0, 0);
     for drawn in drawn {
-        for (p, q) in distributions(student, drawn).iter().zip(distributions(teacher, drawn)) {
+        let of = |model| distributions(model, &drawn.prompt, &drawn.completion, TEMPERATURE);
+        for (p, q) in of(student).iter().zip(of(teacher)) {
             sum += p.iter().zip(q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
             count += 1;
         }

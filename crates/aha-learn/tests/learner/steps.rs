@@ -15,7 +15,7 @@ use aha_learn::preference::{self, PairScores};
 use aha_learn::preset::Preset;
 use aha_model::{Batch, Model};
 
-use crate::{ids, model, model_as, settings};
+use crate::{distributions, ids, model, model_as, settings};
 
 struct Drawn {
     prompt: Vec<u32>,
@@ -368,6 +368,73 @@ fn the_first_ratio_of_an_on_policy_step_is_exactly_one() {
         .policy_step(&rollouts(&drawn), &objective, normaliser, 0.9, &settings(77, true))
         .unwrap();
     assert_eq!((outcome.totals.ratio_mean(), outcome.totals.ratio_max), (1.0, 1.0));
+}
+
+/// Goal: everything that a step measures of a distribution is of that at the temperature. Method: logits of whole
+/// sequences and the softmax written out, at temperatures on both sides of one.
+#[test]
+fn log_probs_and_entropies_are_those_at_the_temperature() {
+    let model = model("tiny_qwen3", &Device::cpu(2));
+    let mut drawn = drawn();
+    for temperature in [0.5, 2.0] {
+        let (mut entropy, mut count) = (0.0, 0);
+        let scores = score(&model, &rollouts(&drawn), temperature, 64);
+        for (drawn, scores) in drawn.iter_mut().zip(scores) {
+            let all = distributions(&model, &drawn.prompt, &drawn.completion, temperature);
+            for ((log_probs, &id), score) in all.iter().zip(&drawn.completion).zip(&scores) {
+                let want = log_probs[id as usize];
+                assert!((f64::from(*score) - want).abs() < 1e-5, "{temperature}: {score} {want}");
+                entropy -= log_probs.iter().map(|p| p.exp() * p).sum::<f64>();
+                count += 1;
+            }
+            drawn.logps = scores;
+        }
+        let mut learner = Learner::new(Arc::clone(&model));
+        learner.set_reference(Some(Arc::clone(&model)));
+        let normaliser = Normaliser::of(&objective(), &completion_lens(&drawn));
+        let settings = settings(64, false);
+        let step = learner.policy_step(
+            &rollouts(&drawn),
+            &objective(),
+            normaliser,
+            temperature,
+            &settings,
+        );
+        let totals = step.unwrap().totals;
+        assert_eq!((totals.ratio_mean(), totals.kl_mean()), (1.0, Some(0.0)), "{temperature}");
+        let found = totals.entropy_mean().unwrap() * f64::from(count) / entropy;
+        assert!((found - 1.0).abs() < 1e-5, "{temperature}: {found}");
+    }
+}
+
+/// Goal: a gradient above the bound is scaled down to it, and any other is left alone. Method: steps that go along the
+/// gradient, with no bound, with half of its norm and with twice that.
+#[test]
+fn a_gradient_is_scaled_down_to_its_bound() {
+    let (text, model) = (ids(1, 60), model("tiny_llama", &Device::cpu(2)));
+    let step = |grad_norm_max| {
+        let mut learner = Learner::new(Arc::clone(&model));
+        let mut settings = StepSettings { grad_norm_max, ..settings(512, false) };
+        settings.hyper = Hyper { lr: 1e10, eps: 1e8, weight_decay: 0.0, ..settings.hyper };
+        let examples = [Example { ids: &text, loss_mask: &[true; 60] }];
+        let norm = learner.sft_step(&examples, &settings).unwrap().grad_norm;
+        let weights = |model: &Model| -> Vec<f64> {
+            let params = model.params();
+            let of = |id| params.value(id).as_slice().iter().map(|&w| f64::from(w));
+            params.ids().flat_map(of).collect()
+        };
+        let before = weights(&model).into_iter();
+        let way: Vec<f64> = before.zip(weights(learner.model())).map(|(a, b)| a - b).collect();
+        (norm, way)
+    };
+    let (norm, whole) = step(None);
+    assert_eq!(step(Some(2.0 * norm)), (norm, whole.clone()));
+    let (same_norm, half) = step(Some(norm / 2.0));
+    assert_eq!(same_norm, norm, "it is measured before");
+    let square = |x: f64| x * x;
+    let off: f64 = whole.iter().zip(&half).map(|(a, b)| square(a / 2.0 - b)).sum();
+    let all: f64 = whole.into_iter().map(square).sum();
+    assert!(all > 0.0 && off < square(1e-4) * all, "{off} of {all}");
 }
 
 #[test]

@@ -4,6 +4,9 @@
 
 mod cases;
 mod command;
+#[path = "../keys/mod.rs"]
+mod key_cases;
+mod keys;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -31,6 +34,7 @@ fn main() -> ExitCode {
         what_is_wrong_with_settings_is_told();
         a_run_that_goes_on_has_the_verdicts_that_it_had();
         command::a_command_scores_in_the_sandbox();
+        keys::every_key_of_code_does_something();
     }
     println!("programs: {}", if failures.is_empty() { "ok" } else { "FAILED" });
     if failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -6,6 +6,9 @@
 mod command;
 mod http;
 mod judge;
+#[path = "../keys/mod.rs"]
+mod key_cases;
+mod keys;
 mod server;
 
 use std::path::Path;
@@ -37,8 +40,16 @@ impl Backends for Lender {
         Err(name.to_owned())
     }
 
-    fn chat_model(&self, name: &str, _: usize, _: f64) -> Result<Arc<dyn ChatModel>, String> {
-        if name == "critic" { Ok(Arc::new(Critic)) } else { Err(format!("`{name}`")) }
+    fn chat_model(
+        &self,
+        name: &str,
+        max_tokens: usize,
+        temperature: f64,
+    ) -> Result<Arc<dyn ChatModel>, String> {
+        match name {
+            "critic" => Ok(Arc::new(Critic { max_tokens, temperature })),
+            _ => Err(format!("`{name}`")),
+        }
     }
 
     fn waiting(&self) -> Waiting {
@@ -50,11 +61,16 @@ impl Backends for Lender {
     }
 }
 
-struct Critic;
+/// What it says is the prompt's length, cut off at its limit, and at a temperature as much more.
+struct Critic {
+    max_tokens: usize,
+    temperature: f64,
+}
 
 impl ChatModel for Critic {
     fn answers(&self, prompts: &[String]) -> Vec<Result<String, String>> {
-        prompts.iter().map(|prompt| Ok(format!("Score: {}", prompt.len()))).collect()
+        let score = |prompt: &String| prompt.len().min(self.max_tokens) as f64 + self.temperature;
+        prompts.iter().map(|prompt| Ok(format!("Score: {}", score(prompt)))).collect()
     }
 }
 

@@ -166,7 +166,7 @@ fn is_elsewhere(key: &Key) -> bool {
 fn inner_path(outer: &str, name: &str, label: &str) -> String {
     match (outer, name) {
         ("", "NAME") => format!("{label}.NAME"),
-        ("", "reward") => "rewards".to_owned(),
+        ("", "reward" | "rank_by") => "rewards".to_owned(),
         ("", name) => name.to_owned(),
         (outer, name) => format!("{outer}.{name}"),
     }

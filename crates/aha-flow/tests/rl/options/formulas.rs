@@ -9,7 +9,7 @@ use super::learning::STAGE;
 use super::{MODELS, problems, run};
 use crate::actors::Actors;
 use crate::server::{Reply, Server};
-use crate::world::{HOPELESS, Outcome, World, each_rollout};
+use crate::world::{HOPELESS, Outcome, World, each_rollout, metrics};
 
 fn world() -> World {
     let world = World::with(&problems());
@@ -204,5 +204,117 @@ async fn log_probs_are_those_at_the_temperature_of_the_draws() {
         for (step, metrics) in steps {
             assert_eq!((metrics["ratio_max"], metrics["ratio_mean"]), (1.0, 1.0), "{name} {step}");
         }
+    }
+}
+
+/// What a row says of what is measured.
+struct Row {
+    step: i64,
+    prompt_id: String,
+    reward: f64,
+    parts: [f64; 2],
+    is_trained: bool,
+    is_cut: bool,
+}
+
+/// One optimizer step in each, so that the weights are still those that sampled.
+const ONCE: [&str; 3] =
+    ["stage.zero.objective={ kl = 0.5 }", "stage.zero.minibatches=1", "stage.zero.inner_epochs=1"];
+
+/// The measures of each step.
+fn measures(world: &World, name: &str) -> BTreeMap<(i64, String), f64> {
+    let found = metrics(&world.dir(name)).into_iter();
+    found.map(|(_, step, name, bits)| ((step, name), f64::from_bits(bits))).collect()
+}
+
+fn mean(values: impl Iterator<Item = f64> + Clone) -> f64 {
+    values.clone().sum::<f64>() / values.count() as f64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_measured_of_a_step_is_what_its_rows_say() {
+    let world = world();
+    let rows = with_estimates(&world, ("run", &ONCE), |view, row| Row {
+        step: view.step(row) as i64,
+        prompt_id: view.prompt_id(row).to_owned(),
+        reward: view.reward(row).unwrap(),
+        parts: [0, 1].map(|part| view.reward_part(part, row).unwrap()),
+        is_trained: view.is_trained(row),
+        is_cut: view.finish_reason(row) == "length",
+    })
+    .await;
+    let found = measures(&world, "run");
+    let share = |is_so: bool| f64::from(u8::from(is_so));
+    for step in 1..=3 {
+        let of_step = || rows.iter().filter(move |(row, _)| row.step == step);
+        let mut groups: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+        of_step().for_each(|(row, _)| groups.entry(&row.prompt_id).or_default().push(row.reward));
+        let equal = |rewards: &Vec<f64>| share(rewards.iter().all(|r| *r == rewards[0]));
+        let trained = of_step().filter(|(row, _)| row.is_trained).flat_map(|(_, d)| d);
+        let want = [
+            ("reward", mean(of_step().map(|(row, _)| row.reward))),
+            ("reward_regex", mean(of_step().map(|(row, _)| row.parts[0]))),
+            ("reward_math", mean(of_step().map(|(row, _)| row.parts[1]))),
+            ("completion_len_tokens", mean(of_step().map(|(_, d)| d.len() as f64))),
+            ("truncated_share", mean(of_step().map(|(row, _)| share(row.is_cut)))),
+            ("no_signal_share", mean(groups.values().map(equal))),
+            ("kl", mean(trained.map(|d| (-d).exp() + d - 1.0))),
+        ];
+        for (name, want) in want {
+            let found = found[&(step, name.to_owned())];
+            assert!((found - want).abs() < 1e-6, "{step} {name}: {found}, expected {want}");
+        }
+    }
+    let cut = |row: &Row| row.is_cut;
+    assert!(rows.iter().any(|(row, _)| cut(row)) && rows.iter().any(|(row, _)| !cut(row)));
+    assert!(found[&(3, "kl".to_owned())] > 1e-4, "KL of 0 says nothing");
+}
+
+/// Goal: the entropy that is shown is that of the policy where it was trained on. Method: the log-prob of every token
+/// of the vocabulary behind every beginning of every completion.
+#[tokio::test(flavor = "multi_thread")]
+async fn entropy_is_that_of_the_distributions_that_tokens_were_drawn_from() {
+    let world = world();
+    let sets = [&ONCE[..], &["stage.zero.steps=1"]].concat();
+    world.finish("run", &sets).await;
+    let policy = Actors::new(&world, &sets).await.models().load("blank").await.unwrap().model;
+    let mut entropies = Vec::new();
+    each_rollout(&world.dir("run"), "zero", |view, row| {
+        let prompt = view.prompt_token_ids(row);
+        let sequence = [prompt, view.completion_token_ids(row)].concat();
+        for end in prompt.len()..sequence.len() {
+            let vocabulary = 0..policy.config().vocab_size as u32;
+            let next: Vec<Vec<u32>> =
+                vocabulary.map(|id| [&sequence[..end], &[id]].concat()).collect();
+            let next: Vec<&[u32]> = next.iter().map(Vec::as_slice).collect();
+            let log_probs = policy.log_probs(&next).unwrap();
+            let log_probs = log_probs.iter().map(|of| f64::from(*of.last().unwrap()));
+            entropies.push(-log_probs.map(|p| p * p.exp()).sum::<f64>());
+        }
+    });
+    let want = mean(entropies.iter().copied());
+    let found = measures(&world, "run")[&(1, "entropy".to_owned())];
+    assert!(want > 0.1 && (found - want).abs() < 1e-5, "{found}, expected {want}");
+}
+
+/// Goal: shares of clipped tokens are told of the side that they are clipped on, and ratios are those of tokens.
+/// Method: several optimizer steps a step, with a bound on one side only.
+#[tokio::test(flavor = "multi_thread")]
+async fn clipped_shares_are_of_their_side() {
+    let world = world();
+    for (name, bounds, side, other) in [
+        ("low", "clip_low = 0.0, clip_high = 1000.0", "clip_low_share", "clip_high_share"),
+        ("high", "clip_low = 1.0, clip_high = 0.0", "clip_high_share", "clip_low_share"),
+    ] {
+        let set = format!("stage.zero.objective={{ kl = 0.0, {bounds} }}");
+        world.finish(name, &[&set]).await;
+        let found = measures(&world, name);
+        let of = |name: &str| -> Vec<f64> {
+            (1..=3).filter_map(|step| found.get(&(step, name.to_owned())).copied()).collect()
+        };
+        assert!(of(side).iter().any(|&share| share > 0.0), "{name}: {:?}", of(side));
+        assert!(of(other).iter().all(|&share| share == 0.0), "{name}: {:?}", of(other));
+        let (most, mean) = (of("ratio_max"), of("ratio_mean"));
+        assert!(most.iter().zip(mean).any(|(&most, mean)| most > 1.0 && mean < most), "{name}");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{Case, Kind, error, measures, model, optimizer, table, wide};
 
-const TUNED: &str = r#"
+pub(super) const TUNED: &str = r#"
 [[stage]]
 name = "tuned"
 kind = "sft"
@@ -15,7 +15,7 @@ optimizer = { lr = 1e-2, eps = 1e-3 }
 "#;
 
 /// Chosen completions of different lengths, and rejected ones.
-const PAIRS: &str =
+pub(super) const PAIRS: &str =
     "SELECT id, prompt, answer AS chosen, prompt AS rejected FROM problems WHERE id <> 'bad'";
 const OTHER_PAIRS: &str = "SELECT id, prompt, answer AS chosen, prompt AS rejected FROM problems WHERE id NOT IN ('bad', 'p1')";
 const HELD_OUT: &str =
