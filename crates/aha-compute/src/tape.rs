@@ -404,8 +404,8 @@ impl<'p> Tape<'p> {
         (log_probs, entropies)
     }
 
-    /// As [`Tape::log_probs`], with the same bits, for a loss that is a sum over tokens: `slopes` gives the gradients of
-    /// a token's log-prob and entropy from these two. The head's backward pass is done with the forward pass, so the
+    /// As [`Tape::log_probs`], with the same bits, for a loss that is a sum over tokens: `slopes` gives the gradients
+    /// of a token's log-prob and entropy from these two. The head's backward pass is done with the forward pass, so the
     /// results have no gradients to be given; the tape is then played backwards from `x`.
     pub fn log_probs_learning(
         &mut self,

@@ -35,8 +35,8 @@
 //!
 //! [`forward`] and [`backward`] go through the tokens in chunks, and only one chunk's logits, of both models, exist
 //! at a time. Both run what the sampler runs, [`logits`] and [`row_stats`], on their chunks, so a token's
-//! log-prob has the same bits in either. [`forward_backward`] does the work of both at once, with the same bits, where a
-//! token's gradients follow from its own log-prob and entropy: then logits are computed once and not twice.
+//! log-prob has the same bits in either. [`forward_backward`] does the work of both at once, with the same bits, where
+//! a token's gradients follow from its own log-prob and entropy: then logits are computed once and not twice.
 //!
 //! # Order of sums
 //! A logit is one chain over `C`. Sums over `V` have 16 lanes, lane `j mod 16`; each lane adds up blocks
