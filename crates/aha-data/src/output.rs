@@ -9,6 +9,7 @@ use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Field, FieldRef, Float32Type, Float64Type, Schema, SchemaRef,
 };
 use arrow::error::ArrowError;
+use arrow::ipc::writer::StreamWriter;
 use arrow::json::WriterBuilder;
 use arrow::json::writer::{Encoder, EncoderFactory, EncoderOptions, JsonArray, NullableEncoder};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -28,6 +29,8 @@ pub enum Format {
     Json,
     /// A Parquet file.
     Parquet,
+    /// A stream in Arrow's IPC format.
+    Arrow,
 }
 
 impl std::str::FromStr for Format {
@@ -39,9 +42,10 @@ impl std::str::FromStr for Format {
             "csv" => Ok(Self::Csv),
             "json" => Ok(Self::Json),
             "parquet" => Ok(Self::Parquet),
+            "arrow" => Ok(Self::Arrow),
             _ => Err(Error::input(
                 format!("no format `{name}`"),
-                "there are: table, csv, json, parquet",
+                "there are: table, csv, json, parquet, arrow",
             )),
         }
     }
@@ -59,7 +63,20 @@ pub fn write_result(
         Format::Csv => write_csv(schema, batches, writer),
         Format::Json => write_json(batches, writer).map_err(|error| failed(&error)),
         Format::Parquet => write_parquet(schema, batches, writer),
+        Format::Arrow => write_arrow(schema, batches, writer).map_err(|error| failed(&error)),
     }
+}
+
+fn write_arrow(
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    writer: &mut impl Write,
+) -> Result<(), ArrowError> {
+    let mut stream = StreamWriter::try_new(writer, schema)?;
+    for batch in batches {
+        stream.write(batch)?;
+    }
+    stream.finish()
 }
 
 /// Text in the table, names of columns included, is what a model or a file holds: control characters
@@ -361,6 +378,20 @@ mod tests {
         let path = dir.path().join("x.parquet");
         fs_err::write(&path, out).unwrap();
         assert_eq!(aha_rollout::read::read_part(&path).unwrap(), [batch]);
+    }
+
+    #[test]
+    fn an_arrow_stream_reads_back() {
+        let mut out = Vec::new();
+        let batch = answer();
+        let schema = batch.schema();
+        write_result(&schema, std::slice::from_ref(&batch), Format::Arrow, &mut out).unwrap();
+        let reader = arrow::ipc::reader::StreamReader::try_new(out.as_slice(), None).unwrap();
+        assert_eq!(reader.map(Result::unwrap).collect::<Vec<_>>(), [batch]);
+        let mut out = Vec::new();
+        write_result(&schema, &[], Format::Arrow, &mut out).unwrap();
+        let reader = arrow::ipc::reader::StreamReader::try_new(out.as_slice(), None).unwrap();
+        assert_eq!(reader.schema(), schema);
     }
 
     #[test]
