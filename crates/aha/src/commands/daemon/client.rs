@@ -89,7 +89,7 @@ impl Client {
     }
 
     /// The lines at a path, as they come.
-    pub fn lines(&self, path: &str) -> anyhow::Result<impl BufRead> {
+    pub fn lines(&self, path: &str) -> anyhow::Result<impl BufRead + use<>> {
         let request = self.agent.get(format!("{}{path}", self.url));
         let request = match self.bearer() {
             Some(bearer) => request.header("authorization", bearer),

@@ -1,7 +1,6 @@
 //! Runs that outlive their daemon, and daemons that outlive their runs.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use super::*;
 
