@@ -1,5 +1,5 @@
 //! The keeper: the one task that changes the queue, and starts, watches and stops runs.
-//! - Inbox: at most [`INBOX_MAX`] messages; who sends more waits.
+//! - Inbox: at most `INBOX_MAX` messages; who sends more waits.
 //! - State: records, on the board and in the store; processes. After a restart the store says what there was, and what
 //!   ran goes on from its last checkpoint.
 //! - Fails with [`Error`], in the reply. A store that can't be written changes nothing: the run stays as it was.

@@ -29,8 +29,8 @@ fn cell(value: &Value) -> String {
 
 /// How far a run's stage is.
 pub fn step(run: &Value, stage: &str) -> String {
-    let stages = run["progress"]["stages"].as_array().into_iter().flatten();
-    let Some(found) = stages.into_iter().find(|found| found["name"] == stage) else {
+    let mut stages = run["progress"]["stages"].as_array().into_iter().flatten();
+    let Some(found) = stages.find(|found| found["name"] == stage) else {
         return String::new();
     };
     match found["steps"].as_u64() {
@@ -63,7 +63,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded = cells.zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        let padded = cells.zip(&widths).map(|(cell, &width)| format!("{cell:width$}"));
         format!("{}\n", padded.collect::<Vec<_>>().join("  ").trim_end())
     };
     let mut text = line(&mut head.iter().copied());
