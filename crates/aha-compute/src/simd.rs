@@ -172,12 +172,24 @@ pub unsafe trait Simd: Copy + 'static {
     unsafe fn round_bf16(v: Self::V) -> Self::V;
     /// Words of two bf16 numbers: `first` rounded in the upper half, `second` in the lower one.
     unsafe fn pair(first: Self::V, second: Self::V) -> Self::V;
+    /// As [`Simd::pair`], of numbers that are bf16 already.
+    unsafe fn pair_rounded(first: Self::V, second: Self::V) -> Self::V;
     /// The first numbers of sixteen words of [`Simd::pair`].
     unsafe fn load_first(words: *const f32) -> Self::V;
     /// The second numbers of sixteen words of [`Simd::pair`].
     unsafe fn load_second(words: *const f32) -> Self::V;
     /// Sixteen bytes, which `f32` holds exactly.
     unsafe fn load_i8(from: *const i8) -> Self::V;
+
+    /// Sixteen columns of sixteen rows.
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        let rows = rows.map(|row| unsafe { Self::to_array(row) });
+        std::array::from_fn(|column| {
+            let column: [f32; LANES] = std::array::from_fn(|row| rows[row][column]);
+            unsafe { Self::load(column.as_ptr()) }
+        })
+    }
 
     /// `c + a b` for the first numbers of the words, then for the second: two roundings, in this order.
     /// `a` is one word for all lanes. Where the processor has an instruction for it, denormal operands,
@@ -199,6 +211,18 @@ pub unsafe trait Simd: Copy + 'static {
         unsafe {
             use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
             _mm_prefetch::<_MM_HINT_T1>(at.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = at;
+    }
+
+    /// As [`Simd::prefetch`], into the first-level cache.
+    #[inline(always)]
+    unsafe fn prefetch_near(at: *const f32) {
+        #[cfg(target_arch = "x86_64")]
+        unsafe {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+            _mm_prefetch::<_MM_HINT_T0>(at.cast());
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = at;
@@ -372,9 +396,32 @@ mod tests {
             let [first, second] = [S::load_first(pairs.as_ptr()), S::load_second(pairs.as_ptr())];
             let dots = S::dot_pairs(pairs[3], pairs.as_ptr(), S::load(b.as_ptr()));
             words.extend(S::to_array(S::round_bf16(S::load(a.as_ptr()))));
+            let again = S::to_array(S::pair_rounded(first, second));
+            assert_eq!(again.map(f32::to_bits), pairs.map(f32::to_bits));
             for v in [first, second, S::load_bf16(to.as_ptr()), dots] {
                 words.extend(S::to_array(v));
             }
+        }
+    }
+
+    simd_fn! {
+        fn transposed<S>(y: &mut Vec<f32>, x: &[f32; LANES * LANES]) {
+            let rows = std::array::from_fn(|row| S::load(x.as_ptr().add(row * LANES)));
+            for column in S::transpose(rows) {
+                y.extend(S::to_array(column));
+            }
+        }
+    }
+
+    #[test]
+    fn columns_become_rows() {
+        let x: [f32; LANES * LANES] = std::array::from_fn(|i| i as f32);
+        for isa in Isa::available() {
+            let mut y = Vec::new();
+            transposed(isa, &mut y, &x);
+            let want: Vec<f32> =
+                (0..LANES * LANES).map(|i| (i % LANES * LANES + i / LANES) as f32).collect();
+            assert_eq!(y, want, "{isa}");
         }
     }
 

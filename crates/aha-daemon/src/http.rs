@@ -33,7 +33,8 @@ const STOP_TIME: Duration = Duration::from_secs(3);
 const REFUSED_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves connections until `stop` says so; then those on their way have a moment.
-pub async fn accept(listener: TcpListener, router: Router, mut stop: watch::Receiver<bool>) {
+pub async fn accept(listener: TcpListener, router: Router, stop: watch::Receiver<bool>) {
+    let mut stopped = stop.clone();
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut open = JoinSet::new();
     loop {
@@ -57,7 +58,7 @@ pub async fn accept(listener: TcpListener, router: Router, mut stop: watch::Rece
                 (_, Err(_)) => return,
             },
             Some(_) = open.join_next(), if !open.is_empty() => {}
-            _ = stop.wait_for(|stop| *stop) => break,
+            _ = stopped.wait_for(|stop| *stop) => break,
         }
     }
     drop(listener);

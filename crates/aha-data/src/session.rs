@@ -139,6 +139,12 @@ impl Session {
         Ok(())
     }
 
+    /// Makes some parts of a run's table the table `name`, in their order: of a large one, those that a query is
+    /// about. A table of that name is replaced.
+    pub fn register_parts(&self, name: &str, parts: &[PathBuf]) -> Result<()> {
+        self.put(name, Arc::new(parquet_files(parts.to_vec())?))
+    }
+
     /// Removes the table `name`. Says whether there was one.
     pub fn deregister(&self, name: &str) -> Result<bool> {
         let removed = self.context.deregister_table(TableReference::bare(name));

@@ -81,6 +81,8 @@ pub struct Server {
     settings: Endpoint,
     sampling: Sampling,
     template: Template,
+    /// Text with `{prompt}` in it that is put around each prompt, inside the template.
+    instruction: Option<&'static str>,
     random: Philox,
     /// Before this nothing is asked: the server said so.
     not_before: Mutex<Option<Instant>>,
@@ -110,9 +112,15 @@ impl Server {
             settings: settings.clone(),
             sampling: sampling.clone(),
             template: template.clone(),
+            instruction: None,
             random,
             not_before: Mutex::new(None),
         })
+    }
+
+    /// Puts a text around each prompt, such as a benchmark's question.
+    pub fn with_instruction(self, text: &'static str) -> Server {
+        Server { instruction: Some(text), ..self }
     }
 
     /// The call for a completion of a prompt.
@@ -121,9 +129,12 @@ impl Server {
             // Positive in 32 bits: more than some servers take.
             self.random.bits(&[address(prompt_id), u64::from(sample_idx)]) >> 33
         });
+        let within = |text: &str, prompt: &str| text.replacen("{prompt}", prompt, 1);
+        let question = self.instruction.map(|text| within(text, prompt));
+        let prompt = question.as_deref().unwrap_or(prompt);
         let text = match &self.template {
-            Template::Text(template) => template.replacen("{prompt}", prompt, 1),
-            _ => prompt.to_owned(),
+            Template::Text(template) => within(template, prompt),
+            Template::Raw | Template::Chat | Template::R1Zero => prompt.to_owned(),
         };
         let body = request(&self.settings, &self.sampling, &text, seed).to_string();
         let sample = sample_idx.to_string();

@@ -81,10 +81,10 @@ pub struct Subject<'a> {
     pub ratings: HashMap<String, f64>,
     /// How fast tokens were drawn, where that was measured.
     pub tokens_per_second: Option<f64>,
-    /// What the model computed with.
-    pub dtype: Dtype,
-    /// What weights were multiplied as.
-    pub weights: SamplingWeights,
+    /// Samples that a problem has to have; one with fewer is left out.
+    pub samples: u64,
+    /// What the model computed with, and what weights were multiplied as; none where a server did.
+    pub computed: Option<(Dtype, SamplingWeights)>,
 }
 
 /// What ranks completions, and how its score is read.
@@ -179,15 +179,17 @@ impl Tally {
         self.error.as_deref()
     }
 
-    /// The figures, over the problems whose every sample was scored.
+    /// The figures, over the problems that have all of their samples, each scored.
     pub fn evaluation(&self, subject: &Subject<'_>) -> Result<EvalRow> {
+        let k = subject.samples;
+        if self.problems.iter().any(|(_, samples)| samples.len() as u64 > k) {
+            return Err(Error::bug("a problem has more samples than were asked for"));
+        }
+        let is_whole = |samples: &[Sample]| samples.len() as u64 == k && self.is_scored(samples);
         let scored: Vec<&(String, Vec<Sample>)> =
-            self.problems.iter().filter(|(_, samples)| self.is_scored(samples)).collect();
-        let Some(k) = scored.first().map(|(_, samples)| samples.len() as u64) else {
+            self.problems.iter().filter(|(_, samples)| is_whole(samples)).collect();
+        if scored.is_empty() {
             return Err(self.nothing_scored(subject));
-        };
-        if scored.iter().any(|(_, samples)| samples.len() as u64 != k) {
-            return Err(Error::bug("problems have different numbers of samples"));
         }
         let samples: Vec<&[Sample]> = scored.iter().map(|(_, samples)| &samples[..]).collect();
         let ks = if subject.ks.is_empty() { powers_of_two(k) } else { subject.ks.clone() };
@@ -210,8 +212,8 @@ impl Tally {
             rating: rating.map(|found| found.rating),
             rating_se: rating.map(|found| found.se),
             tokens_per_second: subject.tokens_per_second,
-            dtype: subject.dtype.word().to_owned(),
-            weights: subject.weights.word().to_owned(),
+            dtype: subject.computed.map(|(dtype, _)| dtype.word().to_owned()),
+            weights: subject.computed.map(|(_, weights)| weights.word().to_owned()),
             rank_by: self.ranking.as_ref().map(|ranking| ranking.name.clone()),
             ..lengths(&samples)
         };
@@ -386,7 +388,8 @@ pub(crate) mod tests {
         Tally { problems: problems.collect(), ..Tally::new(&Reward(Spec::new(kind)), None) }
     }
 
-    fn subject() -> Subject<'static> {
+    /// Of problems with so many samples.
+    fn subject(samples: u64) -> Subject<'static> {
         Subject {
             stage: "e",
             model: "m",
@@ -395,9 +398,9 @@ pub(crate) mod tests {
             ks: Vec::new(),
             bootstrap: Bootstrap { random: Philox::new(1), resamples: 1000 },
             ratings: HashMap::new(),
+            samples,
             tokens_per_second: None,
-            dtype: Dtype::F32,
-            weights: SamplingWeights::Same,
+            computed: Some((Dtype::F32, SamplingWeights::Same)),
         }
     }
 
@@ -407,7 +410,7 @@ pub(crate) mod tests {
         for (sample, len) in tally.problems.iter_mut().flat_map(|(_, s)| s).zip(1..) {
             sample.completion_len_tokens = len;
         }
-        let found = tally.evaluation(&subject()).unwrap();
+        let found = tally.evaluation(&subject(4)).unwrap();
         // Shares 3/4, 1/4, 0. Of the six pairs of 7! 7! 8 7! all hold a 7!; of those of 1 2! 1 - three hold 2!.
         assert_eq!(found.ks, [1, 2, 4]);
         let pass = [1.0 / 3.0, 0.5, 2.0 / 3.0];
@@ -433,7 +436,7 @@ pub(crate) mod tests {
     #[test]
     fn standard_errors_are_those_of_the_bootstrap() {
         let found = tally(Kind::Math, &["7! 7! 8 7!", "1 2! 1 -", "3 3 3 3"])
-            .evaluation(&subject())
+            .evaluation(&subject(4))
             .unwrap();
         // Shares 3/4, 1/4, 0: deviations 5/12, -1/12, -4/12; squares 42/144.
         let expected = (42.0 / 144.0_f64).sqrt() / 3.0;
@@ -443,7 +446,7 @@ pub(crate) mod tests {
         // Majorities 1, 0, 0: squares 6/9.
         let (se, expected) = (found.cons_at_k_se.unwrap(), (6.0_f64 / 9.0).sqrt() / 3.0);
         assert!((se / expected - 1.0).abs() < 0.08, "{se} is not near {expected}");
-        let one = tally(Kind::Math, &["7! 8"]).evaluation(&subject()).unwrap();
+        let one = tally(Kind::Math, &["7! 8"]).evaluation(&subject(2)).unwrap();
         assert_eq!((one.pass_at_1_se, one.cons_at_k_se, one.pass_at_ks_se), (None, None, None));
         assert_eq!(one.cons_at_ks_se, None);
     }
@@ -452,7 +455,7 @@ pub(crate) mod tests {
     fn problems_with_a_rating_rate_the_model() {
         let tally = tally(Kind::Math, &["7! 8", "7! 8", "1 1"]);
         let ratings = HashMap::from([("0".to_owned(), 1500.0), ("1".to_owned(), 1500.0)]);
-        let found = tally.evaluation(&Subject { ratings, ..subject() }).unwrap();
+        let found = tally.evaluation(&Subject { ratings, ..subject(2) }).unwrap();
         // Half of both is right; the third has no rating, and counts for nothing.
         assert!((found.rating.unwrap() - 1500.0).abs() < 1e-6, "{found:?}");
         assert!(found.rating_se.is_some());
@@ -466,7 +469,7 @@ pub(crate) mod tests {
         for ((_, samples), scores) in tally.problems.iter_mut().zip(scores) {
             samples.iter_mut().zip(scores).for_each(|(s, score)| s.rank = Some(score));
         }
-        let found = tally.evaluation(&subject()).unwrap();
+        let found = tally.evaluation(&subject(4)).unwrap();
         let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-15, "{found}");
         assert_eq!(found.rank_by.as_deref(), Some("length"));
         // Of 7! 8 8 - the 7! ranks first; of 1 2! 1 - it is as often the 1 as the 2!.
@@ -484,7 +487,7 @@ pub(crate) mod tests {
         near(at[1], (0.5 + 0.0) / 2.0);
         assert!(found.weighted_cons_at_k_se.is_some() && found.weighted_cons_at_ks_se.is_some());
         tally.problems[0].1[2].rank = None;
-        let found = tally.evaluation(&subject()).unwrap();
+        let found = tally.evaluation(&subject(4)).unwrap();
         assert_eq!((found.problem_count, found.bon_at_k_se), (1, None), "one could not be ranked");
     }
 
@@ -504,7 +507,7 @@ pub(crate) mod tests {
 
     #[test]
     fn answers_that_can_not_be_compared_have_no_majority() {
-        let found = tally(Kind::Format, &["7! 8", "1 1"]).evaluation(&subject()).unwrap();
+        let found = tally(Kind::Format, &["7! 8", "1 1"]).evaluation(&subject(2)).unwrap();
         assert_eq!((found.cons_at_k, found.cons_at_ks, found.answered_share), (None, None, None));
         assert_eq!((found.rank_by, found.bon_at_k, found.bon_at_ks_se), (None, None, None));
         assert!((found.pass_at_1 - 0.25).abs() < 1e-15 && found.pass_at_1_se.is_some());
@@ -513,10 +516,22 @@ pub(crate) mod tests {
 
     #[test]
     fn asked_for_numbers_of_samples_are_given() {
-        let subject = Subject { ks: vec![3], ..subject() };
+        let subject = Subject { ks: vec![3], ..subject(4) };
         let found = tally(Kind::Math, &["7! 8 8 8"]).evaluation(&subject).unwrap();
         // Of four triples one misses the 7.
         assert_eq!((found.ks, found.pass_at_ks), (vec![3], vec![0.75]));
+    }
+
+    /// An endpoint may give fewer completions than it was asked for.
+    #[test]
+    fn problems_that_lack_samples_are_left_out() {
+        let tally = tally(Kind::Math, &["7!", "7! 8", "1 1"]);
+        let found = tally.evaluation(&subject(2)).unwrap();
+        assert_eq!((found.problem_count, found.k, found.pass_at_1), (2, 2, 0.25));
+        let error = tally.evaluation(&subject(3)).unwrap_err().to_string();
+        assert!(error.contains("no completion of `m` on `d` could be scored"), "{error}");
+        let error = tally.evaluation(&subject(1)).unwrap_err().to_string();
+        assert!(error.contains("more samples than were asked for"), "{error}");
     }
 
     #[test]
@@ -524,10 +539,10 @@ pub(crate) mod tests {
         let mut tally = tally(Kind::Format, &["7!", "8"]);
         tally.problems[1].1[0].is_right = None;
         tally.error = Some("format: no reason".to_owned());
-        let found = tally.evaluation(&subject()).unwrap();
+        let found = tally.evaluation(&subject(1)).unwrap();
         assert_eq!((found.problem_count, found.pass_at_1, found.cons_at_k), (1, 1.0, None));
         tally.problems.remove(0);
-        let error = tally.evaluation(&subject()).unwrap_err().to_string();
+        let error = tally.evaluation(&subject(1)).unwrap_err().to_string();
         assert!(error.contains("could be scored: format: no reason"), "{error}");
     }
 }

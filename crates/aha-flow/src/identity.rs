@@ -6,9 +6,14 @@
 //!   times has changed.
 //!
 //! The version of the program isn't among them: another one may well give the same bits, so it is said, and
-//! the run goes on.
+//! the run goes on. Keys that only the newer one has make no difference where they are left out, which
+//! `pipeline::settings` says more of; other columns do, see [`other_columns`].
 
-use std::collections::BTreeMap;
+mod columns;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -16,8 +21,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
-use crate::pipeline::{ModelSource, Pipeline, Places, Settings, TokenizerSource};
-use crate::rundir::{hex, sha256_of_file};
+use crate::pipeline::{ModelSource, Pipeline, Places, Settings, Text, TokenizerSource, Written};
+use crate::rundir::{RunDir, hex, sha256_of_file};
+use crate::state::RunState;
+
+pub use columns::other_columns;
 
 /// Files up to this size are always read: half a second at most.
 const ALWAYS_READ_BYTES_MAX: u64 = 256 << 20;
@@ -25,6 +33,8 @@ const ALWAYS_READ_BYTES_MAX: u64 = 256 << 20;
 const MODEL_EXTENSIONS: [&str; 5] = ["json", "safetensors", "txt", "jinja", "model"];
 /// Longest value that a message shows whole.
 const SHOWN_CHARS_MAX: usize = 60;
+/// Keys that a message names besides the one whose values it shows.
+const NAMED_KEYS_MAX: usize = 4;
 
 /// What a run's results depend on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,14 +67,47 @@ pub struct Difference {
     pub hint: String,
 }
 
+/// What a run was begun with, as far as its directory says it.
+#[derive(Clone, Debug)]
+pub struct Began {
+    /// The version of the program.
+    pub version: String,
+    /// Its pipeline, or why this version can't read that.
+    pub pipeline: std::result::Result<Written, String>,
+}
+
+impl Began {
+    /// What the directory of a run says that has this state.
+    pub fn read(dir: &RunDir, state: &RunState) -> Began {
+        let pipeline = fs_err::read_to_string(dir.pipeline())
+            .map_err(|error| error.to_string())
+            .and_then(|text| {
+                let text = Text { path: "pipeline.toml", text: &text, sets: &[] };
+                Written::read(text).map_err(|problems| match problems.iter().next() {
+                    Some(first) => first.message.clone(),
+                    None => "nothing is known of it".to_owned(),
+                })
+            });
+        Began { version: state.version.clone(), pipeline }
+    }
+}
+
+/// ", which began with version 0.0.9 of the program, and this is 0.1.0", and what that adds to a remedy.
+fn versions(began: &str) -> (String, String) {
+    let now = env!("CARGO_PKG_VERSION");
+    if began == now {
+        return (String::new(), String::new());
+    }
+    (
+        format!(", which began with version {began} of the program, and this is {now}"),
+        format!(", or go on with version {began}"),
+    )
+}
+
 impl Identity {
     /// The identity of a run of `pipeline`. What `known` has digested is not read again if it is large and
     /// looks untouched.
     pub fn of(pipeline: &Pipeline, places: &Places, known: Option<&Identity>) -> Result<Identity> {
-        let mut hasher = Sha256::new();
-        for (path, value) in pipeline.settings() {
-            hasher.update(format!("{path} = {value}\n"));
-        }
         let known_files = known.iter().flat_map(|known| known.inputs.values().flatten());
         let known: BTreeMap<&Path, &InputFile> =
             known_files.map(|file| (file.path.as_path(), file)).collect();
@@ -73,25 +116,49 @@ impl Identity {
             let read = files.iter().map(|path| InputFile::read(path, known.get(path.as_path())));
             inputs.insert(key, read.collect::<Result<_>>()?);
         }
-        Ok(Identity { settings_sha256: hex(&hasher.finalize()), inputs })
+        Ok(Identity { settings_sha256: sha256_of_settings(&pipeline.settings()), inputs })
     }
 
-    /// How the run that began with this identity differs from one with the identity `now`. The settings of
-    /// both are for the message.
+    /// How the run that began with this identity differs from one with the identity `now` and these settings.
     pub fn difference(
         &self,
-        began: Option<&Settings>,
+        began: &Began,
         now: &Identity,
         settings: &Settings,
     ) -> Option<Difference> {
-        if self.settings_sha256 != now.settings_sha256 {
-            let changed = began.map(|began| changed(began, settings)).unwrap_or_default();
-            let hint = "give the pipeline and overrides that it began with, or another directory with --dir";
-            return Some(Difference {
-                message: format!("the run directory holds a run of another pipeline{changed}"),
-                hint: hint.to_owned(),
-            });
+        self.other_settings(began, now, settings).or_else(|| self.other_inputs(now))
+    }
+
+    fn other_settings(
+        &self,
+        began: &Began,
+        now: &Identity,
+        settings: &Settings,
+    ) -> Option<Difference> {
+        if self.settings_sha256 == now.settings_sha256 {
+            return None;
         }
+        let what = match &began.pipeline {
+            Err(problem) => format!("its `pipeline.toml` can't be read: {problem}"),
+            Ok(written) if written.settings != *settings => changed(written, settings),
+            // All that differs is keys that the run doesn't know, and they are as if they were left out.
+            Ok(written) if sha256_of_settings(&written.known) == self.settings_sha256 => {
+                return None;
+            }
+            Ok(_) => "its `pipeline.toml` is not the one that it began with".to_owned(),
+        };
+        let (of_version, or_version) = versions(&began.version);
+        Some(Difference {
+            message: format!(
+                "the run directory holds a run of another pipeline{of_version}: {what}"
+            ),
+            hint: format!(
+                "give the pipeline and overrides that it began with{or_version}, or another directory with --dir"
+            ),
+        })
+    }
+
+    fn other_inputs(&self, now: &Identity) -> Option<Difference> {
         let keys: Vec<&String> = self.inputs.keys().chain(now.inputs.keys()).collect();
         let digests = |files: Option<&Vec<InputFile>>| -> Vec<String> {
             files.into_iter().flatten().map(|file| file.sha256.clone()).collect()
@@ -112,6 +179,14 @@ impl Identity {
             hint: "put back what it began with, or give another directory with --dir".to_owned(),
         })
     }
+}
+
+fn sha256_of_settings(settings: &Settings) -> String {
+    let mut hasher = Sha256::new();
+    for (path, value) in settings {
+        hasher.update(format!("{path} = {value}\n"));
+    }
+    hex(&hasher.finalize())
 }
 
 impl InputFile {
@@ -192,20 +267,15 @@ fn model_files(path: PathBuf) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// ": `stage.zero.steps` was 3 and is 4", and how many more differ.
-fn changed(began: &Settings, now: &Settings) -> String {
-    let [began, now] = [began, now].map(|settings| {
-        settings
-            .iter()
-            .map(|(path, value)| (path.as_str(), value.as_str()))
-            .collect::<BTreeMap<_, _>>()
-    });
-    let paths: Vec<&str> = began.keys().chain(now.keys()).copied().collect();
-    let mut differing: Vec<&str> =
-        paths.into_iter().filter(|path| began.get(path) != now.get(path)).collect();
-    differing.sort_unstable();
-    differing.dedup();
-    let Some(first) = differing.first() else { return String::new() };
+/// "`stage.zero.steps` was 3 and is 4, and `run.seed` differs too". A key that the run began without had its default.
+fn changed(began: &Written, now: &Settings) -> String {
+    fn by_path(settings: &Settings) -> BTreeMap<&str, &str> {
+        settings.iter().map(|(path, value)| (path.as_str(), value.as_str())).collect()
+    }
+    let [was, known, is] = [&began.settings, &began.known, now].map(by_path);
+    let paths: BTreeSet<&str> = was.keys().chain(is.keys()).copied().collect();
+    let mut differing = paths.into_iter().filter(|path| was.get(path) != is.get(path));
+    let Some(first) = differing.next() else { return "it differs".to_owned() };
     let shown = |settings: &BTreeMap<&str, &str>| match settings.get(first) {
         Some(value) if value.chars().count() > SHOWN_CHARS_MAX => {
             format!("{}…", value.chars().take(SHOWN_CHARS_MAX).collect::<String>())
@@ -213,132 +283,18 @@ fn changed(began: &Settings, now: &Settings) -> String {
         Some(value) => (*value).to_owned(),
         None => "absent".to_owned(),
     };
-    let more = match differing.len() {
-        1 => String::new(),
-        2 => ", and another key differs".to_owned(),
-        n => format!(", and {} other keys differ", n - 1),
+    let is_new = was.contains_key(first) && !known.contains_key(first);
+    let by_default = if is_new { " by default, as the run began without that key," } else { "" };
+    let rest: Vec<String> = differing.map(|path| format!("`{path}`")).collect();
+    let more = match rest.len() {
+        0 => String::new(),
+        1 => format!(", and {} differs too", rest[0]),
+        n if n <= NAMED_KEYS_MAX => format!(", and {} differ too", rest.join(", ")),
+        n => format!(
+            ", and {} and {} more differ too",
+            rest[..NAMED_KEYS_MAX].join(", "),
+            n - NAMED_KEYS_MAX
+        ),
     };
-    format!(": `{first}` was {} and is {}{more}", shown(&began), shown(&now))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::pipeline::{Text, parse};
-
-    const PIPELINE: &str = r#"
-[models]
-base = "model"
-
-[tables]
-problems = "tables/*.jsonl"
-
-[[stage]]
-name = "zero"
-kind = "rl"
-model = "base"
-prompts = "SELECT * FROM problems"
-rewards = [{ kind = "math" }]
-"#;
-
-    /// A folder with a model and a table of two files.
-    fn folder() -> tempfile::TempDir {
-        let folder = tempfile::tempdir().unwrap();
-        for dir in ["model", "tables"] {
-            fs_err::create_dir(folder.path().join(dir)).unwrap();
-        }
-        for file in ["model/config.json", "model/README.md", "tables/a.jsonl", "tables/b.jsonl"] {
-            fs_err::write(folder.path().join(file), file).unwrap();
-        }
-        folder
-    }
-
-    fn pipeline(sets: &[&str]) -> Pipeline {
-        let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
-        parse(Text { path: "p.toml", text: PIPELINE, sets: &sets }).unwrap()
-    }
-
-    fn identity(folder: &Path, sets: &[&str], known: Option<&Identity>) -> Identity {
-        let places = Places { base_dir: folder.to_owned(), hf_cache: None };
-        Identity::of(&pipeline(sets), &places, known).unwrap()
-    }
-
-    fn message(began: &Identity, now: &Identity, sets: &[&str]) -> Option<String> {
-        let settings = [pipeline(&[]), pipeline(sets)].map(|pipeline| pipeline.settings());
-        began.difference(Some(&settings[0]), now, &settings[1]).map(|found| found.message)
-    }
-
-    #[test]
-    fn keys_that_change_no_result_may_change_and_all_others_may_not() {
-        let folder = folder();
-        let began = identity(folder.path(), &[], None);
-        let neutral = [
-            "run.threads=1",
-            "run.memory='64GiB'",
-            "run.kv_cache='2MiB'",
-            "run.sequences_max=3",
-            "run.checkpoint_keep=1",
-            "stage.zero.description=again",
-            "stage.zero.micro_batch_tokens=300",
-            "stage.zero.checkpoint_every=1",
-            "stage.zero.activation_checkpointing=true",
-            "stage.zero.watchdogs.truncated='off'",
-        ];
-        assert_eq!(message(&began, &identity(folder.path(), &neutral, None), &neutral), None);
-        for set in ["run.seed=2", "run.query_memory='1GiB'", "stage.zero.sampling.max_tokens=9"] {
-            let now = identity(folder.path(), &[set], None);
-            let found = message(&began, &now, &[set]).expect(set);
-            let key = set.split('=').next().unwrap();
-            assert!(
-                found.contains("another pipeline") && found.contains(&format!("`{key}` was")),
-                "{found}"
-            );
-        }
-        let sets = ["stage.zero.steps=3", "run.seed=2"];
-        let found = message(&began, &identity(folder.path(), &sets, None), &sets).unwrap();
-        let expected = "`run.seed` was 1 and is 2, and another key differs";
-        assert!(found.ends_with(expected), "{found}");
-    }
-
-    #[test]
-    fn files_may_move_but_what_they_hold_may_not_change() {
-        let began_in = folder();
-        let began = identity(began_in.path(), &[], None);
-        assert_eq!(began.inputs["tables.problems"].len(), 2);
-        assert_eq!(began.inputs["models.base"].len(), 1, "only what is read");
-        let now_in = folder();
-        assert_eq!(message(&began, &identity(now_in.path(), &[], None), &[]), None);
-        for (file, key) in
-            [("tables/b.jsonl", "tables.problems"), ("model/config.json", "models.base")]
-        {
-            let path = now_in.path().join(file);
-            let content = fs_err::read_to_string(&path).unwrap();
-            fs_err::write(&path, content.to_uppercase()).unwrap();
-            let found = message(&began, &identity(now_in.path(), &[], Some(&began)), &[]).unwrap();
-            assert!(found.contains(key) && found.contains(file), "{found}");
-            fs_err::write(&path, content).unwrap();
-        }
-        fs_err::remove_file(now_in.path().join("tables/a.jsonl")).unwrap();
-        let found = message(&began, &identity(now_in.path(), &[], None), &[]).unwrap();
-        assert!(found.contains("its files are others"), "{found}");
-    }
-
-    #[test]
-    fn a_large_file_is_read_again_when_it_was_touched() {
-        let folder = folder();
-        let path = folder.path().join("tables/c.jsonl");
-        let file = fs_err::File::create(&path).unwrap();
-        file.set_len(ALWAYS_READ_BYTES_MAX + 1).unwrap();
-        let seen = InputFile {
-            path: path.clone(),
-            len_bytes: ALWAYS_READ_BYTES_MAX + 1,
-            changed_at_ns: [0, 0],
-            sha256: "known".to_owned(),
-        };
-        let read = InputFile::read(&path, Some(&&seen)).unwrap();
-        assert_ne!(read.sha256, "known");
-        let known = InputFile { sha256: "known".to_owned(), ..read };
-        assert_eq!(InputFile::read(&path, Some(&&known)).unwrap().sha256, "known");
-        drop(file);
-    }
+    format!("`{first}` was {}{by_default} and is {}{more}", shown(&was), shown(&is))
 }

@@ -13,14 +13,20 @@ use crate::error::{Error, Result};
 use crate::progress::{Event, Watcher};
 use crate::rundir::RunDir;
 
-/// What each metric of a training stage says. `reward_NAME` has a row for each part of the reward.
-pub const REFERENCE: [(&str, &str); 43] = [
+/// What each metric of a training stage says. `reward_NAME` has a row for each part of the reward,
+/// `source_…_NAME` for each source.
+pub const REFERENCE: [(&str, &str); 49] = [
     (
         "accuracy",
         "`rl`: share of completions to which the first reward that compares with answers gives 1. \
          `reward-model`: share of the step's pairs whose chosen completion has the higher score; `dpo`: the higher \
          implicit reward.",
     ),
+    (
+        "all_in_band_share",
+        "`rl` with a curriculum: share of all prompts whose pass rate is in the band, after the step.",
+    ),
+    ("all_pass_rate", "Likewise: mean pass rate of all prompts, as it is known after the step."),
     ("clip_high_share", "`rl`: share of trained tokens whose ratio is clipped above."),
     ("clip_low_share", "`rl`: share of trained tokens whose ratio is clipped below."),
     ("completion_len_tokens", "`rl`: mean number of tokens per completion."),
@@ -52,6 +58,10 @@ pub const REFERENCE: [(&str, &str); 43] = [
     ),
     ("importance_max", "Likewise: the largest importance weight of a trained token."),
     ("importance_mean", "Likewise: mean importance weight over trained tokens."),
+    (
+        "in_band_share",
+        "`rl` with a curriculum: share of the step's prompts whose pass rate was in the band when they were asked.",
+    ),
     ("kl", "`rl`: mean KL estimate between policy and reference over trained tokens."),
     ("learning_seconds", "`rl`: wall-clock time that the learner worked on the step."),
     (
@@ -67,6 +77,10 @@ pub const REFERENCE: [(&str, &str); 43] = [
     ),
     ("nll", "`dpo`: mean negative log-prob of a token of the step's chosen completions."),
     ("no_signal_share", "`rl`: share of groups whose completions all have the same reward."),
+    (
+        "pass_rate",
+        "`rl` with a curriculum: mean share of the completions of the step's prompts that passed.",
+    ),
     ("policy_version", "`rl`: optimizer steps that the stage's weights have seen."),
     ("ratio_max", "`rl`: largest importance ratio of a trained token."),
     ("ratio_mean", "`rl`: mean importance ratio over trained tokens."),
@@ -90,6 +104,11 @@ pub const REFERENCE: [(&str, &str); 43] = [
     ("sampling_seconds", "`rl`: wall-clock time from the step's prompts to its last completion."),
     ("score_mean", "`reward-model`: mean score of the step's completions."),
     ("score_std", "`reward-model`: standard deviation of the scores of the step's completions."),
+    (
+        "source_reward_NAME",
+        "`rl` that tells sources apart: mean reward of the step's completions of prompts from the source `NAME`.",
+    ),
+    ("source_share_NAME", "Likewise: share of the step's prompts that are from the source `NAME`."),
     (
         "teacher_kl",
         "`rl` with a teacher: mean reverse KL divergence from the teacher over trained tokens, in nats, over the whole \

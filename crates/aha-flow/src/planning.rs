@@ -121,25 +121,30 @@ impl Tables {
     }
 
     fn schema_of_output(&self, output: &StageOutput) -> Result<SchemaRef, SqlProblem> {
-        Ok(match output {
-            StageOutput::Rollouts { reward_names } => {
-                schema::rollouts(reward_names).map_err(|error| {
-                    let hint = error.hint().map(str::to_owned);
-                    SqlProblem { message: error.to_string(), hint, ..SqlProblem::default() }
-                })?
-            }
-            StageOutput::SftExamples => schema::sft_examples(),
-            StageOutput::Preferences => schema::preferences(),
-            StageOutput::Evals => schema::evals(),
-            StageOutput::Metrics => schema::metrics(),
-            StageOutput::SetAside => schema::set_aside(),
-            StageOutput::Query { columns } => {
-                let planned = self.planned.borrow();
-                let found = planned.iter().rev().find(|(known, _)| known == columns);
-                found.map_or_else(|| schema_by_names(columns), |(_, schema)| Arc::clone(schema))
-            }
+        if let StageOutput::Query { columns } = output {
+            let planned = self.planned.borrow();
+            let found = planned.iter().rev().find(|(known, _)| known == columns);
+            let known = found.map(|(_, schema)| Arc::clone(schema));
+            return Ok(known.unwrap_or_else(|| schema_by_names(columns)));
+        }
+        columns_of_output(output).map_err(|error| {
+            let hint = error.hint().map(str::to_owned);
+            SqlProblem { message: error.to_string(), hint, ..SqlProblem::default() }
         })
     }
+}
+
+/// The columns of a table that a stage writes; of a query's by their names alone.
+pub fn columns_of_output(output: &StageOutput) -> aha_rollout::Result<SchemaRef> {
+    Ok(match output {
+        StageOutput::Rollouts { reward_names } => schema::rollouts(reward_names)?,
+        StageOutput::SftExamples => schema::sft_examples(),
+        StageOutput::Preferences => schema::preferences(),
+        StageOutput::Evals => schema::evals(),
+        StageOutput::Metrics => schema::metrics(),
+        StageOutput::SetAside => schema::set_aside(),
+        StageOutput::Query { columns } => schema_by_names(columns),
+    })
 }
 
 /// For columns that no query of ours gave.

@@ -9,7 +9,7 @@ use aha_model::Model;
 use aha_reward::wait::Waiting;
 
 use crate::error::{Error, Result};
-use crate::identity::Identity;
+use crate::identity::{self, Began, Difference, Identity};
 use crate::lend::{self, Lender};
 use crate::models::{Loaded, Models};
 use crate::parts::Depth;
@@ -25,7 +25,7 @@ use crate::rl::stage::Shared;
 use crate::rundir::{RunDir, write_file};
 use crate::score::Scorer;
 use crate::stages::{
-    self, dpo::Dpo, eval::Eval, export::Export, query::Query, reward_model::RewardModel,
+    self, Context, dpo::Dpo, eval::Eval, export::Export, query::Query, reward_model::RewardModel,
     sample::Sample, sft::Sft,
 };
 use crate::state::{self, Machine, Opening, RunState};
@@ -99,8 +99,8 @@ pub(crate) async fn execute(
     let found = RunState::read(dir)?;
     let identity = Identity::of(&pipeline, &places, found.as_ref().map(|state| &state.identity))?;
     let difference = found.as_ref().and_then(|state| {
-        let began = pipeline_of(dir).map(|pipeline| pipeline.settings());
-        state.identity.difference(began.as_ref(), &identity, &pipeline.settings())
+        let began = Began::read(dir, state);
+        state.identity.difference(&began, &identity, &pipeline.settings())
     });
     let device = compute::device(&pipeline.run);
     // A finished run is only shown: whether its parts are there takes no reading.
@@ -122,11 +122,7 @@ pub(crate) async fn execute(
     };
     check_variables(&pipeline, &state)?;
     let lock = dir.open()?;
-    if let Some(damage) = state.damage(dir, depth)? {
-        let message = format!("the run has lost rows: {damage}");
-        let hint = "put it back from a copy, or begin again in another directory with --dir";
-        return Err(Error::input_with(message, hint));
-    }
+    check_tables(&pipeline, &state, dir, depth)?;
     write_file(&dir.pipeline(), pipeline.to_toml().as_bytes())?;
     state.write(dir)?;
     opened();
@@ -139,6 +135,24 @@ pub(crate) async fn execute(
     drop(runner);
     drop(lock);
     Ok(())
+}
+
+/// Fails where rows are lost, or where a run that goes on would write other columns than it has.
+fn check_tables(pipeline: &Pipeline, state: &RunState, dir: &RunDir, depth: Depth) -> Result<()> {
+    if let Some(damage) = state.damage(dir, depth)? {
+        let message = format!("the run has lost rows: {damage}");
+        let hint = "put it back from a copy, or begin again in another directory with --dir";
+        return Err(Error::input_with(message, hint));
+    }
+    if state.is_finished() {
+        return Ok(());
+    }
+    match identity::other_columns(pipeline, dir, &state.version) {
+        None => Ok(()),
+        Some(Difference { message, hint }) => {
+            Err(Error::input_with(format!("`{}`: {message}", dir.root().display()), hint))
+        }
+    }
 }
 
 /// Fails where a stage that is still to be run needs a secret that isn't there.
@@ -256,36 +270,16 @@ impl Runner {
             StageKind::Sft(settings) => {
                 let base = self.load(&settings.model).await?;
                 self.set_tokenizer(&base);
-                let sft = Sft {
-                    stage: &stage.name,
-                    settings,
-                    run: &self.pipeline.run,
-                    dir: &self.dir,
-                    device: &self.device,
-                    session: &self.session,
-                    watcher: &self.how.watcher,
-                    stop: &self.how.stop,
-                };
-                sft.run(base).await
+                Sft { context: self.context(stage), settings }.run(base).await
             }
             StageKind::RewardModel(settings) => self.reward_model(stage, settings).await,
             StageKind::Dpo(settings) => self.dpo(stage, settings).await,
             StageKind::Rl(settings) => self.rl(stage, settings).await,
-            StageKind::Sample(settings) => self.sample(&stage.name, settings).await,
+            StageKind::Sample(settings) => self.sample(stage, settings).await,
             StageKind::Query(settings) => self.query(stage, settings).run().await,
             StageKind::Eval(settings) => {
-                let eval = Eval {
-                    stage: &stage.name,
-                    settings,
-                    run: &self.pipeline.run,
-                    dir: &self.dir,
-                    session: &self.session,
-                    models: &self.models(),
-                    waiting: &self.waiting,
-                    watcher: &self.how.watcher,
-                    stop: &self.how.stop,
-                };
-                eval.run().await
+                let (context, models) = (self.context(stage), &self.models());
+                Eval { context, settings, models, waiting: &self.waiting }.run().await
             }
             StageKind::Export(settings) => {
                 let export = Export { stage: &stage.name, settings, dir: &self.dir };
@@ -305,18 +299,9 @@ impl Runner {
         }
     }
 
-    async fn sample(&self, stage: &str, settings: &SampleStage) -> Result<()> {
-        let sample = Sample {
-            stage,
-            settings,
-            run: &self.pipeline.run,
-            dir: &self.dir,
-            session: &self.session,
-            models: &self.models(),
-            waiting: &self.waiting,
-            watcher: &self.how.watcher,
-            stop: &self.how.stop,
-        };
+    async fn sample(&self, stage: &Stage, settings: &SampleStage) -> Result<()> {
+        let (context, models) = (self.context(stage), &self.models());
+        let sample = Sample { context, settings, models, waiting: &self.waiting };
         match (&settings.endpoint, &settings.model) {
             (Some(endpoint), _) => sample.ask(endpoint).await,
             (None, Some(model)) => {
@@ -331,34 +316,14 @@ impl Runner {
     async fn reward_model(&self, stage: &Stage, settings: &RewardModelStage) -> Result<()> {
         let base = self.models().load_any(&settings.model).await?;
         self.set_tokenizer(&base);
-        let stage = RewardModel {
-            stage: &stage.name,
-            settings,
-            run: &self.pipeline.run,
-            dir: &self.dir,
-            device: &self.device,
-            session: &self.session,
-            watcher: &self.how.watcher,
-            stop: &self.how.stop,
-        };
-        stage.run(base).await
+        RewardModel { context: self.context(stage), settings }.run(base).await
     }
 
     async fn dpo(&self, stage: &Stage, settings: &DpoStage) -> Result<()> {
         let base = self.load(&settings.model).await?;
         self.set_tokenizer(&base);
         let reference = self.guide(stage, &base).await?;
-        let dpo = Dpo {
-            stage: &stage.name,
-            settings,
-            run: &self.pipeline.run,
-            dir: &self.dir,
-            device: &self.device,
-            session: &self.session,
-            watcher: &self.how.watcher,
-            stop: &self.how.stop,
-        };
-        dpo.run(base, reference).await
+        Dpo { context: self.context(stage), settings }.run(base, reference).await
     }
 
     async fn rl(&self, of: &Stage, settings: &RlStage) -> Result<()> {
@@ -403,6 +368,18 @@ impl Runner {
             ));
         }
         Ok(Some(model))
+    }
+
+    fn context<'a>(&'a self, stage: &'a Stage) -> Context<'a> {
+        Context {
+            stage: &stage.name,
+            run: &self.pipeline.run,
+            dir: &self.dir,
+            device: &self.device,
+            session: &self.session,
+            watcher: &self.how.watcher,
+            stop: &self.how.stop,
+        }
     }
 
     fn models(&self) -> Models<'_> {

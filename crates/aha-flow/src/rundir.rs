@@ -7,7 +7,7 @@
 //! log.jsonl       tracing events     lock          held while a process works on the run
 //! adapters/NAME/  final adapter of a stage with `lora`, peft's layout
 //! answers.jsonl   what judges, services and commands answered
-//! asked/STAGE/    what an endpoint gave, until it is in the stage's table
+//! asked/TABLE/    what an endpoint gave, until it is in the table
 //! ```
 
 use std::fs::File;
@@ -135,9 +135,9 @@ impl RunDir {
         self.root.join("answers.jsonl")
     }
 
-    /// What an endpoint gave a stage that isn't in its table yet.
-    pub fn asked(&self, stage: &str) -> PathBuf {
-        self.root.join("asked").join(stage)
+    /// What an endpoint gave that isn't in the table yet.
+    pub fn asked(&self, table: &str) -> PathBuf {
+        self.root.join("asked").join(table)
     }
 
     /// What queries spill, while a process works on the run.

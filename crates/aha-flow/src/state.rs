@@ -97,7 +97,7 @@ pub fn decide(found: Option<RunState>, difference: Option<Difference>, resume: b
     if let Some(Difference { message, hint }) = difference {
         return Opening::Refuse { message, hint };
     }
-    if state.stages.iter().all(|s| s.status == Status::Done) {
+    if state.is_finished() {
         return Opening::Finished(state);
     }
     if !resume {
@@ -126,6 +126,11 @@ impl RunState {
             started_at_us: clock::now_us(),
             stages: pipeline.stages.iter().map(stage).collect(),
         }
+    }
+
+    /// Whether every stage is done.
+    pub fn is_finished(&self) -> bool {
+        self.stages.iter().all(|stage| stage.status == Status::Done)
     }
 
     /// Whether the stage of that name is done.

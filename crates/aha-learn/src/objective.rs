@@ -14,6 +14,8 @@ mod file;
 mod formula;
 mod loss;
 #[cfg(test)]
+mod options;
+#[cfg(test)]
 mod reference;
 
 pub use file::{Kind, ObjectiveFile, Switch};

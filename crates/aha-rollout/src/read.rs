@@ -7,6 +7,7 @@ use std::path::Path;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use fs_err::File;
+use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 
 use crate::{Error, Result, guard, table};
@@ -28,6 +29,20 @@ pub fn read_part(path: &Path) -> Result<Vec<RecordBatch>> {
     let reader = open(path)?.with_batch_size(BATCH_ROWS_MAX);
     contained(path, || {
         let reader: ParquetRecordBatchReader = reader.build().map_err(|e| e.to_string())?;
+        reader.map(|batch| batch.map_err(|e| e.to_string())).collect()
+    })
+}
+
+/// The rows of one file with those of these columns that it has, in its own order.
+pub fn read_columns(path: &Path, names: &[&str]) -> Result<Vec<RecordBatch>> {
+    let reader = open(path)?.with_batch_size(BATCH_ROWS_MAX);
+    let fields = reader.schema().fields().iter().enumerate();
+    let wanted = fields.filter(|(_, field)| names.contains(&field.name().as_str()));
+    let wanted: Vec<usize> = wanted.map(|(idx, _)| idx).collect();
+    let mask = ProjectionMask::roots(reader.parquet_schema(), wanted);
+    contained(path, || {
+        let reader: ParquetRecordBatchReader =
+            reader.with_projection(mask).build().map_err(|e| e.to_string())?;
         reader.map(|batch| batch.map_err(|e| e.to_string())).collect()
     })
 }

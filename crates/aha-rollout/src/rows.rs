@@ -101,7 +101,7 @@ pub struct EvalRow {
     pub model: String,
     /// Data set it was evaluated on.
     pub dataset: String,
-    /// Problems whose every completion could be scored.
+    /// Problems that have all completions, each of which could be scored.
     pub problem_count: u64,
     /// Samples per problem.
     pub k: u64,
@@ -145,10 +145,10 @@ pub struct EvalRow {
     pub rating_se: Option<f64>,
     /// Tokens drawn per second.
     pub tokens_per_second: Option<f64>,
-    /// What the model computed with.
-    pub dtype: String,
-    /// What weights were multiplied as.
-    pub weights: String,
+    /// What the model computed with; none of an endpoint's.
+    pub dtype: Option<String>,
+    /// What weights were multiplied as; likewise.
+    pub weights: Option<String>,
     /// Scorer that ranked completions.
     pub rank_by: Option<String>,
     /// Share of problems whose completion of the highest rank among k is right.
@@ -348,8 +348,8 @@ pub fn evals(rows: &[EvalRow]) -> RecordBatch {
             numbers(rows.iter().map(|r| r.rating)),
             numbers(rows.iter().map(|r| r.rating_se)),
             numbers(rows.iter().map(|r| r.tokens_per_second)),
-            text(rows.iter().map(|r| &r.dtype)),
-            text(rows.iter().map(|r| &r.weights)),
+            maybe_text(rows.iter().map(|r| r.dtype.as_ref())),
+            maybe_text(rows.iter().map(|r| r.weights.as_ref())),
             maybe_text(rows.iter().map(|r| r.rank_by.as_ref())),
             numbers(rows.iter().map(|r| r.bon_at_k)),
             numbers(rows.iter().map(|r| r.bon_at_k_se)),

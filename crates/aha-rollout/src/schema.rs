@@ -118,7 +118,10 @@ fn evals_figures() -> Vec<Field> {
         text(col::STAGE, "stage that evaluated; `eval` for the command of that name"),
         text(col::MODEL, "model that was evaluated"),
         text(col::DATASET, "data set it was evaluated on"),
-        whole(col::PROBLEM_COUNT, "problems whose every completion could be scored"),
+        whole(
+            col::PROBLEM_COUNT,
+            "problems that have all k completions, each of which could be scored",
+        ),
         whole(col::K, "samples per problem"),
         number(col::PASS_AT_1, "share of right samples, mean over problems"),
         maybe_number(
@@ -200,10 +203,14 @@ fn evals_details() -> Vec<Field> {
             "tokens drawn per second of sampling, by the process that ended the evaluation; null \
              where it drew none, and with a stopped clock",
         ),
-        text(col::DTYPE, "what the model computed with: `f32` or `bf16`"),
-        text(
+        maybe_text(
+            col::DTYPE,
+            "what the model computed with: `f32` or `bf16`; null where an endpoint did",
+        ),
+        maybe_text(
             col::WEIGHTS,
-            "what weights were multiplied as: `same` as the model computes with, or `int8`",
+            "what weights were multiplied as: `same` as the model computes with, or `int8`; null where an \
+             endpoint's model was asked",
         ),
     ];
     fields.extend(evals_by_rank());

@@ -62,25 +62,11 @@ impl TableWriter {
     }
 
     fn check_same(&self, found: &SchemaRef) -> Result<()> {
-        let names = |schema: &SchemaRef| {
-            let columns = schema.fields().iter();
-            columns.map(|f| format!("{} {}", f.name(), f.data_type())).collect::<Vec<_>>()
-        };
-        let (mine, theirs) = (names(&self.schema), names(found));
-        if mine == theirs {
-            return Ok(());
-        }
-        let only = |a: &[String], b: &[String]| {
-            let only: Vec<_> = a.iter().filter(|x| !b.contains(x)).cloned().collect();
-            if only.is_empty() { "nothing".to_owned() } else { only.join(", ") }
-        };
+        let Some(difference) = difference(&self.schema, found) else { return Ok(()) };
         Err(Error::input(
             format!(
-                "the table in `{}` has other columns than this run writes: only there {}; \
-                 only here {}",
+                "the table in `{}` has other columns than this run writes: {difference}",
                 self.dir.display(),
-                only(&theirs, &mine),
-                only(&mine, &theirs)
             ),
             "resume with the pipeline that the run began with, or begin a new run directory",
         ))
@@ -133,6 +119,27 @@ impl TableWriter {
         part::sync_directory_of(&self.dir.join(SCHEMA_PART))?;
         Ok(removed_count)
     }
+}
+
+/// How the columns of the table in `dir` differ from those of `schema`; none where they don't, or where there is no
+/// table: "only there …; only here …".
+pub fn other_columns(dir: &Path, schema: &SchemaRef) -> Result<Option<String>> {
+    Ok(read::table_schema(dir)?.and_then(|found| difference(schema, &found)))
+}
+
+fn difference(mine: &SchemaRef, theirs: &SchemaRef) -> Option<String> {
+    let [mine, theirs] = [mine, theirs].map(|schema| {
+        let columns = schema.fields().iter();
+        columns.map(|f| format!("{} {}", f.name(), f.data_type())).collect::<Vec<_>>()
+    });
+    if mine == theirs {
+        return None;
+    }
+    let only = |a: &[String], b: &[String]| {
+        let only: Vec<_> = a.iter().filter(|x| !b.contains(x)).cloned().collect();
+        if only.is_empty() { "nothing".to_owned() } else { only.join(", ") }
+    };
+    Some(format!("only there {}; only here {}", only(&theirs, &mine), only(&mine, &theirs)))
 }
 
 /// The visible parts of the table in `dir`, in the order of their steps; those without a step

@@ -1,5 +1,7 @@
 //! Typed reading of a batch's columns. A view checks names, types and nulls once, when it is
-//! made; after that, reading a row can't fail.
+//! made; after that, reading a row can't fail. [`SizesView`] and [`TextsView`] need few of a table's columns.
+
+mod narrow;
 
 use arrow::array::{
     Array, BooleanArray, Float32Array, Float64Array, Int64Array, ListArray, RecordBatch,
@@ -10,6 +12,7 @@ use arrow::datatypes::{Field, SchemaRef};
 use crate::extend::{missing_column, refuse_nulls};
 use crate::schema::{self, Progress};
 use crate::{Error, Result, col};
+pub use narrow::{MetricsView, SizesView, TextsView};
 
 /// Prompts on their way to the sampler: rows of [`schema::prompts`].
 pub struct PromptsView<'a> {

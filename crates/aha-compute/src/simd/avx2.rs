@@ -154,6 +154,10 @@ unsafe impl Simd for Avx2 {
         unsafe { both!(pair, first, second) }
     }
     #[inline(always)]
+    unsafe fn pair_rounded(first: Self::V, second: Self::V) -> Self::V {
+        unsafe { both!(pair_rounded, first, second) }
+    }
+    #[inline(always)]
     unsafe fn load_first(words: *const f32) -> Self::V {
         unsafe {
             let upper = _mm256_castsi256_ps(_mm256_set1_epi32(UPPER));
@@ -222,6 +226,15 @@ unsafe fn round_bf16(bits: __m256i) -> __m256i {
         let floats = _mm256_castsi256_ps(bits);
         let is_nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(floats, floats));
         _mm256_blendv_epi8(rounded, quiet, is_nan)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn pair_rounded(first: __m256, second: __m256) -> __m256 {
+    unsafe {
+        let lower = _mm256_srli_epi32::<16>(_mm256_castps_si256(second));
+        _mm256_castsi256_ps(_mm256_or_si256(_mm256_castps_si256(first), lower))
     }
 }
 

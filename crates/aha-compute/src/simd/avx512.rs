@@ -131,6 +131,17 @@ unsafe impl Simd for $name {
         }
     }
     #[inline(always)]
+    unsafe fn pair_rounded(first: Self::V, second: Self::V) -> Self::V {
+        unsafe {
+            let lower = _mm512_srli_epi32::<16>(_mm512_castps_si512(second));
+            _mm512_castsi512_ps(_mm512_or_si512(_mm512_castps_si512(first), lower))
+        }
+    }
+    #[inline(always)]
+    unsafe fn transpose(rows: [Self::V; LANES]) -> [Self::V; LANES] {
+        unsafe { transpose(rows) }
+    }
+    #[inline(always)]
     unsafe fn load_first(words: *const f32) -> Self::V {
         unsafe {
             let words = _mm512_castps_si512(Self::load(words));
@@ -166,6 +177,42 @@ lanes!(Avx512Bf16 {
         }
     }
 });
+
+/// Halves of rows are exchanged between pairs of them: neighbouring lanes first, then lanes of two, four and eight.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+unsafe fn transpose(rows: [__m512; LANES]) -> [__m512; LANES] {
+    unsafe {
+        let mut ones = rows;
+        for i in (0..LANES).step_by(2) {
+            ones[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+            ones[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+        }
+        // Row `4i + j` now has column `j` of each quarter, for four rows.
+        let mut twos = ones;
+        for i in (0..LANES).step_by(4) {
+            for (j, half) in [0, 0, 1, 1].into_iter().enumerate() {
+                let [a, b] = [ones[i + half], ones[i + half + 2]].map(|v| _mm512_castps_pd(v));
+                let v =
+                    if j % 2 == 0 { _mm512_unpacklo_pd(a, b) } else { _mm512_unpackhi_pd(a, b) };
+                twos[i + j] = _mm512_castpd_ps(v);
+            }
+        }
+        let mut columns = twos;
+        for j in 0..4 {
+            let even = |a, b| _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+            let odd = |a, b| _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b);
+            let (upper, lower) = ((twos[j], twos[4 + j]), (twos[8 + j], twos[12 + j]));
+            let (low, high) = (even(upper.0, upper.1), even(lower.0, lower.1));
+            columns[j] = even(low, high);
+            columns[8 + j] = odd(low, high);
+            let (low, high) = (odd(upper.0, upper.1), odd(lower.0, lower.1));
+            columns[4 + j] = even(low, high);
+            columns[12 + j] = odd(low, high);
+        }
+        columns
+    }
+}
 
 /// The upper half of a word.
 #[cfg(target_arch = "x86_64")]

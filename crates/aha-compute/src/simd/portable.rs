@@ -108,6 +108,11 @@ unsafe impl Simd for Portable {
         zip(first, second, |first, second| f32::from_bits(half(first) << 16 | half(second)))
     }
     #[inline(always)]
+    unsafe fn pair_rounded(first: Self::V, second: Self::V) -> Self::V {
+        let word = |first: f32, second: f32| first.to_bits() | second.to_bits() >> 16;
+        zip(first, second, |first, second| f32::from_bits(word(first, second)))
+    }
+    #[inline(always)]
     unsafe fn load_first(words: *const f32) -> Self::V {
         unsafe { Self::load(words) }.map(|word| f32::from_bits(word.to_bits() & 0xffff_0000))
     }

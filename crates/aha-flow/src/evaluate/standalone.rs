@@ -111,7 +111,8 @@ impl Standalone {
             None => Template::Raw,
         };
         let settings = EvalStage {
-            model: Names(vec![model.clone()]),
+            model: Some(Names(vec![model.clone()])),
+            endpoint: None,
             data: Sql(format!("SELECT * FROM \"{dataset}\"")),
             template,
             ..self.settings.clone()
@@ -201,7 +202,7 @@ fn evaluate(
     let Resolved { model, dataset, settings, problems } = resolved;
     let loaded = models::load(path, &compute::device(run))?;
     let subject = subject(STAGE, &settings, run, &problems);
-    let draws = draws(STAGE, &model, &settings, run, (loaded, problems, scorer))?;
+    let draws = draws(STAGE, &model, &settings, run, (loaded, (problems, scorer)))?;
     let mut sampler = generate::sampler(&draws.model.model, &draws.model.tokenizer, run);
     let mut tally = Tally::new(&settings.reward, settings.rank_by.as_ref());
     let mut speed = Speed::default();

@@ -2,6 +2,7 @@
 
 use aha_reward::wait::client;
 
+use super::local::name_of;
 use super::reader::{choice, section, section_fields};
 
 choice! {
@@ -17,8 +18,8 @@ choice! {
 
 section! {
     /// An OpenAI-compatible server. It is asked once for each completion, and tried again where that may help. What it
-    /// gave is kept in `asked/STAGE/` of the run directory until it is in the table: a run that goes on asks nothing
-    /// twice. A completion that it refuses, or that can't be had, is in the table `NAME_set_aside` with the error;
+    /// gave is kept in `asked/TABLE/` of the run directory until it is in the table: a run that goes on asks nothing
+    /// twice. A completion that it refuses, or that can't be had, is in the table `TABLE_set_aside` with the error;
     /// where that happens to more than half of 64 prompts' completions and the server didn't refuse them, the stage
     /// stops. A reasoning that the server gives apart from the answer (`reasoning_content` or `reasoning`) is put
     /// before it, in `<think>` and `</think>`.
@@ -84,6 +85,11 @@ impl Endpoint {
             Api::Chat => "/chat/completions",
             Api::Completions => "/completions",
         }
+    }
+
+    /// What its model is called in tables: `deepseek_ai_deepseek_r1` for `deepseek-ai/DeepSeek-R1`.
+    pub fn name(&self) -> String {
+        name_of(&self.model)
     }
 
     /// The environment variable that holds its secret, where that isn't set.

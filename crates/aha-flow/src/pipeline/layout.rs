@@ -182,44 +182,6 @@ impl Pipeline {
     }
 }
 
-/// The keys of a pipeline that results depend on, each with its path and its value.
-pub type Settings = Vec<(String, String)>;
-
-impl Pipeline {
-    /// What tables and weights depend on, besides what files hold: every key but the neutral ones (see
-    /// [`Key::is_neutral`]), descriptions, and the paths of tables and models.
-    pub fn settings(&self) -> Settings {
-        let mut found = Settings::new();
-        settings_of(&mut found, "run", &self.run.write_section(), &self.run.section_keys());
-        for (name, model) in &self.models {
-            if let ModelSource::Random(model) = model {
-                let path = format!("models.{name}");
-                settings_of(&mut found, &path, &model.write_section(), &[]);
-            }
-        }
-        for stage in &self.stages {
-            let path = format!("stage.{}", stage.name);
-            found.push((format!("{path}.kind"), stage.kind.word().to_owned()));
-            settings_of(&mut found, &path, &stage.write_kind(), &stage.kind.keys());
-        }
-        found
-    }
-}
-
-fn settings_of(found: &mut Settings, path: &str, values: &[(String, Out)], keys: &[Key]) {
-    for (name, value) in values {
-        let key = keys.iter().find(|key| key.name == *name);
-        let path = join(path, name);
-        match value {
-            _ if key.is_some_and(|key| key.is_neutral) => {}
-            Out::Table(inner) => {
-                settings_of(found, &path, inner, key.map_or(&[], |key| &key.keys));
-            }
-            value => found.push((path, value.inline())),
-        }
-    }
-}
-
 fn named<T: Field>(values: &[(String, T)]) -> Vec<(String, Out)> {
     values.iter().filter_map(|(name, value)| Some((name.clone(), value.write()?))).collect()
 }
@@ -235,7 +197,7 @@ impl Stage {
         keys
     }
 
-    fn write_kind(&self) -> Vec<(String, Out)> {
+    pub(super) fn write_kind(&self) -> Vec<(String, Out)> {
         match &self.kind {
             StageKind::Sft(stage) => stage.write_section(),
             StageKind::RewardModel(stage) => stage.write_section(),
@@ -250,7 +212,7 @@ impl Stage {
 }
 
 impl StageKind {
-    fn keys(&self) -> Vec<Key> {
+    pub(super) fn keys(&self) -> Vec<Key> {
         match self {
             StageKind::Sft(stage) => stage.section_keys(),
             StageKind::RewardModel(stage) => stage.section_keys(),

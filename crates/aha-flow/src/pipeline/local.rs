@@ -1,12 +1,12 @@
 //! What a pipeline's own text can get wrong beyond types and ranges: names, arithmetic, what this
 //! version does not do. Needs no file and no table.
 
-use super::endpoint::Api;
+use super::asking;
 use super::models::{ModelSource, RandomModel, TokenizerSource};
 use super::problem::suggest;
 use super::reader::Reader;
-use super::rewards::{Reward, Unchecked, told};
-use super::sampling::{SamplingWeights, Template, Thinking};
+use super::rewards::Reward;
+use super::sampling::Thinking;
 use super::stages::{
     DpoStage, EvalStage, OnNull, PairLoss, Pipeline, RlStage, SampleStage, SftStage, Stage,
     StageKind,
@@ -71,6 +71,7 @@ pub(crate) fn stage_path(pipeline: &Pipeline, idx: usize, reader: &Reader<'_>) -
 /// Checks everything that the file alone decides.
 pub(crate) fn check(pipeline: &Pipeline, reader: &mut Reader<'_>) {
     check_names(pipeline, reader);
+    asking::check_names(pipeline, reader);
     for (name, source) in &pipeline.models {
         if let ModelSource::Random(model) = source {
             check_random_model(name, model, reader);
@@ -227,7 +228,8 @@ fn check_eval(eval: &EvalStage, path: &str, reader: &mut Reader<'_>) {
     check_base(&eval.reward, &[], &format!("{path}.reward"), reader);
     check_rank_by(eval, path, reader);
     check_thinking(&eval.thinking, ("max_tokens", eval.max_tokens), path, reader);
-    let names = &eval.model.0;
+    asking::check_eval(eval, path, reader);
+    let names = eval.models();
     for (idx, name) in names.iter().enumerate().filter(|(idx, name)| names[..*idx].contains(name)) {
         let path = format!("{path}.model[{idx}]");
         if reader.is_good(&path) {
@@ -292,52 +294,7 @@ fn check_sample(sample: &SampleStage, path: &str, reader: &mut Reader<'_>) {
     check_rewards(&sample.rewards, path, reader);
     let limit = ("sampling.max_tokens", sample.sampling.max_tokens);
     check_thinking(&sample.thinking, limit, path, reader);
-    let (model, key) = (format!("{path}.model"), format!("{path}.endpoint"));
-    let Some(endpoint) = &sample.endpoint else {
-        if sample.model.is_none() && reader.is_good(&model) {
-            let message = format!("`{path}` has neither `model` nor `endpoint`");
-            let hint = "add `model = …`: a string; or `endpoint = { url = …, model = … }`";
-            reader.report_at(&model, message, Some(hint.to_owned()));
-        }
-        return;
-    };
-    let mut report = |key: String, message: String, hint: &str| {
-        if reader.is_good(&key) {
-            reader.report_at(&key, message, Some(hint.to_owned()));
-        }
-    };
-    if sample.model.is_some() {
-        let message = format!("`{path}` has a `model` as well as an `endpoint`");
-        report(model, message, "keep the one that writes the completions");
-    }
-    if matches!(sample.template, Template::Chat | Template::R1Zero) {
-        let key = format!("{path}.template");
-        let got = sample.template.text();
-        let message = format!("`{key}` is \"{got}\", which an endpoint's prompts can't have");
-        report(key, message, "use \"raw\" or a text with {prompt}: the server applies its own");
-    }
-    if sample.sampling.weights != SamplingWeights::Same {
-        let key = format!("{path}.sampling.weights");
-        let message = format!("`{key}` is for models of this program, not for an endpoint");
-        report(key, message, "leave it out");
-    }
-    if sample.thinking.is_some() {
-        let key = format!("{path}.thinking");
-        let message = format!("`{key}` is for models of this program, not for an endpoint");
-        report(key, message, "leave it out");
-    }
-    if endpoint.system.is_some() && endpoint.api != Api::Chat {
-        let key = format!("{key}.system");
-        let message = format!("`{key}` needs `api = \"chat\"`: plain text has no messages");
-        report(key, message, "put the text into `template`, before {prompt}");
-    }
-    if let Err(problems) = endpoint.service().client(endpoint.path(), &Unchecked) {
-        for problem in problems {
-            let key = format!("{key}.{}", problem.key);
-            let (message, hint) = told(&key, &problem);
-            report(key, message, &hint);
-        }
-    }
+    asking::check_sample(sample, path, reader);
 }
 
 /// Two rewards of one name would write one column, and one that is built on another comes after it.

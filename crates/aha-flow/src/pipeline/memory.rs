@@ -15,11 +15,11 @@
 //! | int8 weights | a byte of each, and 4 per output | sampling with `weights = "int8"`, which packs no others |
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments |
-//! | reference | (4 + A) P | `rl` with KL: weights and packed weights of the reference model; `dpo` likewise |
+//! | reference | (4 + A) P | `rl` with KL, `dpo` unless with `lora` beside its own model: weights, packed ones |
 //! | critic | (16 + A) P of it, and rows * tokens * 24 | `rl` with a critic: all that training takes, and its values |
 //! | teacher | (4 + A) P of the teacher | `rl` with a teacher |
 //! | teacher's predictions | 4 (T H + V rows of a chunk) of the teacher | the same, while it trains |
-//! | other model | 4 P of it, and its file | while the reference of a `dpo`, or a teacher, is read |
+//! | other model | 4 P of it, and its file | while a reference of `dpo`, a teacher or a critic's own model is read |
 //! | adapters | (4 + A) R | training with `lora`, which alone have gradients, optimizer and reference; R parameters |
 //! | reward models | (4 + A) P of each, and 4 * 2048 (6 H + 2 Q + 2 K + 3 I) of the largest | rewards of kind `model` |
 //! | kv cache | `run.kv_cache`, or less if S sequences, or all rows of a step, can't fill it | sampling |
@@ -39,7 +39,7 @@
 //! gate, up and product (3 I); with normed queries and keys those before the norm as well (Q + K). With `lora` its rank
 //! more for each target, in A bytes each.
 //!
-//! A stage that asks an endpoint has no model: rollouts are those of all chunks that are under way.
+//! While a stage asks an endpoint it has no model: rollouts are those of all chunks that are under way.
 //!
 //! A stage's phases follow one another: its query, reading a model, sampling, training. What it needs is what
 //! the largest needs. Neither a checkpoint nor a table is ever in memory as a whole; the problems and
@@ -63,6 +63,7 @@ use super::lora::Lora;
 use super::models::{Architecture, RandomModel};
 use super::resolve::Facts;
 use super::rewards::Reward;
+use super::roles::named_critic;
 use super::run::Run;
 use super::sampling::SamplingWeights;
 use super::stages::{Pipeline, RlStage, Stage, StageKind};
@@ -229,13 +230,28 @@ pub fn predict(
     model: Option<&ModelFacts>,
     others: &Others<'_>,
 ) -> Breakdown {
+    let phases = phases(pipeline, stage, model, others);
+    phases.into_iter().max_by_key(Breakdown::total_bytes).unwrap_or_default()
+}
+
+/// What a stage needs one after the other.
+fn phases(
+    pipeline: &Pipeline,
+    stage: &Stage,
+    model: Option<&ModelFacts>,
+    others: &Others<'_>,
+) -> Vec<Breakdown> {
     let critic = others.critic.map(facts_of_reward_model);
     let mut program = Breakdown::default();
     program.add("program", PROGRAM_BYTES);
     let mut query = program.clone();
     query.add("queries", pipeline.run.query_memory.0);
+    let (run, reward_models) = (&pipeline.run, &others.reward_models[..]);
+    let asking = asking(run, &stage.kind, &program, reward_models);
     let Some(model) = model else {
-        return without_model(&pipeline.run, stage, [program, query], &others.reward_models);
+        let is_asked = asking.is_some() || matches!(stage.kind, StageKind::Query(_));
+        let query = is_asked.then(|| beside_reward_models(run, query, reward_models));
+        return query.into_iter().chain(asking).chain([program]).collect();
     };
     let trained;
     let model = match &stage.kind {
@@ -245,7 +261,7 @@ pub fn predict(
         }
         _ => model,
     };
-    let mut at = Phase { found: program, ..Phase::new(&pipeline.run, model) };
+    let mut at = Phase { found: program, ..Phase::new(run, model) };
     at.found.add("weights", at.weights());
     at.add_reward_models(&others.reward_models);
     let mut query = at.clone().beside(others.guide);
@@ -253,7 +269,23 @@ pub fn predict(
     let mut reading = at.clone();
     reading.found.add("file", at.weights());
     let reading_other = at.clone().reading(others.guide);
-    let working = match &stage.kind {
+    let read_critic = others.critic.filter(|_| named_critic(&stage.kind).is_some());
+    let reading_critic = read_critic.map(|critic| at.clone().reading_critic(others.guide, critic));
+    let working = working(stage, at, others.guide, critic.as_ref());
+    let before = [Some(query), Some(reading), Some(reading_other), reading_critic];
+    let with_model = before.into_iter().flatten().chain(working).map(|phase| phase.found);
+    with_model.chain(asking).collect()
+}
+
+/// What a stage does by turns, once its models are read.
+fn working<'a>(
+    stage: &'a Stage,
+    mut at: Phase<'a>,
+    guide: Option<&ModelFacts>,
+    critic: Option<&'a ModelFacts>,
+) -> Vec<Phase<'a>> {
+    let model = at.model;
+    match &stage.kind {
         StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
         StageKind::Sft(sft) => {
             let sequence = u64::from(sft.max_tokens.min(model.max_position_embeddings));
@@ -270,49 +302,51 @@ pub fn predict(
             at.add_training(tokens, stage.activation_checkpointing.is_on());
             vec![at]
         }
-        StageKind::Dpo(stage) => at.comparing(stage, others.guide.unwrap_or(model)),
+        StageKind::Dpo(stage) => at.comparing(stage, guide),
         StageKind::Rl(rl) => {
             let tokens = rl_tokens(rl, longest(&stage.kind, model), model);
-            at.rl(rl, tokens, critic.as_ref(), others.guide)
+            at.rl(rl, tokens, critic, guide)
         }
         StageKind::Sample(sample) => {
             let drawn = &sample.sampling;
             vec![at.completions(sample.n, drawn.max_tokens, drawn.weights)]
         }
         StageKind::Eval(eval) => vec![at.completions(eval.k, eval.max_tokens, eval.weights)],
-    };
-    let phases =
-        [query, reading, reading_other].into_iter().chain(working).map(|phase| phase.found);
-    phases.max_by_key(Breakdown::total_bytes).unwrap_or_default()
+    }
 }
 
-/// The memory of a stage that has no model: a query, or one that asks an endpoint and may have reward models.
-fn without_model(
+/// While an endpoint is asked, where one is, and reward models are.
+fn asking(
     run: &Run,
-    stage: &Stage,
-    [program, query]: [Breakdown; 2],
+    kind: &StageKind,
+    program: &Breakdown,
+    reward_models: &[&ModelFacts],
+) -> Option<Breakdown> {
+    let endpoint = kind.endpoint()?;
+    let (samples, max_tokens) = match kind {
+        StageKind::Sample(sample) => (sample.n, sample.sampling.max_tokens),
+        StageKind::Eval(eval) => (eval.k, eval.max_tokens),
+        _ => return None,
+    };
+    let chunks = asked::lanes(endpoint.parallel_max as usize, samples as usize) as u64;
+    let rows = (chunks * CHUNK_PROMPTS as u64).saturating_mul(u64::from(samples));
+    let tokens = rows.saturating_mul(u64::from(max_tokens));
+    let mut asking = program.clone();
+    asking.add("rollouts", tokens.saturating_mul(ROLLOUT_TOKEN_BYTES));
+    Some(beside_reward_models(run, asking, reward_models))
+}
+
+fn beside_reward_models(
+    run: &Run,
+    mut phase: Breakdown,
     reward_models: &[&ModelFacts],
 ) -> Breakdown {
-    let sample = match &stage.kind {
-        StageKind::Query(_) => return query,
-        StageKind::Sample(sample) => sample,
-        _ => return program,
-    };
-    let Some(endpoint) = &sample.endpoint else { return program };
-    let chunks = asked::lanes(endpoint.parallel_max as usize, sample.n as usize) as u64;
-    let rows = (chunks * CHUNK_PROMPTS as u64).saturating_mul(u64::from(sample.n));
-    let tokens = rows.saturating_mul(u64::from(sample.sampling.max_tokens));
-    let mut asking = program;
-    asking.add("rollouts", tokens.saturating_mul(ROLLOUT_TOKEN_BYTES));
-    let phases = [query, asking].map(|mut phase| {
-        if let Some(first) = reward_models.first() {
-            let mut scoring = Phase::new(run, first);
-            scoring.add_reward_models(reward_models);
-            phase.parts.extend(scoring.found.parts);
-        }
-        phase
-    });
-    phases.into_iter().max_by_key(Breakdown::total_bytes).unwrap_or_default()
+    if let Some(first) = reward_models.first() {
+        let mut scoring = Phase::new(run, first);
+        scoring.add_reward_models(reward_models);
+        phase.parts.extend(scoring.found.parts);
+    }
+    phase
 }
 
 /// Most tokens of a micro-batch of a stage `rl`: a group's prompt counts once, and no sequence is cut, the longest
@@ -593,8 +627,10 @@ impl<'a> Phase<'a> {
             self.add_predictions(teacher, tokens);
         }
         let mut phases: Vec<Phase<'a>> = asking.into_iter().chain([sampling]).collect();
-        for model in std::iter::once(self.model).chain(critic) {
-            let mut training = Phase { model, ..self.clone() };
+        // All of a critic's weights are trained.
+        let of_critic = critic.map(|critic| (critic, None));
+        for (model, lora) in std::iter::once((self.model, self.lora)).chain(of_critic) {
+            let mut training = Phase { model, lora, ..self.clone() };
             training.add_training(tokens, rl.activation_checkpointing.is_on());
             phases.push(training);
         }

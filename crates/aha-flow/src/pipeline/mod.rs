@@ -6,10 +6,11 @@
 //! - [`Pipeline`], [`Stage`], [`StageKind`]: what runs. Each field's doc is the reference of its key;
 //!   the structs are in `run`, `models`, `sampling`, `lora`, `stages`, `watchdogs`, `objective`, `rewards`,
 //!   `endpoint`.
+//! - `outputs`: the tables that stages write.
 //! - `source`: TOML and `--set` as one tree with positions. `reader`, `values`, `foreign`, `write`:
 //!   from the tree to structs and back.
-//! - `layout`: the file's sections. `local`: names and arithmetic. `references`: who reads whom.
-//!   `roles`: models as what they are named for.
+//! - `layout`: the file's sections. `settings`: what of them results depend on. `local`: names and arithmetic.
+//!   `asking`: endpoints. `references`: who reads whom. `roles`: models as what they are named for.
 //!   `resolve`: tables, queries and models, asked through [`Catalogue`] and [`ModelProbe`].
 //! - [`memory`]: the prediction and its formulas. `auto`: what is chosen by them. [`Plan`]: what `aha check` prints.
 //!
@@ -18,6 +19,7 @@
 //! - [`Pipeline::to_toml`] writes every default, and reads back as an equal value.
 //! - A wrong value is reported once: nothing that builds on it is reported as well.
 
+mod asking;
 mod auto;
 mod benchmark;
 mod catalogue;
@@ -30,6 +32,7 @@ mod lora;
 pub mod memory;
 mod models;
 mod objective;
+mod outputs;
 mod plan;
 mod problem;
 mod reader;
@@ -39,6 +42,7 @@ mod rewards;
 mod roles;
 mod run;
 mod sampling;
+mod settings;
 mod source;
 mod stages;
 mod values;
@@ -51,7 +55,7 @@ pub use catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, ProbeProblem, SqlProblem, StageOutput, TableFacts,
 };
 pub use endpoint::{Api, Endpoint};
-pub use layout::{RESOLVED_HEADER, Settings, Table, reference};
+pub use layout::{RESOLVED_HEADER, Table, reference};
 pub use local::name_of;
 pub use lora::{Lora, Targets};
 pub use models::{
@@ -67,6 +71,7 @@ pub use run::{Device, Run};
 pub use sampling::{
     Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
 };
+pub use settings::{Settings, Written};
 pub use stages::{
     Critic, Curriculum, DpoStage, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull,
     Overlong, OverlongPair, PairLoss, Pipeline, QueryStage, Reference, RewardModelStage, RlStage,

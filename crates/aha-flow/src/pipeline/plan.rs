@@ -196,14 +196,13 @@ impl Plan {
 }
 
 fn headline(stage: &Stage) -> String {
-    if let StageKind::Sample(sample) = &stage.kind
-        && let Some(endpoint) = &sample.endpoint
-    {
-        let (word, url) = (stage.kind.word(), &endpoint.url);
-        return format!("{word} of `{}` at {url}{}", endpoint.model, endpoint.path());
-    }
-    let from = stage.kind.models().join("`, `");
-    let from = if from.is_empty() { String::new() } else { format!(" of `{from}`") };
+    let models = stage.kind.models().iter().map(|name| format!("`{name}`"));
+    let endpoint = stage
+        .kind
+        .endpoint()
+        .map(|endpoint| format!("`{}` at {}{}", endpoint.model, endpoint.url, endpoint.path()));
+    let from: Vec<String> = models.chain(endpoint).collect();
+    let from = if from.is_empty() { String::new() } else { format!(" of {}", from.join(", ")) };
     format!("{}{from}", stage.kind.word())
 }
 

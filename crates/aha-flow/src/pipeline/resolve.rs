@@ -94,7 +94,8 @@ fn register_tables(
             }
         }
     }
-    let reward_names: BTreeSet<String> = pipeline.stages.iter().flat_map(reward_names).collect();
+    let reward_names: BTreeSet<String> =
+        pipeline.stages.iter().flat_map(Stage::reward_names).collect();
     let outputs = [
         StageOutput::Rollouts { reward_names: reward_names.into_iter().collect() },
         StageOutput::Metrics,
@@ -108,30 +109,6 @@ fn register_tables(
                 problem.hint,
             );
         }
-    }
-}
-
-fn reward_names(stage: &Stage) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for reward in stage.kind.rewards() {
-        // Names taken twice are reported elsewhere, and a table has each column once.
-        if !names.iter().any(|name| name == reward.name()) {
-            names.push(reward.name().to_owned());
-        }
-    }
-    names
-}
-
-/// What a stage leaves under its name, but for queries, whose columns must be planned first.
-fn output_of(stage: &Stage) -> Option<StageOutput> {
-    match &stage.kind {
-        StageKind::Rl(_) | StageKind::Sample(_) => {
-            Some(StageOutput::Rollouts { reward_names: reward_names(stage) })
-        }
-        StageKind::Sft(_) => Some(StageOutput::SftExamples),
-        StageKind::RewardModel(_) | StageKind::Dpo(_) => Some(StageOutput::Preferences),
-        StageKind::Eval(_) => Some(StageOutput::Evals),
-        StageKind::Query(_) | StageKind::Export(_) => None,
     }
 }
 
@@ -318,7 +295,7 @@ fn plan_queries(
         }
     }
     for (idx, stage) in pipeline.stages.iter().enumerate() {
-        let mut output = output_of(stage);
+        let mut output = stage.output();
         let mut is_planned = true;
         for query in &queries[idx] {
             let columns = plan_query(query, &broken, world, reader);

@@ -209,3 +209,31 @@ impl Field for Template {
         Some(Out::string(self.text()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_a_model_thinks_is_handed_on_key_by_key() {
+        let thinking = Thinking {
+            end: "</t>".to_owned(),
+            min_tokens: 3,
+            max_tokens: Some(9),
+            waits: 2,
+            wait: "Hm".to_owned(),
+            close: Some("so</t>".to_owned()),
+        };
+        let expected = aha_sample::Thinking {
+            end: "</t>".to_owned(),
+            min_tokens: 3,
+            max_tokens: Some(9),
+            waits: 2,
+            wait: "Hm".to_owned(),
+            close: "so</t>".to_owned(),
+        };
+        assert_eq!(thinking.resolved(), expected);
+        let open = Thinking { max_tokens: None, close: None, ..thinking };
+        assert_eq!((open.resolved().max_tokens, open.resolved().close), (None, "</t>".to_owned()));
+    }
+}

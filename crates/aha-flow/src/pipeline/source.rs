@@ -39,6 +39,20 @@ pub(crate) struct Entry {
     pub node: Node,
 }
 
+impl Node {
+    /// The value of a table's key.
+    pub fn get(&self, key: &str) -> Option<&Node> {
+        let Value::Table(entries) = &self.value else { return None };
+        entries.iter().find(|entry| entry.key == key).map(|entry| &entry.node)
+    }
+
+    /// The table of that name in an array of them.
+    pub fn stage(&self, name: &str) -> Option<&Node> {
+        let Value::Array(stages) = &self.value else { return None };
+        stages.iter().find(|stage| stage_name(stage) == Some(name))
+    }
+}
+
 /// What TOML can say.
 #[derive(Clone, Debug)]
 pub(crate) enum Value {
@@ -346,11 +360,10 @@ fn stages_mut(root: &mut Node) -> impl Iterator<Item = &mut Node> {
 
 /// The name that a stage's table gives itself.
 pub(crate) fn stage_name(stage: &Node) -> Option<&str> {
-    let Value::Table(entries) = &stage.value else { return None };
-    entries.iter().find(|entry| entry.key == "name").and_then(|entry| match &entry.node.value {
-        Value::String(name) => Some(name.as_str()),
+    match &stage.get("name")?.value {
+        Value::String(name) => Some(name),
         _ => None,
-    })
+    }
 }
 
 fn merge(into: &mut Node, entry: Entry) {

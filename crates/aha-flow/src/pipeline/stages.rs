@@ -5,7 +5,6 @@ use aha_learn::preset::Preset;
 
 use super::auto::Auto;
 use super::benchmark::Benchmark;
-use super::catalogue::StageOutput;
 use super::endpoint::Endpoint;
 use super::lora::Lora;
 use super::models::ModelSource;
@@ -75,36 +74,21 @@ pub enum StageKind {
     Export(ExportStage),
 }
 
-impl Stage {
-    /// The tables that the stage writes besides the one of its name, with what they hold.
-    pub fn side_tables(&self) -> Vec<(String, StageOutput)> {
-        let set_aside = |name: &str| (format!("{name}_set_aside"), StageOutput::SetAside);
-        match &self.kind {
-            StageKind::Sft(_)
-            | StageKind::RewardModel(_)
-            | StageKind::Dpo(_)
-            | StageKind::Rl(_)
-            | StageKind::Sample(_) => vec![set_aside(&self.name)],
-            StageKind::Eval(eval) => {
-                let rewards = self.kind.rewards();
-                let names = rewards.iter().map(|reward| reward.name().to_owned());
-                let reward_names: Vec<String> = names.collect();
-                let of_model = |model: &String| {
-                    let name = EvalStage::completions(&self.name, model);
-                    let rollouts = StageOutput::Rollouts { reward_names: reward_names.clone() };
-                    [set_aside(&name), (name, rollouts)]
-                };
-                eval.model.0.iter().flat_map(of_model).collect()
-            }
-            StageKind::Query(_) | StageKind::Export(_) => Vec::new(),
-        }
-    }
-}
-
 impl EvalStage {
     /// The name of the table with a model's completions.
     pub fn completions(stage: &str, model: &str) -> String {
         format!("{stage}_{model}")
+    }
+
+    /// Its models of the pipeline.
+    pub fn models(&self) -> &[String] {
+        self.model.as_ref().map_or(&[], |names| &names.0)
+    }
+
+    /// The names of all that it evaluates: its models, then its endpoint's.
+    pub fn subjects(&self) -> Vec<String> {
+        let endpoint = self.endpoint.as_ref().map(Endpoint::name);
+        self.models().iter().cloned().chain(endpoint).collect()
     }
 }
 
@@ -136,9 +120,9 @@ impl StageKind {
         match self {
             StageKind::Sft(stage) => stage.lora.as_ref(),
             StageKind::RewardModel(stage) => stage.lora.as_ref(),
+            StageKind::Dpo(stage) => stage.lora.as_ref(),
             StageKind::Rl(stage) => stage.lora.as_ref(),
-            StageKind::Dpo(_)
-            | StageKind::Sample(_)
+            StageKind::Sample(_)
             | StageKind::Query(_)
             | StageKind::Eval(_)
             | StageKind::Export(_) => None,
@@ -161,6 +145,20 @@ impl StageKind {
         }
     }
 
+    /// The server that it asks.
+    pub fn endpoint(&self) -> Option<&Endpoint> {
+        match self {
+            StageKind::Sample(stage) => stage.endpoint.as_ref(),
+            StageKind::Eval(stage) => stage.endpoint.as_ref(),
+            StageKind::Sft(_)
+            | StageKind::RewardModel(_)
+            | StageKind::Dpo(_)
+            | StageKind::Rl(_)
+            | StageKind::Query(_)
+            | StageKind::Export(_) => None,
+        }
+    }
+
     /// The name of the model that its critic starts from.
     pub fn critic(&self) -> Option<&str> {
         let StageKind::Rl(stage) = self else { return None };
@@ -170,10 +168,7 @@ impl StageKind {
 
     /// The environment variables that hold secrets of the stage and are not set, each with who needs it.
     pub fn unset_variables(&self) -> Vec<(&'static str, &str)> {
-        let endpoint = match self {
-            StageKind::Sample(stage) => stage.endpoint.as_ref().and_then(Endpoint::unset_variable),
-            _ => None,
-        };
+        let endpoint = self.endpoint().and_then(Endpoint::unset_variable);
         let rewards = self.rewards().into_iter().filter_map(Reward::unset_variable);
         let rewards = rewards.map(|name| ("a reward", name));
         endpoint.map(|name| ("the endpoint", name)).into_iter().chain(rewards).collect()
@@ -189,7 +184,7 @@ impl StageKind {
             StageKind::Rl(stage) => from_ref(&stage.model),
             StageKind::Sample(stage) => stage.model.as_slice(),
             StageKind::Query(_) => &[],
-            StageKind::Eval(stage) => &stage.model.0,
+            StageKind::Eval(stage) => stage.models(),
             StageKind::Export(stage) => from_ref(&stage.model),
         }
     }
@@ -463,6 +458,9 @@ section! {
         pub max_tokens: u32 = 1024, "at least 2" |n| *n >= 2;
         /// What happens to a pair with a longer sequence.
         pub overlong: OverlongPair = OverlongPair::Drop;
+        /// Low-rank adapters, which are trained in place of the weights; absent: all weights are trained. Without a
+        /// `reference` of its own the stage then has its weights in memory once.
+        pub lora: Option<Lora> = None;
         /// AdamW, its rate falling in a line to 0.
         pub optimizer: Optimizer = Optimizer {
             lr: 1e-6,
@@ -692,8 +690,14 @@ section! {
     /// Lengths are measured as well, and the model is rated where problems have ratings. The stage's table and
     /// `evals` get a row per model; the completions of each model are the table `NAME_MODEL`.
     pub struct EvalStage {
-        /// The models, one or several: of `[models]` or earlier training stages.
-        pub model: Names, "at least one model" |names| !names.0.is_empty();
+        /// The models, one or several: of `[models]` or earlier training stages. Absent: there is an `endpoint`.
+        pub model: Option<Names> = None, "at least one model" |names| names.as_ref().is_none_or(|n| !n.0.is_empty());
+        /// A server whose model is evaluated too, after those of the pipeline: a strong one beside one's own, or one
+        /// alone. In tables it has its `model` for a name, as letters, digits and `_`: `org/Teacher-7B` is
+        /// `org_teacher_7b`. It is sent `temperature`, `top_p`, `max_tokens` and `stop`, and `top_k` where that is set.
+        /// With `template = "chat"` it applies its model's own. A problem that it doesn't give all `k` completions of
+        /// is left out of its figures.
+        pub endpoint: Option<Endpoint> = None;
         /// The problems: columns `id`, `prompt`, `answer`; `source`, `tests` and `rating` optional. With a
         /// benchmark, columns as one of its publishers has them.
         pub data: Sql;

@@ -210,8 +210,10 @@ async fn begin(
     let saved = checkpoint::newest(&shared.dir, &shared.stage, models.device, begun)?;
     let (mut learner, reference, position) = match saved {
         None => {
+            // Read before the policy's gradients and moments are there.
+            let critic = first_critic(shared, &first, models).await?;
             let mut learner = Learner::new(policy);
-            learner.set_critic(first_critic(shared, &first, models).await?);
+            learner.set_critic(critic);
             let position = Position { stage: shared.stage.clone(), ..Position::default() };
             (learner, first, position)
         }
@@ -235,8 +237,9 @@ async fn begin_whole(
     let begun = Begun::Anew(Head::Language);
     let Some(saved) = checkpoint::newest(&shared.dir, &shared.stage, models.device, begun)? else {
         let model = first_model(shared, base, models).await?;
+        let critic = first_critic(shared, &model, models).await?;
         let mut learner = Learner::new(Arc::clone(&model));
-        learner.set_critic(first_critic(shared, &model, models).await?);
+        learner.set_critic(critic);
         learner.set_reference(needs_reference.then_some(model));
         let position = Position { stage: shared.stage.clone(), ..Position::default() };
         return Ok((learner, position));

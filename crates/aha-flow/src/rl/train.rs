@@ -20,7 +20,7 @@ use super::appraise::appraise;
 use super::critic::CriticSteps;
 use super::stage::Shared;
 use crate::error::{Error, Result};
-use crate::pipeline::{Optimizer, RlStage, ScheduleKind};
+use crate::pipeline::{Optimizer, ScheduleKind};
 use crate::watchdog::Facts;
 
 /// A step that is done.
@@ -79,7 +79,7 @@ pub fn train(
         let split =
             minibatches(kept.len(), settings.minibatches as usize, |i| random.bits(&[address, i]));
         let in_step = kept.iter().flat_map(|&g| starts[g]..starts[g] + groups.lens[g]);
-        let trained_total = in_step.filter_map(|row| counted_len(&view, row, settings)).sum();
+        let trained_total = in_step.filter_map(|row| counted_len(&view, row, &outcomes[row])).sum();
         for (idx, hand) in split.iter().enumerate() {
             if cancel.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
@@ -138,11 +138,16 @@ fn starts(lens: &[usize]) -> Vec<usize> {
     lens.iter().scan(0, |at, &len| Some(std::mem::replace(at, *at + len))).collect()
 }
 
+/// Why a completion's tokens are masked: it counts as one without a trained token.
+const MASKED: [&str; 2] = ["truncated", "unknown_to_teacher"];
+
 /// Tokens of a completion that count in the loss's divisors; none for one that doesn't count at all.
-fn counted_len(view: &RolloutsView<'_>, row: usize, settings: &RlStage) -> Option<usize> {
+fn counted_len(view: &RolloutsView<'_>, row: usize, outcome: &Outcome) -> Option<usize> {
     view.advantage(row)?;
-    let is_masked = settings.overlong_filter && is_truncated(view, row);
-    Some(if is_masked { 0 } else { view.completion_token_ids(row).len() })
+    match outcome {
+        Outcome::Skipped(reason) if MASKED.contains(&reason.as_str()) => Some(0),
+        _ => Some(view.completion_token_ids(row).len()),
+    }
 }
 
 /// Which rows can be trained on, before anything is.
@@ -268,7 +273,7 @@ impl Minibatches<'_> {
         let view = self.view;
         // Rows without signal count in the mean although they are not run.
         let lens: Vec<usize> =
-            rows.iter().filter_map(|&row| counted_len(view, row, settings)).collect();
+            rows.iter().filter_map(|&row| counted_len(view, row, &outcomes[row])).collect();
         let normaliser =
             Normaliser::of(&settings.objective, &lens).with_rollout(rollout.0, rollout.1);
         let trained: Vec<usize> =
@@ -503,6 +508,46 @@ mod tests {
     use aha_rollout::rows::{self, RolloutRow};
 
     use super::*;
+    use crate::pipeline;
+
+    fn optimizer(kind: ScheduleKind) -> Optimizer {
+        Optimizer {
+            lr: 8.0,
+            betas: [0.8, 0.95],
+            eps: 1e-3,
+            weight_decay: 0.1,
+            schedule: pipeline::Schedule { kind, warmup_steps: 2, min_lr: 2.0 },
+        }
+    }
+
+    #[test]
+    fn a_step_has_the_constants_of_its_stage() {
+        let optimizer = optimizer(ScheduleKind::Constant);
+        let hyper = Hyper { lr: 0.5, beta1: 0.8, beta2: 0.95, eps: 1e-3, weight_decay: 0.1 };
+        let expected = StepSettings {
+            hyper,
+            grad_norm_max: Some(0.25),
+            micro_batch_tokens: 77,
+            activation_checkpointing: true,
+        };
+        assert_eq!(step_settings(&optimizer, 0.5, 0.25, 77, true), expected);
+        assert_eq!(step_settings(&optimizer, 0.5, 0.0, 77, true).grad_norm_max, None);
+    }
+
+    #[test]
+    fn the_learning_rate_rises_and_falls_as_the_schedule_says() {
+        for (kind, expected) in [
+            (ScheduleKind::Constant, [4.0, 8.0, 8.0, 8.0, 8.0, 8.0]),
+            (ScheduleKind::Linear, [4.0, 8.0, 8.0, 6.5, 5.0, 3.5]),
+            // Half a cosine from 8 to 2 in four steps.
+            (ScheduleKind::Cosine, [4.0, 8.0, 8.0, 7.121_320_343, 5.0, 2.878_679_656]),
+        ] {
+            for (done, expected) in expected.into_iter().enumerate() {
+                let found = learning_rate(&optimizer(kind), 6, done as u64);
+                assert!((found - expected).abs() < 1e-8, "{kind:?} {done}: {found}");
+            }
+        }
+    }
 
     #[test]
     fn a_completion_that_lost_its_stop_token_is_counted() {

@@ -57,7 +57,7 @@ pub fn lanes(parallel_max: usize, samples: usize) -> usize {
 /// Makes the parts that the table doesn't have yet. Asked to stop, it leaves at once: what came so far is kept.
 pub async fn write(owner: &Owner<'_>, asked: Asked) -> Result<()> {
     let names = asked.scorer.as_ref().map_or(&[][..], Scorer::names);
-    let tables = Tables::open(owner.dir, &asked.table, names)?;
+    let tables = Tables::open(owner.context.dir, &asked.table, names)?;
     let kept = asked.dir.asked(&asked.table);
     fs_err::create_dir_all(&kept).map_err(Error::io("create", &kept))?;
     let todo: Vec<usize> = (0..asked.chunks_count()).filter(|&idx| !tables.has(idx)).collect();
@@ -69,7 +69,7 @@ pub async fn write(owner: &Owner<'_>, asked: Asked) -> Result<()> {
         todo: todo.clone(),
         next: AtomicUsize::new(0),
         has_failed: AtomicBool::new(false),
-        stop: owner.stop.clone(),
+        stop: owner.context.stop.clone(),
     });
     let threads = ComputeThread::start_several("aha-asking", lanes.max(1))?;
     let (told, mut heard) = mpsc::unbounded_channel();

@@ -19,17 +19,17 @@ use aha_rollout::view::RolloutsView;
 use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 
+use super::Context;
 use crate::clock;
 use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
 use crate::generate::{self, Source};
 use crate::models::Loaded;
 use crate::pipeline::Run;
-use crate::progress::{Event, Watcher};
+use crate::progress::Event;
 use crate::prompts::{Problem, Prompter};
 use crate::rundir::RunDir;
 use crate::score::Scorer;
-use crate::stop::Stop;
 
 /// Prompts of one part.
 pub const CHUNK_PROMPTS: usize = 64;
@@ -183,14 +183,8 @@ impl Draws {
 
 /// The stage that the completions are for.
 pub struct Owner<'a> {
-    /// Its name.
-    pub stage: &'a str,
-    /// Where everything is written.
-    pub dir: &'a RunDir,
-    /// Who watches.
-    pub watcher: &'a Watcher,
-    /// A request to stop.
-    pub stop: &'a Stop,
+    /// What it works with.
+    pub context: Context<'a>,
     /// Chunks of the stage that are done before these; for the steps that watchers see.
     pub chunks_before: usize,
 }
@@ -198,7 +192,7 @@ pub struct Owner<'a> {
 /// Makes the parts that the table doesn't have yet. Asked to stop, it leaves at once, without the chunk that
 /// it is at. Returns how fast the parts that it made were drawn.
 pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<Speed> {
-    let tables = Arc::new(Tables::open(owner.dir, &draws.table, draws.reward_names())?);
+    let tables = Arc::new(Tables::open(owner.context.dir, &draws.table, draws.reward_names())?);
     let thread = ComputeThread::start("aha-sampler")?;
     let draws = Arc::new(draws);
     let mut sampler = None;
@@ -207,11 +201,11 @@ pub async fn write(owner: &Owner<'_>, draws: Draws) -> Result<Speed> {
         if tables.has(idx) {
             continue;
         }
-        if owner.stop.is_requested() {
+        if owner.context.stop.is_requested() {
             return Err(Error::Interrupted);
         }
         let (job_draws, job_tables) = (Arc::clone(&draws), Arc::clone(&tables));
-        let stop = owner.stop.clone();
+        let stop = owner.context.stop.clone();
         let job = move || -> Result<_> {
             let model = &job_draws.model;
             let make = || generate::sampler(&model.model, &model.tokenizer, &job_draws.run);
@@ -250,14 +244,24 @@ impl Report {
     pub fn tell(self, owner: &Owner<'_>, table: &str, idx: usize) {
         if let Some((count, prompt_id, error, hint)) = self.set_aside {
             let message = format!("{count} prompts are set aside, such as `{prompt_id}`: {error}");
-            tracing::warn!(stage = owner.stage, count, prompt_id, error, "Prompts set aside.");
+            tracing::warn!(
+                stage = owner.context.stage,
+                count,
+                prompt_id,
+                error,
+                "Prompts set aside."
+            );
             let hint = hint.as_deref().unwrap_or("the others go on");
             let hint = format!("see the table `{table}_set_aside`; {hint}");
-            (owner.watcher)(Event::Warning { stage: owner.stage.to_owned(), message, hint });
+            (owner.context.watcher)(Event::Warning {
+                stage: owner.context.stage.to_owned(),
+                message,
+                hint,
+            });
         }
         let step = (owner.chunks_before + idx + 1) as u64;
-        let stage = owner.stage.to_owned();
-        (owner.watcher)(Event::Step { stage, step, metrics: self.metrics });
+        let stage = owner.context.stage.to_owned();
+        (owner.context.watcher)(Event::Step { stage, step, metrics: self.metrics });
     }
 }
 

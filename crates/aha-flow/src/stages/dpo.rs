@@ -6,7 +6,8 @@
 //!   has is a function of seed and step, as for `sft`.
 //!
 //! The reference is a model of the pipeline and never changes: a stage that goes on loads it again. Its log-probs
-//! are computed as those of the policy are, step by step, in the same micro-batches.
+//! are computed as those of the policy are, step by step, in the same micro-batches. With `lora` the policy is the
+//! model that the stage starts from with adapters, so it and a reference that is that model share their weights.
 
 #[cfg(test)]
 mod tests;
@@ -15,45 +16,26 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use aha_compute::Device;
-use aha_compute::random::Philox;
-use aha_data::Session;
 use aha_learn::dpo::{LossKind, Objective, Totals};
 use aha_learn::learner::{self, DpoPair, Learner, compare_dpo};
 use aha_model::{Model, SaveDtype};
 
+use super::Context;
 use super::pairs::{self, Pair};
 use super::sft::plan::Plan;
-use super::training::{Done, Task, Training};
-use crate::clock;
+use super::training::{Done, Steps, Task, Training, add_speed};
 use crate::error::{Error, Result};
 use crate::models::{self, Loaded};
-use crate::pipeline::{DpoStage, NanWatchdog, PairLoss, Run};
-use crate::progress::Watcher;
+use crate::pipeline::{DpoStage, NanWatchdog, PairLoss};
 use crate::prompts::Example;
-use crate::rl::train::{learning_rate, step_settings};
-use crate::rundir::RunDir;
-use crate::stop::Stop;
 use crate::watchdog;
 
 /// What the stage works with.
 pub struct Dpo<'a> {
-    /// The stage's name.
-    pub stage: &'a str,
+    /// What every stage works with.
+    pub context: Context<'a>,
     /// Its settings.
     pub settings: &'a DpoStage,
-    /// What holds for every stage.
-    pub run: &'a Run,
-    /// Where everything is written.
-    pub dir: &'a RunDir,
-    /// Where the weights are.
-    pub device: &'a Device,
-    /// The tables.
-    pub session: &'a Session,
-    /// Who watches.
-    pub watcher: &'a Watcher,
-    /// A request to stop.
-    pub stop: &'a Stop,
 }
 
 impl Dpo<'_> {
@@ -67,13 +49,20 @@ impl Dpo<'_> {
             pairs.into_iter().partition(|pair| pair.is_held_out);
         let settings = self.settings.clone();
         let steps = (settings.epochs, settings.max_steps);
-        let random = self.random();
+        let random = self.context.random();
         let plan = Plan::new(trained.len(), settings.batch_size, steps, settings.shuffle, random);
+        let model = models::to_train(model, settings.lora.as_ref(), random)?;
         let objective = objective(&settings);
         let task = Arc::new(Preference { settings, objective, trained, held_out, plan });
         let training = self.training();
         let learner = training.run(model, Some(reference), Arc::clone(&tokenizer), task).await?;
-        models::save(&self.dir.model(self.stage), learner.model(), &tokenizer, SaveDtype::F32)
+        let model = models::finish(self.context.dir, self.context.stage, learner)?;
+        models::save(
+            &self.context.dir.model(self.context.stage),
+            &model,
+            &tokenizer,
+            SaveDtype::F32,
+        )
     }
 
     /// The pairs, once the watchdogs have seen them; both models know all of their tokens.
@@ -88,7 +77,7 @@ impl Dpo<'_> {
         for found in
             watchdog::examples(&self.settings.watchdogs, pairs.iter().flat_map(Pair::examples))
         {
-            source.training.tell(found)?;
+            self.context.tell(found)?;
         }
         for pair in &pairs {
             for example in pair.examples() {
@@ -101,15 +90,9 @@ impl Dpo<'_> {
         Ok(pairs)
     }
 
-    fn random(&self) -> Philox {
-        Philox::new(self.run.seed).derive(self.stage)
-    }
-
     fn source(&self) -> pairs::Source<'_> {
         pairs::Source {
-            training: self.training(),
-            session: self.session,
-            random: self.random(),
+            context: self.context,
             data: &self.settings.data,
             held_out: self.settings.held_out.as_ref(),
             held_out_share: self.settings.held_out_share,
@@ -122,13 +105,8 @@ impl Dpo<'_> {
     fn training(&self) -> Training<'_> {
         let watchdogs = &self.settings.watchdogs;
         Training {
-            stage: self.stage,
+            context: self.context,
             kind: "dpo",
-            run: self.run,
-            dir: self.dir,
-            device: self.device,
-            watcher: self.watcher,
-            stop: self.stop,
             checkpoint_every: self.settings.checkpoint_every,
             nan: NanWatchdog { nan: watchdogs.nan, nan_batches_max: watchdogs.nan_batches_max },
         }
@@ -192,14 +170,7 @@ impl Task for Preference {
 
     fn step(&self, learner: &mut Learner, step: u64) -> Result<Done> {
         let began = Instant::now();
-        let lr = learning_rate(&self.settings.optimizer, self.plan.steps, step);
-        let settings = step_settings(
-            &self.settings.optimizer,
-            lr,
-            self.settings.grad_clip,
-            self.settings.micro_batch_tokens.tokens(),
-            self.settings.activation_checkpointing.is_on(),
-        );
+        let (lr, settings) = steps(&self.settings).settings(self.plan.steps, step);
         let batch = self.plan.batch(step);
         let batch: Vec<DpoPair<'_>> = batch.iter().map(|&i| tokens(&self.trained[i])).collect();
         let outcome = learner.dpo_step(&batch, &self.objective, &settings)?;
@@ -216,12 +187,8 @@ impl Task for Preference {
             ("grad_norm".to_owned(), outcome.grad_norm),
             ("lr".to_owned(), lr),
         ]);
-        if !clock::is_stopped() {
-            let tokens: usize =
-                batch.iter().map(|pair| pair.chosen.ids.len() + pair.rejected.ids.len()).sum();
-            let seconds = began.elapsed().as_secs_f64();
-            metrics.insert("tokens_per_second".to_owned(), tokens as f64 / seconds.max(1e-9));
-        }
+        let tokens = batch.iter().map(|pair| pair.chosen.ids.len() + pair.rejected.ids.len()).sum();
+        add_speed(&mut metrics, tokens, began);
         if self.is_measured(step + 1) && learner.model().params().is_finite() {
             let totals = self.measure_held_out(learner)?;
             metrics.insert("held_out_loss".to_owned(), totals.loss);
@@ -242,4 +209,13 @@ fn tokens(pair: &Pair) -> DpoPair<'_> {
         .examples()
         .map(|example| learner::Example { ids: &example.ids, loss_mask: &example.loss_mask });
     DpoPair { chosen, rejected, margin: pair.margin as f32 }
+}
+
+fn steps(settings: &DpoStage) -> Steps<'_> {
+    Steps {
+        optimizer: &settings.optimizer,
+        grad_clip: settings.grad_clip,
+        micro_batch_tokens: settings.micro_batch_tokens,
+        activation_checkpointing: settings.activation_checkpointing,
+    }
 }

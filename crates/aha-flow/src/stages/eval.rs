@@ -1,9 +1,11 @@
 //! The `eval` stage: completions of each model on held-out problems, and what they say of it.
 //!
-//! A model's completions are the table `STAGE_MODEL`, made like those of a `sample` stage. The figures are
-//! computed from that table, and are a row of the stage's own table and of `evals`.
+//! A model's completions are the table `STAGE_MODEL`, made like those of a `sample` stage, by a model or by an
+//! endpoint. The figures are computed from that table, and are a row of the stage's own table and of `evals`.
 //!
 //! [`problems`], [`draws`] and [`subject`] are what an evaluation without a run directory goes by, too.
+
+use std::sync::Arc;
 
 use aha_compute::random::Philox;
 use aha_data::Session;
@@ -12,80 +14,111 @@ use aha_reward::{Backends, OnNull, Spec};
 use aha_rollout::table::{self, TableWriter};
 use aha_rollout::{read, rows, schema};
 
+use super::Context;
+use super::asked::{self, Asked};
 use super::completions::{self, Draws, Owner, part_name};
+use crate::endpoint::Server;
 use crate::error::{Error, Result};
 use crate::evaluate::figures::Bootstrap;
 use crate::evaluate::{EvalRow, Subject, Tally};
 use crate::lend::Lender;
 use crate::models::{Loaded, Models};
-use crate::pipeline::{Benchmark, EvalStage, Reward, Run, Sampling, Thinking};
+use crate::pipeline::{Benchmark, Endpoint, EvalStage, Reward, Run, Sampling, Thinking};
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Origin, Problem, Prompter};
-use crate::rundir::RunDir;
 use crate::score::Scorer;
-use crate::stop::Stop;
 use crate::{benchmark, generate, pipeline, planning};
 
 /// What the stage works with.
 pub struct Eval<'a> {
-    /// The stage's name.
-    pub stage: &'a str,
+    /// What every stage works with.
+    pub context: Context<'a>,
     /// Its settings.
     pub settings: &'a EvalStage,
-    /// What holds for every stage.
-    pub run: &'a Run,
-    /// Where everything is written.
-    pub dir: &'a RunDir,
-    /// The tables.
-    pub session: &'a Session,
     /// Where models come from.
     pub models: &'a Models<'a>,
     /// What rewards that wait for others share.
     pub waiting: &'a Waiting,
-    /// Who watches.
-    pub watcher: &'a Watcher,
-    /// A request to stop.
-    pub stop: &'a Stop,
 }
 
 impl Eval<'_> {
     /// Draws what the tables don't have yet, then measures each model.
     pub async fn run(&self) -> Result<()> {
-        let problems = problems(self.session, self.settings, self.run.seed, Origin::Query).await?;
+        let problems =
+            problems(self.context.session, self.settings, self.context.run.seed, Origin::Query)
+                .await?;
         let chunks = problems.len().div_ceil(completions::CHUNK_PROMPTS);
-        let names = &self.settings.model.0;
-        (self.watcher)(Event::StageStarted {
-            stage: self.stage.to_owned(),
+        let names = self.settings.subjects();
+        (self.context.watcher)(Event::StageStarted {
+            stage: self.context.stage.to_owned(),
             kind: "eval",
             step: 0,
             steps: (chunks * names.len()) as u64,
         });
         let dataset = self.dataset()?;
-        let (stage, models) = (self.stage, self.models);
+        let (stage, models) = (self.context.stage, self.models);
         let lender = Lender::new(stage, &specs(self.settings), models, self.waiting).await?;
         let scorer = scorer(self.settings, &lender)?;
         scorer.check_sources(&problems)?;
         for (idx, name) in names.iter().enumerate() {
-            let owner = Owner {
-                stage: self.stage,
-                dir: self.dir,
-                watcher: self.watcher,
-                stop: self.stop,
-                chunks_before: idx * chunks,
-            };
-            let model = self.models.load(name).await?;
-            let what = (model, problems.clone(), scorer.clone());
-            let draws = draws(self.stage, name, self.settings, self.run, what)?;
-            let speed = completions::write(&owner, draws).await?;
-            let subject = Subject {
-                model: name,
-                dataset: &dataset,
-                tokens_per_second: speed.tokens_per_second(),
-                ..subject(self.stage, self.settings, self.run, &problems)
+            let owner = Owner { context: self.context, chunks_before: idx * chunks };
+            let of_all = subject(self.context.stage, self.settings, self.context.run, &problems);
+            let of_all = Subject { model: name, dataset: &dataset, ..of_all };
+            let what = (problems.clone(), scorer.clone());
+            let endpoint = self.settings.endpoint.as_ref();
+            let subject = match endpoint.filter(|_| idx == self.settings.models().len()) {
+                Some(endpoint) => {
+                    asked::write(&owner, self.asked(endpoint, what)?).await?;
+                    // What it computes with is known to itself alone.
+                    Subject { computed: None, ..of_all }
+                }
+                None => {
+                    let model = self.models.load(name).await?;
+                    let draws = draws(
+                        self.context.stage,
+                        name,
+                        self.settings,
+                        self.context.run,
+                        (model, what),
+                    )?;
+                    let speed = completions::write(&owner, draws).await?;
+                    Subject { tokens_per_second: speed.tokens_per_second(), ..of_all }
+                }
             };
             self.record(idx, &self.measure(&subject, problems.len())?)?;
         }
         Ok(())
+    }
+
+    /// What an endpoint is asked for.
+    fn asked(
+        &self,
+        endpoint: &Endpoint,
+        (problems, scorer): (Vec<Problem>, Scorer),
+    ) -> Result<Asked> {
+        let settings = self.settings;
+        let server = Server::new(
+            endpoint,
+            &sampling(settings),
+            &settings.template,
+            self.context.random(),
+            self.context.stop.cancel(),
+        )?;
+        let server = match settings.benchmark {
+            Some(benchmark) => server.with_instruction(benchmark.card().instruction),
+            None => server,
+        };
+        let rewards = std::iter::once(&settings.reward).chain(&settings.rank_by);
+        Ok(Asked {
+            table: EvalStage::completions(self.context.stage, &endpoint.name()),
+            problems,
+            server: Arc::new(server),
+            scorer: Some(scorer),
+            needs_len: rewards.into_iter().any(|reward| reward.0.kind().needs_tokens()),
+            samples: settings.k,
+            parallel_max: endpoint.parallel_max as usize,
+            dir: self.context.dir.clone(),
+        })
     }
 
     /// The data set's name: the tables that the problems come from.
@@ -99,16 +132,20 @@ impl Eval<'_> {
     /// What the table of a model's completions says.
     fn measure(&self, subject: &Subject<'_>, problem_count: usize) -> Result<EvalRow> {
         let name = subject.model;
-        let completions = EvalStage::completions(self.stage, name);
+        let completions = EvalStage::completions(self.context.stage, name);
         let mut tally = Tally::new(&self.settings.reward, self.settings.rank_by.as_ref());
-        for part in table::parts(&self.dir.table(&completions))? {
+        for part in table::parts(&self.context.dir.table(&completions))? {
             for batch in read::read_part(&part.path)? {
                 tally.add(&batch)?;
             }
         }
         let found = tally.evaluation(subject)?;
         let hint = format!("see `reward_error` in `{completions}`, and `{completions}_set_aside`");
-        warn_of_left_out(self.stage, &found, problem_count, hint, self.watcher);
+        warn_of_left_out(self.context.stage, &found, problem_count, hint, self.context.watcher);
+        if subject.computed.is_none() && found.completion_len_tokens_mean == 0.0 {
+            let message = format!("`{name}` gives no lengths: those of its completions count as 0");
+            self.context.warn(message, "ask a server whose answers have `usage.completion_tokens`");
+        }
         Ok(found)
     }
 
@@ -116,9 +153,9 @@ impl Eval<'_> {
     fn record(&self, model_idx: usize, found: &EvalRow) -> Result<()> {
         let batch = rows::evals(std::slice::from_ref(found));
         let own = part_name(model_idx);
-        let all = format!("{}-{model_idx:06}.parquet", self.stage);
-        for (table, part) in [(self.stage, own), ("evals", all)] {
-            let writer = TableWriter::open(&self.dir.table(table), schema::evals())?;
+        let all = format!("{}-{model_idx:06}.parquet", self.context.stage);
+        for (table, part) in [(self.context.stage, own), ("evals", all)] {
+            let writer = TableWriter::open(&self.context.dir.table(table), schema::evals())?;
             writer.write(&part, std::slice::from_ref(&batch))?;
         }
         Ok(())
@@ -186,15 +223,9 @@ pub async fn problems(
     Ok(problems)
 }
 
-/// What is drawn of a model.
-pub fn draws(
-    stage: &str,
-    name: &str,
-    settings: &EvalStage,
-    run: &Run,
-    (model, problems, scorer): (Loaded, Vec<Problem>, Scorer),
-) -> Result<Draws> {
-    let sampling = Sampling {
+/// How tokens are drawn.
+fn sampling(settings: &EvalStage) -> Sampling {
+    Sampling {
         temperature: settings.temperature,
         top_p: settings.top_p,
         top_k: settings.top_k,
@@ -202,7 +233,18 @@ pub fn draws(
         stop: settings.stop.clone(),
         weights: settings.weights,
         ..Sampling::default()
-    };
+    }
+}
+
+/// What is drawn of a model.
+pub fn draws(
+    stage: &str,
+    name: &str,
+    settings: &EvalStage,
+    run: &Run,
+    (model, (problems, scorer)): (Loaded, (Vec<Problem>, Scorer)),
+) -> Result<Draws> {
+    let sampling = sampling(settings);
     let prompter = Prompter::new(&model.tokenizer, &settings.template)?;
     Ok(Draws {
         table: EvalStage::completions(stage, name),
@@ -243,8 +285,8 @@ pub fn subject<'a>(
             resamples: settings.resamples,
         },
         ratings: rated.collect(),
+        samples: u64::from(settings.k),
         tokens_per_second: None,
-        dtype: run.dtype,
-        weights: settings.weights,
+        computed: Some((run.dtype, settings.weights)),
     }
 }

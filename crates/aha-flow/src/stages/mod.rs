@@ -5,6 +5,7 @@
 
 pub(crate) mod asked;
 pub(crate) mod completions;
+mod context;
 pub mod dpo;
 pub mod eval;
 pub mod export;
@@ -14,8 +15,12 @@ pub mod reward_model;
 pub mod sample;
 pub mod sft;
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod tests;
 mod training;
+
+pub use context::Context;
 
 use aha_data::Session;
 

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use aha_compute::random::Philox;
-use aha_data::Session;
 use aha_model::{Model, Tokenizer};
 use aha_rollout::rows::{self, PreferenceRow};
 use aha_rollout::schema;
@@ -13,7 +12,7 @@ use arrow::array::{Array, Float64Array, RecordBatch, StringArray};
 use arrow::compute::cast;
 use arrow::datatypes::DataType;
 
-use super::training::Training;
+use super::Context;
 use crate::error::{Error, Result};
 use crate::pipeline::{OverlongPair, Sql, Template};
 use crate::prompts::{Example, Prompter, required_text, required_value, text};
@@ -48,12 +47,8 @@ impl Pair {
 
 /// Where a stage's pairs come from, and what becomes of them.
 pub struct Source<'a> {
-    /// The stage.
-    pub training: Training<'a>,
-    /// The tables.
-    pub session: &'a Session,
-    /// The family of the stage's draws.
-    pub random: Philox,
+    /// What the stage works with.
+    pub context: Context<'a>,
     /// The query of the pairs.
     pub data: &'a Sql,
     /// That of pairs to measure on.
@@ -80,7 +75,7 @@ impl Source<'_> {
                 let held_out = self.pairs_of(sql, &prompter, max).await?;
                 pairs.extend(held_out.into_iter().map(|pair| Pair { is_held_out: true, ..pair }));
             }
-            None => hold_out(&mut pairs, self.held_out_share, self.random),
+            None => hold_out(&mut pairs, self.held_out_share, self.context.random()),
         }
         let held_out_count = pairs.iter().filter(|pair| pair.is_held_out).count();
         let is_asked_for = self.held_out.is_some() || self.held_out_share > 0.0;
@@ -94,7 +89,7 @@ impl Source<'_> {
 
     async fn pairs_of(&self, sql: &Sql, prompter: &Prompter, max: usize) -> Result<Vec<Pair>> {
         let (mut pairs, mut left_out) = (Vec::new(), 0_usize);
-        for batch in self.session.collect(&sql.0).await? {
+        for batch in self.context.session.collect(&sql.0).await? {
             for pair in encode(prompter, &batch, pairs.len() + left_out)? {
                 let len = pair.chosen_example.ids.len().max(pair.rejected_example.ids.len());
                 if len <= max {
@@ -111,14 +106,14 @@ impl Source<'_> {
         }
         if left_out > 0 {
             let message = format!("{left_out} pairs are longer than {max} tokens and left out");
-            self.training.warn(message, "raise `max_tokens`, or set `overlong` to \"error\"");
+            self.context.warn(message, "raise `max_tokens`, or set `overlong` to \"error\"");
         }
         Ok(pairs)
     }
 
     /// The stage's table: what it trains and is measured on.
     pub fn write_table(&self, pairs: &[Pair]) -> Result<()> {
-        let Training { stage, dir, .. } = self.training;
+        let Context { stage, dir, .. } = self.context;
         let table = TableWriter::open(&dir.table(stage), schema::preferences())?;
         for (part, pairs) in pairs.chunks(PART_ROWS).enumerate() {
             let rows: Vec<PreferenceRow<'_>> = pairs

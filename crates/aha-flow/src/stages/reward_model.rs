@@ -15,45 +15,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use aha_compute::Device;
-use aha_compute::random::Philox;
-use aha_data::Session;
 use aha_learn::learner::{self, Learner, PreferenceOutcome, compare};
 use aha_learn::preference::Totals;
 use aha_model::{Model, SaveDtype, Tokenizer};
 
+use super::Context;
 use super::pairs::{self, Pair};
 use super::sft::plan::Plan;
-use super::training::{Done, Task, Training};
-use crate::clock;
+use super::training::{Done, Steps, Task, Training, add_speed};
 use crate::compute::ComputeThread;
 use crate::error::Result;
 use crate::models::{self, Loaded};
-use crate::pipeline::{RewardModelStage, Run};
-use crate::progress::Watcher;
+use crate::pipeline::RewardModelStage;
 use crate::reward_model::Card;
-use crate::rl::train::{learning_rate, step_settings};
-use crate::rundir::RunDir;
-use crate::stop::Stop;
 
 /// What the stage works with.
 pub struct RewardModel<'a> {
-    /// The stage's name.
-    pub stage: &'a str,
+    /// What every stage works with.
+    pub context: Context<'a>,
     /// Its settings.
     pub settings: &'a RewardModelStage,
-    /// What holds for every stage.
-    pub run: &'a Run,
-    /// Where everything is written.
-    pub dir: &'a RunDir,
-    /// Where the weights are.
-    pub device: &'a Device,
-    /// The tables.
-    pub session: &'a Session,
-    /// Who watches.
-    pub watcher: &'a Watcher,
-    /// A request to stop.
-    pub stop: &'a Stop,
 }
 
 impl RewardModel<'_> {
@@ -68,15 +49,18 @@ impl RewardModel<'_> {
             pairs.into_iter().partition(|pair| pair.is_held_out);
         let settings = self.settings.clone();
         let steps = (settings.epochs, settings.max_steps);
-        let random = self.random();
+        let random = self.context.random();
         let plan = Plan::new(trained.len(), settings.batch_size, steps, settings.shuffle, random);
         let model = models::to_train(model, settings.lora.as_ref(), random)?;
         let task = Arc::new(Preference { settings, trained, held_out, plan });
         let training = self.training();
         let learner = training.run(model, None, Arc::clone(&tokenizer), task.clone()).await?;
         let thread = ComputeThread::start("aha-learner")?;
-        let (dir, stage, template) =
-            (self.dir.clone(), self.stage.to_owned(), self.settings.template.clone());
+        let (dir, stage, template) = (
+            self.context.dir.clone(),
+            self.context.stage.to_owned(),
+            self.settings.template.clone(),
+        );
         let job = move || {
             let mut model = models::finish(&dir, &stage, learner)?;
             let totals = task.compare(&model, &task.trained)?;
@@ -88,10 +72,6 @@ impl RewardModel<'_> {
         thread.run(job).await?
     }
 
-    fn random(&self) -> Philox {
-        Philox::new(self.run.seed).derive(self.stage)
-    }
-
     /// The model to train, which has a head that scores, and the token that fills in transformers.
     fn prepare(
         &self,
@@ -101,7 +81,7 @@ impl RewardModel<'_> {
     ) -> Result<(Arc<Model>, Arc<Tokenizer>)> {
         let mut model = match model.is_reward() {
             true => model,
-            false => Arc::new(model.to_reward(self.random())?),
+            false => Arc::new(model.to_reward(self.context.random())?),
         };
         let card = Card { template: Some(self.settings.template.text().to_owned()), moments: None };
         let pad_id = pad_id(&model, &tokenizer, pairs);
@@ -116,9 +96,7 @@ impl RewardModel<'_> {
 
     fn source(&self) -> pairs::Source<'_> {
         pairs::Source {
-            training: self.training(),
-            session: self.session,
-            random: self.random(),
+            context: self.context,
             data: &self.settings.data,
             held_out: self.settings.held_out.as_ref(),
             held_out_share: self.settings.held_out_share,
@@ -130,13 +108,8 @@ impl RewardModel<'_> {
 
     fn training(&self) -> Training<'_> {
         Training {
-            stage: self.stage,
+            context: self.context,
             kind: "reward-model",
-            run: self.run,
-            dir: self.dir,
-            device: self.device,
-            watcher: self.watcher,
-            stop: self.stop,
             checkpoint_every: self.settings.checkpoint_every,
             nan: self.settings.watchdogs.clone(),
         }
@@ -184,14 +157,7 @@ impl Task for Preference {
 
     fn step(&self, learner: &mut Learner, step: u64) -> Result<Done> {
         let began = Instant::now();
-        let lr = learning_rate(&self.settings.optimizer, self.plan.steps, step);
-        let settings = step_settings(
-            &self.settings.optimizer,
-            lr,
-            self.settings.grad_clip,
-            self.settings.micro_batch_tokens.tokens(),
-            self.settings.activation_checkpointing.is_on(),
-        );
+        let (lr, settings) = steps(&self.settings).settings(self.plan.steps, step);
         let batch = self.plan.batch(step);
         let batch: Vec<learner::Pair<'_>> =
             batch.iter().map(|&i| tokens(&self.trained[i])).collect();
@@ -237,9 +203,15 @@ fn measure(
         ("grad_norm".to_owned(), outcome.grad_norm),
         ("lr".to_owned(), lr),
     ]);
-    if !clock::is_stopped() {
-        let seconds = began.elapsed().as_secs_f64();
-        metrics.insert("tokens_per_second".to_owned(), tokens as f64 / seconds.max(1e-9));
-    }
+    add_speed(&mut metrics, tokens, began);
     metrics
+}
+
+fn steps(settings: &RewardModelStage) -> Steps<'_> {
+    Steps {
+        optimizer: &settings.optimizer,
+        grad_clip: settings.grad_clip,
+        micro_batch_tokens: settings.micro_batch_tokens,
+        activation_checkpointing: settings.activation_checkpointing,
+    }
 }

@@ -2,43 +2,30 @@
 
 use std::sync::Arc;
 
-use aha_data::Session;
 use aha_reward::wait::Waiting;
 
+use super::Context;
 use super::asked::{self, Asked};
 use super::completions::{self, Draws, Owner};
 use crate::endpoint::Server;
 use crate::error::Result;
-use crate::generate;
 use crate::lend::Lender;
 use crate::models::{Loaded, Models};
-use crate::pipeline::{Endpoint, OnNull, Run, SampleStage, Thinking};
-use crate::progress::{Event, Watcher};
+use crate::pipeline::{Endpoint, OnNull, SampleStage, Thinking};
+use crate::progress::Event;
 use crate::prompts::{self, Problem, Prompter};
-use crate::rundir::RunDir;
 use crate::score::Scorer;
-use crate::stop::Stop;
 
 /// What the stage works with.
 pub struct Sample<'a> {
-    /// The stage's name.
-    pub stage: &'a str,
+    /// What every stage works with.
+    pub context: Context<'a>,
     /// Its settings.
     pub settings: &'a SampleStage,
-    /// What holds for every stage.
-    pub run: &'a Run,
-    /// Where everything is written.
-    pub dir: &'a RunDir,
-    /// The tables.
-    pub session: &'a Session,
     /// Where models come from.
     pub models: &'a Models<'a>,
     /// What rewards that wait for others share.
     pub waiting: &'a Waiting,
-    /// Who watches.
-    pub watcher: &'a Watcher,
-    /// A request to stop.
-    pub stop: &'a Stop,
 }
 
 impl Sample<'_> {
@@ -47,7 +34,7 @@ impl Sample<'_> {
         let settings = self.settings;
         let (problems, scorer) = self.problems().await?;
         let draws = Draws {
-            table: self.stage.to_owned(),
+            table: self.context.stage.to_owned(),
             problems,
             prompter: Prompter::new(&base.tokenizer, &settings.template)?,
             sampling: aha_sample::Sampling {
@@ -55,9 +42,9 @@ impl Sample<'_> {
                 ..prompts::sampling(&settings.sampling, &base.model, &base.tokenizer)
             },
             scorer,
-            random: generate::stage_random(self.run.seed, self.stage),
+            random: self.context.random(),
             samples: settings.n,
-            run: self.run.clone(),
+            run: self.context.run.clone(),
             model: base,
         };
         self.started(draws.chunks_count());
@@ -72,18 +59,18 @@ impl Sample<'_> {
             endpoint,
             &settings.sampling,
             &settings.template,
-            generate::stage_random(self.run.seed, self.stage),
-            self.stop.cancel(),
+            self.context.random(),
+            self.context.stop.cancel(),
         )?;
         let asked = Asked {
-            table: self.stage.to_owned(),
+            table: self.context.stage.to_owned(),
             problems,
             server: Arc::new(server),
             scorer,
             needs_len: settings.rewards.iter().any(|reward| reward.0.kind().needs_tokens()),
             samples: settings.n,
             parallel_max: endpoint.parallel_max as usize,
-            dir: self.dir.clone(),
+            dir: self.context.dir.clone(),
         };
         self.started(asked.chunks_count());
         asked::write(&self.owner(), asked).await
@@ -93,8 +80,8 @@ impl Sample<'_> {
     async fn problems(&self) -> Result<(Vec<Problem>, Option<Scorer>)> {
         let settings = self.settings;
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
-        let lender = Lender::new(self.stage, &specs, self.models, self.waiting).await?;
-        let problems = prompts::load(self.session, &settings.prompts).await?;
+        let lender = Lender::new(self.context.stage, &specs, self.models, self.waiting).await?;
+        let problems = prompts::load(self.context.session, &settings.prompts).await?;
         if specs.is_empty() {
             return Ok((problems, None));
         }
@@ -104,8 +91,8 @@ impl Sample<'_> {
     }
 
     fn started(&self, chunks: usize) {
-        (self.watcher)(Event::StageStarted {
-            stage: self.stage.to_owned(),
+        (self.context.watcher)(Event::StageStarted {
+            stage: self.context.stage.to_owned(),
             kind: "sample",
             step: 0,
             steps: chunks as u64,
@@ -113,12 +100,6 @@ impl Sample<'_> {
     }
 
     fn owner(&self) -> Owner<'_> {
-        Owner {
-            stage: self.stage,
-            dir: self.dir,
-            watcher: self.watcher,
-            stop: self.stop,
-            chunks_before: 0,
-        }
+        Owner { context: self.context, chunks_before: 0 }
     }
 }

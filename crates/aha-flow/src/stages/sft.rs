@@ -16,42 +16,23 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use aha_compute::Device;
-use aha_compute::random::Philox;
-use aha_data::Session;
 use aha_learn::learner::{self, Learner, StepOutcome};
 use aha_model::SaveDtype;
 
 use self::plan::Plan;
-use super::training::{Done, Task, Training};
-use crate::clock;
+use super::Context;
+use super::training::{Done, Steps, Task, Training, add_speed};
 use crate::error::Result;
 use crate::models::{self, Loaded};
-use crate::pipeline::{NanWatchdog, Run, SftStage};
-use crate::progress::Watcher;
+use crate::pipeline::{NanWatchdog, SftStage};
 use crate::prompts::Example;
-use crate::rl::train::{learning_rate, step_settings};
-use crate::rundir::RunDir;
-use crate::stop::Stop;
 
 /// What the stage works with.
 pub struct Sft<'a> {
-    /// The stage's name.
-    pub stage: &'a str,
+    /// What every stage works with.
+    pub context: Context<'a>,
     /// Its settings.
     pub settings: &'a SftStage,
-    /// What holds for every stage.
-    pub run: &'a Run,
-    /// Where everything is written.
-    pub dir: &'a RunDir,
-    /// Where the weights are.
-    pub device: &'a Device,
-    /// The tables.
-    pub session: &'a Session,
-    /// Who watches.
-    pub watcher: &'a Watcher,
-    /// A request to stop.
-    pub stop: &'a Stop,
 }
 
 impl Sft<'_> {
@@ -63,27 +44,27 @@ impl Sft<'_> {
         let (ids, examples): (Vec<_>, Vec<_>) =
             rows.into_iter().map(|row| (row.id, row.example)).unzip();
         let settings = self.settings.clone();
-        let random = Philox::new(self.run.seed).derive(self.stage);
+        let random = self.context.random();
         let steps = (settings.epochs, settings.max_steps);
         let plan = Plan::new(examples.len(), settings.batch_size, steps, settings.shuffle, random);
         let model = models::to_train(model, settings.lora.as_ref(), random)?;
         let task = Arc::new(Imitation { settings, ids, examples, plan });
         let training = self.training();
         let learner = training.run(model, None, Arc::clone(&tokenizer), task).await?;
-        let model = models::finish(self.dir, self.stage, learner)?;
-        models::save(&self.dir.model(self.stage), &model, &tokenizer, SaveDtype::F32)
+        let model = models::finish(self.context.dir, self.context.stage, learner)?;
+        models::save(
+            &self.context.dir.model(self.context.stage),
+            &model,
+            &tokenizer,
+            SaveDtype::F32,
+        )
     }
 
     fn training(&self) -> Training<'_> {
         let watchdogs = &self.settings.watchdogs;
         Training {
-            stage: self.stage,
+            context: self.context,
             kind: "sft",
-            run: self.run,
-            dir: self.dir,
-            device: self.device,
-            watcher: self.watcher,
-            stop: self.stop,
             checkpoint_every: self.settings.checkpoint_every,
             nan: NanWatchdog { nan: watchdogs.nan, nan_batches_max: watchdogs.nan_batches_max },
         }
@@ -106,14 +87,7 @@ impl Task for Imitation {
 
     fn step(&self, learner: &mut Learner, step: u64) -> Result<Done> {
         let began = Instant::now();
-        let lr = learning_rate(&self.settings.optimizer, self.plan.steps, step);
-        let settings = step_settings(
-            &self.settings.optimizer,
-            lr,
-            self.settings.grad_clip,
-            self.settings.micro_batch_tokens.tokens(),
-            self.settings.activation_checkpointing.is_on(),
-        );
+        let (lr, settings) = steps(&self.settings).settings(self.plan.steps, step);
         let batch = self.plan.batch(step);
         let batch: Vec<learner::Example<'_>> = batch
             .iter()
@@ -138,9 +112,15 @@ fn measure(outcome: &StepOutcome, lr: f64, tokens: usize, began: Instant) -> BTr
         ("lr".to_owned(), lr),
         ("trained_tokens".to_owned(), outcome.totals.token_count as f64),
     ]);
-    if !clock::is_stopped() {
-        let seconds = began.elapsed().as_secs_f64();
-        metrics.insert("tokens_per_second".to_owned(), tokens as f64 / seconds.max(1e-9));
-    }
+    add_speed(&mut metrics, tokens, began);
     metrics
+}
+
+fn steps(settings: &SftStage) -> Steps<'_> {
+    Steps {
+        optimizer: &settings.optimizer,
+        grad_clip: settings.grad_clip,
+        micro_batch_tokens: settings.micro_batch_tokens,
+        activation_checkpointing: settings.activation_checkpointing,
+    }
 }

@@ -9,6 +9,7 @@ use aha_rollout::{col, read, table, time};
 use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray};
 use arrow::datatypes::{Float64Type, Int64Type};
 
+use super::Context;
 use super::completions::CHUNK_PROMPTS;
 use super::eval::Eval;
 use super::export::Export;
@@ -88,21 +89,25 @@ impl World {
         }
     }
 
+    fn context<'a>(&'a self, watcher: &'a Watcher, stop: &'a Stop) -> Context<'a> {
+        Context {
+            stage: "",
+            run: &self.pipeline.run,
+            dir: &self.dir,
+            device: &self.device,
+            session: &self.session,
+            watcher,
+            stop,
+        }
+    }
+
     async fn sample(&self, watcher: &Watcher, stop: &Stop) -> Result<(), Error> {
         let StageKind::Sample(settings) = &self.pipeline.stage("drawn").unwrap().kind else {
             panic!("a sample stage")
         };
-        let sample = Sample {
-            stage: "drawn",
-            settings,
-            run: &self.pipeline.run,
-            dir: &self.dir,
-            session: &self.session,
-            models: &self.models(),
-            waiting: &Waiting::default(),
-            watcher,
-            stop,
-        };
+        let context = Context { stage: "drawn", ..self.context(watcher, stop) };
+        let (models, waiting) = (&self.models(), &Waiting::default());
+        let sample = Sample { context, settings, models, waiting };
         sample.run(self.models().load("base").await.unwrap()).await
     }
 
@@ -110,18 +115,10 @@ impl World {
         let StageKind::Eval(settings) = &self.pipeline.stage("scores").unwrap().kind else {
             panic!("an eval stage")
         };
-        let eval = Eval {
-            stage: "scores",
-            settings,
-            run: &self.pipeline.run,
-            dir: &self.dir,
-            session: &self.session,
-            models: &self.models(),
-            waiting: &Waiting::default(),
-            watcher: &nobody(),
-            stop: &Stop::default(),
-        };
-        eval.run().await
+        let (watcher, stop) = (&nobody(), &Stop::default());
+        let context = Context { stage: "scores", ..self.context(watcher, stop) };
+        let (models, waiting) = (&self.models(), &Waiting::default());
+        Eval { context, settings, models, waiting }.run().await
     }
 
     fn rows(&self, table: &str) -> Vec<RecordBatch> {

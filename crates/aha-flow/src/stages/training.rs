@@ -6,25 +6,25 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Instant;
 
-use aha_compute::Device;
-use aha_learn::learner::Learner;
+use aha_learn::learner::{Learner, StepSettings};
 use aha_model::{Model, Tokenizer};
 use aha_rollout::rows::{self, SetAsideRow};
 use aha_rollout::schema;
 use aha_rollout::table::{TableWriter, part_name};
 
+use super::Context;
 use crate::checkpoint::{self, Begun, Content, Position};
 use crate::clock;
 use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
 use crate::metrics::MetricsLog;
 use crate::parts::Parts;
-use crate::pipeline::{NanWatchdog, Run};
-use crate::progress::{Event, Watcher};
-use crate::rundir::RunDir;
-use crate::stop::Stop;
-use crate::watchdog::{self, Finding};
+use crate::pipeline::{Auto, NanWatchdog, Optimizer};
+use crate::progress::Event;
+use crate::rl::train::{learning_rate, step_settings};
+use crate::watchdog;
 
 /// Steps between flushes of the metrics.
 const FLUSH_STEPS: usize = 50;
@@ -49,22 +49,42 @@ pub struct Done {
     pub metrics: BTreeMap<String, f64>,
 }
 
+/// How the optimizer steps of a stage are made.
+pub struct Steps<'a> {
+    /// The optimizer, with the curve of its rate.
+    pub optimizer: &'a Optimizer,
+    /// Largest norm of the gradient; 0 is off.
+    pub grad_clip: f64,
+    /// Tokens of a micro-batch, at most.
+    pub micro_batch_tokens: Auto<u32>,
+    /// Whether activations are computed again.
+    pub activation_checkpointing: Auto<bool>,
+}
+
+impl Steps<'_> {
+    /// The learning rate of the step after `step` of all `steps`, and the whole of its settings.
+    pub fn settings(&self, steps: u64, step: u64) -> (f64, StepSettings) {
+        let lr = learning_rate(self.optimizer, steps, step);
+        let (tokens, is_on) =
+            (self.micro_batch_tokens.tokens(), self.activation_checkpointing.is_on());
+        (lr, step_settings(self.optimizer, lr, self.grad_clip, tokens, is_on))
+    }
+}
+
+/// Adds how many tokens were trained on per second, unless the clock is stopped.
+pub fn add_speed(metrics: &mut BTreeMap<String, f64>, tokens: usize, began: Instant) {
+    if !clock::is_stopped() {
+        let seconds = began.elapsed().as_secs_f64();
+        metrics.insert("tokens_per_second".to_owned(), tokens as f64 / seconds.max(1e-9));
+    }
+}
+
 /// A stage that trains.
 pub struct Training<'a> {
-    /// The stage's name.
-    pub stage: &'a str,
+    /// What every stage works with.
+    pub context: Context<'a>,
     /// Its kind.
     pub kind: &'static str,
-    /// What holds for every stage.
-    pub run: &'a Run,
-    /// Where everything is written.
-    pub dir: &'a RunDir,
-    /// Where the weights are.
-    pub device: &'a Device,
-    /// Who watches.
-    pub watcher: &'a Watcher,
-    /// A request to stop.
-    pub stop: &'a Stop,
     /// Steps between checkpoints.
     pub checkpoint_every: u64,
     /// What happens to a batch that gives no number.
@@ -93,9 +113,14 @@ impl Training<'_> {
         learner.set_reference(reference);
         let work = self.work(task, tokenizer, position.step)?;
         let steps = work.task.steps();
-        let mut metrics = MetricsLog::open(self.dir, self.stage, position.step, self.watcher);
-        (self.watcher)(Event::StageStarted {
-            stage: self.stage.to_owned(),
+        let mut metrics = MetricsLog::open(
+            self.context.dir,
+            self.context.stage,
+            position.step,
+            self.context.watcher,
+        );
+        (self.context.watcher)(Event::StageStarted {
+            stage: self.context.stage.to_owned(),
             kind: self.kind,
             step: position.step,
             steps,
@@ -104,7 +129,7 @@ impl Training<'_> {
             if position.step >= steps {
                 break None;
             }
-            if self.stop.is_requested() {
+            if self.context.stop.is_requested() {
                 break Some(Error::Interrupted);
             }
             let (task, step) = (Arc::clone(&work.task), position.step);
@@ -118,9 +143,9 @@ impl Training<'_> {
                 position.nan_batches += 1;
                 self.quarantine(&work, learner.model(), &position)?
             };
-            let (step, stage) = (position.step, self.stage.to_owned());
+            let (step, stage) = (position.step, self.context.stage.to_owned());
             metrics.record(step, &done.metrics);
-            (self.watcher)(Event::Step { stage, step, metrics: done.metrics });
+            (self.context.watcher)(Event::Step { stage, step, metrics: done.metrics });
             if ending.is_some() {
                 break ending;
             }
@@ -144,14 +169,20 @@ impl Training<'_> {
 
     /// Weights, optimizer and position to go on from.
     fn begin(&self, model: Arc<Model>) -> Result<(Learner, Position)> {
-        match checkpoint::newest(self.dir, self.stage, self.device, Begun::of(&model))? {
+        match checkpoint::newest(
+            self.context.dir,
+            self.context.stage,
+            self.context.device,
+            Begun::of(&model),
+        )? {
             Some(saved) => {
                 let version = saved.position.version;
                 let learner = Learner::resume(saved.model, saved.optimizer, version);
                 Ok((learner, saved.position))
             }
             None => {
-                let position = Position { stage: self.stage.to_owned(), ..Position::default() };
+                let position =
+                    Position { stage: self.context.stage.to_owned(), ..Position::default() };
                 Ok((Learner::new(model), position))
             }
         }
@@ -159,8 +190,8 @@ impl Training<'_> {
 
     /// Everything but the weights; what was set aside after step `after` will be again.
     fn work(&self, task: Arc<dyn Task>, tokenizer: Arc<Tokenizer>, after: u64) -> Result<Work> {
-        let name = format!("{}_set_aside", self.stage);
-        let set_aside = TableWriter::open(&self.dir.table(&name), schema::set_aside())?;
+        let name = format!("{}_set_aside", self.context.stage);
+        let set_aside = TableWriter::open(&self.context.dir.table(&name), schema::set_aside())?;
         set_aside.truncate_after(after)?;
         Ok(Work { thread: ComputeThread::start("aha-learner")?, tokenizer, task, set_aside })
     }
@@ -175,7 +206,7 @@ impl Training<'_> {
             .example_ids(step - 1)
             .into_iter()
             .map(|prompt_id| SetAsideRow {
-                stage: self.stage,
+                stage: self.context.stage,
                 step,
                 prompt_id,
                 failures_count: 1,
@@ -188,7 +219,7 @@ impl Training<'_> {
             return Ok(Some(error));
         }
         match watchdog::nan(self.nan.nan, self.nan.nan_batches_max, (1, position.nan_batches)) {
-            Some(found) => Ok(self.tell(found).err()),
+            Some(found) => Ok(self.context.tell(found).err()),
             None => Ok(None),
         }
     }
@@ -204,8 +235,11 @@ impl Training<'_> {
             optimizer_steps: learner.optimizer().step_count(),
             ..position.clone()
         };
-        let (dir, tokenizer, keep) =
-            (self.dir.clone(), Arc::clone(&work.tokenizer), self.run.checkpoint_keep);
+        let (dir, tokenizer, keep) = (
+            self.context.dir.clone(),
+            Arc::clone(&work.tokenizer),
+            self.context.run.checkpoint_keep,
+        );
         let job = move || {
             check_weights(learner.model(), position.step)?;
             let content = Content {
@@ -220,23 +254,6 @@ impl Training<'_> {
             Ok((learner, parts))
         };
         work.thread.run(job).await?
-    }
-
-    /// Warns; a finding that stops is the error that the stage ends with.
-    pub fn tell(&self, finding: Finding) -> Result<()> {
-        let Finding { stops, message, hint } = finding;
-        self.warn(message.clone(), hint);
-        if stops { Err(Error::Watchdog { message, hint: hint.to_owned() }) } else { Ok(()) }
-    }
-
-    /// Warns whoever watches.
-    pub fn warn(&self, message: String, hint: &str) {
-        tracing::warn!(stage = self.stage, hint, "{message}.");
-        (self.watcher)(Event::Warning {
-            stage: self.stage.to_owned(),
-            message,
-            hint: hint.to_owned(),
-        });
     }
 }
 

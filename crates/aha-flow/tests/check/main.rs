@@ -112,7 +112,8 @@ fn what_is_written_reads_back_as_the_same_pipeline() {
     let critic = fs_err::read_to_string(folder().join("good_critic.toml")).unwrap();
     let teachers = fs_err::read_to_string(folder().join("good_teachers.toml")).unwrap();
     let lora = fs_err::read_to_string(folder().join("good_lora.toml")).unwrap();
-    for text in [rewards, thinking, critic, teachers, lora, good()] {
+    let mixture = fs_err::read_to_string(folder().join("good_mixture.toml")).unwrap();
+    for text in [rewards, thinking, critic, teachers, lora, mixture, good()] {
         let plan = check_text("good.toml", &text, &[]).unwrap();
         written = plan.pipeline.to_toml();
         let again = parse(Text { path: "pipeline.toml", text: &written, sets: &[] })

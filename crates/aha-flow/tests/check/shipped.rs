@@ -30,8 +30,18 @@ const QWEN: &str = "{ init = \"random\", architecture = \"qwen2\", hidden_size =
 fn stand_ins(name: &str, dir: &Path) -> Vec<String> {
     let (model, table) = (dir.join("model.gguf"), dir.join("table.parquet"));
     fs_err::write(&model, "").unwrap();
-    let columns = ["id", "source", "prompt", "answer", "split", "completion", "chosen", "rejected"]
-        .map(|name| (name, Arc::new(StringArray::from(vec![name])) as ArrayRef));
+    let columns = [
+        "id",
+        "source",
+        "prompt",
+        "answer",
+        "solution",
+        "split",
+        "completion",
+        "chosen",
+        "rejected",
+    ]
+    .map(|name| (name, Arc::new(StringArray::from(vec![name])) as ArrayRef));
     write_table(&table, &RecordBatch::try_from_iter(columns).unwrap());
     let text = shipped(name);
     let pipeline: Pipeline = parse(Text { path: name, text: &text, sets: &[] }).unwrap();

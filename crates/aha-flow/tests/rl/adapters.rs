@@ -68,6 +68,59 @@ async fn a_run_that_is_stopped_anywhere_and_resumed_ends_with_the_same_bits() {
     }
 }
 
+/// Adapters, and a critic that is a whole model, with several optimizer steps a step.
+const WITH_CRITIC: [&str; 7] = [
+    RL,
+    "stage.zero.objective={ preset = \"ppo\" }",
+    "stage.zero.critic={ warmup_steps = 1, optimizer = { lr = 1e-2 } }",
+    "stage.zero.optimizer.lr=1e-2",
+    "stage.zero.minibatches=2",
+    "stage.zero.inner_epochs=2",
+    "stage.zero.reference.refresh_every=6",
+];
+
+/// Goal: adapters and a critic that learns beside them go on together. Method: a stop at every other event; what were
+/// lost of either's weights or moments, or of the reference, would show in later steps.
+#[tokio::test(flavor = "multi_thread")]
+async fn adapters_with_a_critic_go_on_with_the_same_bits() {
+    let world = World::new();
+    let whole = world.finish("whole", &WITH_CRITIC).await;
+    let steps = whole.steps("zero");
+    assert_eq!(steps.len(), 6);
+    assert!(steps[5].1["value_loss"] < steps[0].1["value_loss"], "{steps:?}");
+    assert!(steps[5].1["kl"] > 0.0 && steps[5].1["value_mean"] != 0.0, "{steps:?}");
+    let mut stopped_count = 0;
+    for event in (0..whole.events.len()).step_by(2) {
+        let name = format!("stopped-{event}");
+        stopped_count += usize::from(world.stop_and_resume(&name, event, &WITH_CRITIC).await);
+        assert_same_run(&world.dir("whole"), &world.dir(&name));
+        assert_same_adapter(&world, "whole", &name, "zero");
+    }
+    assert!(stopped_count >= 2, "{stopped_count} of {} events", whole.events.len());
+    let checkpoint = files(&world.dir("whole").checkpoints("zero").join("step-000004"));
+    let has = |name: &str| checkpoint.contains_key(Path::new(name));
+    assert!(has("adapter/adapter_model.safetensors") && has("critic/model.safetensors"));
+    assert!(has("critic_optimizer.safetensors") && !has("model/model.safetensors"));
+    assert!(has("reference/adapter_model.safetensors"));
+}
+
+/// Neither how the critic's pass is cut nor how many threads compute it changes a bit of either.
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_and_batch_limits_change_no_bit_of_adapters_with_a_critic() {
+    let world = World::new();
+    world.finish("whole", &WITH_CRITIC).await;
+    let others: [&[&str]; 2] = [
+        &["run.threads=1", "stage.zero.micro_batch_tokens=14"],
+        &["run.sequences_max=1", "stage.zero.activation_checkpointing=true"],
+    ];
+    for (idx, other) in others.iter().enumerate() {
+        let name = format!("other-{idx}");
+        world.finish(&name, &[&WITH_CRITIC, *other].concat()).await;
+        assert_same_run(&world.dir("whole"), &world.dir(&name));
+        assert_same_adapter(&world, "whole", &name, "zero");
+    }
+}
+
 /// Sampler and learner run the same op, and the policy begins as its reference is.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ratio_of_an_on_policy_step_is_exactly_one_and_the_first_kl_is_exactly_zero() {

@@ -1,4 +1,5 @@
-//! A stage `sample` whose completions are an endpoint's: what is asked, what is stored, and servers with faults.
+//! Stages `sample` and `eval` whose completions are an endpoint's: what is asked, what is stored, and servers with
+//! faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -359,4 +360,174 @@ async fn the_key_is_sent_and_is_in_no_file() {
         "{message}"
     );
     assert!(!unset.dir("run").root().exists());
+}
+
+/// An evaluation of `blank` and of the endpoint beside it.
+const EVALUATION: &str = r#"
+[run]
+seed = 5
+threads = 2
+
+[models]
+blank = { init = "random", hidden_size = 32, intermediate_size = 48, layers = 1, heads = 2, kv_heads = 1, head_dim = 16, max_position_embeddings = 64, init_std = 0.3, tokenizer = { train = "SELECT prompt || answer AS text FROM problems", vocab_size = 24, alphabet = "seen" } }
+
+[[stage]]
+name = "scores"
+kind = "eval"
+data = "SELECT id, prompt, answer FROM problems"
+k = 2
+max_tokens = 6
+resamples = 20
+reward = { kind = "math", extract = ["whole"] }
+"#;
+
+/// What an evaluation says of each model, but how fast it was.
+fn evals(dir: &RunDir) -> BTreeMap<String, Json> {
+    let mut writer = arrow::json::writer::WriterBuilder::new()
+        .with_explicit_nulls(true)
+        .build::<_, arrow::json::writer::JsonArray>(Vec::new());
+    for batch in rows(dir, "evals") {
+        writer.write(&batch).unwrap();
+    }
+    writer.finish().unwrap();
+    let found: Vec<Json> = serde_json::from_slice(&writer.into_inner()).unwrap();
+    let named = found.into_iter().map(|mut row| {
+        row.as_object_mut().unwrap().remove("tokens_per_second");
+        (row["model"].as_str().unwrap().to_owned(), row)
+    });
+    named.collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_is_evaluated_beside_models() {
+    // Half of all sums are answered right; of the last no second completion can be had.
+    let last: Mutex<usize> = Mutex::default();
+    let server = Server::start(move |_, request| {
+        let i = number(request);
+        if i == 11 {
+            let mut last = last.lock().unwrap();
+            *last += 1;
+            if *last == 2 {
+                return Reply::Whole(400, "", "no".to_owned());
+            }
+        }
+        Reply::ok(&says(&format!("{}", i + 1 + i % 2)))
+    });
+    let text = format!("{EVALUATION}model = \"blank\"\n");
+    let text = format!(
+        "{text}{}",
+        endpoint(&server, ", token_ids = false").replace("teacher", "Org/Teacher-7B")
+    );
+    let world = World::of(&text, 12);
+    let sets =
+        ["stage.scores.temperature=0.5", "stage.scores.top_p=0.9", "stage.scores.stop=['!']"];
+    let outcome = world.finish("run", &sets).await;
+    let dir = world.dir("run");
+    for request in server.requests() {
+        let body = &request.body;
+        assert_eq!((&body["temperature"], &body["top_p"]), (&json!(0.5), &json!(0.9)));
+        assert_eq!((&body["max_tokens"], &body["stop"]), (&json!(6), &json!(["!"])));
+        assert_eq!(body["model"], "Org/Teacher-7B");
+    }
+    assert_eq!(server.requests().len(), 24);
+    let found = evals(&dir);
+    assert_eq!(found.keys().collect::<Vec<_>>(), ["blank", "org_teacher_7b"]);
+    let of_server = &found["org_teacher_7b"];
+    // Six of eleven: the twelfth is left out.
+    assert_eq!((&of_server["problem_count"], &of_server["k"]), (&json!(11), &json!(2)));
+    assert!((of_server["pass_at_1"].as_f64().unwrap() - 6.0 / 11.0).abs() < 1e-12, "{of_server}");
+    assert_eq!(of_server["cons_at_k"], of_server["pass_at_1"]);
+    assert_eq!(of_server["completion_len_tokens_mean"], json!(5.0));
+    assert_eq!((&of_server["dtype"], &of_server["weights"]), (&Json::Null, &Json::Null));
+    assert_eq!(found["blank"]["dtype"], "f32");
+    assert_eq!(
+        (&found["blank"]["problem_count"], &of_server["dataset"]),
+        (&json!(12), &json!("problems"))
+    );
+    let mut count = 0;
+    each_rollout(&dir, "scores_org_teacher_7b", |view, row| {
+        assert_eq!(
+            view.reward(row) == Some(1.0),
+            view.prompt_id(row)[1..].parse::<u32>().unwrap() % 2 == 0
+        );
+        count += 1;
+    });
+    assert_eq!(count, 23);
+    let warnings = outcome.warnings();
+    let says = |text: &str| warnings.iter().any(|(message, _)| message.contains(text));
+    assert!(
+        says("1 of 12 problems are left out of the figures of `org_teacher_7b`"),
+        "{warnings:?}"
+    );
+    assert!(says("1 prompts are set aside, such as `p11`"), "{warnings:?}");
+    // The model's figures are those that it has without the endpoint, and a run that is done asks nothing.
+    world.run("run", How { sets: &sets, resume: true, ..How::default() }).await.result.unwrap();
+    assert_eq!(server.requests().len(), 24);
+    let alone = World::of(&format!("{EVALUATION}model = \"blank\"\n"), 12);
+    alone.finish("run", &sets).await;
+    assert_eq!(evals(&alone.dir("run"))["blank"], found["blank"]);
+}
+
+/// The benchmark's question is around each problem, inside the template, as models are asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_endpoint_is_asked_what_a_benchmark_asks() {
+    let server = Server::start(|_, _| {
+        Reply::ok(&json!({"choices": [{"message": {"content": "\\boxed{4}"}}]}))
+    });
+    let text = EVALUATION
+        .replace("reward = { kind = \"math\", extract = [\"whole\"] }", "benchmark = \"gsm8k\"");
+    let world = World::of(&format!("{text}{}", endpoint(&server, "")), 4);
+    let outcome =
+        world.finish("run", &["stage.scores.template=\"Q: {prompt}\"", "stage.scores.k=1"]).await;
+    let mut asked: Vec<String> = server.requests().iter().map(prompt).collect();
+    asked.sort();
+    let want = |i: usize| {
+        format!(
+            "Q: {i}+1=\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+        )
+    };
+    assert_eq!(asked, (0..4).map(want).collect::<Vec<_>>());
+    let found = &evals(&world.dir("run"))["teacher"];
+    assert_eq!((&found["pass_at_1"], &found["benchmark"]), (&json!(0.25), &json!("gsm8k")));
+    // Rows hold the problem itself, and lengths that nobody gave are told of.
+    each_rollout(&world.dir("run"), "scores_teacher", |view, row| {
+        assert_eq!(view.prompt(row), format!("{}+1=", &view.prompt_id(row)[1..]));
+    });
+    let warnings = outcome.warnings();
+    assert!(
+        warnings.iter().any(|(message, _)| message.contains("`teacher` gives no lengths")),
+        "{warnings:?}"
+    );
+}
+
+/// Goal: an evaluation that goes on asks for none that had come. Method: a stop at each of some calls, of a server that
+/// tells calls apart; then the figures are those of what it said first.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_evaluation_that_was_stopped_asks_nothing_twice() {
+    for stopped_at in [0, 5, 23] {
+        let stop = Stop::default();
+        let request = stop.clone();
+        let server = Server::start(move |call, asked| {
+            if call == stopped_at {
+                request.request();
+                return Reply::Hang;
+            }
+            Reply::ok(&answer(call, asked))
+        });
+        let text =
+            format!("{EVALUATION}model = \"blank\"\n{}", endpoint(&server, ", parallel_max = 4"));
+        let world = World::of(&text, 12);
+        let stopped = world.run("run", How { stop, ..How::default() }).await;
+        assert!(matches!(stopped.error(), Error::Interrupted), "{stopped_at}");
+        assert!(evals(&world.dir("run")).contains_key("blank"), "models come first");
+        let before = rows(&world.dir("run"), "scores_blank");
+        world.run("run", How { resume: true, ..How::default() }).await.result.unwrap();
+        let asked = server.requests().len();
+        assert!(asked <= 24 + 4, "{asked} for a stop at {stopped_at}");
+        let found = evals(&world.dir("run"));
+        assert_eq!(found["teacher"]["pass_at_1"], json!(0.5));
+        assert_eq!(found["teacher"]["problem_count"], json!(12));
+        assert_eq!(rows(&world.dir("run"), "scores_blank"), before);
+        assert!(!world.dir("run").root().join("asked").exists());
+    }
 }

@@ -103,7 +103,11 @@ async fn a_teacher_that_does_not_fit_is_refused_before_the_first_step() {
 async fn what_a_teacher_can_not_read_is_left_out() {
     let world = World::taught();
     let sets = ["models.blank.vocab_size=25", "stage.zero.sampling.max_tokens=3"];
-    world.finish("run", &sets).await;
+    let outcome = world.finish("run", &sets).await;
+    // They are no part of the mean either.
+    for (step, metrics) in outcome.steps("zero") {
+        assert!((metrics["loss"] - metrics["teacher_kl"]).abs() < 1e-12, "{step}: {metrics:?}");
+    }
     let tokens = Tokenizer::load(&world.dir("run").model("zero")).unwrap().vocab_len();
     let (mut trained, mut left_out) = (0, 0);
     each_rollout(&world.dir("run"), "zero", |view, row| {

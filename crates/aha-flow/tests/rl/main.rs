@@ -9,7 +9,8 @@
 //!   still. [`memory`]: how many models a stage holds. [`schedule`]: the learning rate. [`selecting`]: what a step is
 //!   trained on. [`mixing`]: which prompts are drawn, and rewards by source. [`asking`]: completions of an endpoint.
 //!   [`distilling`]: learning from a teacher. [`int8`]: sampling from rounded weights. [`critic`]: PPO. [`adapters`]:
-//!   stages that train low-rank adapters.
+//!   stages that train low-rank adapters. [`options`]: every key of every stage. [`versions`]: runs of another version
+//!   of the program.
 //!
 //! Kills from outside are the business of the program's tests.
 
@@ -26,12 +27,14 @@ mod faults;
 mod int8;
 mod memory;
 mod mixing;
+mod options;
 mod reading;
 mod schedule;
 mod selecting;
 #[path = "../../../aha-reward/tests/waiting/server.rs"]
 mod server;
 mod stopping;
+mod versions;
 mod waiting;
 mod watching;
 mod world;

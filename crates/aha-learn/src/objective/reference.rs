@@ -166,13 +166,15 @@ fn naive_kl(o: &Objective, d: f64) -> f64 {
 }
 
 /// Every option of the loss: its name, an objective with it and one without.
-fn loss_variants() -> Vec<(&'static str, Objective, Objective)> {
+pub(super) fn loss_variants() -> Vec<(&'static str, Objective, Objective)> {
     // A KL and an entropy term large enough to be seen.
     let base = Objective { kl_coef: 0.5, entropy_coef: 0.1, ..Preset::DeepseekR1.objective(256) };
     let sequence = Objective { ratio: RatioLevel::Sequence, ..base.clone() };
     let times_ratio = Objective { kl_times_ratio: true, ..base.clone() };
     let verl = Objective { kl_coef: 0.5, ..Preset::Verl0_9.objective(256) };
     let token_mean = Objective { aggregation: Aggregation::TokenMean, ..base.clone() };
+    let constant = Aggregation::Constant { length_tokens: 8 };
+    let constant = Objective { aggregation: constant, ..base.clone() };
     let cispo = Objective { surrogate: Surrogate::Cispo, ..base.clone() };
     let mut all = Vec::new();
     let mut add = |name, without: &Objective, change: &dyn Fn(&mut Objective)| {
@@ -226,6 +228,9 @@ fn loss_variants() -> Vec<(&'static str, Objective, Objective)> {
     add("token mean", &base, &|o| o.aggregation = Aggregation::TokenMean);
     add("rollout token mean", &base, &|o| o.aggregation = Aggregation::RolloutTokenMean);
     add("constant", &base, &|o| o.aggregation = Aggregation::Constant { length_tokens: 8 });
+    add("another constant", &constant, &|o| {
+        o.aggregation = Aggregation::Constant { length_tokens: 16 };
+    });
     add("count_empty_sequences", &base, &|o| o.count_empty_sequences = false);
     add("verl with another clip", &verl, &|o| o.clip_high = 0.05);
     all

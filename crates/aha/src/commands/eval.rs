@@ -251,12 +251,14 @@ fn shown(found: &EvalRow) -> String {
     }
     // What is usual is not said.
     let same = SamplingWeights::Same.word();
-    if (found.dtype.as_str(), found.weights.as_str()) != (Dtype::F32.word(), same) {
-        let weights = match found.weights.as_str() {
+    if let (Some(dtype), Some(weights)) = (found.dtype.as_deref(), found.weights.as_deref())
+        && (dtype, weights) != (Dtype::F32.word(), same)
+    {
+        let weights = match weights {
             weights if weights == same => String::new(),
             weights => format!(", weights as {weights}"),
         };
-        rows.push(("computed".to_owned(), format!("in {}{weights}", found.dtype)));
+        rows.push(("computed".to_owned(), format!("in {dtype}{weights}")));
     }
     rows.iter().map(|(name, value)| format!("{name:<9} {}\n", text::one_line(value))).collect()
 }

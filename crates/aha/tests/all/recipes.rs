@@ -51,6 +51,11 @@ fn write_tables(dir: &Path) {
         let completion = format!("<think>so</think><answer>{}</answer>", n + 1);
         json!({"id": format!("c{n}"), "prompt": format!("{n}+1="), "completion": completion})
     };
+    let solved = |n: u32| {
+        let (prompt, equation) = (format!("{n}+1="), format!("( {n}.0 + 1.0 ) = {}", n + 1));
+        json!({"id": format!("w{n}"), "prompt": prompt, "solution": equation, "answer": format!("{}", n + 1),
+               "split": "train"})
+    };
     let said = |n: u32| json!({"id": format!("g{n}"), "prompt": format!("Say {n}."), "completion": format!("{n}!")});
     let pair = |n: u32| {
         json!({"id": format!("q{n}"), "prompt": format!("Say {n}."),
@@ -62,6 +67,7 @@ fn write_tables(dir: &Path) {
     };
     write("problems.jsonl", &problem);
     write("cold-start.jsonl", &worked);
+    write("solved.jsonl", &solved);
     write("general.jsonl", &said);
     write("preferences.jsonl", &pair);
 }
@@ -97,6 +103,25 @@ fn r1_zero_evaluates_trains_and_evaluates_again() {
     let evals = "SELECT stage, model FROM evals ORDER BY stage DESC";
     let want = json!([{"stage": "before", "model": "base"}, {"stage": "after", "model": "zero"}]);
     assert_eq!(query(evals), want);
+}
+
+/// The cold start's examples are equations without the zeros behind their points.
+#[test]
+fn word_problems_are_thought_of_in_equations() {
+    let mut sets = small_rl("grpo");
+    sets.extend(small_sft("cold"));
+    sets.extend(["before", "after"].iter().flat_map(|stage| small_eval(stage)));
+    sets.push("tables.worked=solved.jsonl".to_owned());
+    let model = MODEL.replace("models.base", "models.smollm2");
+    let query = run_with("smollm2-word-problems.toml", &model, &sets);
+    let examples = "SELECT DISTINCT completion = '<think>( ' || substr(example_id, 2) || ' + 1 ) = ' || n || '</think> \
+                    <answer>' || n || '</answer>' AS as_told \
+                    FROM (SELECT *, CAST(substr(example_id, 2) AS INT) + 1 AS n FROM cold)";
+    assert_eq!(query(examples), json!([{"as_told": true}]));
+    let evals = "SELECT model, problem_count FROM evals ORDER BY stage DESC";
+    let row = |model: &str| json!({"model": model, "problem_count": 4});
+    assert_eq!(query(evals), json!([row("cold"), row("grpo")]));
+    assert_eq!(query("SELECT count(*) AS n FROM grpo"), json!([{"n": 32}]));
 }
 
 /// One completion a prompt; the critic learns in each step, and the policy from the second on.

@@ -221,6 +221,161 @@ fn hostile_text_is_text_and_half_a_run_has_a_page() {
     assert_events(&temp.path().join("board/zero"), &["accuracy", "kl"], 1);
 }
 
+/// The pipeline of the run that [`write_hostile_run`] writes.
+const HOSTILE_PIPELINE: &str = r#"
+[tables]
+problems = "problems.jsonl"
+
+[models]
+base = "model"
+
+[[stage]]
+name = "zero"
+kind = "rl"
+model = "base"
+prompts = "SELECT id, prompt, answer FROM problems"
+rewards = [{ kind = "math" }]
+
+[[stage]]
+name = "scores"
+kind = "eval"
+model = "zero"
+data = "SELECT id, prompt, answer FROM problems"
+"#;
+
+#[test]
+fn the_first_right_answer_that_looks_back_is_on_the_page() {
+    let temp = tempfile::tempdir().unwrap();
+    write_hostile_run(temp.path());
+    fs_err::write(temp.path().join("run/pipeline.toml"), HOSTILE_PIPELINE).unwrap();
+    let made = aha(temp.path(), &["report", "run", "--out", "page.html"]);
+    assert_eq!((made.code, made.stderr.contains("warning")), (Some(0), false), "{made:?}");
+    let page = fs_err::read_to_string(temp.path().join("page.html")).unwrap();
+    assert_self_contained(&page);
+    let data = data_of(&page);
+    let stage = &data["moments"][0];
+    assert_eq!((&stage["rewards"], &stage["looked_steps"]), (&json!(["math"]), &json!([1, 1])));
+    let found = &stage["moments"][0];
+    assert_eq!((&found["step"], &found["count"]), (&json!(1), &json!(1)), "{found}");
+    assert_eq!((&found["sample_idx"], &found["pieces"][1]), (&json!(0), &json!("wait")));
+    let shown = HOSTILE.replace('\u{202e}', "\\u{202e}");
+    assert_eq!((&found["prompt"], &found["answer"]), (&json!(shown), &json!(shown)));
+    // The other completion of the group could not be scored, so the group has no vote.
+    let lines = &data["curves"][0]["lines"];
+    assert_eq!(lines["reflections_mean"]["values"], json!([1.0]));
+    assert!(lines["cons_at_k"].is_null(), "{lines}");
+}
+
+/// Preferences, a critic, two sources with rewards of their own and a curriculum, and evaluations with a scorer
+/// and with a bound on thinking: the stages of `write_pipeline` and these.
+const SCENARIOS: &str = r#"
+[[stage]]
+name = "prefers"
+kind = "dpo"
+model = "cold"
+data = "SELECT prompt, answer AS chosen, answer || '0' AS rejected FROM problems"
+held_out_share = 0.25
+batch_size = 4
+max_tokens = 32
+
+[[stage]]
+name = "critical"
+kind = "rl"
+model = "cold"
+prompts = "SELECT id, prompt, answer FROM problems"
+steps = 2
+prompts_per_step = 4
+group_size = 1
+sampling = { max_tokens = 6 }
+objective = { preset = "ppo" }
+rewards = [{ kind = "length", max_tokens = 3, ramp_tokens = 6 }]
+watchdogs = { truncated = "off", no_signal = "off", unparsed = "warn", trains_on_nothing = "off" }
+
+[[stage]]
+name = "mixed"
+kind = "rl"
+model = "cold"
+prompts = "SELECT id, prompt, answer, CASE WHEN id < '4' THEN 'few' ELSE 'many' END AS source FROM problems"
+source_weights = { few = 1, many = 1 }
+curriculum = { band = [0.0, 1.0] }
+steps = 2
+prompts_per_step = 2
+group_size = 2
+sampling = { max_tokens = 6 }
+rewards = [{ kind = "math", sources = ["few"] }, { kind = "exact", sources = ["many"] }]
+watchdogs = { truncated = "off", no_signal = "off", unparsed = "warn", trains_on_nothing = "off" }
+
+[[stage]]
+name = "ranked"
+kind = "eval"
+model = "cold"
+data = "SELECT id, prompt, answer FROM problems"
+k = 4
+max_tokens = 6
+rank_by = { kind = "length", max_tokens = 3, ramp_tokens = 6 }
+thinking = { max_tokens = 2, close = "=" }
+"#;
+
+/// Goal: what the stages of the whole recipe measure is on the page. Method: each of them, in miniature.
+#[test]
+fn preferences_critics_mixtures_and_scorers_are_on_the_page() {
+    let temp = write_pipeline(1);
+    let path = temp.path().join("tiny.toml");
+    let pipeline = fs_err::read_to_string(&path).unwrap() + SCENARIOS;
+    fs_err::write(&path, pipeline).unwrap();
+    let run = aha(temp.path(), &["run", "tiny.toml"]);
+    assert_eq!(run.code, Some(0), "{run:?}");
+    let made = aha(temp.path(), &["report", "--out", "page.html", "--tensorboard", "board"]);
+    assert_eq!(made.code, Some(0), "{made:?}");
+    let page = fs_err::read_to_string(temp.path().join("page.html")).unwrap();
+    assert_self_contained(&page);
+    let data = data_of(&page);
+    let docs = data["docs"].as_object().unwrap();
+    for curves in data["curves"].as_array().unwrap() {
+        for name in curves["lines"].as_object().unwrap().keys() {
+            let prefix = ["source_share_", "source_reward_", "reward_"]
+                .into_iter()
+                .find(|prefix| name.starts_with(prefix))
+                .map(|prefix| format!("{prefix}NAME"));
+            let is_said = docs.contains_key(name) || prefix.is_some_and(|p| docs.contains_key(&p));
+            assert!(is_said, "`{name}` of {curves}");
+        }
+    }
+    let wanted: [(&str, &[&str]); 3] = [
+        ("prefers", &["loss", "margin", "accuracy", "held_out_loss", "nll"]),
+        ("critical", &["value_loss", "explained_variance", "value_clip_share"]),
+        (
+            "mixed",
+            &["source_share_few", "source_reward_many", "in_band_share", "pass_rate", "cons_at_k"],
+        ),
+    ];
+    for (stage, names) in wanted {
+        let curves = data["curves"].as_array().unwrap().iter();
+        let of = curves.clone().find(|curves| curves["stage"] == stage).unwrap();
+        for name in names {
+            assert!(of["lines"][name]["values"].is_array(), "`{name}` of {of}");
+        }
+        assert_events(&temp.path().join("board").join(stage), &names[..1], 2);
+    }
+
+    let sources = data["browser"]["sources"].as_array().unwrap();
+    let source = |table: &str| sources.iter().find(|source| source["table"] == table).unwrap();
+    let tokens = |table: &str| &source(table)["steps"][0]["groups"][0]["rows"][0]["tokens"];
+    let critical = tokens("critical");
+    let len = critical["t"].as_array().unwrap().len();
+    assert_eq!(critical["a"].as_array().map(Vec::len), Some(len), "{critical}");
+    assert_eq!(critical["v"].as_array().map(Vec::len), Some(len), "{critical}");
+    assert!(tokens("mixed")["a"].is_null(), "all tokens have the advantage of the completion");
+    let ranked = tokens("ranked_cold");
+    assert!(!ranked["forced"].as_array().unwrap().is_empty(), "the bound on thinking: {ranked}");
+    let eval = &data["evals"][0];
+    assert_eq!(eval["thinking"], "thinking at most 2 tokens");
+    assert_eq!(eval["ks"], json!([1, 2, 4]));
+    for figure in ["bon_at_ks", "weighted_cons_at_ks", "cons_at_ks", "pass_at_ks_se"] {
+        assert_eq!(eval[figure].as_array().map(Vec::len), Some(3), "{figure}: {eval}");
+    }
+}
+
 #[test]
 fn a_run_that_has_written_nothing_yet_has_a_page() {
     let temp = write_pipeline(2);

@@ -1,5 +1,6 @@
 //! P2 and P3: a run that is killed as hard as can be, at twenty moments, ends with the bits of one that was
-//! left alone; so does one with another number of threads and other batch limits.
+//! left alone; so does one with another number of threads and other batch limits. What not every run has is killed in
+//! runs of its own: preferences without a reward model, PPO's critic, adapters.
 //!
 //! `SOURCE_DATE_EPOCH` stops the clock of the runs, so that tables are compared byte by byte.
 
@@ -14,7 +15,11 @@ use aha_compute::random::Philox;
 
 const KILL_COUNT: u64 = 20;
 
-const PIPELINE: &str = r#"
+/// Runs in which moments to kill at are looked for, at most: a run may be over before it is seen to be at one.
+const TRIES_MAX: usize = 20;
+
+/// What all runs begin with.
+const BASE: &str = r#"
 [run]
 seed = 3
 threads = 2
@@ -34,7 +39,9 @@ epochs = 3
 batch_size = 8
 checkpoint_every = 4
 optimizer = { lr = 3e-3 }
+"#;
 
+const STAGES: &str = r#"
 [[stage]]
 name = "prefers"
 kind = "reward-model"
@@ -85,8 +92,79 @@ k = 2
 max_tokens = 8
 "#;
 
-/// A folder with the pipeline and 80 problems: more than the 64 that sample stages write at a time.
-fn folder() -> tempfile::TempDir {
+/// Direct preference optimization, of all weights and of adapters, and PPO with the like.
+const PREFERENCES_AND_CRITICS: &str = r#"
+[[stage]]
+name = "prefers"
+kind = "dpo"
+model = "base"
+data = "SELECT prompt, answer AS chosen, '9' || answer AS rejected FROM problems"
+held_out_share = 0.2
+held_out_every = 3
+batch_size = 8
+checkpoint_every = 2
+optimizer = { lr = 3e-3 }
+
+[[stage]]
+name = "adapted"
+kind = "dpo"
+model = "prefers"
+reference = "base"
+data = "SELECT prompt, answer AS chosen, '8' || answer AS rejected FROM problems"
+batch_size = 8
+checkpoint_every = 2
+optimizer = { lr = 1e-2 }
+lora = { rank = 4 }
+
+[[stage]]
+name = "zero"
+kind = "rl"
+model = "base"
+prompts = "SELECT id, prompt, answer FROM problems"
+steps = 8
+prompts_per_step = 4
+group_size = 2
+minibatches = 2
+checkpoint_every = 2
+sampling = { max_tokens = 8 }
+objective = { preset = "ppo" }
+critic = { warmup_steps = 1, optimizer = { lr = 3e-3 } }
+reference = { refresh_every = 6 }
+optimizer = { lr = 1e-3 }
+rewards = [{ kind = "math", extract = ["whole"] }, { kind = "length", weight = 0.1, max_tokens = 3 }]
+
+[[stage]]
+name = "low"
+kind = "rl"
+model = "zero"
+prompts = "SELECT id, prompt, answer FROM problems"
+steps = 4
+prompts_per_step = 4
+group_size = 2
+checkpoint_every = 2
+sampling = { max_tokens = 8 }
+objective = { preset = "ppo" }
+critic = { model = "base", optimizer = { lr = 3e-3 } }
+optimizer = { lr = 1e-2 }
+lora = { rank = 4 }
+rewards = [{ kind = "math", extract = ["whole"] }, { kind = "length", weight = 0.1, max_tokens = 3 }]
+"#;
+
+/// What a run of these has when it is killed, one after the other: a checkpoint, or rows after the last one.
+const MOMENTS: [&str; 9] = [
+    "checkpoints/prefers/step-000002",
+    "checkpoints/prefers/step-000004",
+    "checkpoints/adapted/step-000004",
+    "tables/zero/step-000001.parquet",
+    "checkpoints/zero/step-000002",
+    "tables/zero/step-000005.parquet",
+    "checkpoints/zero/step-000006",
+    "tables/low/step-000001.parquet",
+    "checkpoints/low/step-000002",
+];
+
+/// A folder with the pipeline of these stages and 80 problems: more than the 64 that sample stages write at a time.
+fn folder(stages: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let problems: String = (0..80)
         .map(|i| {
@@ -95,7 +173,7 @@ fn folder() -> tempfile::TempDir {
         })
         .collect();
     std::fs::write(folder.path().join("problems.jsonl"), problems).unwrap();
-    std::fs::write(folder.path().join("pipeline.toml"), PIPELINE).unwrap();
+    std::fs::write(folder.path().join("pipeline.toml"), format!("{BASE}{stages}")).unwrap();
     folder
 }
 
@@ -152,7 +230,7 @@ fn assert_same_files(want: &Path, got: &Path, folders: &[&str]) {
 
 #[test]
 fn a_run_that_is_killed_twenty_times_ends_with_the_bits_of_one_that_was_not() {
-    let folder = folder();
+    let folder = folder(STAGES);
     let folder = folder.path();
     let begun = Instant::now();
     finish(folder, "whole", &[]);
@@ -192,8 +270,52 @@ fn a_run_that_is_killed_twenty_times_ends_with_the_bits_of_one_that_was_not() {
 }
 
 #[test]
+fn preferences_and_critics_that_are_killed_end_with_the_bits_of_those_that_were_not() {
+    let folder = folder(PREFERENCES_AND_CRITICS);
+    let folder = folder.path();
+    finish(folder, "whole", &[]);
+    let mut moments = MOMENTS.iter().peekable();
+    for run in 0.. {
+        assert!(run < TRIES_MAX, "no run was seen with {:?}", moments.peek());
+        let dir = format!("killed-{run}");
+        let mut args: &[&str] = &[];
+        while let Some(moment) = moments.peek() {
+            let mut child = command(folder, &dir, args).spawn().unwrap();
+            let sign = folder.join(&dir).join(moment);
+            while !sign.exists() && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            child.kill().unwrap();
+            let status = child.wait().unwrap();
+            args = &["--resume"];
+            if status.success() {
+                break;
+            }
+            assert_eq!(status.code(), None, "only the kill ends it early");
+            moments.next();
+        }
+        finish(folder, &dir, args);
+        assert_same_run(&folder.join("whole"), &folder.join(&dir));
+        assert_same_adapters(&folder.join("whole"), &folder.join(&dir));
+        if moments.peek().is_none() {
+            break;
+        }
+    }
+}
+
+/// Their configs say where a model was read from, which is another directory.
+#[track_caller]
+fn assert_same_adapters(want: &Path, got: &Path) {
+    for stage in ["adapted", "low"] {
+        let weights = Path::new("adapters").join(stage).join("adapter_model.safetensors");
+        let [want, got] = [want, got].map(|run| std::fs::read(run.join(&weights)).unwrap());
+        assert!(want == got, "the adapter of `{stage}` differs");
+    }
+}
+
+#[test]
 fn threads_and_batch_limits_change_no_bit() {
-    let folder = folder();
+    let folder = folder(STAGES);
     let folder = folder.path();
     finish(folder, "a", &[]);
     let sets = [
@@ -213,7 +335,7 @@ fn threads_and_batch_limits_change_no_bit() {
 /// compared file by file.
 #[test]
 fn a_run_that_goes_on_with_other_bounds_ends_with_the_same_bits() {
-    let folder = folder();
+    let folder = folder(STAGES);
     let folder = folder.path();
     let begun = Instant::now();
     finish(folder, "whole", &[]);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::tiles::copy_row;
 use super::{Dims, PAGE_LEN};
 use crate::Tensor;
+use crate::simd::{LANES, simd_fn};
 use crate::tensor::Shards;
 
 /// Rows that follow one another in a sequence, such as a whole text, a group's prompt or a completion of it.
@@ -154,26 +155,21 @@ impl Layout {
 
     /// The rows of keys or values as pages `(KV, 16, D)`. Lanes behind a segment's end hold anything.
     pub(super) fn pages_of_rows(&self, x: &Tensor, dims: Dims) -> Tensor {
-        self.pages(x, dims, |page, lane, row| {
-            copy_row(&mut page[lane * dims.head_dim..(lane + 1) * dims.head_dim], row);
+        self.pages(x, dims, |page, rows| {
+            for (to, row) in page.chunks_exact_mut(dims.head_dim).zip(rows) {
+                copy_row(to, row);
+            }
         })
     }
 
     /// The same as pages `(KV, D, 16)`.
     pub(super) fn pages_of_columns(&self, x: &Tensor, dims: Dims) -> Tensor {
-        self.pages(x, dims, |page, lane, row| {
-            for (column, &x) in page.chunks_exact_mut(PAGE_LEN).zip(row) {
-                column[lane] = x;
-            }
-        })
+        let isa = x.device().isa();
+        self.pages(x, dims, |page, rows| columns(isa, page, rows))
     }
 
-    fn pages(
-        &self,
-        x: &Tensor,
-        dims: Dims,
-        put: impl Fn(&mut [f32], usize, &[f32]) + Sync,
-    ) -> Tensor {
+    /// Pages that `put` writes from a head's rows.
+    fn pages(&self, x: &Tensor, dims: Dims, put: impl Fn(&mut [f32], &[&[f32]]) + Sync) -> Tensor {
         let Plan { page_rows, .. } = &*self.0;
         let (device, d, cols) = (x.device(), dims.head_dim, dims.kv_cols());
         let mut pages = Tensor::uninit(device, &[page_rows.len(), dims.page_len()]);
@@ -182,12 +178,38 @@ impl Layout {
             // SAFETY: each page is written by one call.
             let page = unsafe { shards.slice(i * dims.page_len(), (i + 1) * dims.page_len()) };
             for (kv_head, page) in page.chunks_exact_mut(dims.page_head_len()).enumerate() {
-                for (lane, row) in page_rows[i].iter().enumerate() {
-                    put(page, lane, &x.as_slice()[row * cols + kv_head * d..][..d]);
+                let mut rows: [&[f32]; PAGE_LEN] = [&[]; PAGE_LEN];
+                for (to, row) in rows.iter_mut().zip(&page_rows[i]) {
+                    *to = &x.as_slice()[row * cols + kv_head * d..][..d];
                 }
+                put(page, &rows[..page_rows[i].len()]);
             }
         });
         pages
+    }
+}
+
+/// Rows from which on a page is transposed as a square; with fewer, most of it would be for nothing.
+const SQUARE_ROWS_MIN: usize = 3;
+
+simd_fn! {
+    /// Rows of a head as the columns of a page; columns without one hold anything.
+    fn columns<S>(page: &mut [f32], rows: &[&[f32]]) {
+        const { assert!(PAGE_LEN == LANES, "a page is a square of lanes") };
+        let width = page.len() / PAGE_LEN;
+        assert!(rows.len() <= PAGE_LEN && rows.iter().all(|row| row.len() == width));
+        let whole = if rows.len() < SQUARE_ROWS_MIN { 0 } else { width / LANES * LANES };
+        for at in (0..whole).step_by(LANES) {
+            let square = std::array::from_fn(|row| S::load(rows[row.min(rows.len() - 1)].as_ptr().add(at)));
+            for (column, v) in S::transpose(square).into_iter().enumerate() {
+                S::store(page.as_mut_ptr().add((at + column) * PAGE_LEN), v);
+            }
+        }
+        for (lane, row) in rows.iter().enumerate() {
+            for (column, &x) in row.iter().enumerate().skip(whole) {
+                page[column * PAGE_LEN + lane] = x;
+            }
+        }
     }
 }
 

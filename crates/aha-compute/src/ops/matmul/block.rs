@@ -18,7 +18,10 @@ use super::pairs;
 
 /// Deepest block: a panel of it fills half of a first-level cache of 32 KiB.
 const DEPTH_MAX: usize = 320;
-/// Most rows of a block: with the depth above, half of a second-level cache of 512 KiB.
+/// The same of words. Their panels then stay in the second-level cache, which is near enough for dots, and sums are
+/// loaded and stored half as often.
+const WORDS_DEPTH_MAX: usize = 2 * DEPTH_MAX;
+/// Most rows of a block: with the depth in floats, half of a second-level cache of 512 KiB.
 const ROWS_MAX: usize = 192;
 /// Most columns of a task, so that its outputs are still cached when the next block of the contraction
 /// comes.
@@ -349,6 +352,7 @@ impl Task<'_> {
             // A float holds four steps.
             Right::Bytes { .. } => even_step(depth, DEPTH_MAX, 4),
             // Words end with a block.
+            _ if self.in_words => even_step(depth, WORDS_DEPTH_MAX, 2),
             _ if self.product.left.is_bf16() => even_step(depth, DEPTH_MAX, 2),
             _ => even_step(depth, DEPTH_MAX, 1),
         }

@@ -327,6 +327,12 @@ unsafe fn tiles<S: Simd, const R: usize, const W: usize, const FORM: u8>(strip: 
                 }
             }
             let ahead = strip.ahead.part(strip.done + i, strip.tile_count);
+            let next = if i + 1 < strip.count {
+                c.wrapping_add(R * block.c_stride)
+            } else {
+                block.c.wrapping_add(strip.row * block.c_stride + strip.col + width)
+            };
+            ask_for_outputs::<S, R, W>(next, block.c_stride);
             contract::<S, R, W, FORM>(&mut sums, block, row, b, ahead);
             if let Some(scales) = block.scales {
                 scale::<S, R, W>(&mut sums, scales.add(strip.col), cols);
@@ -337,6 +343,16 @@ unsafe fn tiles<S: Simd, const R: usize, const W: usize, const FORM: u8>(strip: 
             for r in 0..R {
                 store::<S, W>(c.add(r * block.c_stride), &sums[r], cols);
             }
+        }
+    }
+}
+
+/// Asks for the next tile of outputs while this one is worked on: rows that are far apart come one by one otherwise.
+#[inline(always)]
+unsafe fn ask_for_outputs<S: Simd, const R: usize, const W: usize>(c: *mut f32, stride: usize) {
+    for r in 0..R {
+        for v in 0..W {
+            unsafe { S::prefetch_near(c.wrapping_add(r * stride + v * LANES)) };
         }
     }
 }

@@ -343,6 +343,10 @@ pub(super) fn right_of_rows(
     }
 }
 
+/// Rows of a right operand that are asked for ahead of time: what is packed is only a part of each, and the processor
+/// doesn't see the next one coming.
+const ROWS_AHEAD: usize = 8;
+
 /// `right_of_rows` of one kind of elements, which are bf16 numbers already or not.
 macro_rules! right_of {
     ($name:ident, $element:ty, $load:ident, $load_part:ident, $is_rounded:literal) => {
@@ -365,7 +369,12 @@ macro_rules! right_of {
                     let first = from.as_ptr().wrapping_add(k * stride);
                     let second = first.wrapping_add(stride);
                     let has = (k < depth, k + 1 < depth);
+                    let ahead = first.wrapping_add(ROWS_AHEAD * stride);
                     for col in (0..cols.next_multiple_of(width)).step_by(LANES) {
+                        S::prefetch(ahead.wrapping_add(col).cast());
+                        if per_row == 2 {
+                            S::prefetch(ahead.wrapping_add(stride + col).cast());
+                        }
                         let (mut x, mut y) = (S::splat(0.0), S::splat(0.0));
                         if col + LANES <= cols {
                             if has.0 {
@@ -386,6 +395,7 @@ macro_rules! right_of {
                         let x = match steps {
                             Steps::EvenFloats if !$is_rounded => S::round_bf16(x),
                             Steps::Floats | Steps::EvenFloats => x,
+                            Steps::Words if $is_rounded => S::pair_rounded(x, y),
                             Steps::Words => S::pair(x, y),
                             Steps::Bytes => unreachable!("rows are packed as floats or words"),
                         };

@@ -1,4 +1,5 @@
-//! What models take that are asked about the tokens of the one that learns: references of a stage `dpo`, teachers.
+//! What models take that are there beside the one that learns: references of a stage `dpo`, teachers, and those that
+//! critics start from while they are read.
 
 use aha_compute::ops::lm_head;
 
@@ -18,7 +19,7 @@ pub(super) fn pair_tokens(
     u64::from(micro_batch_tokens).max(pair).min(batch)
 }
 
-impl Phase<'_> {
+impl<'a> Phase<'a> {
     /// While the other model is held, before it is packed.
     pub(super) fn beside(mut self, guide: Option<&ModelFacts>) -> Self {
         if let Some(guide) = guide {
@@ -36,12 +37,25 @@ impl Phase<'_> {
         reading
     }
 
-    /// What a stage `dpo` does by turns: asking its reference, training.
-    pub(super) fn comparing(mut self, stage: &DpoStage, reference: &ModelFacts) -> Vec<Self> {
+    /// While the model is read that a critic starts from, where that isn't the stage's own.
+    pub(super) fn reading_critic(self, guide: Option<&ModelFacts>, critic: &ModelFacts) -> Self {
+        self.beside(guide).reading(Some(critic))
+    }
+
+    /// What a stage `dpo` does by turns: asking its reference, the model that it starts from or another, and training.
+    pub(super) fn comparing(
+        mut self,
+        stage: &'a DpoStage,
+        guide: Option<&ModelFacts>,
+    ) -> Vec<Self> {
+        let reference = guide.unwrap_or(self.model);
         let tokens = stage.micro_batch_tokens.tokens();
         let tokens = pair_tokens(tokens, stage.max_tokens, stage.batch_size, self.model);
-        self.add_training_state(None);
-        self.add_guide("reference", reference);
+        self.add_training_state(stage.lora.as_ref());
+        // Weights that are frozen are the reference's as well.
+        if guide.is_some() || stage.lora.is_none() {
+            self.add_guide("reference", reference);
+        }
         let mut asking = self.clone();
         asking.add_asking(reference, tokens);
         self.add_training(tokens, stage.activation_checkpointing.is_on());
@@ -86,7 +100,7 @@ impl Phase<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::tests::{models, part};
-    use super::super::{Others, facts_of_random, longest, memory_of, predict};
+    use super::super::{Breakdown, Others, facts_of_random, longest, memory_of, phases, predict};
     use super::*;
     use crate::pipeline::models::RandomModel;
     use crate::pipeline::resolve::Facts;
@@ -103,6 +117,32 @@ mod tests {
             assert_eq!(part("backward", stage, &model), of_tokens(4096));
             assert_eq!(part("backward", &small, &model), of_tokens(128));
         }
+    }
+
+    #[test]
+    fn adapters_share_their_weights_with_a_reference_that_is_the_same_model() {
+        let stage =
+            |more: &str| format!("kind = 'dpo'\ndata = 'SELECT 1'\nlora = {{ rank = 8 }}\n{more}");
+        let [model, _] = models();
+        let of = |name: &str| part(name, &stage(""), &model);
+        let count = 30 * 8 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536));
+        assert_eq!(
+            (of("adapters"), of("gradients"), of("optimizer")),
+            (8 * count, 4 * count, 8 * count)
+        );
+        assert_eq!((of("weights"), of("reference")), (4 * model.param_count, 0));
+        let ranks = part("activations", &stage(""), &model)
+            - part("activations", "kind = 'dpo'\ndata = 'SELECT 1'", &model);
+        assert_eq!(ranks, 4096 * 30 * 4 * 7 * 8);
+        // Another model is one more.
+        let text = "[models]\nbase = 'base'\n[[stage]]\nname = 'a'\nkind = 'dpo'\nmodel = 'base'\n\
+                    reference = 'base'\ndata = 'SELECT 1'\nlora = {}";
+        let text = crate::pipeline::Text { path: "p.toml", text, sets: &[] };
+        let pipeline = crate::pipeline::parse(text).unwrap();
+        let others = Others { guide: Some(&model), ..Others::default() };
+        let found = predict(&pipeline, &pipeline.stages[0], Some(&model), &others);
+        let reference = found.parts.iter().find(|part| part.name == "reference");
+        assert_eq!(reference.map(|part| part.bytes), Some(8 * model.param_count));
     }
 
     /// Goal: a large model that is only asked counts with its own size. Method: a tiny model that learns from it.
@@ -141,6 +181,35 @@ mod tests {
             predict(&pipeline, &pipeline.stages[0], Some(&large), &others).total_bytes()
         };
         assert_eq!(bytes(Some(&large)), bytes(None) + 4 * large.param_count);
+    }
+
+    /// Goal: a critic with a model of its own is read beside all that the stage holds by then. Method: the phase
+    /// itself, as the critic's training, which comes after it, takes more.
+    #[test]
+    fn a_critic_s_own_model_is_read_from_a_file_beside_the_others() {
+        let [large, _] = models();
+        let tiny = facts_of_random(&RandomModel::default(), 100);
+        let phases_with = |critic: &str| {
+            let text = format!(
+                "[models]\nbase = 'base'\nlarge = 'large'\n[[stage]]\nname = 'a'\nkind = 'rl'\nmodel = 'base'\n\
+                 prompts = 'SELECT 1'\nrewards = [{{ kind = 'math' }}]\nteacher = 'large'\n\
+                 objective = {{ preset = 'ppo', distill = 0.1 }}\ncritic = {{ {critic} }}"
+            );
+            let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
+            let pipeline = crate::pipeline::parse(text).unwrap();
+            let others = Others { critic: Some(&large), guide: Some(&tiny), ..Others::default() };
+            phases(&pipeline, &pipeline.stages[0], Some(&tiny), &others)
+        };
+        let bytes = |phase: &Breakdown, name: &str| -> Vec<u64> {
+            phase.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).collect()
+        };
+        let (own, same) = (phases_with("model = 'large'"), phases_with(""));
+        assert_eq!(own.len(), same.len() + 1);
+        let reading = own.iter().find(|phase| !same.contains(phase)).unwrap();
+        let [tiny_bytes, large_bytes] = [&tiny, &large].map(|model| 4 * model.param_count);
+        assert_eq!(bytes(reading, "weights"), [tiny_bytes]);
+        assert_eq!(bytes(reading, "other model"), [tiny_bytes, large_bytes]);
+        assert_eq!(bytes(reading, "file"), [large_bytes]);
     }
 
     #[test]

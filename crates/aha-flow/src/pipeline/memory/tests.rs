@@ -127,6 +127,27 @@ fn completions_of_an_endpoint_are_those_of_all_chunks_under_way() {
     assert!(needs("", &[&facts_of_reward_model(&model)]) > 8 * 134_515_008);
 }
 
+/// Beside models an endpoint is asked after them, with none in memory.
+#[test]
+fn an_evaluated_endpoint_takes_what_its_chunks_do() {
+    let of = |model: &str, facts: Option<&ModelFacts>| {
+        let text = format!(
+            "[run]\nthreads = 2\n[models]\nbase = 'base'\n[[stage]]\nname = 'a'\nkind = 'eval'\n{model}\n\
+             data = 'SELECT 1'\nk = 16\nmax_tokens = 30000\nendpoint = {{ url = 'http://h', model = 'm' }}"
+        );
+        let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
+        let pipeline = crate::pipeline::parse(text).unwrap();
+        predict(&pipeline, &pipeline.stages[0], facts, &Others::default()).total_bytes()
+    };
+    let asking = PROGRAM_BYTES + 2 * 64 * 16 * 30_000 * 48;
+    assert_eq!(of("", None), asking);
+    let tiny = facts_of_random(&RandomModel::default(), 100);
+    assert_eq!(of("model = 'base'", Some(&tiny)), asking);
+    let [large, _] = models();
+    let wide = ModelFacts { param_count: 4 << 30, ..large };
+    assert!(of("model = 'base'", Some(&wide)) > 8 * (4 << 30));
+}
+
 #[test]
 fn a_cache_is_no_larger_than_its_sequences() {
     let [model, _] = models();
@@ -180,6 +201,27 @@ fn a_critic_is_a_second_model_that_is_trained() {
         assert_eq!(part("critic", RL, &model), 0);
         assert_eq!(part("optimizer", &ppo, &model), 8 * model.param_count);
     }
+}
+
+/// The critic's pass is the larger one, and it has no adapters.
+#[test]
+fn a_critic_beside_adapters_has_none() {
+    let [large, _] = models();
+    let tiny = facts_of_random(&RandomModel::default(), 49_152);
+    let activations = |lora: &str| {
+        let text = format!(
+            "[models]\nbase = 'base'\n[[stage]]\nname = 'a'\nmodel = 'base'\n{RL}\n\
+             objective = {{ preset = 'ppo' }}\n{lora}"
+        );
+        let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
+        let pipeline = crate::pipeline::parse(text).unwrap();
+        let others = Others { critic: Some(&large), ..Others::default() };
+        let found = predict(&pipeline, &pipeline.stages[0], Some(&tiny), &others);
+        let part = found.parts.iter().find(|part| part.name == "activations");
+        part.map(|part| part.bytes)
+    };
+    assert!(activations("").is_some());
+    assert_eq!(activations("lora = { rank = 64 }"), activations(""));
 }
 
 #[test]

@@ -2,70 +2,35 @@
 //! goes on.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use aha_compute::Device;
-use aha_compute::random::Philox;
-use aha_data::{Session, SessionOptions};
-use aha_model::Model;
-use aha_model::tokenizer_train::{TrainOptions, train};
+use aha_learn::dpo::{LossKind, Objective};
+use aha_model::{Model, Target};
 use aha_rollout::{col, read};
-use arrow::array::{AsArray, RecordBatch, StringArray};
+use arrow::array::{AsArray, RecordBatch};
 
-use super::Dpo;
-use crate::error::{Error, Result};
-use crate::models::{Loaded, config_of};
+use super::{Dpo, objective};
+use crate::error::Error;
+use crate::models::Loaded;
 use crate::pipeline::{
-    Auto, DpoStage, Optimizer, PairLoss, RandomModel, Run, SftWatchdogs, Sql, Template, Watch,
+    Auto, DpoStage, Lora, Optimizer, PairLoss, SftWatchdogs, Sql, Targets, Template, Watch,
 };
-use crate::progress::{Event, Watcher};
+use crate::progress::Event;
 use crate::rundir::RunDir;
+use crate::stages::Context;
+use crate::stages::testing::{Bench, Outcome, Tiny, pairs};
 use crate::stop::Stop;
 
 struct World {
-    temp: tempfile::TempDir,
-    session: Session,
-    device: Device,
+    bench: Bench,
     settings: DpoStage,
 }
 
-/// What a run of the stage gave.
-struct Outcome {
-    result: Result<()>,
-    events: Vec<Event>,
-}
-
-impl Outcome {
-    /// The metrics of each step.
-    fn metrics(&self) -> Vec<BTreeMap<String, f64>> {
-        let metrics = |event: &Event| match event {
-            Event::Step { metrics, .. } => Some(metrics.clone()),
-            _ => None,
-        };
-        self.events.iter().filter_map(metrics).collect()
-    }
-}
-
 impl World {
-    /// Four prompts with three pairs each: right sums are preferred to wrong ones.
     fn new() -> World {
-        let prompts = ["1+1=", "1+2=", "2+2=", "2+3="];
-        let rows: Vec<(&str, String, String)> = (0..12)
-            .map(|i| (prompts[i % 4], (i % 4 + 2).to_string(), format!("{}{}", i / 4 + 6, i)))
-            .collect();
-        let session = Session::new(&SessionOptions::default()).unwrap();
-        let text = |texts: Vec<&str>| Arc::new(StringArray::from(texts)) as _;
-        let rows = RecordBatch::try_from_iter([
-            ("prompt", text(rows.iter().map(|row| row.0).collect())),
-            ("chosen", text(rows.iter().map(|row| row.1.as_str()).collect())),
-            ("rejected", text(rows.iter().map(|row| row.2.as_str()).collect())),
-        ])
-        .unwrap();
-        session.register_batches("data", rows.schema(), vec![rows]).unwrap();
+        let rows = pairs(|i| format!("{}{i}", i / 4 + 6));
         World {
-            temp: tempfile::tempdir().unwrap(),
-            session,
-            device: Device::cpu(1),
+            bench: Bench::new("prefers", RecordBatch::try_from_iter(rows).unwrap()),
             settings: DpoStage {
                 data: Sql("SELECT * FROM data".to_owned()),
                 held_out_share: 0.25,
@@ -80,24 +45,11 @@ impl World {
     }
 
     fn loaded(&self, seed: u64, positions: u32) -> Loaded {
-        let options = TrainOptions { vocab_size: 270, ..TrainOptions::default() };
-        let tokenizer = train(["Q 1+1= A 2", "Q 2+2= A 4"], &options).unwrap();
-        let random = RandomModel {
-            hidden_size: 32,
-            intermediate_size: 32,
-            layers: 1,
-            heads: 2,
-            kv_heads: 1,
-            max_position_embeddings: positions,
-            ..RandomModel::default()
-        };
-        let config = config_of(&random, &tokenizer).unwrap();
-        let model = Model::random(config, &self.device, Philox::new(seed)).unwrap();
-        Loaded { model: Arc::new(model), tokenizer: Arc::new(tokenizer) }
+        self.bench.load(&Tiny { seed, positions, ..Tiny::of(["Q 1+1= A 2", "Q 2+2= A 4"]) })
     }
 
     fn dir(&self, name: &str) -> RunDir {
-        RunDir::new(self.temp.path().join(name))
+        self.bench.dir(name)
     }
 
     async fn run_beside(
@@ -107,27 +59,11 @@ impl World {
         stop: &Stop,
         watch: impl Fn(&Event) + Send + Sync + 'static,
     ) -> Outcome {
-        let events: Arc<Mutex<Vec<Event>>> = Arc::default();
-        let sink = Arc::clone(&events);
-        let watcher: Watcher = Arc::new(move |event| {
-            watch(&event);
-            sink.lock().unwrap().push(event);
-        });
-        let dir = self.dir(dir);
-        drop(dir.open().unwrap());
-        let stage = Dpo {
-            stage: "prefers",
-            settings: &self.settings,
-            run: &Run::default(),
-            dir: &dir,
-            device: &self.device,
-            session: &self.session,
-            watcher: &watcher,
-            stop,
-        };
-        let result = stage.run(self.loaded(1, 64), reference).await;
-        let events = events.lock().unwrap().clone();
-        Outcome { result, events }
+        let base = self.loaded(1, 64);
+        let settings = &self.settings;
+        let stage =
+            async |context: Context<'_>| Dpo { context, settings }.run(base, reference).await;
+        self.bench.run(dir, stop, watch, stage).await
     }
 
     async fn finish(&self, dir: &str) -> Outcome {
@@ -140,12 +76,13 @@ impl World {
         self.run_beside(dir, None, &Stop::default(), |_| ()).await.result.unwrap_err()
     }
 
+    /// The weights of the stage's adapter.
+    fn adapter(&self, dir: &str) -> Option<Vec<u8>> {
+        fs_err::read(self.dir(dir).adapter("prefers").join("adapter_model.safetensors")).ok()
+    }
+
     fn files(&self, dir: &str) -> BTreeMap<String, Vec<u8>> {
-        let entries = fs_err::read_dir(self.dir(dir).model("prefers")).unwrap();
-        let file = |path: std::path::PathBuf| {
-            (path.file_name().unwrap().to_string_lossy().into_owned(), fs_err::read(path).unwrap())
-        };
-        entries.map(|entry| file(entry.unwrap().path())).collect()
+        self.bench.files(dir)
     }
 }
 
@@ -183,29 +120,97 @@ async fn a_policy_begins_as_its_reference_and_comes_to_prefer_what_was_chosen() 
 
 #[tokio::test]
 async fn a_stage_that_was_interrupted_ends_with_the_same_files() {
+    for lora in [None, Some(Lora { rank: 3, ..Lora::default() })] {
+        let mut world = World::new();
+        world.settings.lora = lora;
+        world.settings.checkpoint_every = 2;
+        world.finish("whole").await;
+        let stop = Stop::default();
+        let asked = stop.clone();
+        let watch = move |event: &Event| {
+            if matches!(event, Event::Step { step: 3, .. }) {
+                asked.request();
+            }
+        };
+        let outcome = world.run_beside("broken", None, &stop, watch).await;
+        assert!(matches!(outcome.result, Err(Error::Interrupted)), "{:?}", outcome.result);
+        // As a kill would leave it: what came after the checkpoint of step 2 is made again.
+        let checkpoints = world.dir("broken").checkpoints("prefers");
+        fs_err::remove_dir_all(checkpoints.join("step-000003")).unwrap();
+        let has_adapter = world.settings.lora.is_some();
+        assert_eq!(checkpoints.join("step-000002/adapter").exists(), has_adapter);
+        assert_eq!(checkpoints.join("step-000002/model").exists(), !has_adapter);
+        world.settings.micro_batch_tokens = Auto::Given(30);
+        world.settings.activation_checkpointing = Auto::Given(true);
+        let outcome = world.finish("broken").await;
+        let metrics = outcome.metrics();
+        assert_eq!(metrics.len(), 4);
+        // The reference is still the model that the stage began with.
+        assert!(metrics[0]["reward_chosen"] != 0.0, "{metrics:?}");
+        assert!(world.files("broken") == world.files("whole"));
+        assert!(world.adapter("broken") == world.adapter("whole"));
+        assert_eq!(world.adapter("whole").is_some(), has_adapter);
+    }
+}
+
+/// Goal: adapters alone learn, from where the reference is, and what the stage leaves is the model with them. Method:
+/// the first step's measures are those of a policy that is its reference; afterwards only the targeted weights differ.
+#[tokio::test]
+async fn adapters_learn_what_was_chosen_and_other_weights_stay() {
     let mut world = World::new();
-    world.settings.checkpoint_every = 2;
-    world.finish("whole").await;
-    let stop = Stop::default();
-    let asked = stop.clone();
-    let watch = move |event: &Event| {
-        if matches!(event, Event::Step { step: 3, .. }) {
-            asked.request();
+    world.settings.epochs = 10;
+    world.settings.optimizer.lr = 2e-2;
+    let targets = Targets(vec![Target::V, Target::Up]);
+    world.settings.lora = Some(Lora { rank: 4, targets, ..Lora::default() });
+    let metrics = world.finish("run").await.metrics();
+    let (first, last) = (&metrics[0], metrics.last().unwrap());
+    assert!((first["loss"] - 2.0_f64.ln()).abs() < 1e-12, "{first:?}");
+    assert_eq!((first["margin"], first["reward_chosen"]), (0.0, 0.0));
+    assert!(last["accuracy"] == 1.0 && last["loss"] < first["loss"], "{last:?}");
+    let (base, made) = (
+        world.loaded(1, 64).model,
+        Model::load(&world.dir("run").model("prefers"), &world.bench.device).unwrap(),
+    );
+    for id in base.params().ids() {
+        let name = base.params().name(id);
+        let is_target = name.contains("v_proj") || name.contains("up_proj");
+        let [was, is] = [&*base, &made].map(|model| model.params().value(id).as_slice());
+        assert_eq!(was != is, is_target, "{name}");
+    }
+    let dir = world.dir("run");
+    let adapted = (*base).clone().with_adapter(&dir.adapter("prefers")).unwrap();
+    for id in base.params().ids() {
+        let [was, is] = [&adapted, &made].map(|model| model.params().value(id).as_slice());
+        assert!(was == is, "{}", base.params().name(id));
+    }
+}
+
+#[test]
+fn the_loss_has_the_constants_of_the_stage() {
+    for (loss, kind) in [
+        (PairLoss::Sigmoid, LossKind::Sigmoid),
+        (PairLoss::Ipo, LossKind::Ipo),
+        (PairLoss::Hinge, LossKind::Hinge),
+    ] {
+        for length_normalised in [false, true] {
+            let settings = DpoStage {
+                loss,
+                beta: 0.3,
+                label_smoothing: 0.2,
+                length_normalised,
+                nll: 0.7,
+                ..DpoStage::default()
+            };
+            let expected = Objective {
+                kind,
+                beta: 0.3,
+                label_smoothing: 0.2,
+                is_length_normalised: length_normalised,
+                nll_coef: 0.7,
+            };
+            assert_eq!(objective(&settings), expected);
         }
-    };
-    let outcome = world.run_beside("broken", None, &stop, watch).await;
-    assert!(matches!(outcome.result, Err(Error::Interrupted)), "{:?}", outcome.result);
-    // As a kill would leave it: what came after the checkpoint of step 2 is made again.
-    let newest = world.dir("broken").checkpoints("prefers").join("step-000003");
-    fs_err::remove_dir_all(newest).unwrap();
-    world.settings.micro_batch_tokens = Auto::Given(30);
-    world.settings.activation_checkpointing = Auto::Given(true);
-    let outcome = world.finish("broken").await;
-    let metrics = outcome.metrics();
-    assert_eq!(metrics.len(), 4);
-    // The reference is still the model that the stage began with.
-    assert!(metrics[0]["reward_chosen"] != 0.0, "{metrics:?}");
-    assert!(world.files("broken") == world.files("whole"));
+    }
 }
 
 #[tokio::test]
@@ -213,6 +218,7 @@ async fn every_option_changes_what_is_learned() {
     let world = World::new();
     world.finish("plain").await;
     let plain = world.files("plain");
+    let mut found = vec![plain.clone()];
     let change = |name: &str, change: &dyn Fn(&mut DpoStage)| {
         let mut changed = World::new();
         change(&mut changed.settings);
@@ -228,10 +234,15 @@ async fn every_option_changes_what_is_learned() {
         change("margin", &|s| s.data = Sql("SELECT *, 0.5 AS margin FROM data".to_owned())),
         change("shuffle", &|s| s.shuffle = false),
         change("grad_clip", &|s| s.grad_clip = 1e-3),
+        change("lora", &|s| s.lora = Some(Lora::default())),
+        change("lora_rank", &|s| s.lora = Some(Lora { rank: 2, ..Lora::default() })),
+        change("lora_alpha", &|s| s.lora = Some(Lora { alpha: 3.0, ..Lora::default() })),
     ];
     for (name, world) in changed {
         world.finish(&name).await;
-        assert!(world.files(&name) != plain, "{name}");
+        let files = world.files(&name);
+        assert!(!found.contains(&files), "{name}");
+        found.push(files);
     }
     // Of its own model as reference nothing changes; of another one something does.
     let stop = Stop::default();

@@ -1,76 +1,38 @@
 //! A tiny model made from nothing learns to prefer: what is held out, what is saved, how a stage goes on.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use aha_compute::Device;
-use aha_compute::random::Philox;
-use aha_data::{Session, SessionOptions};
-use aha_model::Model;
-use aha_model::tokenizer_train::{TrainOptions, train};
 use aha_reward::Sample;
 use aha_reward::backend::PreferenceModel;
 use aha_rollout::{col, read};
-use arrow::array::{AsArray, Float64Array, RecordBatch, StringArray};
+use arrow::array::{AsArray, Float64Array, RecordBatch};
 use arrow::datatypes::Float64Type;
 
 use super::RewardModel;
-use crate::error::{Error, Result};
-use crate::models::{self, Loaded, config_of};
+use crate::error::Error;
+use crate::models::{self, Loaded};
 use crate::pipeline::{
-    Auto, NanWatchdog, Optimizer, OverlongPair, RandomModel, RewardModelStage, Run, Sql, Template,
-    Watch,
+    Auto, NanWatchdog, Optimizer, OverlongPair, RewardModelStage, Sql, Template, Watch,
 };
-use crate::progress::{Event, Watcher};
+use crate::progress::Event;
 use crate::reward_model::{self, Card};
 use crate::rundir::RunDir;
+use crate::stages::Context;
+use crate::stages::testing::{Bench, Outcome, Tiny, pairs};
 use crate::stop::Stop;
 
 struct World {
-    temp: tempfile::TempDir,
-    session: Session,
-    device: Device,
+    bench: Bench,
     settings: RewardModelStage,
 }
 
-/// What a run of the stage gave.
-struct Outcome {
-    result: Result<()>,
-    events: Vec<Event>,
-}
-
-impl Outcome {
-    /// The metrics of each step.
-    fn metrics(&self) -> Vec<BTreeMap<String, f64>> {
-        let metrics = |event: &Event| match event {
-            Event::Step { metrics, .. } => Some(metrics.clone()),
-            _ => None,
-        };
-        self.events.iter().filter_map(metrics).collect()
-    }
-}
-
 impl World {
-    /// Four prompts with three pairs each: right sums are preferred to wrong ones.
     fn new() -> World {
-        let prompts = ["1+1=", "1+2=", "2+2=", "2+3="];
-        let rows: Vec<(&str, String, String, f64)> = (0..12)
-            .map(|i| (prompts[i % 4], (i % 4 + 2).to_string(), (i / 4 + 6).to_string(), 0.25))
-            .collect();
-        let session = Session::new(&SessionOptions::default()).unwrap();
-        let text = |texts: Vec<&str>| Arc::new(StringArray::from(texts)) as _;
-        let rows = RecordBatch::try_from_iter([
-            ("prompt", text(rows.iter().map(|row| row.0).collect())),
-            ("chosen", text(rows.iter().map(|row| row.1.as_str()).collect())),
-            ("rejected", text(rows.iter().map(|row| row.2.as_str()).collect())),
-            ("margin", Arc::new(Float64Array::from_iter_values(rows.iter().map(|row| row.3))) as _),
-        ])
-        .unwrap();
-        session.register_batches("data", rows.schema(), vec![rows]).unwrap();
+        let mut rows = pairs(|i| (i / 4 + 6).to_string());
+        rows.push(("margin", Arc::new(Float64Array::from(vec![0.25; 12]))));
         World {
-            temp: tempfile::tempdir().unwrap(),
-            session,
-            device: Device::cpu(1),
+            bench: Bench::new("prefers", RecordBatch::try_from_iter(rows).unwrap()),
             settings: RewardModelStage {
                 data: Sql("SELECT * FROM data".to_owned()),
                 held_out_share: 0.25,
@@ -86,24 +48,11 @@ impl World {
     }
 
     fn base(&self) -> Loaded {
-        let options = TrainOptions { vocab_size: 270, ..TrainOptions::default() };
-        let tokenizer = train(["Q 1+1= A 2", "Q 2+2= A 4"], &options).unwrap();
-        let random = RandomModel {
-            hidden_size: 32,
-            intermediate_size: 32,
-            layers: 1,
-            heads: 2,
-            kv_heads: 1,
-            max_position_embeddings: 64,
-            ..RandomModel::default()
-        };
-        let config = config_of(&random, &tokenizer).unwrap();
-        let model = Model::random(config, &self.device, Philox::new(1)).unwrap();
-        Loaded { model: Arc::new(model), tokenizer: Arc::new(tokenizer) }
+        self.bench.load(&Tiny::of(["Q 1+1= A 2", "Q 2+2= A 4"]))
     }
 
     fn dir(&self, name: &str) -> RunDir {
-        RunDir::new(self.temp.path().join(name))
+        self.bench.dir(name)
     }
 
     async fn run(
@@ -112,27 +61,9 @@ impl World {
         stop: &Stop,
         watch: impl Fn(&Event) + Send + Sync + 'static,
     ) -> Outcome {
-        let events: Arc<Mutex<Vec<Event>>> = Arc::default();
-        let sink = Arc::clone(&events);
-        let watcher: Watcher = Arc::new(move |event| {
-            watch(&event);
-            sink.lock().unwrap().push(event);
-        });
-        let dir = self.dir(dir);
-        drop(dir.open().unwrap());
-        let stage = RewardModel {
-            stage: "prefers",
-            settings: &self.settings,
-            run: &Run::default(),
-            dir: &dir,
-            device: &self.device,
-            session: &self.session,
-            watcher: &watcher,
-            stop,
-        };
-        let result = stage.run(self.base()).await;
-        let events = events.lock().unwrap().clone();
-        Outcome { result, events }
+        let (base, settings) = (self.base(), &self.settings);
+        let stage = async |context: Context<'_>| RewardModel { context, settings }.run(base).await;
+        self.bench.run(dir, stop, watch, stage).await
     }
 
     async fn finish(&self, dir: &str) -> Outcome {
@@ -146,15 +77,11 @@ impl World {
     }
 
     fn saved(&self, dir: &str) -> Loaded {
-        models::load_any(&self.dir(dir).model("prefers"), &self.device).unwrap()
+        models::load_any(&self.dir(dir).model("prefers"), &self.bench.device).unwrap()
     }
 
     fn files(&self, dir: &str) -> BTreeMap<String, Vec<u8>> {
-        let entries = fs_err::read_dir(self.dir(dir).model("prefers")).unwrap();
-        let file = |path: std::path::PathBuf| {
-            (path.file_name().unwrap().to_string_lossy().into_owned(), fs_err::read(path).unwrap())
-        };
-        entries.map(|entry| file(entry.unwrap().path())).collect()
+        self.bench.files(dir)
     }
 }
 

@@ -91,7 +91,7 @@ impl Sft<'_> {
         let mut rows = Vec::new();
         let (mut left_out, mut first) = (0_usize, 0_usize);
         let mut seen = Seen::default();
-        for batch in self.session.collect(&self.settings.data.0).await? {
+        for batch in self.context.session.collect(&self.settings.data.0).await? {
             for row in self.encode(&prompter, &batch, first, &mut seen)? {
                 match self.fit(row, max)? {
                     Some(row) => rows.push(row),
@@ -103,7 +103,7 @@ impl Sft<'_> {
         self.tell(&seen);
         if left_out > 0 {
             let message = format!("{left_out} examples are longer than {max} tokens and left out");
-            self.training().warn(
+            self.context.warn(
                 message,
                 "raise `max_tokens`, or set `overlong` to \"truncate\" or \"error\"",
             );
@@ -111,7 +111,7 @@ impl Sft<'_> {
         // They come first: a mask that is broken may well leave nothing to train on.
         let examples = rows.iter().map(|row: &Row| &row.example);
         for found in watchdog::examples(&self.settings.watchdogs, examples) {
-            self.training().tell(found)?;
+            self.context.tell(found)?;
         }
         if rows.iter().all(|row| row.example.loss_mask.iter().skip(1).all(|&m| !m)) {
             return Err(Error::Watchdog {
@@ -128,13 +128,12 @@ impl Sft<'_> {
     }
 
     fn tell(&self, seen: &Seen) {
-        let training = self.training();
         if seen.without_turns > 0 {
             let message = format!(
                 "{} conversations have no turn that the loss is over, and are left out",
                 seen.without_turns
             );
-            training.warn(
+            self.context.warn(
                 message,
                 "look at `role`, and at `train` and `weight` if `loss_on` reads them",
             );
@@ -146,7 +145,7 @@ impl Sft<'_> {
                 seen.masked,
                 self.settings.loss_on.word()
             );
-            training.warn(message, "set `loss_on` to \"flagged\", or take these fields out");
+            self.context.warn(message, "set `loss_on` to \"flagged\", or take these fields out");
         }
     }
 
@@ -251,12 +250,13 @@ impl Sft<'_> {
 
     /// The stage's table: what it trains on.
     pub(super) fn write_table(&self, rows: &[Row]) -> Result<()> {
-        let table = TableWriter::open(&self.dir.table(self.stage), schema::sft_examples())?;
+        let table =
+            TableWriter::open(&self.context.dir.table(self.context.stage), schema::sft_examples())?;
         for (part, rows) in rows.chunks(PART_ROWS).enumerate() {
             let rows: Vec<SftExampleRow<'_>> = rows
                 .iter()
                 .map(|row| SftExampleRow {
-                    stage: self.stage,
+                    stage: self.context.stage,
                     example_id: &row.id,
                     source: row.source.as_deref(),
                     prompt: row.prompt.as_deref(),

@@ -2,11 +2,6 @@
 
 use std::sync::{Arc, Mutex};
 
-use aha_compute::Device;
-use aha_compute::random::Philox;
-use aha_data::{Session, SessionOptions};
-use aha_model::Model;
-use aha_model::tokenizer_train::{TrainOptions, train};
 use aha_rollout::{col, read};
 use arrow::array::{AsArray, RecordBatch, StringArray};
 use arrow::datatypes::{Int64Type, UInt32Type};
@@ -16,12 +11,12 @@ use serde_json::{Value, json};
 
 use super::Sft;
 use crate::error::{Error, Result};
-use crate::models::{Loaded, config_of};
-use crate::pipeline::{
-    LossOn, Optimizer, Overlong, RandomModel, Run, SftStage, SftWatchdogs, Sql, Template, Watch,
-};
-use crate::progress::{Event, Watcher};
+use crate::models::Loaded;
+use crate::pipeline::{LossOn, Optimizer, Overlong, SftStage, SftWatchdogs, Sql, Template, Watch};
+use crate::progress::Event;
 use crate::rundir::RunDir;
+use crate::stages::Context;
+use crate::stages::testing::{Bench, Outcome, Tiny};
 use crate::stop::Stop;
 
 /// The end-of-turn token stands behind what the model has to write.
@@ -46,27 +41,9 @@ const TURNS: &str = "{% for m in messages %}{{ m.role[0] }}:{% if m.role == 'ass
     {% if add_generation_prompt %}a:{% endif %}";
 
 struct World {
-    temp: tempfile::TempDir,
-    session: Session,
-    device: Device,
+    bench: Bench,
     settings: SftStage,
     chat_template: Option<String>,
-}
-
-/// What a run of the stage gave.
-struct Outcome {
-    result: Result<()>,
-    events: Vec<Event>,
-}
-
-impl Outcome {
-    fn warnings<'a>(&'a self) -> Vec<&'a str> {
-        let message = |event: &'a Event| match event {
-            Event::Warning { message, .. } => Some(message.as_str()),
-            _ => None,
-        };
-        self.events.iter().filter_map(message).collect()
-    }
 }
 
 impl World {
@@ -86,18 +63,14 @@ impl World {
     }
 
     fn with(second: &str, prompts: &[Option<&str>], completions: &[Option<&str>]) -> World {
-        let session = Session::new(&SessionOptions::default()).unwrap();
         let column = |texts: &[Option<&str>]| Arc::new(StringArray::from(texts.to_vec())) as _;
         let rows = [("prompt", column(prompts)), (second, column(completions))];
         let rows = RecordBatch::try_from_iter_with_nullable(
             rows.into_iter().map(|(name, column)| (name, column, true)),
         )
         .unwrap();
-        session.register_batches("data", rows.schema(), vec![rows]).unwrap();
         World {
-            temp: tempfile::tempdir().unwrap(),
-            session,
-            device: Device::cpu(1),
+            bench: Bench::new("tuned", rows),
             settings: SftStage {
                 data: Sql("SELECT * FROM data".to_owned()),
                 batch_size: 2,
@@ -118,7 +91,7 @@ impl World {
         let reader = ReaderBuilder::new(Arc::new(schema)).build(lines.as_bytes()).unwrap();
         let batches: Vec<RecordBatch> = reader.map(Result::unwrap).collect();
         let mut world = World::chat(TURNS, SftWatchdogs::default());
-        world.session.register_batches("chats", batches[0].schema(), batches).unwrap();
+        world.bench.session.register_batches("chats", batches[0].schema(), batches).unwrap();
         world.settings.data = Sql("SELECT messages FROM chats".to_owned());
         world
     }
@@ -135,28 +108,12 @@ impl World {
     }
 
     fn base(&self) -> Loaded {
-        let options = TrainOptions {
-            vocab_size: 270,
-            chat_template: self.chat_template.clone(),
-            ..TrainOptions::default()
-        };
-        let tokenizer = train(["1+1=2", "2+2=4"], &options).unwrap();
-        let random = RandomModel {
-            hidden_size: 32,
-            intermediate_size: 32,
-            layers: 1,
-            heads: 2,
-            kv_heads: 1,
-            max_position_embeddings: 64,
-            ..RandomModel::default()
-        };
-        let config = config_of(&random, &tokenizer).unwrap();
-        let model = Model::random(config, &self.device, Philox::new(1)).unwrap();
-        Loaded { model: Arc::new(model), tokenizer: Arc::new(tokenizer) }
+        let chat_template = self.chat_template.clone();
+        self.bench.load(&Tiny { chat_template, ..Tiny::of(["1+1=2", "2+2=4"]) })
     }
 
     fn dir(&self, name: &str) -> RunDir {
-        RunDir::new(self.temp.path().join(name))
+        self.bench.dir(name)
     }
 
     /// Runs the stage `tuned` in the run directory of that name. `watch` hears of every event first.
@@ -176,27 +133,9 @@ impl World {
         stop: &Stop,
         watch: impl Fn(&Event) + Send + Sync + 'static,
     ) -> Outcome {
-        let events: Arc<Mutex<Vec<Event>>> = Arc::default();
-        let sink = Arc::clone(&events);
-        let watcher: Watcher = Arc::new(move |event| {
-            watch(&event);
-            sink.lock().unwrap().push(event);
-        });
-        let dir = self.dir(dir);
-        drop(dir.open().unwrap());
-        let sft = Sft {
-            stage: "tuned",
-            settings: &self.settings,
-            run: &Run::default(),
-            dir: &dir,
-            device: &self.device,
-            session: &self.session,
-            watcher: &watcher,
-            stop,
-        };
-        let result = sft.run(base).await;
-        let events = events.lock().unwrap().clone();
-        Outcome { result, events }
+        let settings = &self.settings;
+        let stage = async |context: Context<'_>| Sft { context, settings }.run(base).await;
+        self.bench.run(dir, stop, watch, stage).await
     }
 
     /// Runs the stage to its end.

@@ -7,6 +7,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::text::Number;
 
+/// What the parts of a table that a query is about are registered as: a name that no table of a run has.
+pub const SHOWN: &str = "(shown)";
+
 /// The rows of an answer, a column by its name.
 pub async fn rows<T: DeserializeOwned>(session: &Session, sql: &str) -> anyhow::Result<Vec<T>> {
     let (schema, batches) = session.query(sql).await?;

@@ -9,19 +9,22 @@ mod choice;
 mod tokenizers;
 mod tokens;
 
+use std::path::PathBuf;
+
 use aha_data::Session;
-use aha_flow::pipeline::{EvalStage, Pipeline};
+use aha_flow::pipeline::Pipeline;
 use aha_flow::rundir::RunDir;
 use aha_model::Tokenizer;
-use aha_rollout::{col, schema};
+use aha_rollout::col;
 use serde::{Deserialize, Serialize};
 
 use super::ask::{self, Num};
-use super::facts::Stage;
+use super::look::{self, Looked};
 use crate::text;
-use choice::{Bounds, Size, evenly};
+pub use choice::evenly;
+use choice::{Bounds, Size};
 use tokenizers::Tokenizers;
-use tokens::{Pieces, Tokens};
+use tokens::{Measures, Pieces, Tokens};
 
 /// Text of a prompt or of an answer that is shown, in characters.
 const PROMPT_CHARS_MAX: usize = 3000;
@@ -61,7 +64,7 @@ pub struct Step {
     /// The step.
     pub step: u64,
     /// Prompts that it has.
-    pub groups_count: usize,
+    pub groups_count: u64,
     /// Prompts that are shown.
     pub groups: Vec<Group>,
 }
@@ -108,73 +111,26 @@ pub struct Row {
     pub tokens: Tokens,
 }
 
-/// A table with completions, before anything is read of it.
-struct Table {
-    name: String,
-    stage: String,
-    kind: String,
-    model: Option<String>,
-    /// The model whose tokenizer its tokens are of.
-    written_by: String,
-}
-
-/// Reads what is shown of every table that a stage samples.
+/// Reads what is shown of every table.
 pub async fn gather(
     session: &Session,
     dir: &RunDir,
-    stages: &[Stage],
+    looked: &[Looked],
     pipeline: Option<&Pipeline>,
 ) -> anyhow::Result<Browser> {
-    let known = session.table_names();
-    let tables: Vec<Table> =
-        stages.iter().flat_map(tables_of).filter(|table| known.contains(&table.name)).collect();
-    let bounds = Bounds::for_tables(tables.len());
+    let bounds = Bounds::for_tables(looked.len());
     let mut tokenizers = Tokenizers::new(dir, pipeline);
     let mut browser = Browser { pieces: Pieces::default(), sources: Vec::new() };
-    for table in tables {
-        let tokenizer = tokenizers.of(&table.written_by);
+    for table in looked {
+        let tokenizer = tokenizers.of(&table.table.written_by);
         let source = source(session, table, bounds, tokenizer.as_deref(), &mut browser.pieces);
-        browser.sources.extend(source.await?);
+        browser.sources.push(source.await?);
     }
     Ok(browser)
 }
 
-fn tables_of(stage: &Stage) -> Vec<Table> {
-    let table = |name: String, model: Option<&String>, written_by: &String| Table {
-        name,
-        stage: stage.name.clone(),
-        kind: stage.kind.clone(),
-        model: model.cloned(),
-        written_by: written_by.clone(),
-    };
-    let own = stage.name.clone();
-    match stage.kind.as_str() {
-        "rl" => vec![table(own, None, &stage.name)],
-        "sample" => {
-            let model = stage.models.first();
-            vec![table(own, model, model.unwrap_or(&stage.name))]
-        }
-        "eval" => {
-            let of_model = |model: &String| {
-                table(EvalStage::completions(&stage.name, model), Some(model), model)
-            };
-            stage.models.iter().map(of_model).collect()
-        }
-        _ => Vec::new(),
-    }
-}
-
-#[derive(Deserialize)]
-struct StepRow {
-    step: u64,
-    rows: u64,
-    groups: u64,
-    tokens: u64,
-}
-
 #[derive(Deserialize)]
 struct GroupRow {
-    step: u64,
     prompt_id: String,
     size: u64,
 }
@@ -182,7 +138,7 @@ struct GroupRow {
 /// A step as it is read.
 struct ReadStep {
     step: u64,
-    groups_count: usize,
+    groups_count: u64,
     groups: Vec<ReadGroup>,
 }
 
@@ -193,129 +149,117 @@ struct ReadGroup {
     rows: Vec<Read>,
 }
 
-/// What is shown of a table; none where it has no rows yet.
+/// What is shown of a table.
 async fn source(
     session: &Session,
-    table: Table,
+    looked: &Looked,
     bounds: Bounds,
     tokenizer: Option<&Tokenizer>,
     pieces: &mut Pieces,
-) -> anyhow::Result<Option<Source>> {
-    let quoted = ask::name(&table.name);
-    let columns = session.schema_of(&format!("SELECT * FROM {quoted}")).await?;
-    if !schema::is_rollouts(&columns) {
-        return Ok(None);
+) -> anyhow::Result<Source> {
+    let total = |of: fn(&look::Step) -> u64| looked.total(of) as usize;
+    let bounds = bounds.fit(Size {
+        steps: looked.steps.len(),
+        groups: total(|step| step.groups),
+        rows: total(|step| step.rows),
+        tokens: total(|step| step.tokens),
+    });
+    let mut read = Vec::new();
+    for idx in evenly(looked.steps.len(), bounds.steps) {
+        read.push(read_step(session, looked, &looked.steps[idx], bounds).await?);
     }
-    let reward_names = schema::reward_names(&columns);
-    let all: Vec<StepRow> = ask::rows(
-        session,
-        &format!(
-            "SELECT step, count(*) AS rows, count(DISTINCT prompt_id) AS groups, \
-                    sum(completion_len_tokens) AS tokens FROM {quoted} GROUP BY step ORDER BY step"
-        ),
-    )
-    .await?;
-    let total = |of: fn(&StepRow) -> u64| all.iter().map(of).sum::<u64>() as usize;
-    let size = Size {
-        steps: all.len(),
-        groups: total(|row| row.groups),
-        rows: total(|row| row.rows),
-        tokens: total(|row| row.tokens),
-    };
-    let bounds = bounds.fit(size);
-    let steps: Vec<u64> =
-        evenly(all.len(), bounds.steps).into_iter().map(|idx| all[idx].step).collect();
-    let mut read = choose(session, &quoted, &steps, bounds).await?;
-    for some in read.chunks_mut(bounds.steps_at_once(size)) {
-        fill(session, &quoted, &reward_names, some, bounds).await?;
-    }
-    let rows = read.iter().flat_map(|step| &step.groups).flat_map(|group| &group.rows);
-    let tokens_max = bounds.tokens_of(rows.map(|row| row.ids.len()));
+    let rows = || read.iter().flat_map(|step| &step.groups).flat_map(|group| &group.rows);
+    // A token with an advantage and a value of its own takes about twice the room.
+    let room = if rows().any(|row| row.advantages.is_some()) { 2 } else { 1 };
+    let tokens_max = bounds.tokens_of(rows().map(|row| row.ids.len()), room);
     let mut show = |row: Read| row.shown(tokenizer, pieces, tokens_max);
     let steps = read.into_iter().map(|read| Step {
         step: read.step,
         groups_count: read.groups_count,
         groups: read.groups.into_iter().filter_map(|read| group(read, &mut show)).collect(),
     });
-    let steps: Vec<Step> = steps.collect();
-    Ok((!steps.is_empty()).then_some(Source {
-        table: table.name,
-        stage: table.stage,
-        kind: table.kind,
-        model: table.model,
-        reward_names,
-        steps_count: all.len(),
-        steps,
-    }))
+    let table = &looked.table;
+    Ok(Source {
+        table: table.name.clone(),
+        stage: table.stage.clone(),
+        kind: table.kind.clone(),
+        model: table.model.clone(),
+        reward_names: looked.reward_names.clone(),
+        steps_count: looked.steps.len(),
+        steps: steps.collect(),
+    })
 }
 
-/// The groups of these steps that are shown, without their rows.
-async fn choose(
+/// The groups of a step that are shown, with their rows. Where many parts hold the step, they are from some of
+/// them, at even distances.
+async fn read_step(
     session: &Session,
-    table: &str,
-    steps: &[u64],
+    looked: &Looked,
+    step: &look::Step,
     bounds: Bounds,
-) -> anyhow::Result<Vec<ReadStep>> {
-    if steps.is_empty() {
-        return Ok(Vec::new());
-    }
-    let listed: Vec<String> = steps.iter().map(u64::to_string).collect();
+) -> anyhow::Result<ReadStep> {
+    let parts = evenly(step.parts.len(), bounds.groups).into_iter();
+    let parts: Vec<PathBuf> = parts.map(|idx| step.parts[idx].clone()).collect();
+    session.register_parts(ask::SHOWN, &parts)?;
     let all: Vec<GroupRow> = ask::rows(
         session,
         &format!(
-            "SELECT step, prompt_id, count(*) AS size FROM {table} WHERE step IN ({}) \
-             GROUP BY step, prompt_id ORDER BY step, prompt_id",
-            listed.join(", ")
+            "SELECT prompt_id, count(*) AS size FROM {} WHERE step = {} \
+             GROUP BY prompt_id ORDER BY prompt_id",
+            ask::name(ask::SHOWN),
+            step.step
         ),
     )
     .await?;
-    let steps = all.chunk_by(|a, b| a.step == b.step).map(|groups| ReadStep {
-        step: groups[0].step,
-        groups_count: groups.len(),
-        groups: evenly(groups.len(), bounds.groups)
-            .into_iter()
-            .map(|idx| &groups[idx])
-            .map(|of| ReadGroup { id: of.prompt_id.clone(), size: of.size, rows: Vec::new() })
-            .collect(),
-    });
-    Ok(steps.collect())
+    let groups = evenly(all.len(), bounds.groups).into_iter().map(|idx| &all[idx]);
+    let groups =
+        groups.map(|of| ReadGroup { id: of.prompt_id.clone(), size: of.size, rows: Vec::new() });
+    let mut read =
+        ReadStep { step: step.step, groups_count: step.groups, groups: groups.collect() };
+    fill(session, looked, &mut read, bounds).await?;
+    Ok(read)
 }
 
 /// Reads the rows of the groups.
 async fn fill(
     session: &Session,
-    table: &str,
-    reward_names: &[String],
-    steps: &mut [ReadStep],
+    looked: &Looked,
+    step: &mut ReadStep,
     bounds: Bounds,
 ) -> anyhow::Result<()> {
-    let columns: Vec<String> =
-        reward_names.iter().map(|reward| ask::name(&col::reward(reward))).collect();
-    let parts = match columns.as_slice() {
-        [] => "NULL".to_owned(),
+    let rewards = looked.reward_names.iter().map(|reward| ask::name(&col::reward(reward)));
+    let parts = match rewards.collect::<Vec<String>>() {
+        columns if columns.is_empty() => "NULL".to_owned(),
         columns => format!("make_array({})", columns.join(", ")),
     };
-    let wanted = steps.iter().map(|step| {
-        let ids: Vec<String> = step.groups.iter().map(|group| ask::text(&group.id)).collect();
-        format!("(step = {} AND prompt_id IN ({}))", step.step, ids.join(", "))
-    });
+    // Columns that came later may be absent.
+    let known = |name: &str| match looked.columns.iter().any(|column| column == name) {
+        true => name.to_owned(),
+        false => "NULL".to_owned(),
+    };
+    let ids: Vec<String> = step.groups.iter().map(|group| ask::text(&group.id)).collect();
     let rows: Vec<Read> = ask::rows(
         session,
         &format!(
-            "SELECT step, prompt_id, prompt, answer, source, sample_idx, completion, \
+            "SELECT prompt_id, prompt, answer, source, sample_idx, completion, \
                     completion_token_ids AS ids, completion_logprobs AS logprobs, \
+                    {} AS advantages, {} AS \"values\", {} AS forced, \
                     completion_len_tokens AS len, finish_reason, reward, {parts} AS parts, reward_error, \
                     advantage, is_trained, skip_reason \
-             FROM {table} WHERE sample_idx < {} AND ({}) ORDER BY step, prompt_id, sample_idx",
+             FROM {} WHERE step = {} AND sample_idx < {} AND prompt_id IN ({}) \
+             ORDER BY prompt_id, sample_idx",
+            known(col::COMPLETION_ADVANTAGES),
+            known(col::COMPLETION_VALUES),
+            known(col::COMPLETION_FORCED_MASK),
+            ask::name(ask::SHOWN),
+            step.step,
             bounds.completions,
-            wanted.collect::<Vec<_>>().join(" OR ")
+            ids.join(", ")
         ),
     )
     .await?;
     for row in rows {
-        let step = steps.iter_mut().find(|step| step.step == row.step);
-        let group = step.and_then(|s| s.groups.iter_mut().find(|group| group.id == row.prompt_id));
-        if let Some(group) = group {
+        if let Some(group) = step.groups.iter_mut().find(|group| group.id == row.prompt_id) {
             group.rows.push(row);
         }
     }
@@ -345,7 +289,6 @@ fn shown(whole: &str, chars_max: usize) -> String {
 /// A completion as it is read.
 #[derive(Deserialize)]
 struct Read {
-    step: u64,
     prompt_id: String,
     prompt: String,
     answer: Option<String>,
@@ -354,6 +297,9 @@ struct Read {
     completion: String,
     ids: Vec<u32>,
     logprobs: Vec<Num>,
+    advantages: Option<Vec<Num>>,
+    values: Option<Vec<Num>>,
+    forced: Option<Vec<bool>>,
     len: u64,
     finish_reason: String,
     reward: Option<Num>,
@@ -366,9 +312,15 @@ struct Read {
 
 impl Read {
     fn shown(self, tokenizer: Option<&Tokenizer>, pieces: &mut Pieces, tokens_max: usize) -> Row {
-        let logprobs: Vec<f64> = self.logprobs.iter().map(|logprob| logprob.0).collect();
-        let spelled = tokenizer
-            .and_then(|tokenizer| tokens::spell(tokenizer, &self.ids, &logprobs, &self.completion));
+        let numbers = |all: &[Num]| all.iter().map(|number| number.0).collect::<Vec<f64>>();
+        let spelled =
+            tokenizer.and_then(|tokenizer| tokens::spell(tokenizer, &self.ids, &self.completion));
+        let measures = Measures {
+            logprobs: numbers(&self.logprobs),
+            advantages: self.advantages.as_deref().map(numbers),
+            values: self.values.as_deref().map(numbers),
+            forced: self.forced.unwrap_or_default(),
+        };
         Row {
             idx: self.sample_idx,
             len: self.len,
@@ -380,7 +332,7 @@ impl Read {
             trained: self.is_trained,
             skip: self.skip_reason.as_deref().map(text::one_line),
             tokens: match spelled {
-                Some(spelled) => Tokens::of(spelled, tokens_max, pieces),
+                Some(spelled) => Tokens::of(spelled, &measures, tokens_max, pieces),
                 None => Tokens::plain(&self.completion, tokens_max),
             },
         }
@@ -396,24 +348,5 @@ mod tests {
         assert_eq!(shown("wé\u{1b}\nx", 9), "wé\\u{1b}\nx");
         assert_eq!(shown("wéx", 2), "wé…");
         assert_eq!(shown("", 0), "");
-    }
-
-    #[test]
-    fn an_evaluation_has_a_table_for_each_of_its_models() {
-        let stage = |kind: &str| Stage {
-            name: "s".to_owned(),
-            kind: kind.to_owned(),
-            models: vec!["a".to_owned(), "b".to_owned()],
-            ..Stage::default()
-        };
-        let names = |kind: &str| -> Vec<(String, String)> {
-            let tables = tables_of(&stage(kind)).into_iter();
-            tables.map(|table| (table.name, table.written_by)).collect()
-        };
-        let pair = |a: &str, b: &str| (a.to_owned(), b.to_owned());
-        assert_eq!(names("eval"), [pair("s_a", "a"), pair("s_b", "b")]);
-        assert_eq!(names("rl"), [pair("s", "s")]);
-        assert_eq!(names("sample"), [pair("s", "a")]);
-        assert!(names("sft").is_empty());
     }
 }

@@ -1,14 +1,16 @@
 //! What ran: the run, its stages, and what evaluations found.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use aha_data::Session;
-use aha_flow::pipeline::{self, EvalStage, Pipeline, StageKind};
+use aha_flow::pipeline::{self, Pipeline, StageKind};
 use aha_flow::rundir::RunDir;
 use aha_flow::state::{RunState, StageState, Status};
 use serde::{Deserialize, Serialize};
 
 use super::ask::{self, Num};
+use super::curves::Series;
+use super::look::{self, Looked};
 use crate::text;
 
 /// The run, as the page has it.
@@ -103,6 +105,66 @@ pub struct Eval {
     /// What weights were multiplied as.
     #[serde(default)]
     pub weights: Option<String>,
+    /// Standard error of `pass_at_k`.
+    #[serde(default)]
+    pub pass_at_k_se: Option<Num>,
+    /// Share of completions that were cut off at their limit.
+    #[serde(default)]
+    pub truncated_share: Option<Num>,
+    /// Share of completions with an answer to compare.
+    #[serde(default)]
+    pub answered_share: Option<Num>,
+    /// Elo rating.
+    #[serde(default)]
+    pub rating: Option<Num>,
+    /// Its standard error.
+    #[serde(default)]
+    pub rating_se: Option<Num>,
+    /// Scorer that ranked completions.
+    #[serde(default)]
+    pub rank_by: Option<String>,
+    /// Share of problems whose completion of the highest rank is right.
+    #[serde(default)]
+    pub bon_at_k: Option<Num>,
+    /// Its standard error.
+    #[serde(default)]
+    pub bon_at_k_se: Option<Num>,
+    /// As `cons_at_k`, with votes that weigh.
+    #[serde(default)]
+    pub weighted_cons_at_k: Option<Num>,
+    /// Its standard error.
+    #[serde(default)]
+    pub weighted_cons_at_k_se: Option<Num>,
+    /// Numbers of samples that the next ones are for.
+    #[serde(default)]
+    pub ks: Vec<u64>,
+    /// pass@ each of them.
+    #[serde(default)]
+    pub pass_at_ks: Vec<Num>,
+    /// Their standard errors.
+    #[serde(default)]
+    pub pass_at_ks_se: Option<Vec<Num>>,
+    /// cons@ each of them.
+    #[serde(default)]
+    pub cons_at_ks: Option<Vec<Num>>,
+    /// Their standard errors.
+    #[serde(default)]
+    pub cons_at_ks_se: Option<Vec<Num>>,
+    /// Best-of-n for each of them.
+    #[serde(default)]
+    pub bon_at_ks: Option<Vec<Num>>,
+    /// Their standard errors.
+    #[serde(default)]
+    pub bon_at_ks_se: Option<Vec<Num>>,
+    /// cons@ each of them, with votes that weigh.
+    #[serde(default)]
+    pub weighted_cons_at_ks: Option<Vec<Num>>,
+    /// Their standard errors.
+    #[serde(default)]
+    pub weighted_cons_at_ks_se: Option<Vec<Num>>,
+    /// How long the model was made to think, in words; none where that was up to it.
+    #[serde(skip_deserializing)]
+    pub thinking: Option<String>,
 }
 
 /// The pipeline that the run was begun with; none where this version can't read it.
@@ -113,43 +175,23 @@ pub fn pipeline_of(dir: &RunDir) -> Option<Pipeline> {
     parsed.inspect_err(|problems| tracing::info!(%problems, "Pipeline left out.")).ok()
 }
 
-/// What a query says of a stage's rows.
-#[derive(Deserialize)]
-struct Rows {
-    stage: String,
-    first_us: Option<i64>,
-    last_us: Option<i64>,
-    steps: u64,
-    count: u64,
-    tokens: u64,
-}
-
 /// Gathers the facts.
 pub async fn gather(
     session: &Session,
     dir: &RunDir,
     state: &RunState,
     pipeline: Option<&Pipeline>,
+    looked: &[Looked],
+    measured: &BTreeMap<String, Series>,
 ) -> anyhow::Result<Facts> {
-    let measured: Vec<Rows> = ask::rows(
-        session,
-        "SELECT stage, min(CAST(\"at\" AS BIGINT)) AS first_us, max(CAST(\"at\" AS BIGINT)) AS last_us, \
-                max(step) AS steps, count(*) AS count, 0 AS tokens \
-         FROM metrics GROUP BY stage",
-    )
-    .await?;
-    // The completions of an evaluation have the name of their table where others have their stage's.
-    let sampled: Vec<Rows> = ask::rows(
-        session,
-        "SELECT stage, min(CAST(finished_at AS BIGINT)) AS first_us, \
-                max(CAST(finished_at AS BIGINT)) AS last_us, max(step) AS steps, count(*) AS count, \
-                sum(completion_len_tokens) AS tokens \
-         FROM rollouts GROUP BY stage",
-    )
-    .await?;
-    let evals = ask::rows(session, "SELECT * FROM evals").await?;
+    let mut evals: Vec<Eval> = ask::rows(session, "SELECT * FROM evals").await?;
+    for eval in &mut evals {
+        eval.thinking = thinking_of(&eval.stage, pipeline);
+    }
     let root = fs_err::canonicalize(dir.root())?;
     let name = root.file_name().map_or_else(|| "/".into(), |name| name.to_string_lossy());
+    let stages: Vec<Stage> =
+        state.stages.iter().map(|known| stage(known, pipeline, looked, measured)).collect();
     let about = About {
         name: text::one_line(&name),
         version: state.version.clone(),
@@ -158,39 +200,49 @@ pub async fn gather(
         instruction_set: state.machine.instruction_set.clone(),
         threads: state.machine.threads,
         started_at_us: state.started_at_us,
-        last_at_us: measured.iter().chain(&sampled).filter_map(|rows| rows.last_us).max(),
-        completions_count: sampled.iter().map(|rows| rows.count).sum(),
-        completions_len_tokens: sampled.iter().map(|rows| rows.tokens).sum(),
+        last_at_us: stages.iter().filter_map(|stage| stage.span_us).map(|[_, last]| last).max(),
+        completions_count: looked.iter().map(|table| table.total(|step| step.rows)).sum(),
+        completions_len_tokens: looked.iter().map(|table| table.total(|step| step.tokens)).sum(),
     };
-    let by_stage = |rows: Vec<Rows>| -> HashMap<String, Rows> {
-        rows.into_iter().map(|rows| (rows.stage.clone(), rows)).collect()
-    };
-    let (measured, sampled) = (by_stage(measured), by_stage(sampled));
-    let stages = state.stages.iter().map(|known| stage(known, pipeline, &measured, &sampled));
     Ok(Facts {
         about,
-        stages: stages.collect(),
+        stages,
         evals,
         pipeline: fs_err::read_to_string(dir.pipeline()).ok().map(|text| text::lines(&text)),
     })
 }
 
+/// How long the models of an evaluation think, in words; none where that is up to them.
+fn thinking_of(stage: &str, pipeline: Option<&Pipeline>) -> Option<String> {
+    let StageKind::Eval(eval) = &pipeline?.stage(stage)?.kind else { return None };
+    let thinking = eval.thinking.as_ref()?;
+    let tokens = match (thinking.min_tokens, thinking.max_tokens) {
+        (0, None) => None,
+        (0, Some(0)) => Some("no thinking".to_owned()),
+        (0, Some(most)) => Some(format!("thinking at most {most} tokens")),
+        (least, None) => Some(format!("thinking at least {least} tokens")),
+        (least, Some(most)) => Some(format!("thinking {least} to {most} tokens")),
+    };
+    let waits = match thinking.waits {
+        0 => None,
+        1 => Some("one end taken back".to_owned()),
+        count => Some(format!("{count} ends taken back")),
+    };
+    let said: Vec<String> = tokens.into_iter().chain(waits).collect();
+    (!said.is_empty()).then(|| said.join(", "))
+}
+
 fn stage(
     state: &StageState,
     pipeline: Option<&Pipeline>,
-    measured: &HashMap<String, Rows>,
-    sampled: &HashMap<String, Rows>,
+    looked: &[Looked],
+    measured: &BTreeMap<String, Series>,
 ) -> Stage {
     let planned = pipeline.and_then(|pipeline| pipeline.stage(&state.name));
-    let models = planned.map(|stage| stage.kind.models().to_vec()).unwrap_or_default();
-    let tables: Vec<String> = match state.kind.as_str() {
-        "eval" => models.iter().map(|model| EvalStage::completions(&state.name, model)).collect(),
-        _ => vec![state.name.clone()],
-    };
-    let own: Vec<&Rows> = tables.iter().filter_map(|table| sampled.get(table)).collect();
-    let by_step = measured.get(&state.name);
-    let rows = || own.iter().copied().chain(by_step);
-    let first_us = rows().filter_map(|rows| rows.first_us).min();
+    let own: Vec<&Looked> = looked.iter().filter(|of| of.table.stage == state.name).collect();
+    let points = measured.get(&state.name).into_iter().flat_map(BTreeMap::values).flatten();
+    let spans = points.clone().map(|point| [point.at_us; 2]);
+    let spans = spans.chain(own.iter().map(|table| table.span_us()));
     Stage {
         name: state.name.clone(),
         kind: state.kind.clone(),
@@ -200,13 +252,50 @@ fn stage(
             Status::Done => "done",
         },
         description: planned.map(|stage| text::one_line(&stage.description)).unwrap_or_default(),
-        models,
-        steps: by_step.map(|rows| rows.steps),
+        models: look::models_of(&state.name, pipeline),
+        steps: points.map(|point| point.step).max(),
         steps_planned: match planned.map(|stage| &stage.kind) {
             Some(StageKind::Rl(rl)) => Some(rl.steps),
             _ => None,
         },
-        completions_count: (!own.is_empty()).then(|| own.iter().map(|rows| rows.count).sum()),
-        span_us: first_us.zip(rows().filter_map(|rows| rows.last_us).max()).map(<[i64; 2]>::from),
+        completions_count: (!own.is_empty())
+            .then(|| own.iter().map(|table| table.total(|step| step.rows)).sum()),
+        span_us: spans.reduce(|[a, b], [c, d]| [a.min(c), b.max(d)]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aha_flow::pipeline::Text;
+
+    use super::*;
+
+    #[test]
+    fn a_thinking_budget_is_said_in_words() {
+        let stage = |name: &str, thinking: &str| {
+            format!(
+                "[[stage]]\nname = \"{name}\"\nkind = \"eval\"\nmodel = \"base\"\n\
+                 data = \"SELECT id, prompt, answer FROM p\"\nmax_tokens = 900\n{thinking}\n"
+            )
+        };
+        let text = [
+            "[tables]\np = \"p.jsonl\"\n[models]\nbase = \"base\"\n".to_owned(),
+            stage("free", ""),
+            stage("none", "thinking = { max_tokens = 0 }"),
+            stage("both", "thinking = { min_tokens = 8, max_tokens = 64, waits = 1 }"),
+            stage("waits", "thinking = { waits = 2 }"),
+        ];
+        let path = "pipeline.toml";
+        let pipeline = pipeline::parse(Text { path, text: &text.concat(), sets: &[] }).unwrap();
+        let cases = [
+            ("free", None),
+            ("gone", None),
+            ("none", Some("no thinking")),
+            ("both", Some("thinking 8 to 64 tokens, one end taken back")),
+            ("waits", Some("2 ends taken back")),
+        ];
+        for (stage, expected) in cases {
+            assert_eq!(thinking_of(stage, Some(&pipeline)).as_deref(), expected, "{stage}");
+        }
     }
 }

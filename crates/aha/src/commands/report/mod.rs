@@ -2,9 +2,10 @@
 //!
 //! # Map
 //! - [`ask`]: a query's answer as typed rows.
+//! - [`look`]: what the tables of completions hold, by step. [`rules`]: which rewards say what is right.
 //! - [`facts`]: the run, its stages, what evaluations found. [`curves`]: what was measured by step.
 //! - [`moments`]: the first right answers that look back. [`browser`]: a sample of completions, by token.
-//! - [`page`]: all of it as one HTML file; `page.css` and `page.js` draw it.
+//! - [`page`]: all of it as one HTML file; styles and scripts in `page/` draw it.
 //! - [`tensorboard`]: the curves as event files.
 //!
 //! # Invariants
@@ -15,8 +16,10 @@ mod ask;
 mod browser;
 mod curves;
 mod facts;
+mod look;
 mod moments;
 mod page;
+mod rules;
 mod tensorboard;
 
 use std::path::{Path, PathBuf};
@@ -40,8 +43,10 @@ right answers with reflection words, and a sample of the completions, token by t
 while the run goes on, and shows what there is.
 
 The sample has at most twelve steps of a stage, at even distances with the first and the last, of each \
-at most four prompts, at even distances in the order of their ids, of each at most sixteen completions; \
-fewer where the page would grow past about 10 MB. `aha query` has all of them.
+at most four prompts at even distances, of each at most sixteen completions; fewer where the page would \
+grow past about 10 MB. `aha query` has all of them. Reflection words and votes are counted in every \
+completion of a stage `rl` with up to 1 GiB of files, languages in up to 16 MiB of its text; of a larger \
+one at even distances.
 
 Example:
   aha report --out report.html --tensorboard board")]
@@ -114,10 +119,12 @@ async fn gather(dir: &RunDir, screen: &Screen) -> anyhow::Result<Report> {
         ));
     }
     let pipeline = pipeline.as_ref();
-    let facts = facts::gather(&session, dir, &state, pipeline).await?;
-    let curves = curves::gather(&session, &facts.stages, pipeline).await?;
-    let moments = moments::gather(&session, &facts.stages, pipeline).await?;
-    let browser = browser::gather(&session, dir, &facts.stages, pipeline).await?;
+    let looked = look::through(dir, &state.stages, pipeline)?;
+    let measured = curves::measured(dir)?;
+    let facts = facts::gather(&session, dir, &state, pipeline, &looked, &measured).await?;
+    let curves = curves::gather(measured, &facts.stages, &looked);
+    let moments = moments::gather(&session, &looked, pipeline).await?;
+    let browser = browser::gather(&session, dir, &looked, pipeline).await?;
     Ok(Report { facts, curves, moments, browser })
 }
 

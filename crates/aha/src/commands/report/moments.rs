@@ -3,26 +3,29 @@
 use aha_data::Session;
 use aha_flow::pipeline::Pipeline;
 use aha_reward::text::reflections;
-use aha_rollout::col;
 use serde::{Deserialize, Serialize};
 
 use super::ask;
-use super::curves::Rules;
-use super::facts;
+use super::look::{Looked, Step};
+use super::rules::Rules;
 use crate::text;
 
 /// Steps of a stage that are shown.
 const STEPS_MAX: usize = 3;
 /// Text of a completion that is shown, around the first reflection word, in bytes.
 const SHOWN_BYTES: [usize; 2] = [2500, 3500];
+/// Text of a problem and of a reference answer, in bytes.
+const PROBLEM_BYTES_MAX: usize = 3000;
 
 /// What an `rl` stage has of them.
 #[derive(Serialize)]
 pub struct Stage {
     /// The stage.
     pub stage: String,
-    /// The reward part that says what is right; none where none compares with answers.
-    pub reward: Option<String>,
+    /// The reward parts that say what is right; none where none compares with answers.
+    pub rewards: Vec<String>,
+    /// Steps of which every completion was looked at, and steps that there are.
+    pub looked_steps: [usize; 2],
     /// The first steps, ascending.
     pub moments: Vec<Moment>,
 }
@@ -47,71 +50,71 @@ pub struct Moment {
 }
 
 #[derive(Deserialize)]
-struct StepRow {
-    step: u64,
-    count: u64,
-}
-
-#[derive(Deserialize)]
 struct Row {
-    prompt_id: String,
     prompt: String,
     answer: Option<String>,
-    sample_idx: u64,
     completion: String,
 }
 
-/// Looks for them in every `rl` stage that has sampled.
+/// Those of every `rl` stage that has sampled.
 pub async fn gather(
     session: &Session,
-    stages: &[facts::Stage],
+    looked: &[Looked],
     pipeline: Option<&Pipeline>,
 ) -> anyhow::Result<Vec<Stage>> {
     let mut found = Vec::new();
-    for stage in stages.iter().filter(|s| s.kind == "rl" && s.completions_count.is_some()) {
-        let reward = Rules::of(&stage.name, pipeline).right;
-        let moments = match &reward {
-            Some(reward) => of_stage(session, &stage.name, reward).await?,
-            None => Vec::new(),
-        };
-        found.push(Stage { stage: stage.name.clone(), reward, moments });
+    for table in looked.iter().filter(|looked| looked.table.kind == "rl") {
+        let with_texts = table.steps.iter().filter(|step| step.texts.is_some());
+        let rules = Rules::of(&table.table.stage, pipeline).known(&table.reward_names);
+        let mut moments = Vec::new();
+        for step in with_texts.clone().filter(|step| is_moment(step)).take(STEPS_MAX) {
+            moments.extend(moment(session, step).await?);
+        }
+        found.push(Stage {
+            stage: table.table.stage.clone(),
+            rewards: rules.names(),
+            looked_steps: [with_texts.count(), table.steps.len()],
+            moments,
+        });
     }
     Ok(found)
 }
 
-async fn of_stage(session: &Session, stage: &str, reward: &str) -> anyhow::Result<Vec<Moment>> {
-    let table = ask::name(stage);
-    let score = ask::name(&col::reward(reward));
-    let is_moment = format!("{score} = 1 AND reflection_count(completion) > 0");
-    let steps: Vec<StepRow> = ask::rows(
+fn is_moment(step: &Step) -> bool {
+    step.texts.as_ref().is_some_and(|texts| texts.first_moment.is_some())
+}
+
+/// The first moment of a step.
+async fn moment(session: &Session, step: &Step) -> anyhow::Result<Option<Moment>> {
+    let Some(texts) = &step.texts else { return Ok(None) };
+    let Some((prompt_id, sample_idx)) = &texts.first_moment else { return Ok(None) };
+    session.register_parts(ask::SHOWN, &step.parts)?;
+    let rows: Vec<Row> = ask::rows(
         session,
         &format!(
-            "SELECT step, count(*) AS count FROM {table} WHERE {is_moment} \
-             GROUP BY step ORDER BY step LIMIT {STEPS_MAX}"
+            "SELECT prompt, answer, completion FROM {} \
+             WHERE step = {} AND prompt_id = {} AND sample_idx = {sample_idx} LIMIT 1",
+            ask::name(ask::SHOWN),
+            step.step,
+            ask::text(prompt_id)
         ),
     )
     .await?;
-    let mut moments = Vec::new();
-    for StepRow { step, count } in steps {
-        let rows: Vec<Row> = ask::rows(
-            session,
-            &format!(
-                "SELECT prompt_id, prompt, answer, sample_idx, completion FROM {table} \
-                 WHERE step = {step} AND {is_moment} ORDER BY prompt_id, sample_idx LIMIT 1"
-            ),
-        )
-        .await?;
-        moments.extend(rows.into_iter().map(|row| Moment {
-            step,
-            count,
-            prompt_id: text::one_line(&row.prompt_id),
-            prompt: text::lines(&row.prompt),
-            answer: row.answer.map(|answer| text::lines(&answer)),
-            sample_idx: row.sample_idx,
-            pieces: pieces(&row.completion),
-        }));
-    }
-    Ok(moments)
+    Ok(rows.into_iter().next().map(|row| Moment {
+        step: step.step,
+        count: texts.moments,
+        prompt_id: text::one_line(prompt_id),
+        prompt: shown(&row.prompt),
+        answer: row.answer.as_deref().map(shown),
+        sample_idx: *sample_idx,
+        pieces: pieces(&row.completion),
+    }))
+}
+
+/// The beginning of a text, made harmless.
+fn shown(whole: &str) -> String {
+    let end = whole.floor_char_boundary(PROBLEM_BYTES_MAX);
+    text::lines(&whole[..end]) + if end < whole.len() { "…" } else { "" }
 }
 
 /// A completion in pieces: every other one, from the second on, is a reflection word. A long one is cut around
@@ -151,6 +154,13 @@ mod tests {
         assert_eq!(pieces("1+1=3. Wait, let me check\u{1b}: 2"), expected);
         assert_eq!(pieces("Wait"), ["", "Wait", ""]);
         assert_eq!(pieces("none"), ["none"]);
+    }
+
+    #[test]
+    fn a_long_problem_is_cut() {
+        let cut = shown(&"é".repeat(PROBLEM_BYTES_MAX));
+        assert_eq!((cut.len(), cut.ends_with('…')), (PROBLEM_BYTES_MAX + '…'.len_utf8(), true));
+        assert_eq!(shown("é\u{1b}"), "é\\u{1b}");
     }
 
     #[test]

@@ -16,8 +16,21 @@ use super::facts::Facts;
 use super::{Report, browser, moments};
 use crate::text;
 
-const STYLE: &str = include_str!("page.css");
-const SCRIPT: &str = include_str!("page.js");
+const STYLE: &str = include_str!("page/page.css");
+/// One script, in the order in which its parts need each other; a block keeps their names to themselves.
+const SCRIPT: &str = concat!(
+    "\"use strict\";\n{\n",
+    include_str!("page/elements.js"),
+    include_str!("page/stages.js"),
+    include_str!("page/charts.js"),
+    include_str!("page/results.js"),
+    include_str!("page/panels.js"),
+    include_str!("page/scaling.js"),
+    include_str!("page/moments.js"),
+    include_str!("page/browser.js"),
+    include_str!("page/main.js"),
+    "}\n",
+);
 
 /// What the script draws.
 #[derive(Serialize)]
@@ -41,10 +54,11 @@ struct Curves<'a> {
 
 /// The page as it is written to its file.
 pub fn html(report: &Report) -> anyhow::Result<String> {
-    let curves = report.curves.iter().map(|found| Curves {
-        stage: &found.stage,
-        kind: &found.kind,
-        lines: found.series.iter().map(|(name, of)| (name.as_str(), Line::of(of))).collect(),
+    let lines_count = report.curves.iter().map(|found| found.series.len()).sum();
+    let curves = report.curves.iter().map(|found| {
+        let lines = found.series.iter();
+        let lines = lines.map(|(name, of)| (name.as_str(), Line::of(of, lines_count))).collect();
+        Curves { stage: &found.stage, kind: &found.kind, lines }
     });
     let data = Data {
         facts: &report.facts,
@@ -138,6 +152,10 @@ fn base64(bytes: &[u8]) -> String {
 mod tests {
     use super::*;
 
+    /// Measures of several kinds of stage: their panels stand before those of the kinds.
+    const SHARED: [&str; 6] =
+        ["grad_norm", "lr", "tokens_per_second", "held_out_accuracy", "held_out_loss", "accuracy"];
+
     #[test]
     fn base64_is_that_of_the_rfc() {
         let cases =
@@ -185,6 +203,25 @@ mod tests {
             digest(&script)
         );
         assert_eq!(policy, expected);
+    }
+
+    /// Goal: no measure of a run is shown without a title and a unit. Method: the script names each of them, or what
+    /// it begins with, among its panels.
+    #[test]
+    fn every_measure_has_a_figure_of_its_own() {
+        let panels = include_str!("page/panels.js").split("const panels = {").nth(1).unwrap();
+        let panels = panels.split("const prefixes").next().unwrap();
+        let missing = curves::docs().into_keys().filter(|name| {
+            let (prefix, is_many) =
+                name.strip_suffix("NAME").map_or((*name, false), |prefix| (prefix, true));
+            let shown =
+                if is_many { format!("prefix: \"{prefix}\"") } else { format!("\"{prefix}\"") };
+            !panels.contains(&shown) && !SHARED.contains(name)
+        });
+        assert_eq!(missing.collect::<Vec<_>>(), [""; 0]);
+        for name in SHARED {
+            assert!(SCRIPT.contains(&format!("\"{name}\"")), "{name}");
+        }
     }
 
     /// The script has no way to make markup of a text, or code; nor does it, or a style, load anything.

@@ -20,6 +20,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::Report;
+use super::ask::Num;
 use super::facts::Eval;
 
 /// The first event of a file.
@@ -71,19 +72,37 @@ fn folder(name: &str) -> String {
     name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect()
 }
 
-/// An evaluation has no steps: its figures are at step 0.
+/// An evaluation has no steps: its figures are at step 0, and those by the number of samples at that number.
 fn of_eval(eval: &Eval, at_us: i64) -> Vec<Scalar> {
+    let scalar = |step: u64, name: &str, value: Num| Scalar {
+        step,
+        tag: format!("{}/{name}", eval.dataset),
+        at_us,
+        value: value.0,
+    };
     let figures = [
         ("pass_at_1", Some(eval.pass_at_1)),
         ("pass_at_k", Some(eval.pass_at_k)),
         ("cons_at_k", eval.cons_at_k),
+        ("weighted_cons_at_k", eval.weighted_cons_at_k),
+        ("bon_at_k", eval.bon_at_k),
+        ("rating", eval.rating),
         ("completion_len_tokens_mean", Some(eval.completion_len_tokens_mean)),
+        ("truncated_share", eval.truncated_share),
+        ("answered_share", eval.answered_share),
     ];
-    let figure = |(name, value): (&str, Option<super::ask::Num>)| {
-        let tag = format!("{}/{name}", eval.dataset);
-        Some(Scalar { step: 0, tag, at_us, value: value?.0 })
-    };
-    figures.into_iter().filter_map(figure).collect()
+    let figures = figures.into_iter().filter_map(|(name, value)| Some(scalar(0, name, value?)));
+    let by_samples = [
+        ("pass_at_ks", Some(&eval.pass_at_ks)),
+        ("cons_at_ks", eval.cons_at_ks.as_ref()),
+        ("weighted_cons_at_ks", eval.weighted_cons_at_ks.as_ref()),
+        ("bon_at_ks", eval.bon_at_ks.as_ref()),
+    ];
+    let by_samples = by_samples.into_iter().flat_map(|(name, values)| {
+        let values = values.into_iter().flatten().copied();
+        eval.ks.iter().zip(values).map(move |(k, value)| scalar(*k, name, value))
+    });
+    figures.chain(by_samples).collect()
 }
 
 /// A file: its version, then an event for each scalar, by step and tag.
@@ -208,6 +227,24 @@ mod tests {
         let expected =
             b"\x09\0\0\0\0\0\0\0\x40\x10\xac\x02\x2a\x0b\x0a\x09\x0a\x02kl\x15\0\0\0\x3f";
         assert_eq!(event, expected);
+    }
+
+    #[test]
+    fn an_evaluation_has_its_figures_by_the_number_of_samples() {
+        let eval = serde_json::json!({
+            "stage": "s", "model": "m", "dataset": "sums", "problem_count": 2, "k": 2, "pass_at_1": 0.5,
+            "pass_at_k": 1.0, "bon_at_k": 0.75, "completion_len_tokens_mean": 3.0,
+            "ks": [1, 2], "pass_at_ks": [0.5, 1.0], "bon_at_ks": [0.5, 0.75],
+        });
+        let scalars = of_eval(&serde_json::from_value(eval).unwrap(), 0);
+        let of = |tag: &str| -> Vec<(u64, f64)> {
+            let own = scalars.iter().filter(|scalar| scalar.tag == tag);
+            own.map(|scalar| (scalar.step, scalar.value)).collect()
+        };
+        assert_eq!(of("sums/bon_at_k"), [(0, 0.75)]);
+        assert_eq!(of("sums/pass_at_ks"), [(1, 0.5), (2, 1.0)]);
+        assert_eq!(of("sums/bon_at_ks"), [(1, 0.5), (2, 0.75)]);
+        assert_eq!((of("sums/cons_at_k"), of("sums/cons_at_ks")), (vec![], vec![]));
     }
 
     #[test]

@@ -11,8 +11,8 @@ const GROUPS_WITHOUT_STEPS_MAX: usize = 12;
 const COMPLETIONS_MAX: usize = 16;
 /// Tokens of a completion.
 const TOKENS_MAX: usize = 2000;
-/// Tokens that a query reads, about.
-const TOKENS_READ: usize = 2_000_000;
+/// Completions of all tables together. One takes about 200 bytes of the page besides its tokens.
+const ROWS_TOTAL: usize = 20_000;
 
 /// What is shown of a table, at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub struct Bounds {
     pub completions: usize,
     /// Tokens of all that is shown of the table.
     tokens: usize,
+    /// Completions, likewise.
+    rows: usize,
 }
 
 /// What a table holds.
@@ -48,41 +50,41 @@ impl Bounds {
             groups: GROUPS_MAX,
             completions: COMPLETIONS_MAX,
             tokens: TOKENS_TOTAL / count.max(1),
+            rows: ROWS_TOTAL / count.max(1),
         }
     }
 
-    /// Fewer prompts, then fewer completions, until what is shown of a table of that size is about what its
-    /// tokens allow; the rest is up to [`Bounds::tokens_of`].
+    /// Fewer prompts, then fewer completions, then fewer steps, until what is shown of a table of that size is
+    /// about what is allowed; the rest is up to [`Bounds::tokens_of`].
     pub fn fit(mut self, size: Size) -> Bounds {
         if size.steps == 1 {
             self.groups = GROUPS_WITHOUT_STEPS_MAX;
         }
         let len = (size.tokens / size.rows.max(1)).clamp(1, TOKENS_MAX);
         let group_len = size.rows.div_ceil(size.groups.max(1));
-        let about = |bounds: &Bounds| {
-            let rows = bounds.groups * bounds.completions.min(group_len);
-            size.steps.min(bounds.steps) * rows * len
+        let is_too_much = |bounds: &Bounds| {
+            let group_len = bounds.completions.min(group_len);
+            let rows = size.steps.min(bounds.steps) * bounds.groups * group_len;
+            rows > bounds.rows || rows * len > bounds.tokens
         };
-        while self.groups > 1 && about(&self) > self.tokens {
+        while self.groups > 1 && is_too_much(&self) {
             self.groups -= 1;
         }
-        while self.completions > 4 && about(&self) > self.tokens {
+        while self.completions > 4 && is_too_much(&self) {
             self.completions -= 1;
+        }
+        while self.steps > 2 && is_too_much(&self) {
+            self.steps -= 1;
         }
         self
     }
 
-    /// How many of the chosen steps to read together.
-    pub fn steps_at_once(&self, size: Size) -> usize {
-        let len = size.tokens / size.rows.max(1);
-        let step_len = self.groups * self.completions * len;
-        (TOKENS_READ / step_len.max(1)).max(1)
-    }
-
-    /// The largest number of tokens to show of one completion, so that those of all are allowed.
-    pub fn tokens_of(&self, lens: impl Iterator<Item = usize>) -> usize {
+    /// The largest number of tokens to show of one completion, so that those of all are allowed where each takes
+    /// the room of so many.
+    pub fn tokens_of(&self, lens: impl Iterator<Item = usize>, room: usize) -> usize {
         let lens: Vec<usize> = lens.collect();
-        let fits = |max: usize| lens.iter().map(|len| len.min(&max)).sum::<usize>() <= self.tokens;
+        let fits =
+            |max: usize| room * lens.iter().map(|len| len.min(&max)).sum::<usize>() <= self.tokens;
         // The first that is too many lies between the two.
         let (mut least, mut most) = (0, TOKENS_MAX + 1);
         while most - least > 1 {
@@ -125,7 +127,7 @@ mod tests {
         assert_eq!((bounds.steps, bounds.groups, bounds.completions), (12, 4, 16));
         let one = Size { steps: 1, groups: 64, rows: 256, tokens: 5000 };
         assert_eq!(Bounds::for_tables(5).fit(one).groups, 12);
-        assert_eq!(bounds.tokens_of([30, 50].into_iter()), TOKENS_MAX);
+        assert_eq!(bounds.tokens_of([30, 50].into_iter(), 1), TOKENS_MAX);
     }
 
     #[test]
@@ -133,13 +135,13 @@ mod tests {
         let size = Size { steps: 1000, groups: 32_000, rows: 512_000, tokens: 2_000_000_000 };
         let bounds = Bounds::for_tables(5).fit(size);
         assert_eq!((bounds.steps, bounds.groups, bounds.completions), (12, 1, 5));
+        let among_many = Bounds::for_tables(200).fit(size);
+        assert_eq!((among_many.steps, among_many.groups, among_many.completions), (2, 1, 4));
         let lens = vec![8000; 12 * 5];
-        let most = bounds.tokens_of(lens.iter().copied());
+        let most = bounds.tokens_of(lens.iter().copied(), 1);
         assert_eq!(most, TOKENS_MAX);
-        let more = bounds.tokens_of(std::iter::repeat_n(8000, 700));
-        assert_eq!(more, TOKENS_TOTAL / 5 / 700);
-        assert_eq!(bounds.tokens_of(std::iter::empty()), TOKENS_MAX);
-        assert_eq!(bounds.steps_at_once(size), TOKENS_READ / 5 / (2_000_000_000 / 512_000));
-        assert_eq!(bounds.steps_at_once(Size { tokens: usize::MAX / 64, ..size }), 1);
+        let more = |room| bounds.tokens_of(std::iter::repeat_n(8000, 700), room);
+        assert_eq!((more(1), more(2)), (TOKENS_TOTAL / 5 / 700, TOKENS_TOTAL / 5 / 1400));
+        assert_eq!(bounds.tokens_of(std::iter::empty(), 1), TOKENS_MAX);
     }
 }

@@ -1,6 +1,7 @@
 //! Token ids as text. A token need not be whole characters: tokens that share one are one piece.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use aha_model::Tokenizer;
 use aha_model::tokenizer::Utf8Stream;
@@ -18,23 +19,31 @@ const TOKEN_BYTES: usize = 4;
 pub struct Piece {
     /// Its text, made harmless.
     pub text: String,
-    /// Tokens that it is made of; 0 for a special token, which is no part of the completion's text.
-    pub tokens_count: u32,
-    /// Their log-probs, added.
-    pub logprob: f64,
+    /// Whether it is a special token, which is no part of the completion's text.
+    pub is_special: bool,
+    /// The tokens that it is made of.
+    pub tokens: Range<usize>,
+}
+
+/// What is known of each token of a completion.
+#[derive(Debug, Default)]
+pub struct Measures {
+    /// Log-probs.
+    pub logprobs: Vec<f64>,
+    /// Advantages, where tokens have their own.
+    pub advantages: Option<Vec<f64>>,
+    /// What the critic expected, where there is one.
+    pub values: Option<Vec<f64>>,
+    /// Whether it was put there and not drawn; empty where none was.
+    pub forced: Vec<bool>,
 }
 
 /// The completion in pieces; none where they don't say what the completion does, because the ids are those of
 /// another tokenizer.
-pub fn spell(
-    tokenizer: &Tokenizer,
-    ids: &[u32],
-    logprobs: &[f64],
-    completion: &str,
-) -> Option<Vec<Piece>> {
+pub fn spell(tokenizer: &Tokenizer, ids: &[u32], completion: &str) -> Option<Vec<Piece>> {
     let mut speller = Speller::default();
-    for (&id, &logprob) in ids.iter().zip(logprobs) {
-        speller.add(tokenizer.token_bytes(id), tokenizer.is_special(id), id, logprob);
+    for &id in ids {
+        speller.add(tokenizer.token_bytes(id), tokenizer.is_special(id), id);
     }
     speller.end_piece(None);
     speller.whole.contains(completion.trim()).then_some(speller.pieces)
@@ -47,22 +56,27 @@ struct Speller {
     /// The text of the pieces so far, special tokens left out.
     whole: String,
     stream: Utf8Stream,
-    /// Tokens of the piece that is open, and their log-probs, added.
-    open: (u32, f64),
+    /// Tokens so far.
+    count: usize,
+    /// Tokens of the piece that is open.
+    open: usize,
 }
 
 impl Speller {
-    fn add(&mut self, bytes: &[u8], is_special: bool, id: u32, logprob: f64) {
+    fn add(&mut self, bytes: &[u8], is_special: bool, id: u32) {
         if is_special || bytes.is_empty() {
             self.end_piece(None);
             let text = match bytes {
                 [] => format!("[{id}]"),
                 bytes => text::one_line(&String::from_utf8_lossy(bytes)),
             };
-            self.pieces.push(Piece { text, tokens_count: 0, logprob });
+            self.count += 1;
+            let tokens = self.count - 1..self.count;
+            self.pieces.push(Piece { text, is_special: true, tokens });
             return;
         }
-        self.open = (self.open.0 + 1, self.open.1 + logprob);
+        self.count += 1;
+        self.open += 1;
         let text = self.stream.push(bytes);
         if !text.is_empty() {
             self.end_piece(Some(text));
@@ -71,17 +85,17 @@ impl Speller {
 
     /// Ends the open piece with this text; without one, with what is left of a character.
     fn end_piece(&mut self, text: Option<String>) {
-        let (tokens_count, logprob) = std::mem::take(&mut self.open);
-        if tokens_count == 0 {
+        let tokens = self.count - std::mem::take(&mut self.open)..self.count;
+        if tokens.is_empty() {
             return;
         }
         let text = text.unwrap_or_else(|| self.stream.finish());
         self.whole.push_str(&text);
-        self.pieces.push(Piece { text: text::lines(&text), tokens_count, logprob });
+        self.pieces.push(Piece { text: text::lines(&text), is_special: false, tokens });
     }
 }
 
-/// Every different piece of the page once: its text, and how many tokens it is (see [`Piece`]).
+/// Every different piece of the page once: its text, and how many tokens it is, 0 for a special token.
 #[derive(Debug, Default, Serialize)]
 pub struct Pieces {
     texts: Vec<String>,
@@ -92,12 +106,12 @@ pub struct Pieces {
 
 impl Pieces {
     fn idx_of(&mut self, piece: &Piece) -> usize {
-        let key = (piece.text.clone(), piece.tokens_count);
+        let count = if piece.is_special { 0 } else { piece.tokens.len() as u32 };
         let next = self.texts.len();
-        let idx = *self.known.entry(key).or_insert(next);
+        let idx = *self.known.entry((piece.text.clone(), count)).or_insert(next);
         if idx == next {
             self.texts.push(piece.text.clone());
-            self.counts.push(piece.tokens_count);
+            self.counts.push(count);
         }
         idx
     }
@@ -111,8 +125,17 @@ pub enum Tokens {
     Spelled {
         /// Pieces by their index in [`Pieces`].
         t: Vec<usize>,
-        /// The log-prob of each in hundredths of a nat; none where it isn't finite.
+        /// The log-prob of each in hundredths of a nat, of several tokens the sum; none where it isn't finite.
         p: Vec<Option<i32>>,
+        /// The advantage of each in hundredths, of several tokens the mean, where tokens have their own.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        a: Option<Vec<Option<i32>>>,
+        /// What the critic expected before each, likewise.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        v: Option<Vec<Option<i32>>>,
+        /// Those that were put there and not drawn, by their place among the pieces that are shown.
+        #[serde(skip_serializing_if = "Vec::is_empty")]
+        forced: Vec<usize>,
         /// After how many of them some are left out, and how many.
         #[serde(skip_serializing_if = "Option::is_none")]
         gap: Option<[usize; 2]>,
@@ -126,18 +149,35 @@ pub enum Tokens {
 
 impl Tokens {
     /// Of pieces: at most `max` of them.
-    pub fn of(mut spelled: Vec<Piece>, max: usize, pieces: &mut Pieces) -> Tokens {
+    pub fn of(
+        mut spelled: Vec<Piece>,
+        measures: &Measures,
+        max: usize,
+        pieces: &mut Pieces,
+    ) -> Tokens {
         let head = max * HEAD_PERCENT / 100;
         let gap = spelled.len().checked_sub(max).filter(|left_out| *left_out > 0);
         if let Some(left_out) = gap {
             spelled.drain(head..head + left_out);
         }
-        let centinats = |piece: &Piece| {
-            piece.logprob.is_finite().then(|| (piece.logprob * 100.0).round() as i32)
+        let sum = |of: &[f64], piece: &Piece| {
+            of.get(piece.tokens.clone()).map_or(f64::NAN, |some| some.iter().sum::<f64>())
         };
+        let mean = |of: &Vec<f64>| {
+            let mean = |piece: &Piece| hundredths(sum(of, piece) / piece.tokens.len() as f64);
+            spelled.iter().map(mean).collect()
+        };
+        let is_forced = |piece: &Piece| {
+            let mask = measures.forced.get(piece.tokens.clone());
+            mask.is_some_and(|mask| mask.contains(&true))
+        };
+        let places = spelled.iter().enumerate().filter(|(_, piece)| is_forced(piece));
         Tokens::Spelled {
             t: spelled.iter().map(|piece| pieces.idx_of(piece)).collect(),
-            p: spelled.iter().map(centinats).collect(),
+            p: spelled.iter().map(|piece| hundredths(sum(&measures.logprobs, piece))).collect(),
+            a: measures.advantages.as_ref().map(mean),
+            v: measures.values.as_ref().map(mean),
+            forced: places.map(|(place, _)| place).collect(),
             gap: gap.map(|left_out| [head, left_out]),
         }
     }
@@ -156,23 +196,25 @@ impl Tokens {
     }
 }
 
+fn hundredths(value: f64) -> Option<i32> {
+    value.is_finite().then(|| (value * 100.0).round() as i32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn spelled(tokens: &[(&[u8], bool)]) -> (Vec<(String, u32, f64)>, String) {
+    fn spelled(tokens: &[(&[u8], bool)]) -> (Vec<Piece>, String) {
         let mut speller = Speller::default();
         for (idx, (bytes, is_special)) in tokens.iter().enumerate() {
-            speller.add(bytes, *is_special, 7 + idx as u32, -1.0);
+            speller.add(bytes, *is_special, 7 + idx as u32);
         }
         speller.end_piece(None);
-        let pieces = speller.pieces.into_iter();
-        let pieces = pieces.map(|piece| (piece.text, piece.tokens_count, piece.logprob));
-        (pieces.collect(), speller.whole)
+        (speller.pieces, speller.whole)
     }
 
-    fn piece(text: &str, tokens_count: u32, logprob: f64) -> (String, u32, f64) {
-        (text.to_owned(), tokens_count, logprob)
+    fn piece(text: &str, is_special: bool, tokens: Range<usize>) -> Piece {
+        Piece { text: text.to_owned(), is_special, tokens }
     }
 
     #[test]
@@ -180,10 +222,10 @@ mod tests {
         let (pieces, whole) =
             spelled(&[(b"caf\xc3", false), (b"\xa9", false), (b"\xf0\x9f", false), (b"!", false)]);
         let expected = [
-            piece("caf", 1, -1.0),
+            piece("caf", false, 0..1),
             // The rest of the first token, and the second.
-            piece("é", 1, -1.0),
-            piece("\u{fffd}!", 2, -2.0),
+            piece("é", false, 1..2),
+            piece("\u{fffd}!", false, 2..4),
         ];
         assert_eq!((&pieces[..], whole.as_str()), (&expected[..], "café\u{fffd}!"));
     }
@@ -193,10 +235,10 @@ mod tests {
         let (pieces, whole) =
             spelled(&[(b"\xe2\x82", false), (b"<|end|>", true), (b"", false), (b"x", false)]);
         let expected = [
-            piece("\u{fffd}", 1, -1.0),
-            piece("<|end|>", 0, -1.0),
-            piece("[9]", 0, -1.0),
-            piece("x", 1, -1.0),
+            piece("\u{fffd}", false, 0..1),
+            piece("<|end|>", true, 1..2),
+            piece("[9]", true, 2..3),
+            piece("x", false, 3..4),
         ];
         assert_eq!((&pieces[..], whole.as_str()), (&expected[..], "\u{fffd}x"));
     }
@@ -204,21 +246,52 @@ mod tests {
     #[test]
     fn what_could_change_the_page_is_spelled_out() {
         let (pieces, _) = spelled(&[("\u{202e}\u{1b}[2J\n".as_bytes(), false)]);
-        assert_eq!(pieces[0].0, "\\u{202e}\\u{1b}[2J\n");
+        assert_eq!(pieces[0].text, "\\u{202e}\\u{1b}[2J\n");
+    }
+
+    #[test]
+    fn a_piece_of_several_tokens_has_their_sum_or_their_mean() {
+        let mut pieces = Pieces::default();
+        let spelled = vec![piece("é", false, 0..2), piece("x", false, 2..3)];
+        let measures = Measures {
+            logprobs: vec![-0.5, -0.25, f64::NEG_INFINITY],
+            advantages: None,
+            values: Some(vec![1.0, 2.0]),
+            forced: Vec::new(),
+        };
+        let expected = Tokens::Spelled {
+            t: vec![0, 1],
+            p: vec![Some(-75), None],
+            a: None,
+            // A list that is too short says nothing of the rest.
+            v: Some(vec![Some(150), None]),
+            forced: Vec::new(),
+            gap: None,
+        };
+        assert_eq!(Tokens::of(spelled, &measures, 9, &mut pieces), expected);
+        assert_eq!(pieces.counts, [2, 1]);
     }
 
     #[test]
     fn the_middle_of_a_long_completion_is_left_out() {
         let mut pieces = Pieces::default();
-        let of = |text: &str, logprob| Piece { text: text.to_owned(), tokens_count: 1, logprob };
-        let long: Vec<Piece> = (0..10).map(|i| of(&i.to_string(), -0.25)).collect();
-        let expected =
-            Tokens::Spelled { t: vec![0, 1, 2, 3], p: vec![Some(-25); 4], gap: Some([3, 6]) };
-        assert_eq!(Tokens::of(long, 4, &mut pieces), expected);
+        let long: Vec<Piece> = (0..10).map(|i| piece(&i.to_string(), false, i..i + 1)).collect();
+        let measures = Measures {
+            logprobs: vec![-0.25; 10],
+            advantages: Some((0..10).map(f64::from).collect()),
+            values: None,
+            forced: (0..10).map(|i| i == 1 || i == 5 || i == 9).collect(),
+        };
+        let expected = Tokens::Spelled {
+            t: vec![0, 1, 2, 3],
+            p: vec![Some(-25); 4],
+            a: Some(vec![Some(0), Some(100), Some(200), Some(900)]),
+            v: None,
+            forced: vec![1, 3],
+            gap: Some([3, 6]),
+        };
+        assert_eq!(Tokens::of(long, &measures, 4, &mut pieces), expected);
         assert_eq!(pieces.texts, ["0", "1", "2", "9"]);
-        let again = vec![of("9", f64::NEG_INFINITY)];
-        let expected = Tokens::Spelled { t: vec![3], p: vec![None], gap: None };
-        assert_eq!(Tokens::of(again, 4, &mut pieces), expected);
         let text = Tokens::Plain { text: "aaaaaa … bb".to_owned() };
         assert_eq!(Tokens::plain("aaaaaaaaabbbb", 2), text);
         assert_eq!(Tokens::plain("aé\u{7}", 2), Tokens::Plain { text: "aé\\u{7}".to_owned() });
