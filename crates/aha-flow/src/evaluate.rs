@@ -174,6 +174,12 @@ impl Tally {
         Ok(())
     }
 
+    /// How many completions have no tokens: those of a server that doesn't say how many they have.
+    pub fn empty_count(&self) -> usize {
+        let samples = self.problems.iter().flat_map(|(_, samples)| samples);
+        samples.filter(|sample| sample.completion_len_tokens == 0).count()
+    }
+
     /// Why a sample could not be scored, where one couldn't.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()

@@ -123,8 +123,11 @@ pub(crate) async fn execute(
     check_variables(&pipeline, &state)?;
     let lock = dir.open()?;
     check_tables(&pipeline, &state, dir, depth)?;
-    write_file(&dir.pipeline(), pipeline.to_toml().as_bytes())?;
+    // In this order: the state has a digest of the settings. Where a version with more keys takes a run over and is
+    // killed in between, it finds its own digest and goes on; a newer pipeline beside an older digest would look like
+    // another run's.
     state.write(dir)?;
+    write_file(&dir.pipeline(), pipeline.to_toml().as_bytes())?;
     opened();
     let waiting = lend::waiting(&pipeline, dir, &how.stop)?;
     let session = session(&pipeline, &places, dir).await?;

@@ -148,12 +148,6 @@ struct Preference {
 }
 
 impl Preference {
-    /// Whether the held-out pairs are measured after `step` steps.
-    fn is_measured(&self, step: u64) -> bool {
-        let (every, steps) = (self.settings.held_out_every, self.plan.steps);
-        !self.held_out.is_empty() && pairs::is_measured(step, steps, every)
-    }
-
     fn measure_held_out(&self, learner: &Learner) -> Result<Totals> {
         let reference = learner.reference().ok_or_else(|| Error::bug("DPO has a reference"))?;
         let pairs: Vec<DpoPair<'_>> = self.held_out.iter().map(tokens).collect();
@@ -189,7 +183,10 @@ impl Task for Preference {
         ]);
         let tokens = batch.iter().map(|pair| pair.chosen.ids.len() + pair.rejected.ids.len()).sum();
         add_speed(&mut metrics, tokens, began);
-        if self.is_measured(step + 1) && learner.model().params().is_finite() {
+        let (steps, every) = (self.plan.steps, self.settings.held_out_every);
+        if pairs::is_measured(&self.held_out, step + 1, steps, every)
+            && learner.model().params().is_finite()
+        {
             let totals = self.measure_held_out(learner)?;
             metrics.insert("held_out_loss".to_owned(), totals.loss);
             metrics.insert("held_out_accuracy".to_owned(), totals.accuracy());

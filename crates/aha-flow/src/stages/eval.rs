@@ -139,11 +139,14 @@ impl Eval<'_> {
                 tally.add(&batch)?;
             }
         }
+        let empty_count = tally.empty_count();
         let found = tally.evaluation(subject)?;
         let hint = format!("see `reward_error` in `{completions}`, and `{completions}_set_aside`");
         warn_of_left_out(self.context.stage, &found, problem_count, hint, self.context.watcher);
-        if subject.computed.is_none() && found.completion_len_tokens_mean == 0.0 {
-            let message = format!("`{name}` gives no lengths: those of its completions count as 0");
+        if subject.computed.is_none() && empty_count > 0 {
+            let message = format!(
+                "`{name}` gives {empty_count} completions no length: they count as 0 tokens"
+            );
             self.context.warn(message, "ask a server whose answers have `usage.completion_tokens`");
         }
         Ok(found)

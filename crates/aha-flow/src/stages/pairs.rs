@@ -137,9 +137,10 @@ impl Source<'_> {
     }
 }
 
-/// Whether held-out pairs are measured after `step` of `steps` steps: after every `every`, and after the last.
-pub fn is_measured(step: u64, steps: u64, every: u64) -> bool {
-    step == steps || (every > 0 && step.is_multiple_of(every))
+/// Whether held-out pairs, if there are any, are measured after `step` of `steps` steps: after every `every`, and after
+/// the last.
+pub fn is_measured(held_out: &[Pair], step: u64, steps: u64, every: u64) -> bool {
+    !held_out.is_empty() && (step == steps || (every > 0 && step.is_multiple_of(every)))
 }
 
 fn encode(prompter: &Prompter, batch: &RecordBatch, first: usize) -> Result<Vec<Pair>> {

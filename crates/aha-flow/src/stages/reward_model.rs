@@ -142,12 +142,6 @@ impl Preference {
         let micro_batch_tokens = self.settings.micro_batch_tokens.tokens() as usize;
         Ok(compare(model, &pairs, self.settings.centering, micro_batch_tokens)?)
     }
-
-    /// Whether the held-out pairs are measured after `step` steps.
-    fn is_measured(&self, step: u64) -> bool {
-        let (every, steps) = (self.settings.held_out_every, self.plan.steps);
-        !self.held_out.is_empty() && pairs::is_measured(step, steps, every)
-    }
 }
 
 impl Task for Preference {
@@ -164,7 +158,10 @@ impl Task for Preference {
         let outcome = learner.preference_step(&batch, self.settings.centering, &settings)?;
         let tokens: usize = batch.iter().map(|p| p.chosen.len() + p.rejected.len()).sum();
         let mut metrics = measure(&outcome, lr, tokens, began);
-        if self.is_measured(step + 1) && learner.model().params().is_finite() {
+        let (steps, every) = (self.plan.steps, self.settings.held_out_every);
+        if pairs::is_measured(&self.held_out, step + 1, steps, every)
+            && learner.model().params().is_finite()
+        {
             let totals = self.compare(learner.model(), &self.held_out)?;
             metrics.insert("held_out_loss".to_owned(), totals.loss);
             metrics.insert("held_out_accuracy".to_owned(), totals.accuracy());

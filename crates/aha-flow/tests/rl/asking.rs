@@ -471,8 +471,12 @@ async fn an_endpoint_is_evaluated_beside_models() {
 /// The benchmark's question is around each problem, inside the template, as models are asked.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_endpoint_is_asked_what_a_benchmark_asks() {
-    let server = Server::start(|_, _| {
-        Reply::ok(&json!({"choices": [{"message": {"content": "\\boxed{4}"}}]}))
+    let server = Server::start(|_, request| {
+        let mut reply = json!({"choices": [{"message": {"content": "\\boxed{4}"}}]});
+        if prompt(request).starts_with("Q: 0") {
+            reply["usage"] = json!({"completion_tokens": 5});
+        }
+        Reply::ok(&reply)
     });
     let text = EVALUATION
         .replace("reward = { kind = \"math\", extract = [\"whole\"] }", "benchmark = \"gsm8k\"");
@@ -489,13 +493,15 @@ async fn an_endpoint_is_asked_what_a_benchmark_asks() {
     assert_eq!(asked, (0..4).map(want).collect::<Vec<_>>());
     let found = &evals(&world.dir("run"))["teacher"];
     assert_eq!((&found["pass_at_1"], &found["benchmark"]), (&json!(0.25), &json!("gsm8k")));
-    // Rows hold the problem itself, and lengths that nobody gave are told of.
+    // Rows hold the problem itself, and lengths that the server didn't give are told of.
     each_rollout(&world.dir("run"), "scores_teacher", |view, row| {
         assert_eq!(view.prompt(row), format!("{}+1=", &view.prompt_id(row)[1..]));
     });
     let warnings = outcome.warnings();
     assert!(
-        warnings.iter().any(|(message, _)| message.contains("`teacher` gives no lengths")),
+        warnings
+            .iter()
+            .any(|(message, _)| message.contains("`teacher` gives 3 completions no length")),
         "{warnings:?}"
     );
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use aha_flow::pipeline::{Text, parse};
 use aha_flow::progress::Event;
-use aha_flow::rundir::RunDir;
+use aha_flow::rundir::{RunDir, aside};
 use aha_flow::stop::Stop;
 use aha_rollout::schema;
 use aha_rollout::table::{SCHEMA_PART, TableWriter};
@@ -62,7 +62,7 @@ async fn refused(world: &World, sets: &[&str]) -> (String, String) {
 
 /// Goal: a run goes on with a version that has more keys, unless one of them is set, and ends with the bits that it
 /// would have had; with a version that writes other columns it doesn't. Method: a run's directory is made to look as an
-/// older version would have left it.
+/// older version would have left it, and what a newer one writes first fails once, then what it writes next.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_of_an_older_version_goes_on_with_its_settings_and_its_columns_or_not_at_all() {
     let world = World::new();
@@ -90,6 +90,16 @@ async fn a_run_of_an_older_version_goes_on_with_its_settings_and_its_columns_or_
         );
         assert!(hint.contains("go on with version 0.0.7"), "{hint}");
         fs_err::write(part, now).unwrap();
+    }
+
+    // A write that fails half-way leaves what can be gone on with.
+    for file in [dir.state(), dir.pipeline()] {
+        let in_the_way = aside(&file);
+        fs_err::create_dir(&in_the_way).unwrap();
+        let outcome = world.run("older", How { resume: true, ..How::default() }).await;
+        let message = outcome.error().to_string();
+        assert!(message.contains(&in_the_way.display().to_string()), "{message}");
+        fs_err::remove_dir(&in_the_way).unwrap();
     }
 
     world.run("older", How { resume: true, ..How::default() }).await.result.unwrap();

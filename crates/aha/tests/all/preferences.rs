@@ -27,11 +27,12 @@ fn folder() -> TempDir {
         (0..8).map(|i| format!("{{\"id\":\"{i}\",\"prompt\":\"{i}:\"}}\n")).collect();
     fs_err::write(folder.path().join("pairs.jsonl"), pairs).unwrap();
     fs_err::write(folder.path().join("prompts.jsonl"), prompts).unwrap();
-    fs_err::write(folder.path().join("tiny.toml"), PIPELINE).unwrap();
+    fs_err::write(folder.path().join("tiny.toml"), format!("{HEAD}{PIPELINE}")).unwrap();
     folder
 }
 
-const PIPELINE: &str = r#"
+/// What each pipeline here begins with.
+const HEAD: &str = r#"
 [run]
 seed = 5
 
@@ -41,7 +42,9 @@ prompts = "prompts.jsonl"
 
 [models]
 blank = { init = "random", hidden_size = 32, intermediate_size = 64, layers = 2, heads = 2, kv_heads = 1, head_dim = 16, tokenizer = { train = "SELECT prompt || chosen || rejected AS text FROM pairs", vocab_size = 14, alphabet = "seen" } }
+"#;
 
+const PIPELINE: &str = r#"
 [[stage]]
 name = "prefers"
 kind = "reward-model"
@@ -138,16 +141,6 @@ model = "more"
 
 /// After a cold start on what was chosen and what was rejected alike, preferences decide between the two.
 const DIRECT: &str = r#"
-[run]
-seed = 5
-
-[tables]
-pairs = "pairs.jsonl"
-prompts = "prompts.jsonl"
-
-[models]
-blank = { init = "random", hidden_size = 32, intermediate_size = 64, layers = 2, heads = 2, kv_heads = 1, head_dim = 16, tokenizer = { train = "SELECT prompt || chosen || rejected AS text FROM pairs", vocab_size = 14, alphabet = "seen" } }
-
 [[stage]]
 name = "cold"
 kind = "sft"
@@ -191,7 +184,7 @@ sampling = { max_tokens = 6 }
 fn a_policy_learns_preferences_without_a_reward_model() {
     let folder = folder();
     let folder = folder.path();
-    fs_err::write(folder.join("direct.toml"), DIRECT).unwrap();
+    fs_err::write(folder.join("direct.toml"), format!("{HEAD}{DIRECT}")).unwrap();
     let outcome = aha(folder, &["run", "direct.toml", "--dir", "run"]);
     assert_eq!(outcome.code, Some(0), "{outcome:?}");
     let held_out = number(

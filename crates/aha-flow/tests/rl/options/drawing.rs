@@ -234,8 +234,8 @@ async fn every_key_of_eval_does_something() {
     asked.run(of_evaluated_endpoint(&server)).await;
 }
 
-/// Goal: the keys that narrow what is drawn mean what they say. Method: there are four ways to take the likeliest token,
-/// and they give the same rows; lengths and ends are those that are set.
+/// Goal: the keys that narrow what is drawn mean what they say. Method: there are four ways to take the likeliest
+/// token, and they give the same rows; lengths and ends are those that are set.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_drawn_is_what_the_keys_say() {
     let world = World::with(&problems());

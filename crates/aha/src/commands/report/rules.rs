@@ -80,13 +80,13 @@ problems = "problems.jsonl"
 base = "model"
 
 [[stage]]
-name = "all"
+name = "mixed"
 kind = "rl"
 model = "base"
 prompts = "SELECT id, prompt, answer, tests, source FROM problems"
 rewards = [
   { kind = "language", target = "de" },
-  { kind = "code", sources = ["code"] },
+  { kind = "countdown", sources = ["targets"] },
   { kind = "math", sources = ["sums"] },
 ]
 "#;
@@ -95,18 +95,18 @@ rewards = [
     fn a_source_has_the_reward_that_is_for_it() {
         let path = "pipeline.toml";
         let parsed = pipeline::parse(Text { path, text: PIPELINE, sets: &[] }).unwrap();
-        let rules = Rules::of("all", Some(&parsed));
+        let rules = Rules::of("mixed", Some(&parsed));
         assert_eq!(
             (rules.names(), rules.language.as_str()),
-            (vec!["code".into(), "math".into()], "de")
+            (vec!["countdown".into(), "math".into()], "de")
         );
-        assert_eq!((rules.right(Some("code")), rules.right(Some("sums"))), (Some(0), Some(1)));
+        assert_eq!((rules.right(Some("targets")), rules.right(Some("sums"))), (Some(0), Some(1)));
         assert_eq!((rules.right(Some("chat")), rules.right(None)), (None, None));
-        assert!(rules.answers(Some("code")).is_none(), "a program is no answer");
+        assert!(rules.answers(Some("targets")).is_none(), "a way to a target is no answer");
         assert_eq!(rules.answers(Some("sums")).map(|(part, _)| part), Some(1));
-        let unknown = Rules::of("all", None);
+        let unknown = Rules::of("mixed", None);
         assert_eq!((unknown.names().len(), unknown.right(None)), (0, None));
         let rules = rules.known(&["math".into(), "language".into()]);
-        assert_eq!((rules.right(Some("code")), rules.right(Some("sums"))), (None, Some(0)));
+        assert_eq!((rules.right(Some("targets")), rules.right(Some("sums"))), (None, Some(0)));
     }
 }

@@ -310,11 +310,13 @@ const chart = (spec, group) => {
   const self = { draw, point };
   group.charts.push(self);
   let width = 0;
-  new ResizeObserver(() => {
+  const fit = () => {
     if (box.clientWidth === 0 || box.clientWidth === width) return;
     width = box.clientWidth;
     draw();
-  }).observe(box);
+  };
+  // In the next frame: what is drawn while sizes are being told changes sizes again.
+  new ResizeObserver(() => requestAnimationFrame(fit)).observe(box);
   return figure;
 };
 

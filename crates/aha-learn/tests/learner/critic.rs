@@ -1,8 +1,5 @@
 //! Steps of a critic, and of a policy whose tokens have advantages of their own.
 
-#![expect(clippy::unwrap_used, reason = "a fixture of another shape fails the test")]
-
-use std::path::Path;
 use std::sync::Arc;
 
 use aha_compute::Device;
@@ -17,29 +14,11 @@ use aha_learn::preset::Preset;
 use aha_learn::value;
 use aha_model::Model;
 
-fn model(name: &str, device: &Device) -> Model {
-    let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
-        .join("../aha-model/tests/fixtures")
-        .join(name);
-    Model::load(&dir, device).unwrap()
-}
+use crate::{ids, model, settings};
 
 /// One whose head isn't zero, so that gradients reach its body at once.
 fn critic(name: &str, device: &Device) -> Arc<Model> {
     Arc::new(model(name, device).to_reward(Philox::new(5)).unwrap())
-}
-
-fn settings(micro_batch_tokens: usize, activation_checkpointing: bool) -> StepSettings {
-    StepSettings {
-        hyper: Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
-        grad_norm_max: Some(1.0),
-        micro_batch_tokens,
-        activation_checkpointing,
-    }
-}
-
-fn ids(seed: u64, len: usize) -> Vec<u32> {
-    (0..len as u64).map(|i| 3 + (Philox::new(seed).bits(&[i]) % 250) as u32).collect()
 }
 
 struct Drawn {
@@ -141,7 +120,7 @@ fn steps_on_advantages_of_tokens_do_not_depend_on_micro_batches_threads_or_lanes
     let lens: Vec<usize> = drawn.iter().map(|d| d.completion.len()).collect();
     let normaliser = Normaliser::of(&objective, &lens);
     let step = |device: &Device, settings: &StepSettings, rollouts: &[Rollout<'_>]| {
-        let mut learner = Learner::new(Arc::new(model("tiny_llama", device)));
+        let mut learner = Learner::new(model("tiny_llama", device));
         learner.policy_step(rollouts, &objective, normaliser, 1.0, settings).unwrap();
         weights(&learner)
     };

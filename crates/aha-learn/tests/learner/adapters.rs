@@ -1,11 +1,7 @@
 //! Steps of models with low-rank adapters: what changes, by how much, and what stays.
 
-#![expect(clippy::unwrap_used, reason = "a fixture of another shape fails the test")]
-
-use std::path::Path;
 use std::sync::Arc;
 
-use aha_compute::ops::adamw::Hyper;
 use aha_compute::ops::matmul::reference;
 use aha_compute::random::Philox;
 use aha_compute::simd::Isa;
@@ -15,14 +11,9 @@ use aha_learn::objective::{Normaliser, Objective};
 use aha_learn::preset::Preset;
 use aha_model::{Batch, Lora, Model, Target};
 
-const TINY: [&str; 4] = ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"];
+use crate::{ids, model_as, settings};
 
-fn base(name: &str, device: &Device, dtype: Dtype) -> Model {
-    let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
-        .join("../aha-model/tests/fixtures")
-        .join(name);
-    Model::load(&dir, &device.clone().with_dtype(dtype)).unwrap()
-}
+const TINY: [&str; 4] = ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"];
 
 fn lora() -> Lora {
     Lora { rank: 4, alpha: 6.0, targets: Target::ALL.to_vec(), is_rank_stabilised: false }
@@ -38,19 +29,6 @@ fn adapted(model: &Model, lora: &Lora) -> Model {
         (0..).zip(values).for_each(|(i, x)| *x = (0.05 * random.normal(i)) as f32);
     }
     adapted
-}
-
-fn settings(micro_batch_tokens: usize, activation_checkpointing: bool) -> StepSettings {
-    StepSettings {
-        hyper: Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
-        grad_norm_max: Some(1.0),
-        micro_batch_tokens,
-        activation_checkpointing,
-    }
-}
-
-fn ids(seed: u64, len: usize) -> Vec<u32> {
-    (0..len as u64).map(|i| 3 + (Philox::new(seed).bits(&[i]) % 250) as u32).collect()
 }
 
 struct Drawn {
@@ -128,7 +106,7 @@ fn gradients(model: &Model, sequence: &[u32]) -> Grads {
 fn gradients_of_adapters_are_the_chain_rule_over_those_of_merged_weights() {
     let sequence = ids(3, 70);
     for name in TINY {
-        let model = adapted(&base(name, &Device::cpu(2), Dtype::F32), &lora());
+        let model = adapted(&model_as(name, &Device::cpu(2), Dtype::F32), &lora());
         let merged = model.clone().merged().unwrap();
         let (of_adapters, of_weights) =
             (gradients(&model, &sequence), gradients(&merged, &sequence));
@@ -170,7 +148,7 @@ fn micro_batches_checkpointing_threads_and_lanes_change_no_bit_and_frozen_weight
                 let runs = [(1, 1, false), (2, 60, true), (1, 101, true), (2, 100_000, false)];
                 let runs = if isa == Isa::Portable { &runs[1..2] } else { &runs[..] };
                 for &(threads, micro_batch_tokens, checkpointing) in runs {
-                    let base = base(name, &Device::cpu_with(threads, isa), dtype);
+                    let base = model_as(name, &Device::cpu_with(threads, isa), dtype);
                     let policy = base.with_lora(&lora(), Philox::new(1)).unwrap();
                     let mut learner = Learner::new(Arc::new(policy));
                     learner.set_reference(Some(Arc::new(base.clone())));
@@ -193,7 +171,7 @@ fn micro_batches_checkpointing_threads_and_lanes_change_no_bit_and_frozen_weight
 /// The reference's weights and the policy's are in memory once.
 #[test]
 fn a_step_copies_no_frozen_weight() {
-    let base = Arc::new(base("tiny_llama", &Device::cpu(1), Dtype::F32));
+    let base = Arc::new(model_as("tiny_llama", &Device::cpu(1), Dtype::F32));
     let policy = Arc::new(base.with_lora(&lora(), Philox::new(1)).unwrap());
     let mut learner = Learner::new(Arc::clone(&policy));
     learner.set_reference(Some(Arc::clone(&base)));
@@ -212,7 +190,7 @@ fn a_step_copies_no_frozen_weight() {
 
 #[test]
 fn a_learner_goes_on_from_saved_state_as_if_never_saved() {
-    let base = base("tiny_qwen3", &Device::cpu(2), Dtype::F32);
+    let base = model_as("tiny_qwen3", &Device::cpu(2), Dtype::F32);
     let policy = base.with_lora(&lora(), Philox::new(1)).unwrap();
     let mut learner = Learner::new(Arc::new(policy));
     learner.set_reference(Some(Arc::new(base.clone())));
@@ -234,7 +212,7 @@ fn steps_lower_the_loss_of_what_they_imitate() {
     let text = ids(1, 60);
     let mask = vec![true; 60];
     let examples = [Example { ids: &text, loss_mask: &mask }];
-    let base = base("tiny_qwen3", &Device::cpu(2), Dtype::F32);
+    let base = model_as("tiny_qwen3", &Device::cpu(2), Dtype::F32);
     let mut learner = Learner::new(Arc::new(base.with_lora(&lora(), Philox::new(1)).unwrap()));
     let mut settings = settings(512, false);
     settings.hyper.lr = 1e-2;
@@ -246,7 +224,8 @@ fn steps_lower_the_loss_of_what_they_imitate() {
 
 #[test]
 fn a_reward_model_s_adapters_and_head_learn_and_nothing_else() {
-    let base = base("tiny_qwen2", &Device::cpu(2), Dtype::F32).to_reward(Philox::new(4)).unwrap();
+    let base =
+        model_as("tiny_qwen2", &Device::cpu(2), Dtype::F32).to_reward(Philox::new(4)).unwrap();
     let policy = base.with_lora(&lora(), Philox::new(1)).unwrap();
     let (chosen, rejected) = (ids(1, 20), ids(2, 23));
     let pairs = [Pair { chosen: &chosen, rejected: &rejected, margin: 0.0 }];
@@ -266,7 +245,7 @@ fn a_reward_model_s_adapters_and_head_learn_and_nothing_else() {
 /// What a learner that has adapters gives away at the end computes the same.
 #[test]
 fn the_merged_model_of_a_learner_scores_as_its_policy() {
-    let base = base("tiny_llama", &Device::cpu(2), Dtype::F32);
+    let base = model_as("tiny_llama", &Device::cpu(2), Dtype::F32);
     let mut learner = Learner::new(Arc::new(adapted(&base, &lora())));
     learner.set_reference(Some(Arc::new(base)));
     step(&mut learner, &drawn(), &settings(512, false));

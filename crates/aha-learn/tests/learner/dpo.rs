@@ -1,24 +1,15 @@
 //! Steps of direct preference optimization on whole models.
 
-#![expect(clippy::unwrap_used, reason = "a fixture of another shape fails the test")]
-
-use std::path::Path;
 use std::sync::Arc;
 
 use aha_compute::Device;
 use aha_compute::ops::adamw::Hyper;
-use aha_compute::random::Philox;
 use aha_compute::simd::Isa;
 use aha_learn::dpo::{LossKind, Objective};
-use aha_learn::learner::{DpoOutcome, DpoPair, Example, Learner, StepSettings, compare_dpo};
+use aha_learn::learner::{DpoOutcome, DpoPair, Example, Learner, compare_dpo};
 use aha_model::Model;
 
-fn model(name: &str, device: &Device) -> Arc<Model> {
-    let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
-        .join("../aha-model/tests/fixtures")
-        .join(name);
-    Arc::new(Model::load(&dir, device).unwrap())
-}
+use crate::{ids, model, settings};
 
 /// Weights that aren't the model's: a step away.
 fn moved(model: &Arc<Model>) -> Arc<Model> {
@@ -28,19 +19,6 @@ fn moved(model: &Arc<Model>) -> Arc<Model> {
     let example = Example { ids: &example, loss_mask: &mask };
     assert!(learner.sft_step(&[example], &settings(1000, false)).unwrap().applied);
     Arc::clone(learner.model())
-}
-
-fn settings(micro_batch_tokens: usize, activation_checkpointing: bool) -> StepSettings {
-    StepSettings {
-        hyper: Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
-        grad_norm_max: Some(1.0),
-        micro_batch_tokens,
-        activation_checkpointing,
-    }
-}
-
-fn ids(seed: u64, len: usize) -> Vec<u32> {
-    (0..len as u64).map(|i| 3 + (Philox::new(seed).bits(&[i]) % 250) as u32).collect()
 }
 
 struct Drawn {

@@ -1,8 +1,5 @@
 //! Steps of whole models: what may change the weights, and what may not.
 
-#![expect(clippy::unwrap_used, reason = "a fixture of another shape fails the test")]
-
-use std::path::Path;
 use std::sync::Arc;
 
 use aha_compute::ops::adamw::Hyper;
@@ -18,30 +15,7 @@ use aha_learn::preference::{self, PairScores};
 use aha_learn::preset::Preset;
 use aha_model::{Batch, Model};
 
-fn model(name: &str, device: &Device) -> Arc<Model> {
-    model_as(name, device, Dtype::F32)
-}
-
-fn model_as(name: &str, device: &Device, dtype: Dtype) -> Arc<Model> {
-    let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
-        .join("../aha-model/tests/fixtures")
-        .join(name);
-    let model = Model::load(&dir, &device.clone().with_dtype(dtype)).unwrap();
-    Arc::new(model)
-}
-
-fn settings(micro_batch_tokens: usize, activation_checkpointing: bool) -> StepSettings {
-    StepSettings {
-        hyper: Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 },
-        grad_norm_max: Some(1.0),
-        micro_batch_tokens,
-        activation_checkpointing,
-    }
-}
-
-fn ids(seed: u64, len: usize) -> Vec<u32> {
-    (0..len as u64).map(|i| 3 + (Philox::new(seed).bits(&[i]) % 250) as u32).collect()
-}
+use crate::{ids, model, model_as, settings};
 
 struct Drawn {
     prompt: Vec<u32>,
@@ -149,7 +123,7 @@ fn micro_batches_checkpointing_threads_and_lanes_change_no_bit() {
                 let runs = if isa == Isa::Portable { &runs[1..2] } else { &runs[..] };
                 for &(threads, micro_batch_tokens, checkpointing) in runs {
                     let device = Device::cpu_with(threads, isa);
-                    let model = model_as(name, &device, dtype);
+                    let model = Arc::new(model_as(name, &device, dtype));
                     let mut learner = Learner::new(Arc::clone(&model));
                     learner.set_reference(Some(model));
                     let settings = settings(micro_batch_tokens, checkpointing);
@@ -176,7 +150,7 @@ fn gradients_in_bf16_are_close_to_those_in_f32() {
     let sequence = ids(3, 70);
     for name in ["tiny_llama", "tiny_llama3rope", "tiny_qwen2", "tiny_qwen3"] {
         let [wide, half] = [Dtype::F32, Dtype::Bf16].map(|dtype| {
-            let model = model_as(name, &device, dtype);
+            let model = Arc::new(model_as(name, &device, dtype));
             let mut tape = Tape::recording(&device, model.params());
             let hidden = model.hidden(&mut tape, Batch::packed(&sequence, [70]), false);
             let hidden = tape.select_rows(&hidden, &(0..69).collect());
@@ -211,7 +185,7 @@ fn micro_batches_that_cut_groups_change_no_bit() {
                 (1, 101, false),
                 (2, 117, true),
             ] {
-                let model = model_as(name, &Device::cpu(threads), dtype);
+                let model = Arc::new(model_as(name, &Device::cpu(threads), dtype));
                 let mut learner = Learner::new(Arc::clone(&model));
                 learner.set_reference(Some(model));
                 let settings = settings(micro_batch_tokens, checkpointing);

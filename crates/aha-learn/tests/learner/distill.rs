@@ -1,13 +1,9 @@
 //! On-policy distillation on whole models: the divergence from a teacher, its gradient, and where it leads.
 
-#![expect(clippy::unwrap_used, reason = "a fixture of another shape fails the test")]
-
-use std::path::Path;
 use std::sync::Arc;
 
 use aha_compute::ops::adamw::Hyper;
 use aha_compute::ops::lm_head;
-use aha_compute::random::Philox;
 use aha_compute::simd::Isa;
 use aha_compute::{Device, Dtype, Tape, Tensor};
 use aha_learn::learner::{Learner, OldLogps, Rollout, StepOutcome, StepSettings};
@@ -15,26 +11,14 @@ use aha_learn::objective::{Normaliser, Objective};
 use aha_learn::preset::Preset;
 use aha_model::{Batch, Model};
 
+use crate::{ids, model};
+
 const TEMPERATURE: f32 = 0.9;
 
-fn model(name: &str, device: &Device) -> Arc<Model> {
-    let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
-        .join("../aha-model/tests/fixtures")
-        .join(name);
-    Arc::new(Model::load(&dir, device).unwrap())
-}
-
+/// Without weight decay: what moves is the divergence's doing.
 fn settings(micro_batch_tokens: usize, activation_checkpointing: bool) -> StepSettings {
-    StepSettings {
-        hyper: Hyper { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 },
-        grad_norm_max: Some(1.0),
-        micro_batch_tokens,
-        activation_checkpointing,
-    }
-}
-
-fn ids(seed: u64, len: usize) -> Vec<u32> {
-    (0..len as u64).map(|i| 3 + (Philox::new(seed).bits(&[i]) % 250) as u32).collect()
+    let settings = crate::settings(micro_batch_tokens, activation_checkpointing);
+    StepSettings { hyper: Hyper { weight_decay: 0.0, ..settings.hyper }, ..settings }
 }
 
 struct Drawn {
