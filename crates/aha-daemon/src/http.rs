@@ -42,6 +42,8 @@ pub async fn accept(listener: TcpListener, router: Router, stop: watch::Receiver
             let place = Arc::clone(&places).acquire_owned().await;
             (listener.accept().await, place)
         };
+        // What the watch lends doesn't outlive this future, as it mustn't: it can't go to another thread.
+        let over = async { drop(stopped.wait_for(|stop| *stop).await) };
         tokio::select! {
             (accepted, place) = next => match (accepted, place) {
                 (Ok((stream, _)), Ok(place)) => {
@@ -58,7 +60,7 @@ pub async fn accept(listener: TcpListener, router: Router, stop: watch::Receiver
                 (_, Err(_)) => return,
             },
             Some(_) = open.join_next(), if !open.is_empty() => {}
-            _ = stopped.wait_for(|stop| *stop) => break,
+            () = over => break,
         }
     }
     drop(listener);
