@@ -1,9 +1,11 @@
 //! `/api/v1`: what there is, and its OpenAPI document, which is made of the same declarations.
 //!
 //! - [`runs`]: submit, list, show, pause, resume, cancel, delete. [`files`]: what a run wrote. [`logs`]: what it says.
+//!   [`curves`]: what it measured, as lines. [`usage`]: what its process takes.
 //! - [`query`]: SQL over runs. [`stream`]: events as they happen. [`health`]: whether the daemon works.
 //! - [`problem`]: errors, and requests that can't be read.
 
+pub mod curves;
 pub mod files;
 pub mod health;
 pub mod logs;
@@ -11,6 +13,7 @@ pub mod problem;
 pub mod query;
 pub mod runs;
 pub mod stream;
+pub mod usage;
 
 use std::sync::Arc;
 
@@ -23,6 +26,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::board::{Board, Budget};
+use crate::dashboard;
 use crate::error::{Error, Kind};
 use crate::events::Events;
 use crate::home::Home;
@@ -32,6 +36,7 @@ use crate::keeper;
 use crate::openai::{self, Hub};
 use crate::options::Options;
 use crate::policy::Policy;
+use crate::usage::Usages;
 use problem::Problem;
 
 /// What requests are answered with.
@@ -52,6 +57,8 @@ pub struct App {
     pub keeper: keeper::Handle,
     /// The models of runs.
     pub hub: Arc<Hub>,
+    /// What processes of runs take.
+    pub usages: Arc<Usages>,
     /// Places for queries.
     pub queries: Semaphore,
     /// Answers, counted.
@@ -82,10 +89,11 @@ pub struct App {
 )]
 struct Head;
 
-/// Every route with its declaration. The dashboard's pages get routes beside these, outside of `/api` and `/v1`.
+/// Every route with its declaration.
 fn routes() -> OpenApiRouter<Arc<App>> {
     OpenApiRouter::with_openapi(Head::openapi())
         .routes(routes!(runs::submit, runs::list))
+        .routes(routes!(runs::check))
         .routes(routes!(runs::show, runs::delete))
         .routes(routes!(runs::pause))
         .routes(routes!(runs::resume))
@@ -93,6 +101,9 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(runs::pipeline))
         .routes(routes!(logs::logs))
         .routes(routes!(files::metrics))
+        .routes(routes!(curves::curves))
+        .routes(routes!(usage::of_run))
+        .routes(routes!(usage::of_daemon))
         .routes(routes!(files::tables))
         .routes(routes!(files::checkpoints))
         .routes(routes!(files::models))
@@ -120,6 +131,7 @@ pub fn router(app: Arc<App>, guard: Guard) -> Router {
     let counts = Arc::clone(&app.counts);
     let (router, _) = routes().with_state(app).split_for_parts();
     router
+        .merge(dashboard::router())
         .fallback(nothing)
         .method_not_allowed_fallback(not_so)
         .layer(from_fn(limits::check))

@@ -303,6 +303,18 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
+/// Processor time that a process has had, in seconds.
+pub fn cpu_seconds(pid: u32) -> Option<f64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = text.rsplit_once(')')?;
+    // User and system time are the 14th and 15th field; the state, first behind the name, is the 3rd.
+    let ticks: Vec<f64> =
+        rest.split_whitespace().skip(11).take(2).filter_map(|t| t.parse().ok()).collect();
+    // SAFETY: a question about a constant of the system.
+    let per_second = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
+    (ticks.len() == 2 && per_second > 0).then(|| ticks.iter().sum::<f64>() / per_second as f64)
+}
+
 /// Kills what an earlier daemon left behind, and waits until it is gone. Says whether there was something.
 pub fn end_leftover(process: Process) -> bool {
     let Ok(pid) = i32::try_from(process.pid) else { return false };
@@ -420,7 +432,7 @@ mod tests {
         let mut process = Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
         let pid = process.id();
         let ticks = start_ticks(pid as i32).unwrap();
-        assert!(resident_bytes(pid).is_some());
+        assert!(resident_bytes(pid).is_some() && cpu_seconds(pid).is_some());
         assert!(!end_leftover(Process { pid, start_ticks: ticks + 1 }), "another's number");
         assert!(process.try_wait().unwrap().is_none());
         let leftover =

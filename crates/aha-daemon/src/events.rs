@@ -70,6 +70,15 @@ impl Events {
         let _ = self.sender.send(event);
     }
 
+    /// Tells those who watch now what is soon out of date; it is not kept for others.
+    pub fn mention(&self, run: RunId, kind: &str, data: Value) {
+        let mut state = self.state();
+        state.last_id += 1;
+        let event = Event { id: state.last_id, run, kind: kind.to_owned(), data };
+        // Nobody may be there.
+        let _ = self.sender.send(Arc::new(event));
+    }
+
     /// Events behind the one numbered `after`, of one run or of all.
     pub fn watch(&self, run: Option<RunId>, after: Option<u64>) -> Watch {
         // Under the lock no event falls between those kept and those to come.
@@ -118,6 +127,13 @@ mod tests {
         let mut watch = events.watch(None, None);
         events.tell(RunId(1), "state", json!({}));
         assert_eq!(watch.coming.try_recv().unwrap().id, 4);
+        events.mention(RunId(0), "actors", json!({}));
+        assert_eq!(watch.coming.try_recv().unwrap().kind, "actors");
+        assert_eq!(
+            ids(&events.watch(Some(RunId(0)), Some(0))),
+            [2],
+            "what is mentioned is not kept"
+        );
         events.forget(RunId(1));
         assert_eq!(ids(&events.watch(None, Some(0))), [2]);
     }

@@ -471,7 +471,10 @@ impl Keeper {
     fn keep_event(&self, mut record: Record, event: Value) {
         let kind = event["event"].as_str().unwrap_or("other").to_owned();
         follow(&mut record.progress, &event);
-        self.args.events.tell(record.id, &kind, event);
+        match kind.as_str() {
+            "actors" => self.args.events.mention(record.id, &kind, event),
+            _ => self.args.events.tell(record.id, &kind, event),
+        }
         self.args.board.put(record);
     }
 
@@ -524,6 +527,7 @@ fn follow(progress: &mut Progress, event: &Value) {
             }
             progress.stage = Some(name.to_owned());
             progress.metrics.clear();
+            progress.actors.clear();
         }
         Some("step") => {
             if let Some(stage) = progress.stage_mut(name) {
@@ -533,7 +537,12 @@ fn follow(progress: &mut Progress, event: &Value) {
             let numbers = metrics.filter_map(|(name, value)| Some((name.clone(), value.as_f64()?)));
             progress.metrics = numbers.collect();
         }
+        Some("actors") => {
+            let actors = serde_json::from_value(event["actors"].clone());
+            progress.actors = actors.unwrap_or_default();
+        }
         Some("stage_done") => {
+            progress.actors.clear();
             if let Some(stage) = progress.stage_mut(name) {
                 stage.is_done = true;
             }

@@ -10,7 +10,8 @@
 //! - [`policy`]: what a pipeline that was submitted may name. [`submit`]: its checks and its memory.
 //! - [`http`]: connections and their limits; who may ask. [`api`]: `/api/v1`, and its OpenAPI document.
 //! - [`openai`]: models of runs behind OpenAI's form.
-//! - [`metrics`]: what Prometheus reads.
+//! - [`metrics`]: what Prometheus reads. [`usage`]: memory and processor time of runs, over time.
+//! - [`dashboard`]: the pages that browsers show; their sources are in `web`.
 //!
 //! # Invariants
 //! - A run is a process of its own: what it does to itself, it doesn't do to the daemon.
@@ -23,6 +24,7 @@ pub mod admit;
 pub mod api;
 pub mod board;
 pub mod child;
+pub mod dashboard;
 pub mod error;
 pub mod events;
 pub mod home;
@@ -38,6 +40,7 @@ pub mod status;
 pub mod store;
 pub mod submit;
 pub mod token;
+pub mod usage;
 
 pub use error::{Error, Result};
 pub use options::Options;

@@ -113,6 +113,20 @@ pub struct Progress {
     /// The newest step's measures.
     #[serde(default)]
     pub metrics: BTreeMap<String, f64>,
+    /// What waits for the actors of the stage, where it has some.
+    #[serde(default)]
+    pub actors: Vec<ActorQueue>,
+}
+
+/// What waits for an actor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ActorQueue {
+    /// The actor.
+    pub actor: String,
+    /// Batches that wait for it or that it works on.
+    pub count: u64,
+    /// How many it holds before its senders wait.
+    pub max: u64,
 }
 
 /// How far a stage is.
@@ -128,6 +142,9 @@ pub struct StageProgress {
     pub steps: u64,
     /// Whether it is done.
     pub is_done: bool,
+    /// The stages whose models and rows it reads.
+    #[serde(default)]
+    pub reads: Vec<String>,
 }
 
 impl Progress {

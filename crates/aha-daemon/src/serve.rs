@@ -19,6 +19,7 @@ use crate::policy::Policy;
 use crate::store::Store;
 use crate::submit;
 use crate::token::{self, TokenDigest};
+use crate::usage::{self, Usages};
 
 /// Where the daemon listens, and what it asks of clients.
 #[derive(Clone, Debug)]
@@ -63,6 +64,7 @@ pub async fn serve(
     let (app, keeper) = parts.assemble().await?;
     let handle = app.keeper.clone();
     let mut work = tokio::task::JoinSet::new();
+    work.spawn(usage::watch(Arc::clone(&app), stopped.clone()));
     work.spawn(keeper);
     work.spawn(http::accept(listener, api::router(app, guard), stopped));
     home.write_address(&Address {
@@ -119,6 +121,7 @@ impl Parts {
             budget,
             keeper: handle,
             hub,
+            usages: Arc::new(Usages::default()),
             counts: Arc::default(),
             query_counts: api::query::Counts::default(),
             stop,

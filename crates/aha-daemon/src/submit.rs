@@ -6,7 +6,7 @@ use aha_flow::machine;
 use aha_flow::pipeline::{ByteSize, Pipeline, Places, Plan, Problems, Text};
 use aha_flow::run::Failure;
 use aha_flow::{pipeline, planning};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::{Error, Kind, Result, blocking};
@@ -52,6 +52,21 @@ pub struct Draft {
     memory_bytes: u64,
     memory_set_bytes: Option<u64>,
     stages: Vec<StageProgress>,
+}
+
+/// What was found out about a pipeline that may be submitted.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Checked {
+    /// Its stages, in their order.
+    pub stages: Vec<StageProgress>,
+    /// Memory that it is predicted to want at its peak, in bytes.
+    pub memory_bytes: u64,
+}
+
+impl From<Draft> for Checked {
+    fn from(draft: Draft) -> Checked {
+        Checked { stages: draft.stages, memory_bytes: draft.memory_bytes }
+    }
 }
 
 impl Draft {
@@ -114,6 +129,7 @@ pub async fn check(
     let stages = plan.pipeline.stages.iter().map(|stage| StageProgress {
         name: stage.name.clone(),
         kind: stage.kind.word().to_owned(),
+        reads: plan.facts.reads.get(&stage.name).cloned().unwrap_or_default(),
         ..StageProgress::default()
     });
     Ok(Draft {

@@ -27,6 +27,8 @@ pub enum Format {
     Csv,
     /// One array of objects; every object has every column.
     Json,
+    /// An object of `columns`, each with its name and its Arrow type, and `rows` as of `Json`.
+    TypedJson,
     /// A Parquet file.
     Parquet,
     /// A stream in Arrow's IPC format.
@@ -41,11 +43,12 @@ impl std::str::FromStr for Format {
             "table" => Ok(Self::Table),
             "csv" => Ok(Self::Csv),
             "json" => Ok(Self::Json),
+            "typed-json" => Ok(Self::TypedJson),
             "parquet" => Ok(Self::Parquet),
             "arrow" => Ok(Self::Arrow),
             _ => Err(Error::input(
                 format!("no format `{name}`"),
-                "there are: table, csv, json, parquet, arrow",
+                "there are: table, csv, json, typed-json, parquet, arrow",
             )),
         }
     }
@@ -62,6 +65,7 @@ pub fn write_result(
         Format::Table => write_table(schema, batches, writer),
         Format::Csv => write_csv(schema, batches, writer),
         Format::Json => write_json(batches, writer).map_err(|error| failed(&error)),
+        Format::TypedJson => write_typed_json(schema, batches, writer),
         Format::Parquet => write_parquet(schema, batches, writer),
         Format::Arrow => write_arrow(schema, batches, writer).map_err(|error| failed(&error)),
     }
@@ -134,6 +138,20 @@ fn write_json(batches: &[RecordBatch], writer: &mut impl Write) -> Result<(), Ar
     json.finish()?;
     writer.write_all(b"\n")?;
     Ok(())
+}
+
+fn write_typed_json(
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    writer: &mut impl Write,
+) -> Result<()> {
+    let columns = schema.fields().iter().map(
+        |field| serde_json::json!({ "name": field.name(), "type": field.data_type().to_string() }),
+    );
+    let columns = serde_json::Value::from_iter(columns);
+    write!(writer, "{{\"columns\":{columns},\"rows\":").map_err(|error| refused(&error))?;
+    write_json(batches, writer).map_err(|error| failed(&error))?;
+    writer.write_all(b"}\n").map_err(|error| refused(&error))
 }
 
 /// JSON has no number for what is not finite: a null there would look like a value that is missing, so it is

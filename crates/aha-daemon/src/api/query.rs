@@ -67,6 +67,8 @@ pub enum Form {
     /// One array of objects.
     #[default]
     Json,
+    /// An object of `columns`, each with `name` and its Arrow `type`, and `rows`, an array of objects.
+    TypedJson,
     /// A stream in Arrow's IPC format.
     Arrow,
 }
@@ -143,7 +145,7 @@ async fn answer(
     let count = if answered.is_ok() { &counts.answered } else { &counts.failed };
     count.fetch_add(1, Ordering::Relaxed);
     let kind = match form {
-        Form::Json => "application/json",
+        Form::Json | Form::TypedJson => "application/json",
         Form::Arrow => "application/vnd.apache.arrow.stream",
     };
     let headers = [(header::CONTENT_TYPE, kind), (header::X_CONTENT_TYPE_OPTIONS, "nosniff")];
@@ -190,7 +192,12 @@ fn command(app: &App, dirs: &[PathBuf], form: Form) -> Command {
     let mut command = Command::new(&app.options.program);
     command.args(["query", "--file", "/dev/stdin", "--only-runs"]);
     command.args(["--memory", &format!("{}B", limits.memory_bytes)]);
-    command.args(["--format", if matches!(form, Form::Json) { "json" } else { "arrow" }]);
+    let format = match form {
+        Form::Json => "json",
+        Form::TypedJson => "typed-json",
+        Form::Arrow => "arrow",
+    };
+    command.args(["--format", format]);
     for dir in dirs {
         command.arg("--run").arg(dir);
     }

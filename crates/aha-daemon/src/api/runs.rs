@@ -14,7 +14,7 @@ use super::problem::{Asked, At, Body, Problem, Problems};
 use crate::error::{Error, blocking};
 use crate::record::{Record, RunId};
 use crate::status::{Change, Status};
-use crate::submit::{self, Submission};
+use crate::submit::{self, Checked, Submission};
 
 /// Adds a run to the queue. Its pipeline is checked first, as `aha check` does.
 #[utoipa::path(
@@ -30,6 +30,20 @@ pub async fn submit(
     let record = app.keeper.submit(draft).await?;
     let place = format!("/api/v1/runs/{}", record.id);
     Ok((StatusCode::CREATED, [(header::LOCATION, place)], Json(record)))
+}
+
+/// Checks a pipeline as a submission is checked, and adds nothing to the queue.
+#[utoipa::path(
+    post, path = "/api/v1/check", tag = "runs", request_body = Submission,
+    responses((status = 200, description = "It may be submitted.", body = Checked), Problems)
+)]
+pub async fn check(
+    State(app): State<Arc<App>>,
+    Body(submission): Body<Submission>,
+) -> Result<Json<Checked>, Problem> {
+    let total = app.budget.total_bytes();
+    let draft = submit::check(submission, &app.options, &app.policy, total).await?;
+    Ok(Json(draft.into()))
 }
 
 /// Which runs are listed.

@@ -14,6 +14,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use crate::api::problem::Problem;
+use crate::dashboard;
 use crate::error::{Error, Kind, Result};
 use crate::token::TokenDigest;
 
@@ -28,7 +29,8 @@ pub struct Guard {
     pub token: Option<TokenDigest>,
 }
 
-/// Paths that need no token: they say that the daemon is there, and nothing else.
+/// Paths that need no token: they say that the daemon is there, and nothing else. The dashboard's files are the same
+/// for everybody, too; what they show they ask for with the token.
 const OPEN_PATHS: [&str; 2] = ["/healthz", "/readyz"];
 
 /// Answers a request that may not be, lets others through.
@@ -52,6 +54,10 @@ impl Guard {
                 format!("`{}` is no name of this daemon", shown(host)),
                 "call it by its address, or start it with --host and the name",
             ));
+        }
+        if dashboard::is_of(uri.path()) {
+            // A link of another site's page may lead here.
+            return Ok(());
         }
         self.check_origin(host, headers)?;
         match &self.token {
@@ -188,8 +194,13 @@ mod tests {
     #[test]
     fn pages_of_other_sites_are_refused() {
         let here = guard(true, None);
-        let with = |name, value| ask(&here, "/", &[("host", "localhost:7717"), (name, value)]);
+        let with =
+            |name, value| ask(&here, "/api/v1/runs", &[("host", "localhost:7717"), (name, value)]);
         assert_eq!(kind(with("origin", "http://localhost:7717")), None);
+        let link = [("host", "localhost:7717"), ("sec-fetch-site", "cross-site")];
+        assert_eq!(kind(ask(&here, "/", &link)), None, "a link to the dashboard");
+        let foreign = [("host", "evil.example"), ("sec-fetch-site", "cross-site")];
+        assert_eq!(kind(ask(&here, "/", &foreign)), Some(Kind::Forbidden));
         for origin in [
             "http://evil.example",
             "null",
@@ -217,6 +228,8 @@ mod tests {
         }
         let bare = [("host", "10.0.0.1")];
         assert_eq!(kind(ask(&guard, "/metrics", &bare)), Some(Kind::Unauthorized));
-        assert_eq!(kind(ask(&guard, "/healthz", &bare)), None);
+        for open in ["/healthz", "/", "/assets/dashboard.js"] {
+            assert_eq!(kind(ask(&guard, open, &bare)), None, "{open}");
+        }
     }
 }

@@ -53,7 +53,8 @@ pub struct Args {
     /// Leave out the pipeline's input tables: only what runs wrote can be queried.
     #[arg(long)]
     only_runs: bool,
-    /// How the answer is written: table, csv, json, parquet or arrow (a stream in Arrow's IPC format).
+    /// How the answer is written: table, csv, json, typed-json (with the columns' types),
+    /// parquet or arrow (a stream in Arrow's IPC format).
     #[arg(long, default_value = "table", conflicts_with = "json")]
     format: Format,
     /// The same as `--format json`.
@@ -161,7 +162,9 @@ async fn answer(
     write_result(&schema, &batches, format, &mut bytes)?;
     match (out, format) {
         (Some(path), _) => Ok(rundir::write_file(&std::path::absolute(path)?, &bytes)?),
-        (None, Format::Json) => Ok(screen::print(text::harmless_json(&String::from_utf8(bytes)?))?),
+        (None, Format::Json | Format::TypedJson) => {
+            Ok(screen::print(text::harmless_json(&String::from_utf8(bytes)?))?)
+        }
         (None, Format::Csv) if io::stdout().is_terminal() => {
             Ok(screen::print(text::lines(&String::from_utf8(bytes)?))?)
         }
