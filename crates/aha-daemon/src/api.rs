@@ -157,6 +157,8 @@ async fn not_so(method: Method, uri: Uri) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -174,6 +176,11 @@ mod tests {
         ] {
             assert!(document["paths"][path].is_object(), "{path}");
         }
+        let operations = document["paths"].as_object().unwrap().values();
+        let operations = operations.flat_map(|path| path.as_object().unwrap().values());
+        let ids: Vec<&str> = operations.filter_map(|of| of["operationId"].as_str()).collect();
+        let unlike: BTreeSet<&str> = ids.iter().copied().collect();
+        assert_eq!((ids.len(), ids.len() > 20), (unlike.len(), true), "{ids:?}");
         let submit = &document["paths"]["/api/v1/runs"]["post"];
         assert!(submit["responses"]["201"].is_object(), "{submit}");
         for status in ["400", "401", "403", "404", "405", "408", "409", "413", "500", "503", "507"]

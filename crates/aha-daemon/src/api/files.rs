@@ -70,7 +70,7 @@ pub struct Metric {
 
 /// Measurements of a run, as they are written: by each checkpoint. Those of a step come at once as events.
 #[utoipa::path(
-    get, path = "/api/v1/runs/{id}/metrics", tag = "files",
+    get, path = "/api/v1/runs/{id}/metrics", operation_id = "metrics_of_run", tag = "files",
     params(("id" = u64, Path, description = "The run's number."), WantedMetrics),
     responses((status = 200, description = "The measurements.", body = Metrics), Problems)
 )]

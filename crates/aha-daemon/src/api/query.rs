@@ -84,7 +84,7 @@ pub struct Counts {
 
 /// Answers a query over a run's tables: each stage's, `rollouts`, `metrics` and `evals`.
 #[utoipa::path(
-    post, path = "/api/v1/runs/{id}/query", tag = "queries", request_body = Query,
+    post, path = "/api/v1/runs/{id}/query", operation_id = "query_run", tag = "queries", request_body = Query,
     params(("id" = u64, Path, description = "The run's number.")),
     responses(
         (status = 200, description = "The answer.", content(
@@ -104,7 +104,7 @@ pub async fn of_run(
 
 /// Answers a query over the tables of several runs.
 #[utoipa::path(
-    post, path = "/api/v1/query", tag = "queries", request_body = QueryOfRuns,
+    post, path = "/api/v1/query", operation_id = "query_runs", tag = "queries", request_body = QueryOfRuns,
     responses(
         (status = 200, description = "The answer.", content(
             (Vec<serde_json::Value> = "application/json"),

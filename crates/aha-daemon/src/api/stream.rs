@@ -28,7 +28,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 
 /// What happens to a run.
 #[utoipa::path(
-    get, path = "/api/v1/runs/{id}/events", tag = "events",
+    get, path = "/api/v1/runs/{id}/events", operation_id = "events_of_run", tag = "events",
     params(("id" = u64, Path, description = "The run's number."),
            ("Last-Event-ID" = Option<u64>, Header, description = "The last event that was seen.")),
     responses((status = 200, description = "Events.", body = String, content_type = "text/event-stream"), Problems)
@@ -44,7 +44,7 @@ pub async fn of_run(
 
 /// What happens to all runs.
 #[utoipa::path(
-    get, path = "/api/v1/events", tag = "events",
+    get, path = "/api/v1/events", operation_id = "events", tag = "events",
     params(("Last-Event-ID" = Option<u64>, Header, description = "The last event that was seen.")),
     responses((status = 200, description = "Events.", body = String, content_type = "text/event-stream"), Problems)
 )]

@@ -21,7 +21,7 @@ pub struct UsageOfRun {
 
 /// Memory and processor time of a run's processes, since the daemon was started. New ones come as events.
 #[utoipa::path(
-    get, path = "/api/v1/runs/{id}/usage", tag = "runs",
+    get, path = "/api/v1/runs/{id}/usage", operation_id = "usage_of_run", tag = "runs",
     params(("id" = u64, Path, description = "The run's number.")),
     responses((status = 200, description = "What it took.", body = UsageOfRun), Problems)
 )]
@@ -50,7 +50,7 @@ pub struct UsageOfDaemon {
 
 /// The memory that runs and models share, and who has it.
 #[utoipa::path(
-    get, path = "/api/v1/usage", tag = "daemon",
+    get, path = "/api/v1/usage", operation_id = "usage", tag = "daemon",
     responses((status = 200, description = "The memory.", body = UsageOfDaemon), Problems)
 )]
 pub async fn of_daemon(State(app): State<Arc<App>>) -> Json<UsageOfDaemon> {

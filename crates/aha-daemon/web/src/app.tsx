@@ -41,7 +41,7 @@ const skip = (event: MouseEvent) => {
 };
 
 const View = ({ place }: { place: Place }) => {
-  const [first, id, tab = "charts"] = place.path;
+  const [first, id, tab = "overview"] = place.path;
   if (first === undefined) return <RunsView />;
   if (first === "runs" && id !== undefined) return <RunView key={id} id={Number(id)} tab={tab} place={place} />;
   if (first === "submit") return <SubmitView key={place.query.get("from") ?? ""} place={place} />;
@@ -100,7 +100,7 @@ const WORDS = { connecting: "", live: "live", lost: "connection lost, trying aga
 const Live = () => {
   const state = useStore(connection);
   return (
-    <span class={`live ${state}`} role="status">
+    <span class={`connection ${state}`} role="status">
       {WORDS[state]}
     </span>
   );

@@ -15,6 +15,9 @@ export interface Series {
 /** Measures by stage and name. */
 export type Curves = Map<string, Map<string, Series>>;
 
+/** How long figures rest after they were drawn; steps may come faster than anybody reads. */
+const PAUSE_MS = 400;
+
 const seriesOf = (curves: Curves, stage: string, name: string): Series => {
   const ofStage = curves.get(stage) ?? new Map<string, Series>();
   curves.set(stage, ofStage);
@@ -63,13 +66,13 @@ export const follow = (curves: Curves, { kind, data }: ServerEvent): boolean => 
 export const useCurves = (id: number): { curves: Curves; version: number; onEvent: (event: ServerEvent) => void } => {
   const curves = useRef<Curves>(new Map());
   const [version, setVersion] = useState(0);
-  const frame = useRef(0);
+  const timer = useRef(0);
   const changed = useCallback(() => {
-    if (frame.current) return;
-    frame.current = requestAnimationFrame(() => {
-      frame.current = 0;
+    if (timer.current) return;
+    timer.current = setTimeout(() => {
+      timer.current = 0;
       setVersion((version) => version + 1);
-    });
+    }, PAUSE_MS);
   }, []);
   const load = useCallback(() => {
     get("/api/v1/runs/{id}/curves", { id })

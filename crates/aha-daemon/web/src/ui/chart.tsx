@@ -76,7 +76,6 @@ const optionsOf = (props: ChartProps, width: number, onPoint: (at: number | null
     grid: { stroke: () => colour("--grid"), width: 1 },
     ticks: { stroke: () => colour("--line"), width: 1, size: 4 },
   };
-  const steps = (values: number[]) => values.map((x) => (Number.isInteger(x) ? shortTick(x) : ""));
   return {
     width,
     height: props.isHero ? 250 : 170,
@@ -87,11 +86,11 @@ const optionsOf = (props: ChartProps, width: number, onPoint: (at: number | null
       y: { range: (_, low, high) => range(props, low, high) },
     },
     axes: [
-      { ...axis, grid: { show: false }, size: 28, ...(props.over === "time" ? {} : { values: (_, at) => steps(at) }) },
+      { ...axis, grid: { show: false }, size: 28, values: (_, at) => (props.over === "time" ? times(at) : steps(at)) },
       {
         ...axis,
         size: 48,
-        space: 34,
+        space: 28,
         values: (_, at) => {
           const gap = (at[1] ?? 1) - (at[0] ?? 0);
           const most = factor * Math.max(...at.map(Math.abs));
@@ -125,6 +124,14 @@ const optionsOf = (props: ChartProps, width: number, onPoint: (at: number | null
     },
     hooks: { setCursor: [(plot) => onPoint(plot.cursor.idx ?? null)] },
   };
+};
+
+const steps = (at: number[]): string[] => at.map((x) => (Number.isInteger(x) ? shortTick(x) : ""));
+
+/** Times of the day, with seconds where a minute has several. */
+const times = (at: number[]): string[] => {
+  const second = (at[1] ?? 60) - (at[0] ?? 0) < 60 ? { second: "2-digit" as const } : {};
+  return at.map((x) => new Date(x * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", ...second }));
 };
 
 const strokeOf = (plot: uPlot, at: number): string => {
@@ -199,15 +206,16 @@ export const Chart = (props: ChartProps) => {
   return (
     <figure class="chart card" aria-labelledby={id}>
       <figcaption>
-        <h4 id={id} title={props.about}>
+        <span id={id} class="title" title={props.about}>
           {title}
-        </h4>
+        </span>
         <span class="soft">{unit}</span>
       </figcaption>
       {props.hasKeys ? <Keys lines={lines} /> : null}
       <div
         ref={box}
         class="plotted"
+        data-points={xs.length}
         role="img"
         tabIndex={0}
         aria-label={`${title}, ${unit} by ${over}: ${lines.map(nameOf).join("; ")}. Arrow keys read values.`}
@@ -237,6 +245,9 @@ export const Chart = (props: ChartProps) => {
           ? `${place(xs[at ?? 0])}: ${hits.map(({ line, x }) => `${nameOf(line)} ${written(x)}`).join(", ")}`
           : ""}
       </p>
+      <span class="over" aria-hidden="true">
+        {over}
+      </span>
       <details class="as-table" onToggle={(event) => setTable(event.currentTarget.open)}>
         <summary>
           Values<span class="hidden"> of {title}</span>

@@ -38,16 +38,19 @@ const SMOOTHING = 25;
 
 export const ChartsView = ({ run, curves, version, samples, queues }: Props) => {
   const stages = run.progress?.stages ?? [];
-  const measured = useMemo(() => measuredOf(stages, curves), [run, curves, version]);
   const current = stages.find(({ name }) => name === run.progress?.stage)?.kind;
-  // What goes on comes first.
-  const kinds = kindsOf(measured).sort((a, b) => Number(b === current) - Number(a === current));
+  // Drawn anew when something was measured, and not with whatever else is told of the run.
+  const figures = useMemo(() => {
+    const measured = measuredOf(stages, curves);
+    // What goes on comes first.
+    const kinds = kindsOf(measured).sort((a, b) => Number(b === current) - Number(a === current));
+    return kinds.map((kind) => <Kind key={kind} kind={kind} of={measured.filter((stage) => stage.kind === kind)} />);
+  }, [curves, version, current, stages.length]);
   return (
     <>
-      {kinds.map((kind) => (
-        <Kind key={kind} kind={kind} of={measured.filter((stage) => stage.kind === kind)} />
-      ))}
-      {measured.length ? null : (
+      {figures.length ? (
+        figures
+      ) : (
         <Empty>Nothing is measured yet: figures come with the first step of a stage that trains.</Empty>
       )}
       <Machine run={run} samples={samples} queues={queues} />
@@ -59,7 +62,7 @@ export const ChartsView = ({ run, curves, version, samples, queues }: Props) => 
 const Kind = ({ kind, of }: { kind: string; of: Measured[] }) => {
   const [hidden, setHidden] = useState<ReadonlySet<string>>(new Set());
   const [smoothing, setSmoothing] = useState(SMOOTHING);
-  const groups = figuresOf(kind, of);
+  const groups = useMemo(() => figuresOf(kind, of), [kind, of]);
   const toggle = (name: string) => {
     const next = new Set(hidden);
     if (!next.delete(name)) next.add(name);
@@ -116,14 +119,7 @@ const Figures = (props: { kind: string; group: FigureGroup; hidden: ReadonlySet<
       {group.title ? <h3 class="group">{group.title}</h3> : null}
       <div class={grid}>
         {drawn.map((spec) => (
-          <Chart
-            key={spec.title}
-            {...spec}
-            lines={spec.lines.filter(({ name }) => !props.hidden.has(name))}
-            smoothing={props.smoothing}
-            syncKey={props.kind}
-            hasKeys={hasKeys(spec)}
-          />
+          <Figure key={spec.title} {...props} spec={spec} />
         ))}
       </div>
       {said.length ? <p class="said">The same throughout: {said.join("; ")}.</p> : null}
@@ -131,8 +127,14 @@ const Figures = (props: { kind: string; group: FigureGroup; hidden: ReadonlySet<
   );
 };
 
+const Figure = (props: { kind: string; spec: FigureSpec; hidden: ReadonlySet<string>; smoothing: number }) => {
+  const { spec, hidden } = props;
+  const lines = useMemo(() => spec.lines.filter(({ name }) => !hidden.has(name)), [spec, hidden]);
+  return <Chart {...spec} lines={lines} smoothing={props.smoothing} syncKey={props.kind} hasKeys={hasKeys(spec)} />;
+};
+
 /** A figure names its lines where the buttons above don't. */
-const hasKeys = ({ lines }: FigureSpec): boolean => lines.some(({ label }) => label !== "");
+const hasKeys = ({ lines }: FigureSpec): boolean => new Set(lines.map(({ label }) => label)).size > 1;
 
 const line = (name: string, hue: number, points: [number, number][], isDashed = false): Line => ({
   name,
@@ -208,8 +210,8 @@ const Machine = (props: { run: Run; samples: Sample[]; queues: Queues[] }) => {
       </div>
       {actors.length ? <Actors actors={actors} /> : null}
       <p class="said">
-        {samples.length ? `Resident now: ${bytes(samples.at(-1)?.resident_bytes ?? 0)}` : "No process now"}, predicted at
-        most: {bytes(run.memory_bytes)}.
+        {hasProcess(run.status) ? `Resident now: ${bytes(samples.at(-1)?.resident_bytes ?? 0)}` : "No process now"},
+        predicted at most: {bytes(run.memory_bytes)}.
       </p>
     </Section>
   );

@@ -76,7 +76,9 @@ export const CompareView = ({ place }: { place: Place }) => {
       {ids.length && asked.value ? <Figures compared={asked.value} /> : null}
       {ids.length ? (
         <details class="more">
-          <summary>SQL over these runs: each table has a column `run`</summary>
+          <summary>
+            SQL over these runs: each table has a column <code>run</code>
+          </summary>
           <ConsoleView key={ids.join(",")} runs={ids} />
         </details>
       ) : (

@@ -145,7 +145,7 @@ const TableList = ({ runs, insert }: { runs: number[]; insert: (text: string) =>
   const tables = asked.value?.tables ?? [];
   return (
     <aside class="card tables" aria-label="Tables">
-      <h3>Tables</h3>
+      <h2>Tables</h2>
       {asked.problem ? <Problem details={asked.problem} again={asked.again} /> : null}
       {!asked.value && asked.isLoading ? <Loading what="tables" /> : null}
       {asked.value && !tables.length ? <p class="soft small">none yet</p> : null}

@@ -4,9 +4,9 @@ import { grouped } from "report:numbers.js";
 import { hasProcess } from "../data/runs";
 import { Meter, Text, kindName } from "../ui/parts";
 
-const WIDTH = 158;
+const WIDTH = 152;
 const HEIGHT = 62;
-const GAP_X = 38;
+const GAP_X = 30;
 const GAP_Y = 14;
 
 type State = "done" | "running" | "waiting" | "stopped";
@@ -90,10 +90,9 @@ const Node = ({ of, state }: { of: Placed; state: State }) => {
         <b>
           <Text>{name}</Text>
         </b>
-        <span class="soft">{kindName(kind)}</span>
       </div>
       <div class="soft small">
-        {state === "running" || state === "stopped" ? at || state : state}
+        {kindName(kind)}, {state === "running" || state === "stopped" ? at || state : state}
         <span class="hidden">
           , {state}
           {reads.length ? `, reads ${reads.join(", ")}` : ""}

@@ -24,10 +24,9 @@ export const parseLine = (raw: string, id: number): Line => {
   const plain = { id, raw, at: "", level: "", message: raw, rest: "" };
   if (!raw.startsWith("{")) return plain;
   try {
-    const { timestamp = "", level = "", fields = {}, ...others } = JSON.parse(raw) as Record<string, unknown>;
-    const { message = "", ...more } = fields as Record<string, unknown>;
-    const all = Object.entries({ ...more, ...(fields === undefined ? others : {}) });
-    const rest = all.map(([key, x]) => `${key}=${typeof x === "string" ? x : JSON.stringify(x)}`).join(" ");
+    const { timestamp = "", level = "", message = "", ...fields } = JSON.parse(raw) as Record<string, unknown>;
+    const said = Object.entries(fields).filter(([key]) => key !== "target");
+    const rest = said.map(([key, x]) => `${key}=${typeof x === "string" ? x : JSON.stringify(x)}`).join(" ");
     return { id, raw, at: String(timestamp), level: String(level), message: String(message), rest };
   } catch {
     return plain;

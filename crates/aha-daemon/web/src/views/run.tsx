@@ -17,7 +17,7 @@ import { RolloutsView } from "./rollouts";
 import { shareOf, stageOf, useNow } from "./runs";
 
 const TABS = [
-  ["charts", "Charts"],
+  ["overview", "Overview"],
   ["rollouts", "Rollouts"],
   ["sql", "SQL"],
   ["logs", "Logs"],
@@ -77,9 +77,6 @@ export const RunView = ({ id, tab, place }: { id: number; tab: string; place: Pl
       <Head run={run} />
       {problem ? <Problem details={problem} again={again} /> : null}
       {run.problem ? <Trouble run={run} /> : null}
-      <Tiles run={run} />
-      <Graph run={run} />
-      {told.warnings.length ? <Warnings warnings={told.warnings} /> : null}
       <nav class="tabs" aria-label={`Views of run ${id}`}>
         {TABS.map(([name, label]) => (
           <a key={name} href={link(["runs", id, name])} aria-current={name === tab ? "page" : undefined}>
@@ -87,8 +84,13 @@ export const RunView = ({ id, tab, place }: { id: number; tab: string; place: Pl
           </a>
         ))}
       </nav>
-      {tab === "charts" ? (
-        <ChartsView run={run} curves={curves} version={version} samples={told.samples} queues={told.queues} />
+      {tab === "overview" ? (
+        <>
+          <Tiles run={run} />
+          <Graph run={run} />
+          {told.warnings.length ? <Warnings warnings={told.warnings} /> : null}
+          <ChartsView run={run} curves={curves} version={version} samples={told.samples} queues={told.queues} />
+        </>
       ) : null}
       {tab === "rollouts" ? <RolloutsView run={run} place={place} /> : null}
       {tab === "sql" ? <ConsoleView runs={[id]} /> : null}
@@ -177,7 +179,7 @@ const Tiles = ({ run }: { run: Run }) => {
   const to = hasProcess(run.status) ? now * 1000 : (run.ended_at_us ?? 0);
   const steps = stage?.steps ? ` of ${grouped(stage.steps)}` : "";
   return (
-    <div class="tiles">
+    <div class="tiles many">
       <Tile
         name="Progress"
         figure={percent(share)}

@@ -92,7 +92,7 @@ export const SubmitView = ({ place }: { place: Place }) => {
   return (
     <main id="main" tabIndex={-1}>
       <h1>Submit a run</h1>
-      <p class="lead">The pipeline is checked as by `aha check`, on the daemon's machine, before it is queued.</p>
+      <p class="lead">The pipeline is checked as by <code>aha check</code>, on the daemon's machine, before it is queued.</p>
       <form
         class="submit"
         onSubmit={(event) => {
