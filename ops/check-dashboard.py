@@ -57,17 +57,20 @@ layers = 1
 heads = 2
 kv_heads = 2
 max_position_embeddings = 128
-tokenizer = { train = "SELECT prompt || ' ' || answer AS text FROM problems", vocab_size = 320 }
+
+[models.base.tokenizer]
+train = "SELECT prompt || '<answer>' || answer || '</answer>' AS text FROM problems"
+vocab_size = 320
 
 [[stage]]
 name = "cold"
 kind = "sft"
 model = "base"
-data = "SELECT prompt, answer AS completion FROM problems"
-epochs = 120
-batch_size = 4
-max_tokens = 64
-optimizer = { lr = 1e-2 }
+data = "SELECT prompt, '<answer>' || answer || '</answer>' AS completion FROM problems"
+epochs = 200
+batch_size = 3
+max_tokens = 96
+optimizer = { lr = 5e-3 }
 
 [[stage]]
 name = "zero"
@@ -78,8 +81,8 @@ steps = 100000
 prompts_per_step = 3
 group_size = 4
 checkpoint_every = 20
-sampling = { max_tokens = 24 }
-rewards = [{ kind = "math" }, { kind = "length", weight = 0.1, max_tokens = 24 }]
+sampling = { max_tokens = 48 }
+rewards = [{ kind = "math" }, { kind = "format", weight = 0.1 }]
 optimizer = { lr = 1e-5 }
 watchdogs = { truncated = "off", no_signal = "off", unparsed = "warn", trains_on_nothing = "off" }
 
@@ -403,7 +406,7 @@ def checking(chrome, daemon, shots):
     try:
         yield check
     except (AssertionError, Error) as error:
-        check.wrong(str(error))
+        check.wrong("\n      ".join(str(error).splitlines()[:8]))
         if shots:
             page.screenshot(path=shots / "failed.png", full_page=True)
     context.close()

@@ -3,26 +3,12 @@ import { createHash } from "node:crypto";
 import { copyFileSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { join, relative, resolve } from "node:path";
 import { build } from "esbuild";
+import { report, reportFiles } from "./report.mjs";
 
 const web = import.meta.dirname;
 const crate = resolve(web, "..");
 const assets = join(crate, "assets");
-// The page of `aha report`: its colours, styles, figures and numbers are the dashboard's as well.
-const report = resolve(crate, "../aha/src/commands/report/page");
 const shared = ["theme.css", "page.css", "figures.js", "numbers.js"].map((name) => join(report, name));
-
-// `report:numbers.js` is that file with its names exported: the report joins its scripts into one instead.
-const reportFiles = {
-  name: "report",
-  setup(plugins) {
-    plugins.onResolve({ filter: /^report:/ }, ({ path }) => ({ path: join(report, path.slice("report:".length)) }));
-    plugins.onLoad({ filter: /report\/page\/\w+\.js$/ }, ({ path }) => {
-      const text = readFileSync(path, "utf8");
-      const names = [...text.matchAll(/^const (\w+) =/gm)].map(([, name]) => name);
-      return { contents: `${text}\nexport { ${names.join(", ")} };\n`, loader: "js" };
-    });
-  },
-};
 
 const { metafile } = await build({
   absWorkingDir: web,
@@ -58,4 +44,5 @@ const filesIn = (folder) =>
   });
 const digest = (path) => createHash("sha256").update(readFileSync(path)).digest("hex");
 const lines = [...filesIn(web), ...shared].map((path) => `${digest(path)}  ${relative(crate, path)}`);
-writeFileSync(join(assets, "sources.sha256"), `${lines.sort((a, b) => a.slice(66) < b.slice(66) ? -1 : 1).join("\n")}\n`);
+lines.sort((a, b) => (a.slice(66) < b.slice(66) ? -1 : 1));
+writeFileSync(join(assets, "sources.sha256"), `${lines.join("\n")}\n`);

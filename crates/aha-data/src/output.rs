@@ -365,6 +365,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn typed_json_says_what_its_columns_are() {
+        let answered = |batches: &[RecordBatch]| -> serde_json::Value {
+            let mut out = Vec::new();
+            write_result(&answer().schema(), batches, Format::TypedJson, &mut out).unwrap();
+            serde_json::from_slice(&out).unwrap()
+        };
+        let found = answered(&[answer()]);
+        assert_eq!(found["columns"][1], serde_json::json!({ "name": "reward", "type": "Float64" }));
+        assert_eq!(found["rows"][1]["completion"], "wait…");
+        let none = answered(&[]);
+        assert_eq!((&none["columns"], none["rows"].as_array()), (&found["columns"], Some(&vec![])));
+    }
+
     /// In lists as well, and in either width; what is missing stays null.
     #[test]
     fn json_has_words_for_numbers_that_it_can_not_write() {

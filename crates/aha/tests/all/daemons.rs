@@ -1,6 +1,7 @@
 //! `aha daemon` and the commands that ask it, over the real socket: runs from their submission to their end, through
 //! kills and stops; and what is refused.
 
+mod dashboard;
 mod refused;
 mod surviving;
 

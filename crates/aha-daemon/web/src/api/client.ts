@@ -19,10 +19,13 @@ type PathsOf<M extends Method> = {
   [P in keyof paths]: paths[P] extends Record<M, { responses: unknown }> ? P : never;
 }[keyof paths];
 type Json<C> = C extends { content: { "application/json": infer T } } ? T : never;
-type AnswerOf<P extends keyof paths, M extends Method> = paths[P] extends Record<M, { responses: infer R }>
-  ? Json<R extends { 200: infer C } ? C : R extends { 201: infer C } ? C : never>
-  : never;
-type BodyOf<P extends keyof paths> = paths[P] extends { post: { requestBody: { content: { "application/json": infer T } } } }
+type AnswerOf<P extends keyof paths, M extends Method> =
+  paths[P] extends Record<M, { responses: infer R }>
+    ? Json<R extends { 200: infer C } ? C : R extends { 201: infer C } ? C : never>
+    : never;
+type BodyOf<P extends keyof paths> = paths[P] extends {
+  post: { requestBody: { content: { "application/json": infer T } } };
+}
   ? T
   : undefined;
 type QueryOf<P extends keyof paths> = paths[P] extends { get: { parameters: { query?: infer Q } } } ? Q : never;

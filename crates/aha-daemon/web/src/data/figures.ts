@@ -135,9 +135,7 @@ export const figuresOf = (kind: string, of: Measured[]): FigureGroup[] => {
   const made = groups.map((group) => {
     const isHero = group.isHero ?? false;
     const figures = group.panels.flatMap((panel) =>
-      panel.prefix
-        ? ofPrefix(panel, panel.prefix, of, taken, isHero)
-        : ofKeys(panel, panel.keys ?? [], of, isHero),
+      panel.prefix ? ofPrefix(panel, panel.prefix, of, taken, isHero) : ofKeys(panel, panel.keys ?? [], of, isHero),
     );
     return { title: group.title ?? "", isHero, figures };
   });
@@ -145,9 +143,7 @@ export const figuresOf = (kind: string, of: Measured[]): FigureGroup[] => {
   const more = names
     .filter((name) => !taken.has(name))
     .flatMap((name) => ofKeys({ title: name, keys: [name], unit: "value" }, [name], of, false));
-  return [...made, { title: "Further measures", isHero: false, figures: more }].filter(
-    ({ figures }) => figures.length,
-  );
+  return [...made, { title: "Further measures", isHero: false, figures: more }].filter(({ figures }) => figures.length);
 };
 
 /** The figure of one measure, by its title in the table, of stages of several runs. */

@@ -104,3 +104,11 @@ export const groupSql = (table: string, rewards: string[], step: number, promptI
     `WHERE step = ${step} AND prompt_id = ${text(promptId)} ORDER BY sample_idx`
   );
 };
+
+/** The step before or after one at which a prompt was asked. */
+export const neighbourSql = (table: string, promptId: string, step: number, isNext: boolean): string => {
+  const [which, is] = isNext ? ["min", ">"] : ["max", "<"];
+  return (
+    `SELECT ${which}(step) AS step FROM ${name(table)} ` + `WHERE prompt_id = ${text(promptId)} AND step ${is} ${step}`
+  );
+};

@@ -27,11 +27,16 @@ export interface ChartProps {
 }
 
 const FONT = '11.5px system-ui, "Segoe UI", Roboto, "Noto Sans", "Liberation Sans", sans-serif';
+/** Points of a line beyond which they run into each other. */
+const DENSE = 800;
 /** Rows of the table beside a figure, at most: of more, some at even distances. */
 const TABLE_ROWS_MAX = 200;
 
 /** All x values of the lines, and each line's values at them. */
-const aligned = (lines: Line[], smoothing: number): { xs: number[]; raw: (number | null)[][]; lasting: (number | null)[][] } => {
+const aligned = (
+  lines: Line[],
+  smoothing: number,
+): { xs: number[]; raw: (number | null)[][]; lasting: (number | null)[][] } => {
   const xs = [...new Set(lines.flatMap((line) => line.steps))].sort((a, b) => a - b);
   const places = new Map(xs.map((x, at) => [x, at]));
   const longest = Math.max(0, ...lines.map((line) => line.steps.length));
@@ -86,7 +91,13 @@ const optionsOf = (props: ChartProps, width: number, onPoint: (at: number | null
       y: { range: (_, low, high) => range(props, low, high) },
     },
     axes: [
-      { ...axis, grid: { show: false }, size: 28, values: (_, at) => (props.over === "time" ? times(at) : steps(at)) },
+      {
+        ...axis,
+        grid: { show: false },
+        size: 28,
+        space: props.over === "time" ? 78 : 46,
+        values: (_, at) => (props.over === "time" ? times(at) : steps(at)),
+      },
       {
         ...axis,
         size: 48,
@@ -103,7 +114,7 @@ const optionsOf = (props: ChartProps, width: number, onPoint: (at: number | null
       ...props.lines.map((line) => ({
         stroke: hue(line),
         width: isSmoothed ? 1 : line.isDashed ? 1.75 : 2,
-        alpha: isSmoothed ? 0.28 : 1,
+        alpha: isSmoothed ? (line.steps.length > DENSE ? 0.14 : 0.28) : 1,
         spanGaps: true,
         points: { show: line.steps.length < 2, size: 6 },
         ...dash(line),
@@ -128,11 +139,16 @@ const optionsOf = (props: ChartProps, width: number, onPoint: (at: number | null
 
 const steps = (at: number[]): string[] => at.map((x) => (Number.isInteger(x) ? shortTick(x) : ""));
 
+const timeOf = (seconds: number, hasSeconds: boolean): string =>
+  new Date(seconds * 1000).toLocaleTimeString([], {
+    hourCycle: "h23",
+    hour: "2-digit",
+    minute: "2-digit",
+    ...(hasSeconds ? { second: "2-digit" } : {}),
+  });
+
 /** Times of the day, with seconds where a minute has several. */
-const times = (at: number[]): string[] => {
-  const second = (at[1] ?? 60) - (at[0] ?? 0) < 60 ? { second: "2-digit" as const } : {};
-  return at.map((x) => new Date(x * 1000).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", ...second }));
-};
+const times = (at: number[]): string[] => at.map((x) => timeOf(x, (at[1] ?? 60) - (at[0] ?? 0) < 60));
 
 const strokeOf = (plot: uPlot, at: number): string => {
   const stroke = plot.series[at]?.stroke;
@@ -165,8 +181,7 @@ export const Chart = (props: ChartProps) => {
   const shape = shapeOf(props);
   const written = (x: number | null | undefined) =>
     x === null || x === undefined ? "–" : props.isShare ? `${percent(x)} %` : measure(x);
-  const place = (x: number | undefined) =>
-    over === "time" ? new Date((x ?? 0) * 1000).toLocaleTimeString() : `step ${grouped(x ?? 0)}`;
+  const place = (x: number | undefined) => (over === "time" ? timeOf(x ?? 0, true) : `step ${grouped(x ?? 0)}`);
 
   useEffect(() => {
     const target = box.current;

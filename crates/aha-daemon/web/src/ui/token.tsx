@@ -17,10 +17,8 @@ export const TokenForm = () => {
       >
         <h1>Token</h1>
         <p class="lead">
-          {token()
-            ? "The daemon doesn't know this token."
-            : "This daemon answers only those who have its token."}{" "}
-          It is in the file <code>token</code> of the daemon's home folder, or is what it was started with.
+          {token() ? "The daemon doesn't know this token." : "This daemon answers only those who have its token."} It is
+          in the file <code>token</code> of the daemon's home folder, or is what it was started with.
         </p>
         <label for="token">Token</label>
         <input

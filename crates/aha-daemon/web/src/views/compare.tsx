@@ -22,7 +22,10 @@ interface Compared {
 }
 
 const idsOf = (place: Place): number[] =>
-  (place.query.get("runs") ?? "").split(",").map(Number).filter((id) => Number.isInteger(id) && id > 0);
+  (place.query.get("runs") ?? "")
+    .split(",")
+    .map(Number)
+    .filter((id) => Number.isInteger(id) && id > 0);
 
 const read = (ids: number[], signal: AbortSignal): Promise<Compared[]> =>
   Promise.all(

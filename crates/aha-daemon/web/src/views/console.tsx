@@ -13,10 +13,25 @@ const HISTORY_MAX = 50;
 const ROWS_MAX = 1000;
 
 const EXAMPLES: [string, string][] = [
-  ["What each stage measured last", "SELECT stage, name, last_value(value ORDER BY step) AS value\nFROM metrics GROUP BY stage, name ORDER BY stage, name"],
-  ["Reward by step", "SELECT stage, step, avg(reward) AS reward, avg(completion_len_tokens) AS tokens\nFROM rollouts GROUP BY stage, step ORDER BY stage, step"],
-  ["The best completions", "SELECT step, prompt, completion, reward\nFROM rollouts ORDER BY reward DESC NULLS LAST, step DESC LIMIT 20"],
-  ["What was left out, and why", "SELECT skip_reason, count(*) AS completions\nFROM rollouts WHERE NOT is_trained GROUP BY skip_reason ORDER BY completions DESC"],
+  [
+    "What each stage measured last",
+    "SELECT stage, name, last_value(value ORDER BY step) AS value\n" +
+      "FROM metrics GROUP BY stage, name ORDER BY stage, name",
+  ],
+  [
+    "Reward by step",
+    "SELECT stage, step, avg(reward) AS reward, avg(completion_len_tokens) AS tokens\n" +
+      "FROM rollouts GROUP BY stage, step ORDER BY stage, step",
+  ],
+  [
+    "The best completions",
+    "SELECT step, prompt, completion, reward\nFROM rollouts ORDER BY reward DESC NULLS LAST, step DESC LIMIT 20",
+  ],
+  [
+    "What was left out, and why",
+    "SELECT skip_reason, count(*) AS completions\n" +
+      "FROM rollouts WHERE NOT is_trained GROUP BY skip_reason ORDER BY completions DESC",
+  ],
 ];
 
 const readHistory = (): string[] => {
@@ -198,7 +213,10 @@ const AnswerTable = ({ answer, tookMs }: { answer: Answer; tookMs: number }) => 
         <button type="button" onClick={() => save("answer.csv", csvOf(answer), "text/csv")}>
           Save as CSV
         </button>
-        <button type="button" onClick={() => save("answer.json", JSON.stringify(answer.rows, null, 1), "application/json")}>
+        <button
+          type="button"
+          onClick={() => save("answer.json", JSON.stringify(answer.rows, null, 1), "application/json")}
+        >
           Save as JSON
         </button>
       </div>

@@ -33,7 +33,10 @@ export const parseLine = (raw: string, id: number): Line => {
   }
 };
 
-const useLines = (id: number, source: "log" | "output"): { lines: Line[]; problem: Details | null; isOpen: boolean } => {
+const useLines = (
+  id: number,
+  source: "log" | "output",
+): { lines: Line[]; problem: Details | null; isOpen: boolean } => {
   const [lines, setLines] = useState<Line[]>([]);
   const [problem, setProblem] = useState<Details | null>(null);
   const [isOpen, setOpen] = useState(true);
@@ -97,8 +100,7 @@ export const LogsView = ({ run }: { run: Run }) => {
           </select>
         </label>
         <label class="picker">
-          with{" "}
-          <input type="search" value={wanted} onInput={(event) => setWanted(event.currentTarget.value)} />
+          with <input type="search" value={wanted} onInput={(event) => setWanted(event.currentTarget.value)} />
         </label>
         <span class="gap" />
         <span class="soft small">{isOpen ? "new lines come by themselves" : "no more lines to come"}</span>

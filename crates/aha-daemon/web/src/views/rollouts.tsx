@@ -3,7 +3,7 @@ import { useEffect, useState } from "preact/hooks";
 import { grouped, measure, plural, value } from "report:numbers.js";
 import { type Run, type Table, get } from "../api/client";
 import { useAsked } from "../data/ask";
-import { type Answer, type Filter, ORDERS, groupSql, groupsSql, query } from "../data/sql";
+import { type Answer, type Filter, ORDERS, groupSql, groupsSql, neighbourSql, query } from "../data/sql";
 import { type Place, go, link, replace } from "../router";
 import { Empty, Loading, Problem, Text } from "../ui/parts";
 
@@ -34,11 +34,10 @@ const filterOf = (place: Place, tables: Table[]): Filter => {
 };
 
 export const RolloutsView = ({ run, place }: { run: Run; place: Place }) => {
-  const asked = useAsked((signal) => get("/api/v1/runs/{id}/tables", { id: run.id }, undefined, signal), [
-    run.id,
-    run.status,
-    run.progress?.stage,
-  ]);
+  const asked = useAsked(
+    (signal) => get("/api/v1/runs/{id}/tables", { id: run.id }, undefined, signal),
+    [run.id, run.status, run.progress?.stage],
+  );
   const tables = (asked.value?.tables ?? []).filter(hasCompletions).filter(({ rows }) => rows > 0);
   if (asked.problem) return <Problem details={asked.problem} again={asked.again} />;
   if (!asked.value) return <Loading what="tables" />;
@@ -85,21 +84,17 @@ const Groups = ({ run, tables, filter }: { run: Run; tables: Table[]; filter: Fi
   );
 };
 
-const FilterForm = (props: {
-  run: Run;
-  tables: Table[];
-  filter: Filter;
-  isLoading: boolean;
-  again: () => void;
-}) => {
+const FilterForm = (props: { run: Run; tables: Table[]; filter: Filter; isLoading: boolean; again: () => void }) => {
   const [draft, setDraft] = useState(props.filter);
   useEffect(() => setDraft(props.filter), [JSON.stringify(props.filter)]);
   const show = (filter: Filter) => replace(link(["runs", props.run.id, "rollouts"], { ...filter }));
-  const set = (key: keyof Filter, isAtOnce = false) => (event: { currentTarget: { value: string } }) => {
-    const next = { ...draft, [key]: event.currentTarget.value };
-    setDraft(next);
-    if (isAtOnce) show(next);
-  };
+  const set =
+    (key: keyof Filter, isAtOnce = false) =>
+    (event: { currentTarget: { value: string } }) => {
+      const next = { ...draft, [key]: event.currentTarget.value };
+      setDraft(next);
+      if (isAtOnce) show(next);
+    };
   const number = (key: keyof Filter, label: string, hint: string) => (
     <label>
       <span>{label}</span>
@@ -153,7 +148,11 @@ const FilterForm = (props: {
         ["yes", "yes"],
         ["no", "no"],
       ])}
-      {choice("order", "Order", Object.entries(ORDERS).map(([name, { label }]) => [name, label]))}
+      {choice(
+        "order",
+        "Order",
+        Object.entries(ORDERS).map(([name, { label }]) => [name, label]),
+      )}
       <div class="buttons">
         <button type="submit" class="primary" disabled={props.isLoading}>
           {props.isLoading ? "Looking…" : "Show"}
@@ -241,7 +240,15 @@ const GroupView = (props: { run: Run; table: Table; step: number; promptId: stri
         </span>
         <span class="gap" />
         <StepButton label="Step before" run={run} filter={filter} table={table.name} promptId={promptId} to={step} />
-        <StepButton isNext label="Step after" run={run} filter={filter} table={table.name} promptId={promptId} to={step} />
+        <StepButton
+          isNext
+          label="Step after"
+          run={run}
+          filter={filter}
+          table={table.name}
+          promptId={promptId}
+          to={step}
+        />
       </div>
       {asked.problem ? <Problem details={asked.problem} again={asked.again} /> : null}
       {!asked.value && asked.isLoading ? <Loading what="completions" /> : null}
@@ -289,9 +296,7 @@ const StepButton = (props: {
   const [isNone, setNone] = useState(false);
   useEffect(() => setNone(false), [props.to]);
   const find = async () => {
-    const id = promptId.replaceAll("'", "''");
-    const [which, is] = props.isNext ? ["min", ">"] : ["max", "<"];
-    const sql = `SELECT ${which}(step) AS step FROM "${table}" WHERE prompt_id = '${id}' AND step ${is} ${props.to}`;
+    const sql = neighbourSql(table, promptId, props.to, props.isNext ?? false);
     const found = (await query([run.id], sql)).rows[0]?.["step"];
     if (found === null || found === undefined) return setNone(true);
     go(link(["runs", run.id, "rollouts"], { ...filter, table, step: Number(found), prompt: promptId }));
@@ -315,7 +320,9 @@ const Completion = ({ row, rewards }: { row: Answer["rows"][number]; rewards: st
           {num(row["reward"])}
           <span class="hidden"> reward</span>
         </span>
-        <span class={`adv ${tone}`}>{advantage === null ? "no advantage" : `${sign}${measure(advantage)} advantage`}</span>
+        <span class={`adv ${tone}`}>
+          {advantage === null ? "no advantage" : `${sign}${measure(advantage)} advantage`}
+        </span>
       </div>
       <div class="facts">
         {rewards.map((reward) => (

@@ -140,9 +140,7 @@ const Trouble = ({ run }: { run: Run }) => {
 
 const Warnings = ({ warnings }: { warnings: Warning[] }) => (
   <details class="warnings">
-    <summary>
-      {warnings.length === 1 ? "1 warning" : `${grouped(warnings.length)} warnings`}
-    </summary>
+    <summary>{warnings.length === 1 ? "1 warning" : `${grouped(warnings.length)} warnings`}</summary>
     <ul>
       {warnings.map((one) => (
         <li key={`${one.stage} ${one.hint}`}>

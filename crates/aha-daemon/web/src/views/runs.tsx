@@ -1,7 +1,7 @@
 // The list of runs.
 import { useEffect, useState } from "preact/hooks";
 import { duration, grouped, measure, percent, plural } from "report:numbers.js";
-import { type Run, get } from "../api/client";
+import { type Run, type Status, get } from "../api/client";
 import { useAsked } from "../data/ask";
 import { hasProcess, isEnd, useRuns } from "../data/runs";
 import { link } from "../router";
@@ -52,14 +52,17 @@ export const useNow = (): number => {
 
 export const RunsView = () => {
   const { runs, problem, again } = useRuns();
-  const usage = useAsked((signal) => get("/api/v1/usage", {}, undefined, signal), [runs?.filter((r) => hasProcess(r.status)).length]);
+  const usage = useAsked(
+    (signal) => get("/api/v1/usage", {}, undefined, signal),
+    [runs?.filter((r) => hasProcess(r.status)).length],
+  );
   const [chosen, setChosen] = useState<ReadonlySet<number>>(new Set());
   const toggle = (id: number) => {
     const next = new Set(chosen);
     if (!next.delete(id)) next.add(id);
     setChosen(next);
   };
-  const count = (is: (run: Run) => boolean) => (runs ?? []).filter(is).length;
+  const count = (...of: Status[]) => (runs ?? []).filter(({ status }) => of.includes(status)).length;
   const memory = usage.value;
   return (
     <main id="main" tabIndex={-1}>
@@ -83,15 +86,15 @@ export const RunsView = () => {
         <div class="tiles">
           <Tile
             name="Running"
-            figure={grouped(count((run) => hasProcess(run.status)))}
+            figure={grouped(count("running", "pausing", "cancelling"))}
             unit={memory ? `of at most ${memory.runs_max}` : ""}
-            note={`${count((run) => run.status === "queued")} in the queue, ${count((run) => run.status === "paused")} paused`}
+            note={`${count("queued")} in the queue, ${count("paused")} paused`}
           />
           <Tile
             name="Ended"
-            figure={grouped(count((run) => run.status === "finished"))}
+            figure={grouped(count("finished"))}
             unit="finished"
-            note={`${count((run) => run.status === "failed")} failed, ${count((run) => run.status === "cancelled")} cancelled`}
+            note={`${count("failed")} failed, ${count("cancelled")} cancelled`}
           />
           {memory ? (
             <Tile

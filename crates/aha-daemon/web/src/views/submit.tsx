@@ -29,7 +29,10 @@ const problemsOf = (details: Details): PipelineProblem[] =>
 const submissionOf = ({ name, pipeline, sets, base }: Draft): Submission => ({
   pipeline,
   name: name.trim() || null,
-  sets: sets.split("\n").map((line) => line.trim()).filter(Boolean),
+  sets: sets
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean),
   base_dir: base.trim() || null,
 });
 
@@ -92,7 +95,9 @@ export const SubmitView = ({ place }: { place: Place }) => {
   return (
     <main id="main" tabIndex={-1}>
       <h1>Submit a run</h1>
-      <p class="lead">The pipeline is checked as by <code>aha check</code>, on the daemon's machine, before it is queued.</p>
+      <p class="lead">
+        The pipeline is checked as by <code>aha check</code>, on the daemon's machine, before it is queued.
+      </p>
       <form
         class="submit"
         onSubmit={(event) => {
