@@ -167,6 +167,16 @@ class Check:
     def ok(self, what):
         print(f"ok    {what}", flush=True)
 
+    def attempt(self, step, *args):
+        """Goes through a step; what is wrong with it is no reason to leave out the next one."""
+        try:
+            return step(self, *args)
+        except (AssertionError, Error) as error:
+            self.wrong("\n      ".join([step.__name__, *str(error).splitlines()[:8]]))
+            if self.shots:
+                self.page.screenshot(path=self.shots / f"failed-{step.__name__}.png", full_page=True)
+            return None
+
     def goto(self, place):
         self.page.goto(f"{self.url}/{place}")
 
@@ -248,13 +258,14 @@ def watch(check, run):
     expect(figure.get_by_role("row").nth(1)).to_contain_text("step")
     figure.get_by_text("Values").click()
     for title in ["Reward: math", "Entropy", "Response length", "Speed", "Memory", "Queues of actors"]:
-        expect(page.get_by_role("figure", name=title, exact=True)).to_be_visible()
+        expect(page.get_by_role("figure", name=title, exact=True).first).to_be_visible()
     check.ok("values are read by keyboard and as a table")
     check.look("run")
 
 
-def pause_and_resume(check):
+def pause_and_resume(check, run):
     page = check.page
+    check.goto(f"#/runs/{run}")
     status = page.locator(".lead .status")
     page.get_by_role("button", name="Pause run").click()
     expect(status).to_contain_text("paused")
@@ -266,7 +277,7 @@ def pause_and_resume(check):
 def rollouts(check, run):
     """The hostile completion is found by a filter, and is a text."""
     page = check.page
-    page.get_by_role("link", name="Rollouts").click()
+    check.goto(f"#/runs/{run}/rollouts")
     expect(page.get_by_role("table")).to_be_visible()
     check.look("rollouts")
     page.get_by_label("Prompt or completion contains").fill(HOSTILE)
@@ -284,9 +295,9 @@ def rollouts(check, run):
     check.look("group")
 
 
-def sql(check):
+def sql(check, run):
     page = check.page
-    page.get_by_role("link", name="SQL", exact=True).click()
+    check.goto(f"#/runs/{run}/sql")
     page.get_by_label("Query").fill("SELECT count(*) AS n, min(reward) AS least FROM zero WHERE step <= 3")
     page.get_by_label("Query").press("Control+Enter")
     answer = page.get_by_role("group", name="Answer")
@@ -304,8 +315,9 @@ def sql(check):
     check.look("sql-refused")
 
 
-def logs(check):
+def logs(check, run):
     page = check.page
+    check.goto(f"#/runs/{run}")
     page.get_by_role("link", name="Logs").click()
     expect(page.get_by_role("log")).to_contain_text("Stage started.")
     check.ok("the log is followed")
@@ -315,7 +327,7 @@ def logs(check):
 def compare(check, run):
     """Submits the run again with another seed, and compares both."""
     page = check.page
-    page.get_by_role("link", name="Pipeline and files").click()
+    check.goto(f"#/runs/{run}/files")
     expect(page.locator("pre")).to_contain_text("[models.base]")
     check.look("files")
     page.get_by_role("link", name="Submit it again…").click()
@@ -336,10 +348,9 @@ def compare(check, run):
     expect(figure.locator(".keyline > span")).to_have_count(2)
     check.ok("two runs are in one figure")
     check.look("compare")
-    return other
 
 
-def cancel(check, run, other):
+def cancel(check, run):
     page = check.page
     check.goto(f"#/runs/{run}")
     page.get_by_role("button", name="Cancel run").click()
@@ -347,13 +358,13 @@ def cancel(check, run, other):
     check.button("Cancel the run").click()
     expect(page.locator(".lead .status")).to_contain_text("cancelled")
     check.goto("")
-    page.get_by_role("button", name=f"Delete run {other},").click()
+    page.get_by_role("row").filter(has_text="another seed").get_by_role("button", name="Delete").click()
     check.button("Delete all of it").click()
     expect(page.get_by_role("link", name="another seed")).to_have_count(0)
     check.ok("a run is cancelled, and another deleted")
 
 
-def keyboard(check):
+def keyboard(check, _run):
     """The first stop of the keyboard leads past the bar, and colours can be chosen."""
     page = check.page
     check.goto("")
@@ -402,13 +413,7 @@ def checking(chrome, daemon, shots):
     """A fresh browser at a daemon."""
     context = chrome.new_context()
     page = context.new_page()
-    check = Check(page, daemon.url, shots)
-    try:
-        yield check
-    except (AssertionError, Error) as error:
-        check.wrong("\n      ".join(str(error).splitlines()[:8]))
-        if shots:
-            page.screenshot(path=shots / "failed.png", full_page=True)
+    yield Check(page, daemon.url, shots)
     context.close()
 
 
@@ -421,15 +426,10 @@ def main(aha, chromium, shots):
         daemon = Daemon(aha, folder)
         try:
             with checking(chrome, daemon, shots) as check:
-                run = submit(check)
-                watch(check, run)
-                pause_and_resume(check)
-                rollouts(check, run)
-                sql(check)
-                logs(check)
-                other = compare(check, run)
-                keyboard(check)
-                cancel(check, run, other)
+                run = check.attempt(submit)
+                steps = [watch, pause_and_resume, rollouts, sql, logs, compare, keyboard, cancel]
+                for step in steps if run else []:
+                    check.attempt(step, run)
             failures += check.failures
         finally:
             daemon.stop()
@@ -437,7 +437,7 @@ def main(aha, chromium, shots):
         daemon = Daemon(aha, folder / "locked", "--require-token")
         try:
             with checking(chrome, daemon, shots) as check:
-                asks_for_token(check, (daemon.home / "token").read_text().strip())
+                check.attempt(asks_for_token, (daemon.home / "token").read_text().strip())
             failures += check.failures
         finally:
             daemon.stop()

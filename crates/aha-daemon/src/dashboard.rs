@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::Path;
+use axum::extract;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -85,7 +85,7 @@ async fn page(headers: HeaderMap) -> Response {
     PAGE.answer(&headers)
 }
 
-async fn asset(Path(name): Path<String>, headers: HeaderMap) -> Response {
+async fn asset(extract::Path(name): extract::Path<String>, headers: HeaderMap) -> Response {
     match ASSETS.iter().find(|asset| asset.name == name) {
         Some(asset) => asset.answer(&headers),
         None => {
@@ -150,9 +150,9 @@ mod tests {
         let tag = response.headers()[header::ETAG].clone();
         let again = page(HeaderMap::from_iter([(header::IF_NONE_MATCH, tag)])).await;
         assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
-        let script = asset(axum::extract::Path("dashboard.js".into()), HeaderMap::new()).await;
+        let script = asset(extract::Path("dashboard.js".into()), HeaderMap::new()).await;
         assert_eq!(header_of(&script, "content-type"), "text/javascript; charset=utf-8");
-        let none = asset(axum::extract::Path("../Cargo.toml".into()), HeaderMap::new()).await;
+        let none = asset(extract::Path("../Cargo.toml".into()), HeaderMap::new()).await;
         assert_eq!(none.status(), StatusCode::NOT_FOUND);
     }
 

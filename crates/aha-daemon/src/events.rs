@@ -123,7 +123,7 @@ mod tests {
         assert_eq!(ids(&events.watch(None, Some(0))), [1, 2, 3]);
         assert_eq!(ids(&events.watch(None, Some(2))), [3]);
         assert_eq!(ids(&events.watch(Some(RunId(0)), Some(0))), [2]);
-        assert_eq!(ids(&events.watch(None, None)), [], "without a number only what comes");
+        assert!(ids(&events.watch(None, None)).is_empty(), "without a number only what comes");
         let mut watch = events.watch(None, None);
         events.tell(RunId(1), "state", json!({}));
         assert_eq!(watch.coming.try_recv().unwrap().id, 4);

@@ -2,7 +2,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import { connection } from "./api/events";
 import { isTokenWanted } from "./api/token";
-import { useStore } from "./data/store";
+import { useStore } from "./store";
 import { type Place, link, usePlace } from "./router";
 import { type Theme, setTheme, theme } from "./theme";
 import { Announcer } from "./ui/announce";

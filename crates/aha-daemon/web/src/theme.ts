@@ -1,5 +1,5 @@
 // Light and dark: as the system has it, unless somebody has chosen.
-import { Store } from "./data/store";
+import { Store } from "./store";
 
 export type Theme = "system" | "light" | "dark";
 

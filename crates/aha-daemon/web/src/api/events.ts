@@ -1,6 +1,6 @@
 // Server-sent events, read with `fetch`: an `EventSource` can't send a token.
 import { useEffect, useRef } from "preact/hooks";
-import { Store } from "../data/store";
+import { Store } from "../store";
 import { ask } from "./client";
 
 export interface ServerEvent {

@@ -1,5 +1,5 @@
 // The token that the daemon asks for, kept as long as the browser's tab lives.
-import { Store } from "../data/store";
+import { Store } from "../store";
 
 const KEY = "aha.token";
 

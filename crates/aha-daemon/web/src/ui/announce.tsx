@@ -1,6 +1,5 @@
 // What screen readers say of changes that only eyes would see.
-import { Store } from "../data/store";
-import { useStore } from "../data/store";
+import { Store, useStore } from "../store";
 
 const said = new Store("");
 

@@ -3,7 +3,7 @@ import { useEffect, useId, useMemo, useRef, useState } from "preact/hooks";
 import { grouped, measure, percent, shortTick, smoothed, tickText } from "report:numbers.js";
 import uPlot from "uplot";
 import type { Line } from "../data/figures";
-import { useStore } from "../data/store";
+import { useStore } from "../store";
 import { colour, shown } from "../theme";
 
 export interface ChartProps {

@@ -1,6 +1,6 @@
 // A question that is answered before something can't be undone.
 import { useEffect, useRef } from "preact/hooks";
-import { Store, useStore } from "../data/store";
+import { Store, useStore } from "../store";
 
 interface Question {
   title: string;
