@@ -99,3 +99,14 @@ export const useEvents = (url: string, from: "first" | "now", onEvent: (event: S
     };
   }, [url, from]);
 };
+
+/** Asks once more when the connection for events is back: some may have been missed. */
+export const useReconnected = (again: () => void): void => {
+  useEffect(() => {
+    let wasLost = false;
+    return connection.follow(() => {
+      if (connection.value === "live" && wasLost) again();
+      wasLost = connection.value === "lost";
+    });
+  }, [again]);
+};

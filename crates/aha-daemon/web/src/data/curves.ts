@@ -2,7 +2,7 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { value } from "report:numbers.js";
 import { type Curve, get } from "../api/client";
-import type { ServerEvent } from "../api/events";
+import { type ServerEvent, useReconnected } from "../api/events";
 
 export interface Series {
   steps: number[];
@@ -88,6 +88,7 @@ export const useCurves = (id: number): { curves: Curves; version: number; onEven
     changed();
     load();
   }, [id, load, changed]);
+  useReconnected(load);
   const onEvent = useCallback(
     (event: ServerEvent) => {
       if (follow(curves.current, event)) changed();

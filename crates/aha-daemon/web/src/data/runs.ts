@@ -1,7 +1,7 @@
 // Runs as they are now: asked once, then kept up with events.
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
 import { type Details, type Run, type Status, get } from "../api/client";
-import { type ServerEvent, connection, useEvents } from "../api/events";
+import { type ServerEvent, useEvents, useReconnected } from "../api/events";
 import { detailsOf } from "./ask";
 
 /** How long a run is left alone after it was asked for; events come faster than anybody reads. */
@@ -31,17 +31,6 @@ const usePaced = (ask: (key: number) => Promise<void>): ((key: number) => void) 
     };
     void work();
   }, []);
-};
-
-/** Asks once more when the connection for events is back: some may have been missed. */
-const useReconnected = (again: () => void): void => {
-  useEffect(() => {
-    let wasLost = false;
-    return connection.follow(() => {
-      if (connection.value === "live" && wasLost) again();
-      wasLost = connection.value === "lost";
-    });
-  }, [again]);
 };
 
 /** All runs, the newest first. */

@@ -120,8 +120,8 @@ const FilterForm = (props: { run: Run; tables: Table[]; filter: Filter; isLoadin
       aria-label="Filter completions"
       onSubmit={(event) => {
         event.preventDefault();
-        show(draft);
-        props.again();
+        if (JSON.stringify(draft) === JSON.stringify(props.filter)) props.again();
+        else show(draft);
       }}
     >
       {choice(
