@@ -298,7 +298,8 @@ def rollouts(check, run):
 def sql(check, run):
     page = check.page
     check.goto(f"#/runs/{run}/sql")
-    page.get_by_label("Query").fill("SELECT count(*) AS n, min(reward) AS least FROM zero WHERE step <= 3")
+    good = "SELECT count(*) AS n, min(reward) AS least FROM zero WHERE step <= 3"
+    page.get_by_label("Query").fill(good)
     page.get_by_label("Query").press("Control+Enter")
     answer = page.get_by_role("group", name="Answer")
     expect(answer.get_by_role("columnheader").first).to_contain_text("Int64")
@@ -310,7 +311,7 @@ def sql(check, run):
         check.button("Run").click()
         expect(page.get_by_role("alert")).to_contain_text("hint:")
     page.get_by_label("History").select_option(index=2)
-    expect(page.get_by_label("Query")).to_have_value("SELECT count(*) AS n, min(reward) AS least FROM zero WHERE step <= 3")
+    expect(page.get_by_label("Query")).to_have_value(good)
     check.ok("SQL is answered with its types, and a mistake with its remedy")
     check.look("sql-refused")
 
