@@ -178,7 +178,7 @@ const Machine = (props: { run: Run; samples: Sample[]; queues: Queues[] }) => {
     ),
   );
   const actors = hasProcess(run.status) ? (run.progress?.actors ?? []) : [];
-  if (!samples.length && !queues.length) return null;
+  if (samples.length < 2) return null;
   const shared = { over: "time" as const, syncKey: "machine", isFromZero: true, isExact: true };
   return (
     <Section

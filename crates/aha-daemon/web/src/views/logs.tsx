@@ -120,7 +120,7 @@ export const LogsView = ({ run }: { run: Run }) => {
             <div key={line.id} class={`line ${line.level.toLowerCase()}`}>
               <span class="soft">{line.at.slice(11, 19)}</span>
               <span class="level">{line.level}</span>
-              <span class="said">
+              <span class="words">
                 <Text>{line.message}</Text> <Text class="text soft">{line.rest}</Text>
               </span>
             </div>
