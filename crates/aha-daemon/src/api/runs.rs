@@ -25,8 +25,10 @@ pub async fn submit(
     State(app): State<Arc<App>>,
     Body(submission): Body<Submission>,
 ) -> Result<impl IntoResponse, Problem> {
+    let _place =
+        app.checks.acquire().await.map_err(|_| Error::bug("the places for checks are gone"))?;
     let total = app.budget.total_bytes();
-    let draft = submit::check(submission, &app.options, &app.policy, total).await?;
+    let draft = submit::check(submission, &app.options, &app.policy, (&app.home, total)).await?;
     let record = app.keeper.submit(draft).await?;
     let place = format!("/api/v1/runs/{}", record.id);
     Ok((StatusCode::CREATED, [(header::LOCATION, place)], Json(record)))
@@ -42,18 +44,18 @@ pub struct Wanted {
     status: Option<Status>,
     /// Only runs after this number.
     after: Option<u64>,
-    /// At most so many, the first ones.
+    /// At most so many, the first ones; absent: 1000, and no more than that.
     limit: Option<u32>,
 }
 
 /// Runs.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Listed {
-    /// The runs, in the order of their numbers.
+    /// The runs, in the order of their numbers. For those behind them ask again, with `after` the last one's number.
     runs: Vec<Record>,
 }
 
-/// Runs a page has where it says nothing.
+/// Runs of an answer, at most.
 const LISTED: u32 = 1000;
 
 /// Lists runs in the order of their numbers.
@@ -70,7 +72,7 @@ pub async fn list(
         wanted.status.is_none_or(|status| record.status == status)
             && wanted.after.is_none_or(|after| record.id.0 > after)
     };
-    let limit = wanted.limit.unwrap_or(LISTED) as usize;
+    let limit = wanted.limit.unwrap_or(LISTED).min(LISTED) as usize;
     let runs = runs.iter().filter(is_wanted).take(limit).map(|record| Record::clone(record));
     Ok(Json(Listed { runs: runs.collect() }))
 }
