@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::bounded;
 use crate::record::{RunId, Trouble};
 use crate::status::Change;
 
@@ -152,15 +153,12 @@ fn unexplained(ending: &Ending) -> Trouble {
     Trouble { message: format!("the run's process {how}{because}"), hint }
 }
 
-/// The last error and its remedy among lines as `aha` writes them.
+/// What a process said last, and its remedy.
 fn told(said: &str) -> (Option<String>, Option<String>) {
-    let last = |prefix: &str| {
-        let mut lines = said.lines().rev();
-        lines.find_map(|line| line.strip_prefix(prefix)).map(str::to_owned)
-    };
-    let error = last("error: ");
-    let any = || said.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned);
-    (error.or_else(any), last("hint: "))
+    match bounded::last_word(said) {
+        Some((error, hint)) => (Some(error), hint),
+        None => (said.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned), None),
+    }
 }
 
 #[cfg(test)]

@@ -31,7 +31,7 @@ use crate::error::{Error, Kind};
 use crate::events::Events;
 use crate::home::Home;
 use crate::http::guard::{self, Guard};
-use crate::http::limits;
+use crate::http::{headers, limits};
 use crate::keeper;
 use crate::openai::{self, Hub};
 use crate::options::Options;
@@ -61,6 +61,8 @@ pub struct App {
     pub usages: Arc<Usages>,
     /// Places for queries.
     pub queries: Semaphore,
+    /// Places for checks of pipelines.
+    pub checks: Semaphore,
     /// Answers, counted.
     pub counts: Arc<limits::Counts>,
     /// Queries, counted.
@@ -113,6 +115,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(stream::of_run))
         .routes(routes!(stream::of_all))
         .routes(routes!(openai::list_models))
+        .routes(routes!(openai::show_model))
         .routes(routes!(openai::completions))
         .routes(routes!(openai::chat_completions))
         .routes(routes!(health::healthz))
@@ -136,6 +139,7 @@ pub fn router(app: Arc<App>, guard: Guard) -> Router {
         .method_not_allowed_fallback(not_so)
         .layer(from_fn(limits::check))
         .layer(from_fn_with_state(guard, guard::check))
+        .layer(from_fn(headers::add))
         .layer(from_fn_with_state(counts, limits::count))
 }
 

@@ -297,10 +297,23 @@ fn stat(pid: i32) -> Option<(char, Option<u64>)> {
 
 /// A process's resident memory in bytes.
 pub fn resident_bytes(pid: u32) -> Option<u64> {
+    memory_bytes(pid, &["VmRSS:"])
+}
+
+/// What a process has written to memory, in bytes: what it only reads of files isn't in it.
+pub fn filled_bytes(pid: u32) -> Option<u64> {
+    memory_bytes(pid, &["RssAnon:", "RssShmem:"])
+}
+
+/// The sum of some lines of `/proc`.
+fn memory_bytes(pid: u32, names: &[&str]) -> Option<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kib.checked_mul(1024)
+    let of = |name: &&str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(*name))?;
+        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+        kib.checked_mul(1024)
+    };
+    names.iter().map(of).sum()
 }
 
 /// Processor time that a process has had, in seconds.
@@ -432,7 +445,8 @@ mod tests {
         let mut process = Command::new("sleep").arg("600").process_group(0).spawn().unwrap();
         let pid = process.id();
         let ticks = start_ticks(pid as i32).unwrap();
-        assert!(resident_bytes(pid).is_some() && cpu_seconds(pid).is_some());
+        assert!(resident_bytes(pid) >= filled_bytes(pid) && filled_bytes(pid).is_some());
+        assert!(cpu_seconds(pid).is_some());
         assert!(!end_leftover(Process { pid, start_ticks: ticks + 1 }), "another's number");
         assert!(process.try_wait().unwrap().is_none());
         let leftover =

@@ -107,13 +107,10 @@ impl Asset {
         for (name, value) in [
             (header::CONTENT_TYPE, self.media_type),
             (header::CONTENT_SECURITY_POLICY, POLICY),
-            (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-            (header::REFERRER_POLICY, "no-referrer"),
             (header::CACHE_CONTROL, "no-cache"),
         ] {
             head.insert(name, HeaderValue::from_static(value));
         }
-        head.insert("cross-origin-resource-policy", HeaderValue::from_static("same-origin"));
         if let Ok(tag) = HeaderValue::from_str(tag) {
             head.insert(header::ETAG, tag);
         }

@@ -11,8 +11,9 @@ use tokio::sync::broadcast;
 
 use crate::record::RunId;
 
-/// Events of a run that are kept.
+/// Events of a run that are kept, and runs of which some are: those to which something happened last.
 const KEPT_MAX: usize = 256;
+const RUNS_MAX: usize = 64;
 /// Events that a watcher may be behind.
 const BEHIND_MAX: usize = 1024;
 
@@ -56,6 +57,13 @@ impl Default for Events {
 }
 
 impl Events {
+    /// Events whose numbers are greater than those of an earlier daemon: they are counted from the time, in µs.
+    pub fn new(now_us: i64) -> Events {
+        let events = Events::default();
+        events.state().last_id = u64::try_from(now_us).unwrap_or(0);
+        events
+    }
+
     /// Tells everybody.
     pub fn tell(&self, run: RunId, kind: &str, data: Value) {
         let mut state = self.state();
@@ -66,6 +74,13 @@ impl Events {
             kept.pop_front();
         }
         kept.push_back(Arc::clone(&event));
+        if state.kept.len() > RUNS_MAX {
+            let newest = |kept: &VecDeque<Arc<Event>>| kept.back().map(|event| event.id);
+            let oldest = state.kept.iter().min_by_key(|(_, kept)| newest(kept));
+            if let Some(run) = oldest.map(|(run, _)| *run) {
+                state.kept.remove(&run);
+            }
+        }
         // Nobody may be there.
         let _ = self.sender.send(event);
     }
@@ -147,5 +162,10 @@ mod tests {
         let watch = events.watch(None, Some(0));
         assert_eq!(watch.past.len(), KEPT_MAX);
         assert_eq!(watch.past.last().unwrap().id, 2 * KEPT_MAX as u64);
+        (2..=RUNS_MAX as u64).for_each(|run| events.tell(RunId(run), "state", json!({})));
+        events.tell(RunId(1), "step", json!({}));
+        events.tell(RunId(0), "state", json!({}));
+        let count = |run| events.watch(Some(RunId(run)), Some(0)).past.len();
+        assert_eq!((count(0), count(1), count(2), count(3)), (1, KEPT_MAX, 0, 1));
     }
 }

@@ -4,7 +4,7 @@
 //! queue.redb      the queue            runs/ID/          run directories
 //! daemon.json     where it listens     pipelines/ID.toml as they were submitted
 //! token           for its clients      output/ID.log     what processes said on stderr
-//! lock            held by the daemon   tmp/              what queries spill
+//! lock            held by the daemon   tmp/              what queries spill, runs that are being removed
 //! ```
 
 use std::fs::{self, File};
@@ -104,9 +104,14 @@ impl Home {
         self.root.join("output").join(format!("{id}.log"))
     }
 
-    /// What queries spill.
+    /// What queries spill, and what is left of removed runs.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
+    }
+
+    /// What is left of a run that was removed, until it is gone.
+    pub fn removed(&self, id: RunId) -> PathBuf {
+        self.tmp().join(format!("removed-{id}"))
     }
 
     /// The token that clients on this machine send.
@@ -135,6 +140,20 @@ impl Home {
     /// Where the daemon of this folder listens, if one said so.
     pub fn read_address(&self) -> Option<Address> {
         serde_json::from_slice(&fs::read(self.address()).ok()?).ok()
+    }
+}
+
+/// Removes a file or a directory with all that is in it, if it is there.
+pub fn remove(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(found) if found.is_dir() => fs::remove_dir_all(path),
+        _ => fs::remove_file(path),
+    };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path)(error))
+        }
+        _ => Ok(()),
     }
 }
 

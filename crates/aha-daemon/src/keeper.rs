@@ -21,7 +21,7 @@ use crate::board::{Board, Budget};
 use crate::child::{self, Child, Said};
 use crate::error::{Error, Result, blocking};
 use crate::events::Events;
-use crate::home::Home;
+use crate::home::{self, Home};
 use crate::options::Options;
 use crate::record::{Process, Progress, Record, RunId, StageProgress, Trouble};
 use crate::status::{Change, Status};
@@ -39,6 +39,7 @@ const TICK: Duration = Duration::from_millis(250);
 #[derive(Clone)]
 pub struct Handle {
     inbox: mpsc::Sender<Msg>,
+    home: Home,
 }
 
 enum Msg {
@@ -81,7 +82,15 @@ impl Handle {
 
     /// Removes a run that has no process, and its directory.
     pub async fn delete(&self, id: RunId) -> Result<()> {
-        self.ask(|reply| Msg::Delete { id, reply }).await?
+        self.ask(|reply| Msg::Delete { id, reply }).await??;
+        // From here on the run is gone. What is left if this ends early goes when the daemon starts.
+        let home = self.home.clone();
+        let left = move || {
+            [home.removed(id), home.pipeline(id), home.output(id)]
+                .iter()
+                .try_for_each(|p| home::remove(p))
+        };
+        blocking(left).await
     }
 
     /// Stops all runs after a checkpoint, and returns when no process is left. They go on when the daemon is started
@@ -101,10 +110,11 @@ impl Handle {
 /// Takes up what the store holds, and gives the keeper's handle with its work, which ends when it has drained.
 pub async fn begin(args: Args) -> Result<(Handle, impl Future<Output = ()> + Send)> {
     let (sender, inbox) = mpsc::channel(INBOX_MAX);
+    let home = args.home.clone();
     let mut keeper =
         Keeper { args, inbox, sender: sender.clone(), running: BTreeMap::new(), drained: None };
     keeper.recover().await?;
-    Ok((Handle { inbox: sender }, keeper.work()))
+    Ok((Handle { inbox: sender, home }, keeper.work()))
 }
 
 struct Keeper {
@@ -229,6 +239,7 @@ impl Keeper {
         Ok(record)
     }
 
+    /// Takes a run's directory aside and its row away.
     async fn delete(&mut self, id: RunId) -> Result<()> {
         let record = self.args.board.run(id)?;
         if record.status.has_process() {
@@ -238,28 +249,26 @@ impl Keeper {
             return Err(error.hint("cancel it first, and wait until it is cancelled"));
         }
         let (store, home) = (Arc::clone(&self.args.store), self.args.home.clone());
-        let removed = blocking(move || {
-            store.remove(id)?;
-            for path in [home.run(id), home.pipeline(id), home.output(id)] {
-                let removed = match path.is_dir() {
-                    true => std::fs::remove_dir_all(&path),
-                    false => std::fs::remove_file(&path),
-                };
-                match removed {
-                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                        return Err(Error::io("remove", &path)(error));
-                    }
-                    _ => {}
+        blocking(move || {
+            let (dir, aside) = (home.run(id), home.removed(id));
+            home::remove(&aside)?;
+            let was_there = dir.exists();
+            if was_there {
+                std::fs::rename(&dir, &aside).map_err(Error::io("move", &dir))?;
+            }
+            if let Err(error) = store.remove(id) {
+                if was_there {
+                    std::fs::rename(&aside, &dir).map_err(Error::io("move back", &aside))?;
                 }
+                return Err(error);
             }
             Ok(())
-        });
-        // Its row is gone whatever happens to its files.
-        let removed = removed.await;
+        })
+        .await?;
         self.args.board.remove(id);
         self.args.events.tell(id, "removed", json!({ "id": id }));
         self.args.events.forget(id);
-        removed
+        Ok(())
     }
 
     fn drain(&mut self, reply: oneshot::Sender<()>) {

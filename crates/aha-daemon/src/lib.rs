@@ -8,6 +8,7 @@
 //! - [`keeper`]: the one task that changes anything: it starts, watches and stops runs. [`child`]: a run's process.
 //!   [`board`]: what everybody may read of it. [`events`]: what is told to those who watch.
 //! - [`policy`]: what a pipeline that was submitted may name. [`submit`]: its checks and its memory.
+//! - [`bounded`]: processes that compute what a request asks for, within bounds.
 //! - [`http`]: connections and their limits; who may ask. [`api`]: `/api/v1`, and its OpenAPI document.
 //! - [`openai`]: models of runs behind OpenAI's form.
 //! - [`metrics`]: what Prometheus reads. [`usage`]: memory and processor time of runs, over time.
@@ -23,6 +24,7 @@
 pub mod admit;
 pub mod api;
 pub mod board;
+pub mod bounded;
 pub mod child;
 pub mod dashboard;
 pub mod error;

@@ -23,8 +23,9 @@ use tokio::sync::mpsc::unbounded_channel;
 use self::answer::{Ask, Asker};
 pub use self::hub::Hub;
 use crate::api::App;
-use crate::api::problem::{Body, OpenAiProblem, Problems};
+use crate::api::problem::{At, Body, OpenAiProblem, Problems};
 use crate::error::{Error, blocking};
+use crate::record::RunId;
 use crate::token;
 use catalogue::Found;
 use forms::{
@@ -39,13 +40,33 @@ use worker::Job;
 )]
 pub async fn list_models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, OpenAiProblem> {
     let found = blocking(move || Ok(catalogue::list(&app.board))).await?;
-    let object = |found: Found| ModelObject {
+    Ok(Json(ModelList { object: "list", data: found.into_iter().map(object).collect() }))
+}
+
+/// A model.
+#[utoipa::path(
+    get, path = "/v1/models/{run}/{stage}", tag = "models",
+    params(
+        ("run" = u64, Path, description = "The run's number."),
+        ("stage" = String, Path, description = "The stage.")
+    ),
+    responses((status = 200, description = "The model.", body = ModelObject), Problems)
+)]
+pub async fn show_model(
+    State(app): State<Arc<App>>,
+    At((run, stage)): At<(RunId, String)>,
+) -> Result<Json<ModelObject>, OpenAiProblem> {
+    let found = blocking(move || catalogue::find(&app.board, &format!("{run}/{stage}"))).await?;
+    Ok(Json(object(found)))
+}
+
+fn object(found: Found) -> ModelObject {
+    ModelObject {
         id: found.id,
         object: "model",
         created: found.written_at_us / 1_000_000,
         owned_by: "aha",
-    };
-    Ok(Json(ModelList { object: "list", data: found.into_iter().map(object).collect() }))
+    }
 }
 
 /// Completions of texts.

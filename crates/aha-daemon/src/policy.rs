@@ -20,6 +20,8 @@ use crate::options::Allowed;
 pub struct Policy {
     base_dir: PathBuf,
     folders: Vec<PathBuf>,
+    /// The runs' directories: read, and written by their own runs alone.
+    runs: PathBuf,
     commands: bool,
     network: bool,
 }
@@ -35,8 +37,9 @@ impl Policy {
         if folders.is_empty() && base_dir != Path::new("/") {
             folders.push(base_dir.clone());
         }
-        folders.push(found(runs)?);
-        Ok(Policy { base_dir, folders, commands: allowed.commands, network: allowed.network })
+        let runs = found(runs)?;
+        let (commands, network) = (allowed.commands, allowed.network);
+        Ok(Policy { base_dir, folders, runs, commands, network })
     }
 
     /// The folder that relative paths start from where a submission names none.
@@ -71,7 +74,7 @@ impl Policy {
                 }
                 StageKind::Export(export) => {
                     let out = export.out.as_ref().map(|out| places.base_dir.join(out));
-                    out.map_or(Ok(()), |out| self.check_near(&out, &of))?;
+                    out.map_or(Ok(()), |out| self.check_out(&out, &of))?;
                 }
                 _ => {}
             }
@@ -92,7 +95,7 @@ impl Policy {
             ModelSource::Adapted(AdaptedModel { base, adapter }) => {
                 self.check_located(base, places, &of)?;
                 match places.adapter(adapter) {
-                    Ok(path) => self.check_path(&path, &of),
+                    Ok(path) => self.check_files(&path, &of),
                     Err(_) => self.check_unfound(adapter, places, &of),
                 }
             }
@@ -107,7 +110,7 @@ impl Policy {
 
     fn check_located(&self, path: &str, places: &Places, of: &str) -> Result<()> {
         match places.locate(path) {
-            Ok(path) => self.check_path(&path, of),
+            Ok(path) => self.check_files(&path, of),
             Err(_) => self.check_unfound(path, places, of),
         }
     }
@@ -153,6 +156,34 @@ impl Policy {
         self.check_inside(&real, path, of)
     }
 
+    /// As [`Policy::check_path`], of a directory and every file in it: a link among them can lead out.
+    fn check_files(&self, path: &Path, of: &str) -> Result<()> {
+        self.check_path(path, of)?;
+        if path.is_dir() {
+            for entry in std::fs::read_dir(path).map_err(Error::io("list", path))? {
+                let file = entry.map_err(Error::io("list", path))?.path();
+                // Where a link leads to nothing, nothing can be read.
+                if file.exists() {
+                    self.check_path(&file, of)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails for a directory that may not be written to.
+    fn check_out(&self, path: &Path, of: &str) -> Result<()> {
+        self.check_near(path, of)?;
+        let real = path.ancestors().find_map(|at| at.canonicalize().ok());
+        match real.is_some_and(|real| real.starts_with(&self.runs)) {
+            true => Err(Error::forbidden(
+                format!("{of}: `{}` is in the directory of a run", path.display()),
+                "leave `out` away, which puts the model into the run's own directory, or name another",
+            )),
+            false => Ok(()),
+        }
+    }
+
     /// As [`Policy::check_path`], of one that need not be there: the part that is counts. A path that goes up from
     /// where nothing is, or has a pattern in a name that goes up later, is refused as it can't be followed.
     fn check_near(&self, path: &Path, of: &str) -> Result<()> {
@@ -164,7 +195,8 @@ impl Policy {
     }
 
     fn check_inside(&self, real: &Path, path: &Path, of: &str) -> Result<()> {
-        match self.folders.iter().any(|folder| real.starts_with(folder)) {
+        let mut folders = self.folders.iter().chain([&self.runs]);
+        match folders.any(|folder| real.starts_with(folder)) {
             true => Ok(()),
             false => Err(self.refused(path, of)),
         }
@@ -207,6 +239,10 @@ mod tests {
         }
         symlink(temp.path().join("secret"), temp.path().join("data/link")).unwrap();
         symlink(temp.path().join("secret/a.jsonl"), temp.path().join("data/b.jsonl")).unwrap();
+        fs::create_dir(temp.path().join("data/linked")).unwrap();
+        let weights = temp.path().join("data/linked/model.safetensors");
+        symlink(temp.path().join("secret/a.jsonl"), weights).unwrap();
+        fs::write(temp.path().join("data/linked/config.json"), "{}\n").unwrap();
         let data = temp.path().join("data");
         let allowed = Allowed { folders: vec![data.clone()], commands, network };
         let policy = Policy::new(&allowed, &data, &temp.path().join("runs")).unwrap();
@@ -273,6 +309,7 @@ mod tests {
             "\"ROOT/secret/model\"",
             "\"../secret/model\"",
             "\"link/model\"",
+            "\"linked\"",
             "\"/nowhere\"",
             "{ base = \"model\", adapter = \"ROOT/secret/model\" }",
             "{ init = \"random\", tokenizer = \"../secret/model\" }",
@@ -285,16 +322,21 @@ mod tests {
             )
         };
         world.check(&export("out/of/here")).unwrap();
-        for bad in ["ROOT/secret/out", "../out", "link/out", "none/../../x"] {
+        for bad in
+            ["ROOT/secret/out", "../out", "link/out", "none/../../x", "../runs/7/models/zero"]
+        {
             assert_refused(world.check(&export(bad)), "stage `e`");
         }
+        let made = world.temp.path().join("runs/7/models/zero");
+        fs::create_dir_all(&made).unwrap();
+        fs::write(made.join("config.json"), "{}\n").unwrap();
+        world.check(&with_model("\"../runs/7/models/zero\"")).unwrap();
     }
 
     #[test]
     fn commands_and_servers_have_to_be_allowed() {
         let with = |reward: &str| with_model("\"model\"") + &format!("rewards = [{reward}]\n");
         let command = with("{ kind = \"command\", command = [\"cat\"] }");
-        let weak = with("{ kind = \"code\", sandbox = \"weak\" }");
         let http = with("{ kind = \"http\", url = \"http://127.0.0.1:1/\" }");
         let judge = with("{ kind = \"judge\", url = \"http://127.0.0.1:1/v1\", model = \"m\" }");
         let endpoint = "[tables]\nt = \"a.jsonl\"\n[[stage]]\nname = \"s\"\nkind = \"sample\"\n\
@@ -302,17 +344,15 @@ mod tests {
                         prompts = \"SELECT id, prompt FROM t\"\n";
         let (none, commands, network) =
             (world(false, false), world(true, false), world(false, true));
-        for text in [&command, &weak] {
-            assert_refused(none.check(text), "which this daemon doesn't allow");
-            assert_refused(network.check(text), "which this daemon doesn't allow");
-            commands.check(text).unwrap();
-        }
+        assert_refused(none.check(&command), "which this daemon doesn't allow");
+        assert_refused(network.check(&command), "which this daemon doesn't allow");
+        commands.check(&command).unwrap();
         for text in [&http, &judge, endpoint] {
             assert_refused(none.check(text), "asks a");
             assert_refused(commands.check(text), "asks a");
             network.check(text).unwrap();
         }
-        none.check(&with("{ kind = \"math\" }, { kind = \"code\" }")).unwrap();
+        none.check(&with("{ kind = \"math\" }")).unwrap();
     }
 
     #[test]
@@ -321,6 +361,6 @@ mod tests {
         let here = Policy::new(&Allowed::default(), temp.path(), temp.path()).unwrap();
         assert!(here.folders.contains(&temp.path().canonicalize().unwrap()));
         let root = Policy::new(&Allowed::default(), Path::new("/"), temp.path()).unwrap();
-        assert_eq!(root.folders, [temp.path().canonicalize().unwrap()]);
+        assert!(root.folders.is_empty(), "the runs alone");
     }
 }

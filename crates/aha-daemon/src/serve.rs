@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use aha_rollout::time;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
@@ -20,6 +21,11 @@ use crate::store::Store;
 use crate::submit;
 use crate::token::{self, TokenDigest};
 use crate::usage::{self, Usages};
+
+/// Open files that are wanted at most.
+const OPEN_FILES_MAX: u64 = 1 << 16;
+/// Checks of pipelines at once; more wait.
+const CHECKS_MAX: usize = 2;
 
 /// Where the daemon listens, and what it asks of clients.
 #[derive(Clone, Debug)]
@@ -40,6 +46,7 @@ pub async fn serve(
     stop: impl Future<Output = ()>,
     listening: impl FnOnce(&Listening),
 ) -> Result<()> {
+    raise_open_files();
     let options = Arc::new(options);
     let opened = Arc::clone(&options);
     let (home, _lock, store) = blocking(move || {
@@ -66,7 +73,8 @@ pub async fn serve(
     let mut work = tokio::task::JoinSet::new();
     work.spawn(usage::watch(Arc::clone(&app), stopped.clone()));
     work.spawn(keeper);
-    work.spawn(http::accept(listener, api::router(app, guard), stopped));
+    let limits = http::Limits::default();
+    work.spawn(http::accept(listener, api::router(app, guard), limits, stopped));
     home.write_address(&Address {
         url: format!("http://{}", reachable(address)),
         pid: std::process::id(),
@@ -74,7 +82,15 @@ pub async fn serve(
     })?;
     tracing::info!(%address, home = %home.root().display(), "Daemon listens.");
     listening(&Listening { address, home: home.clone(), requires_token, is_token_new });
-    stop.await;
+    tokio::select! {
+        () = stop => {}
+        // Neither ends by itself. Runs end with this process, and go on when it is started again.
+        Some(ended) = work.join_next() => {
+            home.remove_address();
+            let why = ended.err().map(|error| format!(": {error}")).unwrap_or_default();
+            return Err(Error::bug(format!("a part of the daemon ended early{why}")));
+        }
+    }
     tracing::info!("Daemon stops: runs write a checkpoint first.");
     // Nothing new comes in, and streams end.
     let _ = stopping.send(true);
@@ -97,7 +113,7 @@ impl Parts {
     async fn assemble(self) -> Result<(Arc<App>, impl Future<Output = ()> + Send)> {
         let Parts { options, home, policy, store, stop } = self;
         let total = options.memory_bytes.unwrap_or_else(submit::free_memory_bytes);
-        let (board, events) = (Arc::new(Board::default()), Arc::new(Events::default()));
+        let (board, events) = (Arc::new(Board::default()), Arc::new(Events::new(time::now_us())));
         let budget = Arc::new(Budget::new(total));
         let hub = Arc::new(Hub::new(Arc::clone(&budget), options.model_idle));
         let spare = Arc::clone(&hub);
@@ -113,6 +129,7 @@ impl Parts {
         .await?;
         let app = App {
             queries: Semaphore::new(options.query.parallel_max),
+            checks: Semaphore::new(CHECKS_MAX),
             options,
             home,
             policy,
@@ -164,6 +181,18 @@ async fn guard(options: &Options, home: &Home, store: &Arc<Store>) -> Result<(Gu
     Ok((guard, is_new))
 }
 
+/// Lets this process have as many open files as it may: each connection is one, and the system's first limit is low.
+fn raise_open_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` lives through both calls. Where the limit can't be raised, connections are refused sooner.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max.min(OPEN_FILES_MAX);
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
 /// An address at which clients on this machine reach the daemon.
 fn reachable(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
@@ -174,16 +203,11 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-/// Removes what killed queries left.
+/// Removes what killed queries left, and what removed runs did.
 fn sweep(home: &Home) -> Result<()> {
     let tmp = home.tmp();
     for entry in std::fs::read_dir(&tmp).map_err(Error::io("list", &tmp))? {
-        let path = entry.map_err(Error::io("list", &tmp))?.path();
-        let removed = match path.is_dir() {
-            true => std::fs::remove_dir_all(&path),
-            false => std::fs::remove_file(&path),
-        };
-        removed.map_err(Error::io("remove", &path))?;
+        home::remove(&entry.map_err(Error::io("list", &tmp))?.path())?;
     }
     Ok(())
 }

@@ -1,15 +1,20 @@
 //! Submitted pipelines: read, held against the policy, checked as `aha check` does, their memory predicted.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
 
 use aha_flow::machine;
-use aha_flow::pipeline::{ByteSize, Pipeline, Places, Plan, Problems, Text};
-use aha_flow::run::Failure;
+use aha_flow::pipeline::{ByteSize, Pipeline, Places, Text};
 use aha_flow::{pipeline, planning};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
+use crate::bounded::{self, Bounds, Outcome, Task};
 use crate::error::{Error, Kind, Result, blocking};
+use crate::home::Home;
 use crate::options::Options;
 use crate::policy::Policy;
 use crate::record::{Progress, Record, RunId, StageProgress};
@@ -99,7 +104,7 @@ pub async fn check(
     submission: Submission,
     options: &Options,
     policy: &Policy,
-    memory_bytes: u64,
+    (home, memory_bytes): (&Home, u64),
 ) -> Result<Draft> {
     let name = name_of(submission.name.clone())?;
     if submission.sets.len() > SETS_MAX {
@@ -109,12 +114,12 @@ pub async fn check(
     let base_dir = base_dir(submission.base_dir.as_deref(), policy).await?;
     let places = Places { base_dir: base_dir.clone(), ..planning::places() };
     let parsed = parse(&submission.pipeline, &submission.sets)?;
-    let (held, (policy, at)) = (parsed.clone(), (policy.clone(), places.clone()));
-    blocking(move || policy.check(&held, &at)).await?;
+    let (held, policy) = (parsed.clone(), policy.clone());
+    blocking(move || policy.check(&held, &places)).await?;
     let share = memory_bytes / options.runs_max.max(1) as u64;
-    let (plan, memory_set_bytes) =
-        planned(&submission, &parsed, &places, [share, memory_bytes]).await?;
-    let peak = plan.peak().map_or(0, |(_, memory)| memory.total_bytes());
+    let planner = Planner { submission: &submission, base_dir: &base_dir, options, home };
+    let (plan, memory_set_bytes) = planner.planned(&parsed, [share, memory_bytes]).await?;
+    let peak = plan.memory_bytes.unwrap_or(0);
     if peak > memory_bytes {
         let message = format!(
             "the run will want {} of memory, and the daemon has {} for all",
@@ -126,20 +131,20 @@ pub async fn check(
             "lower `micro_batch_tokens`, `run.kv_cache` or `run.query_memory`, or start the daemon with more --memory",
         ));
     }
-    let stages = plan.pipeline.stages.iter().map(|stage| StageProgress {
-        name: stage.name.clone(),
-        kind: stage.kind.word().to_owned(),
-        reads: plan.facts.reads.get(&stage.name).cloned().unwrap_or_default(),
+    let stages = plan.stages.into_iter().map(|stage| StageProgress {
+        name: stage.name,
+        kind: stage.kind,
+        reads: stage.reads,
         ..StageProgress::default()
     });
     Ok(Draft {
         name,
-        base_dir,
         stages: stages.collect(),
         memory_bytes: peak,
         memory_set_bytes,
         text: submission.pipeline,
         sets: submission.sets,
+        base_dir,
     })
 }
 
@@ -177,50 +182,127 @@ async fn base_dir(given: Option<&str>, policy: &Policy) -> Result<PathBuf> {
 }
 
 fn parse(text: &str, sets: &[String]) -> Result<Pipeline> {
-    pipeline::parse(Text { path: SHOWN_AS, text, sets }).map_err(|problems| wrong(&problems))
+    let parsed = pipeline::parse(Text { path: SHOWN_AS, text, sets });
+    parsed.map_err(|problems| wrong(problems.to_json()))
 }
 
 /// A pipeline that is wrong: the first problem as the message, all of them for programs.
-fn wrong(problems: &Problems) -> Error {
-    let first = problems.iter().next();
-    let count = problems.iter().count();
-    let more = if count > 1 { format!(" (and {} more)", count - 1) } else { String::new() };
-    let message = first.map(|p| format!("line {}: {}{more}", p.line, p.message));
-    Error {
-        kind: Kind::Input,
-        message: format!("the pipeline is wrong: {}", message.unwrap_or_default()),
-        hint: first.and_then(|problem| problem.hint.clone()),
-        problems: Some(Box::new(problems.to_json())),
+fn wrong(mut problems: Value) -> Error {
+    for problem in problems.as_array_mut().into_iter().flatten() {
+        if problem["file"] == "stdin" {
+            problem["file"] = SHOWN_AS.into();
+        }
+    }
+    let more = match problems.as_array().map_or(0, Vec::len) {
+        0 | 1 => String::new(),
+        count => format!(" (and {} more)", count - 1),
+    };
+    let first = &problems[0];
+    let text = |key: &str| first[key].as_str().unwrap_or_default();
+    let message =
+        format!("the pipeline is wrong: line {}: {}{more}", first["line"], text("message"));
+    let hint = first["hint"].as_str().map(str::to_owned);
+    Error { kind: Kind::Input, message, hint, problems: Some(Box::new(problems)) }
+}
+
+/// What `aha check --json` says of a pipeline, as far as it is wanted here.
+#[derive(Debug, Deserialize)]
+struct Plan {
+    memory_bytes: Option<u64>,
+    stages: Vec<PlannedStage>,
+}
+
+#[derive(Debug, Deserialize)]
+struct PlannedStage {
+    name: String,
+    kind: String,
+    reads: Vec<String>,
+}
+
+/// Plans a submission by `aha check`, in a process of its own: its queries are planned as well, and a query can make
+/// the planner itself compute.
+struct Planner<'a> {
+    submission: &'a Submission,
+    base_dir: &'a Path,
+    options: &'a Options,
+    home: &'a Home,
+}
+
+impl Planner<'_> {
+    /// The plan, and the `run.memory` that it was made with where the pipeline has none: the share of one of as many
+    /// runs as there may be, or, where that is too little, all there is. What is left to us is chosen by it, so the run
+    /// has to be started with it.
+    async fn planned(
+        &self,
+        parsed: &Pipeline,
+        [share, all]: [u64; 2],
+    ) -> Result<(Plan, Option<u64>)> {
+        if parsed.run.memory.is_some() {
+            return Ok((self.plan(None).await?, None));
+        }
+        match self.plan(Some(share)).await {
+            Ok(plan) => Ok((plan, Some(share))),
+            Err(error) if share < all && error.kind == Kind::Input => {
+                Ok((self.plan(Some(all)).await?, Some(all)))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn plan(&self, memory: Option<u64>) -> Result<Plan> {
+        let mut args: Vec<OsString> = ["check", "-", "--json"].map(Into::into).into();
+        let memory = memory.map(|bytes| format!("run.memory={bytes}"));
+        for set in self.submission.sets.iter().chain(&memory) {
+            // One word, as one that begins with a dash would be taken for a flag.
+            args.push(format!("--set={set}").into());
+        }
+        let tmp = self.home.tmp();
+        let task = Task {
+            program: &self.options.program,
+            args,
+            dir: self.base_dir,
+            tmp: &tmp,
+            input: &self.submission.pipeline,
+        };
+        match bounded::answer(task, CHECK).await? {
+            Outcome::Ended { status, answer, said } => read_plan(status, &answer, &said),
+            Outcome::TooSlow | Outcome::TooMuch | Outcome::TooLong => Err(too_much()),
+        }
     }
 }
 
-/// The plan, and the `run.memory` that it was made with where the pipeline has none: the share of one of as many runs
-/// as there may be, or, where that is too little, all there is. What is left to us is chosen by it, so the run has to
-/// be started with it.
-async fn planned(
-    submission: &Submission,
-    parsed: &Pipeline,
-    places: &Places,
-    [share, all]: [u64; 2],
-) -> Result<(Plan, Option<u64>)> {
-    if parsed.run.memory.is_some() {
-        return Ok((plan(submission, places, None).await?, None));
+/// What the check of a pipeline may take.
+const CHECK: Bounds =
+    Bounds { time: Duration::from_secs(120), memory_bytes: 2 << 30, answer_bytes: 64 << 20 };
+
+fn read_plan(status: ExitStatus, answer: &[u8], said: &str) -> Result<Plan> {
+    let found: Value = serde_json::from_slice(answer).unwrap_or_default();
+    if found["problems"].is_array() {
+        return Err(wrong(found["problems"].clone()));
     }
-    match plan(submission, places, Some(share)).await {
-        Ok(plan) => Ok((plan, Some(share))),
-        Err(_) if share < all => Ok((plan(submission, places, Some(all)).await?, Some(all))),
-        Err(error) => Err(error),
+    if status.success() {
+        return serde_json::from_value(found)
+            .map_err(|error| Error::bug(format!("the plan of a pipeline can't be read: {error}")));
+    }
+    match (status.code(), bounded::last_word(said)) {
+        (Some(code), Some((message, hint))) => {
+            let kind = if code == 2 { Kind::Input } else { Kind::Environment };
+            Err(Error { hint, ..Error::new(kind, message) })
+        }
+        // Without a word: it ran out of stack, memory or time.
+        _ => Err(too_much()),
     }
 }
 
-async fn plan(submission: &Submission, places: &Places, memory: Option<u64>) -> Result<Plan> {
-    let mut sets = submission.sets.clone();
-    sets.extend(memory.map(|bytes| format!("run.memory={bytes}")));
-    let checked = planning::check_text(SHOWN_AS, &submission.pipeline, &sets, places, None);
-    checked.await.map_err(|failure| match failure {
-        Failure::Problems(problems) => wrong(&problems),
-        Failure::Run(error) => error.into(),
-    })
+fn too_much() -> Error {
+    Error::input(
+        format!(
+            "checking the pipeline takes more than {} seconds or {} of memory",
+            CHECK.time.as_secs(),
+            pipeline::memory::shown(CHECK.memory_bytes)
+        ),
+        "look for a query that computes much from constants, or a table of very many files",
+    )
 }
 
 /// The memory of all runs and models of a daemon that is given none.

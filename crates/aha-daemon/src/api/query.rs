@@ -3,11 +3,13 @@
 //!
 //! `aha query` answers queries and nothing else: its session has the tables of the runs and no way to name a file, and
 //! statements that change something are refused. The process may take so much memory, processor time and room on the
-//! disk, and is killed when its time by the clock is over. What it answers is sent once it is all there.
+//! disk, and is killed when its time by the clock is over ([`crate::bounded`]). What it answers is sent once it is all
+//! there.
 
-use std::os::unix::process::CommandExt;
+use std::ffi::OsString;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -15,25 +17,19 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::process::Command;
 use utoipa::ToSchema;
 
 use super::App;
 use super::problem::{At, Body, Problem, Problems};
-use crate::child;
+use crate::bounded::{self, Bounds, Outcome, Task};
 use crate::error::{Error, Kind, Result};
 use crate::options::QueryLimits;
 use crate::record::RunId;
 
 /// Runs of one query, at most.
 const RUNS_MAX: usize = 64;
-/// Address space beside a query's memory: stacks for deep queries, which are reserved and not used; the program.
-const SPACE_BYTES: u64 = 6 << 30;
-/// What a query may write to the disk when it sorts more than its memory holds, in one file.
-const SPILL_BYTES: u64 = 2 << 30;
-/// How much is read of what a query's process says on stderr.
-const SAID_BYTES_MAX: u64 = 64 << 10;
+/// Memory of a query's process beside what its sorts, joins and groups may take: rows on their way, and the answer.
+const REST_BYTES: u64 = 512 << 20;
 
 /// A query.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -155,91 +151,32 @@ async fn answer(
 /// Runs a query in a process of its own.
 async fn ask(app: &App, dirs: &[PathBuf], sql: &str, form: Form) -> Result<Vec<u8>> {
     let limits = app.options.query;
-    let mut command = command(app, dirs, form);
-    let failed = |error: std::io::Error| {
-        Error::environment(format!("can't start a process for the query: {error}"))
-    };
-    let mut process = command.spawn().map_err(failed)?;
-    let (stdin, stdout, stderr) =
-        (process.stdin.take(), process.stdout.take(), process.stderr.take());
-    let exchange = async {
-        let write = async {
-            if let Some(mut stdin) = stdin {
-                // A process that ended early says why on stderr.
-                let _ = stdin.write_all(sql.as_bytes()).await;
-            }
-        };
-        let (_, answer, said) = tokio::join!(
-            write,
-            read(stdout, limits.answer_bytes + 1),
-            read(stderr, SAID_BYTES_MAX)
-        );
-        if answer.len() as u64 > limits.answer_bytes {
-            return Err(too_long(&limits));
-        }
-        let status = process.wait().await.map_err(failed)?;
-        if status.success() { Ok(answer) } else { Err(why(status, &said, &limits)) }
-    };
-    // Whatever comes of it, the process is killed when it is dropped.
-    match tokio::time::timeout(limits.time, exchange).await {
-        Ok(answered) => answered,
-        Err(_) => Err(too_slow(&limits)),
-    }
-}
-
-fn command(app: &App, dirs: &[PathBuf], form: Form) -> Command {
-    let limits = app.options.query;
-    let mut command = Command::new(&app.options.program);
-    command.args(["query", "--file", "/dev/stdin", "--only-runs"]);
-    command.args(["--memory", &format!("{}B", limits.memory_bytes)]);
-    let format = match form {
+    let mut args: Vec<OsString> =
+        ["query", "--file", "/dev/stdin", "--only-runs"].map(Into::into).into();
+    args.extend(["--memory".into(), format!("{}B", limits.memory_bytes).into()]);
+    let form = match form {
         Form::Json => "json",
         Form::TypedJson => "typed-json",
         Form::Arrow => "arrow",
     };
-    command.args(["--format", format]);
+    args.extend(["--format".into(), form.into()]);
     for dir in dirs {
-        command.arg("--run").arg(dir);
+        args.extend(["--run".into(), dir.into()]);
     }
-    command.current_dir(app.home.tmp()).env("TMPDIR", app.home.tmp()).env_remove("AHA_TOKEN");
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let command_of_std = command.as_std_mut();
-    command_of_std.arg0("aha");
-    child::die_with_parent(command_of_std);
-    limit(command_of_std, &limits);
-    command
-}
-
-/// Bounds what the process may take of the machine.
-fn limit(command: &mut std::process::Command, limits: &QueryLimits) {
-    let bounds = [
-        (libc::RLIMIT_AS, limits.memory_bytes.saturating_add(SPACE_BYTES)),
-        (libc::RLIMIT_CPU, limits.time.as_secs() * 2 + 1),
-        (libc::RLIMIT_FSIZE, SPILL_BYTES),
-        (libc::RLIMIT_CORE, 0),
-    ];
-    let set = move || {
-        for (what, most) in bounds {
-            let bound = libc::rlimit { rlim_cur: most, rlim_max: most };
-            // SAFETY: a system call that may be made between fork and exec; `bound` lives through it.
-            if unsafe { libc::setrlimit(what, &bound) } != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-        }
-        Ok(())
+    let tmp = app.home.tmp();
+    let task = Task { program: &app.options.program, args, dir: &tmp, tmp: &tmp, input: sql };
+    let bounds = Bounds {
+        time: limits.time,
+        memory_bytes: limits.memory_bytes.saturating_add(REST_BYTES),
+        answer_bytes: limits.answer_bytes,
     };
-    // SAFETY: `set` makes system calls only; it takes no memory and no lock.
-    unsafe { command.pre_exec(set) };
-}
-
-/// What a process writes, at most `bytes_max` of it. What is behind that is never read, and the process waits.
-async fn read(from: Option<impl tokio::io::AsyncRead + Unpin>, bytes_max: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    if let Some(from) = from {
-        // A pipe that breaks has said all that it will.
-        let _ = from.take(bytes_max).read_to_end(&mut bytes).await;
+    match bounded::answer(task, bounds).await? {
+        Outcome::Ended { status, answer, .. } if status.success() => Ok(answer),
+        Outcome::Ended { status, said, .. } => Err(why(status, &said, &limits)),
+        Outcome::TooSlow => Err(too_slow(&limits)),
+        Outcome::TooMuch => Err(too_much()),
+        Outcome::TooLong => Err(too_long(&limits)),
     }
-    bytes
 }
 
 fn too_long(limits: &QueryLimits) -> Error {
@@ -253,43 +190,37 @@ fn too_slow(limits: &QueryLimits) -> Error {
         .hint("ask for less, or start the daemon with more --query-seconds")
 }
 
+fn too_much() -> Error {
+    Error::input(
+        "the query needs more memory or disk than it may have",
+        "ask for fewer rows or columns, or start the daemon with more --query-memory",
+    )
+}
+
 /// Why a query's process failed.
-fn why(status: std::process::ExitStatus, said: &[u8], limits: &QueryLimits) -> Error {
-    use std::os::unix::process::ExitStatusExt;
-    let said = String::from_utf8_lossy(said);
-    let last = |prefix: &str| said.lines().rev().find_map(|line| line.strip_prefix(prefix));
-    match (status.signal(), last("error: ")) {
+fn why(status: ExitStatus, said: &str, limits: &QueryLimits) -> Error {
+    match (status.signal(), bounded::last_word(said)) {
         (Some(libc::SIGXCPU | libc::SIGKILL), _) => too_slow(limits),
-        (None, Some(message)) => {
-            let mut error = Error::new(Kind::Input, message);
-            error.hint = last("hint: ").map(str::to_owned);
-            error
-        }
+        (None, Some((message, hint))) => Error { hint, ..Error::new(Kind::Input, message) },
         // An allocation that failed, or a file that became too large.
-        _ => Error::input(
-            "the query needs more memory or disk than it may have",
-            "ask for fewer rows or columns, or start the daemon with more --query-memory",
-        ),
+        _ => too_much(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::process::ExitStatusExt;
-    use std::process::ExitStatus;
-
     use super::*;
 
     #[test]
     fn the_end_of_a_querys_process_says_what_was_wrong() {
         let limits = QueryLimits::default();
-        let said = b"warning: x\nerror: no table `rolouts`\nhint: did you mean `rollouts`?\n";
+        let said = "warning: x\nerror: no table `rolouts`\nhint: did you mean `rollouts`?\n";
         let error = why(ExitStatus::from_raw(2 << 8), said, &limits);
         assert_eq!((error.kind, error.message.as_str()), (Kind::Input, "no table `rolouts`"));
         assert_eq!(error.hint.as_deref(), Some("did you mean `rollouts`?"));
-        let cpu = why(ExitStatus::from_raw(libc::SIGXCPU), b"", &limits);
+        let cpu = why(ExitStatus::from_raw(libc::SIGXCPU), "", &limits);
         assert_eq!(cpu.kind, Kind::TooSlow);
-        let memory = why(ExitStatus::from_raw(libc::SIGABRT), b"memory allocation failed", &limits);
+        let memory = why(ExitStatus::from_raw(libc::SIGABRT), "memory allocation failed", &limits);
         assert!(memory.message.contains("more memory"), "{memory}");
     }
 }

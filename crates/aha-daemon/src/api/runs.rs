@@ -11,10 +11,10 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::problem::{Asked, At, Body, Problem, Problems};
-use crate::error::{Error, blocking};
+use crate::error::{Error, Result, blocking};
 use crate::record::{Record, RunId};
 use crate::status::{Change, Status};
-use crate::submit::{self, Checked, Submission};
+use crate::submit::{self, Checked, Draft, Submission};
 
 /// Adds a run to the queue. Its pipeline is checked first, as `aha check` does.
 #[utoipa::path(
@@ -25,11 +25,17 @@ pub async fn submit(
     State(app): State<Arc<App>>,
     Body(submission): Body<Submission>,
 ) -> Result<impl IntoResponse, Problem> {
-    let total = app.budget.total_bytes();
-    let draft = submit::check(submission, &app.options, &app.policy, total).await?;
-    let record = app.keeper.submit(draft).await?;
+    let record = app.keeper.submit(checked(&app, submission).await?).await?;
     let place = format!("/api/v1/runs/{}", record.id);
     Ok((StatusCode::CREATED, [(header::LOCATION, place)], Json(record)))
+}
+
+/// Checks a submission, when there is a place for it.
+async fn checked(app: &App, submission: Submission) -> Result<Draft> {
+    let _place =
+        app.checks.acquire().await.map_err(|_| Error::bug("the places for checks are gone"))?;
+    let total = app.budget.total_bytes();
+    submit::check(submission, &app.options, &app.policy, (&app.home, total)).await
 }
 
 /// Checks a pipeline as a submission is checked, and adds nothing to the queue.
@@ -41,9 +47,7 @@ pub async fn check(
     State(app): State<Arc<App>>,
     Body(submission): Body<Submission>,
 ) -> Result<Json<Checked>, Problem> {
-    let total = app.budget.total_bytes();
-    let draft = submit::check(submission, &app.options, &app.policy, total).await?;
-    Ok(Json(draft.into()))
+    Ok(Json(checked(&app, submission).await?.into()))
 }
 
 /// Which runs are listed.
@@ -56,18 +60,18 @@ pub struct Wanted {
     status: Option<Status>,
     /// Only runs after this number.
     after: Option<u64>,
-    /// At most so many, the first ones.
+    /// At most so many, the first ones; absent: 1000, and no more than that.
     limit: Option<u32>,
 }
 
 /// Runs.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Listed {
-    /// The runs, in the order of their numbers.
+    /// The runs, in the order of their numbers. For those behind them ask again, with `after` the last one's number.
     runs: Vec<Record>,
 }
 
-/// Runs a page has where it says nothing.
+/// Runs of an answer, at most.
 const LISTED: u32 = 1000;
 
 /// Lists runs in the order of their numbers.
@@ -84,7 +88,7 @@ pub async fn list(
         wanted.status.is_none_or(|status| record.status == status)
             && wanted.after.is_none_or(|after| record.id.0 > after)
     };
-    let limit = wanted.limit.unwrap_or(LISTED) as usize;
+    let limit = wanted.limit.unwrap_or(LISTED).min(LISTED) as usize;
     let runs = runs.iter().filter(is_wanted).take(limit).map(|record| Record::clone(record));
     Ok(Json(Listed { runs: runs.collect() }))
 }

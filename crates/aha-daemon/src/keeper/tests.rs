@@ -16,7 +16,7 @@ struct World {
     handle: Handle,
     spared: Arc<AtomicUsize>,
     budget: Arc<Budget>,
-    _work: JoinSet<()>,
+    work: JoinSet<()>,
 }
 
 fn options(home: &Path, runs_max: usize) -> Options {
@@ -44,7 +44,7 @@ async fn world(root: &Path, runs_max: usize) -> World {
 
 async fn world_with(options: Options) -> World {
     let root = options.home.clone();
-    for dir in ["runs", "pipelines", "output"] {
+    for dir in ["runs", "pipelines", "output", "tmp"] {
         std::fs::create_dir_all(root.join(dir)).unwrap();
     }
     let home = Home::new(root);
@@ -58,16 +58,23 @@ async fn world_with(options: Options) -> World {
         board: Arc::clone(&board),
         events: Arc::clone(&events),
         budget: Arc::clone(&budget),
-        spare: Box::new(move || drop(counted.fetch_add(1, Ordering::Relaxed))),
+        spare: Box::new(move || {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }),
     })
     .await
     .unwrap();
     let mut work = JoinSet::new();
     work.spawn(keeper);
-    World { home, board, events, handle, spared, budget, _work: work }
+    World { home, board, events, handle, spared, budget, work }
 }
 
 impl World {
+    /// Waits until the keeper is gone, and its hold on the store with it.
+    async fn end(mut self) {
+        self.work.shutdown().await;
+    }
+
     async fn submit(&self, text: &str) -> RunId {
         self.handle.submit(draft(text, 40)).await.unwrap().id
     }
@@ -215,7 +222,7 @@ async fn what_ran_when_the_daemon_stopped_runs_when_it_is_back() {
     assert_eq!(world.board.run(a).unwrap().status, Status::Queued);
     assert_eq!(world.board.run(b).unwrap().status, Status::Paused);
     assert!(world.handle.submit(draft("done", 1)).await.is_err());
-    drop(world);
+    world.end().await;
     let world = self::world(temp.path(), 2).await;
     world.until(a, |record| record.starts == 2 && record.process.is_some()).await;
     assert_eq!(world.board.run(b).unwrap().status, Status::Paused);
@@ -244,7 +251,7 @@ async fn what_a_killed_daemon_left_is_taken_up() {
     first.handle.drain().await.unwrap();
     let record = Record::clone(&first.board.run(running).unwrap());
     let other = Record::clone(&first.board.run(cancelling).unwrap());
-    drop(first);
+    first.end().await;
     let mut left = std::process::Command::new("sleep").arg("600").spawn().unwrap();
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", left.id())).unwrap();
     let start_ticks = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap();

@@ -190,7 +190,10 @@ impl Ask {
             .iter()
             .flat_map(|prompt| (0..n).map(|_| Drawn::new(&prompt.tokenizer, &self.order)))
             .collect::<Vec<_>>();
-        let tokenizer = prompts.first().map(|prompt| Arc::clone(&prompt.tokenizer));
+        let read = prompts
+            .iter()
+            .map(|prompt| (Arc::clone(&prompt.prompt_ids), Arc::clone(&prompt.tokenizer)));
+        let read = read.collect();
         let pieces = prompts.into_iter().enumerate().map(|(idx, prompt)| {
             let each = stream::unfold(prompt.pieces, |mut pieces| async move {
                 Some((pieces.recv().await?, pieces))
@@ -203,7 +206,7 @@ impl Ask {
             ready: VecDeque::new(),
             is_over: false,
             ask: self,
-            tokenizer,
+            prompts: read,
             drawn,
             usage,
         };
@@ -248,7 +251,8 @@ impl Begun {
 /// A stream of pieces on its way.
 struct Streamer {
     ask: Ask,
-    tokenizer: Option<Arc<Tokenizer>>,
+    /// What went in, prompt by prompt, and what tokens are read with.
+    prompts: Vec<(Arc<[u32]>, Arc<Tokenizer>)>,
     pieces: SelectAll<BoxStream<'static, (usize, Piece)>>,
     drawn: Vec<Drawn>,
     usage: Usage,
@@ -278,27 +282,62 @@ impl Streamer {
         match piece {
             Piece::Token { sample_idx, id, logprob } => {
                 let index = first + sample_idx as usize;
-                let is_first = self.drawn[index].ids.is_empty();
-                let text = self.drawn[index].reader.push(id);
-                self.drawn[index].ids.push(id);
+                let drawn = &mut self.drawn[index];
+                let is_first = drawn.ids.is_empty();
+                let text = drawn.reader.push(id);
+                drawn.ids.push(id);
+                drawn.logprobs.push(logprob);
+                drawn.text.push_str(&text);
                 self.usage.completion_tokens += 1;
                 let logprob = self.ask.order.logprobs.map(|_| (id, logprob));
-                if is_first || !text.is_empty() || logprob.is_some() {
+                if !self.comes_whole() && (is_first || !text.is_empty() || logprob.is_some()) {
                     self.send(index, is_first, text, logprob, None);
                 }
             }
+            Piece::Scores { sample_idx, scores } => {
+                self.drawn[first + sample_idx as usize].scores = scores;
+            }
             Piece::Done { sample_idx, finish_reason } => {
                 let index = first + sample_idx as usize;
-                let text = self.drawn[index].reader.finish();
-                self.send(index, false, text, None, Some(word(finish_reason)));
+                let drawn = &mut self.drawn[index];
+                let text = drawn.reader.finish();
+                drawn.text.push_str(&text);
+                drawn.finish_reason = finish_reason;
+                match self.comes_whole() {
+                    true => self.send_whole(index),
+                    false => self.send(index, false, text, None, Some(word(finish_reason))),
+                }
                 self.left -= 1;
                 if self.left == 0 {
                     self.finish();
                 }
             }
             Piece::Failed(error) => self.fail(&error),
-            Piece::Scores { .. } | Piece::Begun { .. } => {}
+            Piece::Begun { .. } => {}
         }
+    }
+
+    /// Whether each completion comes in one piece: what is said of other tokens, and of the prompt's, is known when it
+    /// has ended.
+    fn comes_whole(&self) -> bool {
+        self.ask.order.echo || self.ask.order.logprobs.is_some_and(|top| top > 0)
+    }
+
+    fn send_whole(&mut self, index: usize) {
+        let (prompt_ids, tokenizer) = &self.prompts[index / self.ask.order.n as usize];
+        let tokens = Tokens { tokenizer, prompt_ids, drawn: &self.drawn[index] };
+        let bytes = match self.ask.asker {
+            Asker::Plain => {
+                let choice = self.ask.text_choice(index, &tokens);
+                event(&self.ask.text_answer(vec![choice], None))
+            }
+            Asker::Chat => {
+                let whole = self.ask.chat_choice(index, &tokens);
+                let choice = ChatChoice { delta: whole.message, message: None, ..whole };
+                event(&self.ask.chat_answer("chat.completion.chunk", vec![choice], None))
+            }
+        };
+        self.ready.push_back(bytes);
     }
 
     fn send(
@@ -309,7 +348,8 @@ impl Streamer {
         logprob: Option<(u32, f32)>,
         finish_reason: Option<&'static str>,
     ) {
-        let token = logprob.and_then(|(id, logprob)| Some((self.tokenizer.as_ref()?, id, logprob)));
+        let (_, tokenizer) = &self.prompts[index / self.ask.order.n as usize];
+        let token = logprob.map(|(id, logprob)| (tokenizer, id, logprob));
         let bytes = match self.ask.asker {
             Asker::Plain => {
                 let logprobs = token.map(|(tokenizer, id, logprob)| TextLogprobs {

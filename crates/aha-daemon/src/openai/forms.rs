@@ -47,7 +47,8 @@ pub struct Common {
     /// Texts that end a completion, and are not part of it.
     #[serde(default)]
     pub stop: Option<OneOrMany>,
-    /// Whether the answer comes token by token, as server-sent events.
+    /// Whether the answer comes token by token, as server-sent events. With log-probs of other tokens, or the prompt,
+    /// each completion comes in one piece.
     #[serde(default)]
     pub stream: Option<bool>,
     /// What else comes in a stream.
@@ -261,12 +262,6 @@ impl CompletionRequest {
         require(self.logprobs.is_none_or(|n| n <= TOP_MAX), "logprobs", "at most 20")?;
         let order = self.common.order(prompts, Some(max_tokens))?;
         require(self.best_of.is_none_or(|n| n == order.n), "best_of", "the same as `n`")?;
-        require(!(order.stream && echo), "stream", "false with `echo`")?;
-        require(
-            !(order.stream && self.logprobs.is_some_and(|n| n > 0)),
-            "logprobs",
-            "0 in a stream",
-        )?;
         Ok(Order { logprobs: self.logprobs, echo, ..order })
     }
 }
@@ -289,7 +284,6 @@ impl ChatRequest {
         let wants = self.logprobs.unwrap_or(false);
         require(wants || top == 0, "top_logprobs", "absent without `logprobs`")?;
         let order = self.common.order(prompts, max_tokens)?;
-        require(!(order.stream && top > 0), "top_logprobs", "0 in a stream")?;
         Ok(Order { logprobs: wants.then_some(top), ..order })
     }
 }

@@ -292,6 +292,8 @@ fn models_of_runs_answer_in_openais_form() {
     let ids: Vec<&str> =
         models["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["1/cold", "1/zero"]);
+    assert_eq!(daemon.get("/v1/models/1/zero"), (200, models["data"][1].clone()));
+    assert_eq!(daemon.get("/v1/models/1/none").0, 404);
 
     let chat = json!({
         "model": "1/zero", "messages": [{ "role": "user", "content": "1 + 1 =" }], "n": 2, "seed": 7,
@@ -338,11 +340,24 @@ fn streams(daemon: &Daemon, chat: &Value, whole: &Value) {
             .filter_map(|event| event["choices"][0]["delta"]["content"].as_str())
             .collect();
         assert_eq!(choice["message"]["content"], said);
-        let ends = events.iter().filter(of).map(|event| &event["choices"][0]["finish_reason"]);
-        assert_eq!(ends.last(), Some(&choice["finish_reason"]));
+        let mut ends = events.iter().filter(of).map(|event| &event["choices"][0]["finish_reason"]);
+        assert_eq!(ends.next_back(), Some(&choice["finish_reason"]));
     }
     let usage = &events.last().unwrap()["usage"];
     assert_eq!(usage["completion_tokens"], whole["usage"]["completion_tokens"]);
+
+    // With the likeliest other tokens each completion is one piece, and the same.
+    asked["top_logprobs"] = json!(2);
+    let (_, bytes) = daemon.ask("POST", "/v1/chat/completions", Some(&asked));
+    let text = String::from_utf8(bytes).unwrap();
+    let lines = text.lines().filter_map(|line| line.strip_prefix("data: "));
+    let events: Vec<Value> = lines.filter_map(|line| serde_json::from_str(line).ok()).collect();
+    for choice in whole["choices"].as_array().unwrap() {
+        let is_same = |event: &&Value| event["choices"][0]["index"] == choice["index"];
+        let piece = &events.iter().find(is_same).unwrap()["choices"][0];
+        assert_eq!(piece["logprobs"], choice["logprobs"]);
+        assert_eq!(piece["delta"], choice["message"]);
+    }
 }
 
 /// What evaluation harnesses ask: the log-probs of a text that is given.

@@ -33,13 +33,23 @@ const usePaced = (ask: (key: number) => Promise<void>): ((key: number) => void) 
   }, []);
 };
 
+/** All runs that there are, in the order of their numbers; an answer has so many at most. */
+export const readRuns = async (signal?: AbortSignal): Promise<Run[]> => {
+  const all: Run[] = [];
+  for (;;) {
+    const { runs } = await get("/api/v1/runs", {}, { after: all.at(-1)?.id ?? null }, signal);
+    if (!runs.length) return all;
+    all.push(...runs);
+  }
+};
+
 /** All runs, the newest first. */
 export const useRuns = (): { runs: Run[] | null; problem: Details | null; again: () => void } => {
   const [runs, setRuns] = useState<Map<number, Run> | null>(null);
   const [problem, setProblem] = useState<Details | null>(null);
   const again = useCallback(() => {
-    get("/api/v1/runs")
-      .then(({ runs }) => {
+    readRuns()
+      .then((runs) => {
         setRuns(new Map(runs.map((run) => [run.id, run])));
         setProblem(null);
       })

@@ -4,6 +4,7 @@ import { type Curve, type Run, get } from "../api/client";
 import { useEvents } from "../api/events";
 import { useAsked } from "../data/ask";
 import { type Line, titleOfMeasure } from "../data/figures";
+import { readRuns } from "../data/runs";
 import { type Place, link, replace } from "../router";
 import { Chart } from "../ui/chart";
 import { Empty, Loading, Problem, StatusChip, Text } from "../ui/parts";
@@ -40,7 +41,7 @@ const read = (ids: number[], signal: AbortSignal): Promise<Compared[]> =>
 
 export const CompareView = ({ place }: { place: Place }) => {
   const ids = idsOf(place);
-  const all = useAsked((signal) => get("/api/v1/runs", {}, undefined, signal), []);
+  const all = useAsked(readRuns, []);
   const asked = useAsked((signal) => read(ids, signal), [ids.join(",")]);
   const pending = useRef(false);
   const soon = useCallback(() => {
@@ -64,7 +65,7 @@ export const CompareView = ({ place }: { place: Place }) => {
       {all.problem ? <Problem details={all.problem} again={all.again} /> : null}
       <fieldset class="chooser">
         <legend>Runs</legend>
-        {(all.value?.runs ?? []).map((run) => (
+        {(all.value ?? []).map((run) => (
           <label key={run.id} class="choice">
             <input type="checkbox" checked={ids.includes(run.id)} onChange={() => toggle(run.id)} />
             <span>

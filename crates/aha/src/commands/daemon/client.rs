@@ -72,6 +72,20 @@ impl Client {
         self.json(request.call())
     }
 
+    /// All runs, or those in a state.
+    pub fn runs(&self, status: Option<&str>) -> anyhow::Result<Vec<Value>> {
+        let filter = status.map(|status| format!("&status={status}")).unwrap_or_default();
+        let mut runs: Vec<Value> = Vec::new();
+        loop {
+            let after = runs.last().and_then(|run| run["id"].as_u64()).unwrap_or(0);
+            let mut found = self.get(&format!("/api/v1/runs?after={after}{filter}"))?;
+            match found["runs"].as_array_mut() {
+                Some(page) if !page.is_empty() => runs.append(page),
+                _ => return Ok(runs),
+            }
+        }
+    }
+
     /// Asks for something to be done.
     pub fn post(&self, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
         let request = self.agent.post(format!("{}{path}", self.url));

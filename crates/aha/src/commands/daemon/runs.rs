@@ -24,12 +24,10 @@ const STATES: [&str; 8] =
 
 /// Lists the runs.
 pub fn list(args: &RunsArgs) -> anyhow::Result<()> {
-    let filter = args.status.as_ref().map(|status| format!("?status={status}")).unwrap_or_default();
-    let found = Client::new(&args.daemon)?.get(&format!("/api/v1/runs{filter}"))?;
+    let runs = Client::new(&args.daemon)?.runs(args.status.as_deref())?;
     if args.json {
-        return screen::print_json(&found["runs"]);
+        return screen::print_json(&runs);
     }
-    let runs = found["runs"].as_array().map(Vec::as_slice).unwrap_or_default();
     let rows: Vec<Vec<String>> = runs.iter().map(shown::row).collect();
     Ok(screen::print(shown::table(&shown::HEAD, &rows))?)
 }

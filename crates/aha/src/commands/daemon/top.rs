@@ -34,8 +34,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let client = Client::new(&args.daemon)?;
     let is_live = io::stdout().is_terminal() && !args.once && !args.json;
     loop {
-        let found = client.get("/api/v1/runs")?;
-        let runs = found["runs"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let runs = client.runs(None)?;
         let open: Vec<&Value> = runs.iter().filter(|run| is_open(run)).collect();
         if args.json {
             return screen::print_json(&open);

@@ -40,6 +40,33 @@ fn requests_of_other_sites_and_names_are_refused() {
     assert_eq!(status(&preflight), "403");
 }
 
+/// Model text can be in any answer: whatever it says, a browser is to run none of it.
+#[test]
+fn answers_are_nothing_that_a_browser_would_run_or_show_elsewhere() {
+    let temp = write_pipeline(1);
+    let daemon = Daemon::start(temp.path(), &[]);
+    for (path, host) in [
+        ("/api/v1/runs", "HERE"),
+        ("/nowhere", "HERE"),
+        ("/metrics", "HERE"),
+        ("/", "evil.example"),
+    ] {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = daemon.raw(&request).to_lowercase();
+        for header in [
+            "x-content-type-options: nosniff",
+            "content-security-policy: default-src 'none'",
+            "frame-ancestors 'none'",
+            "cross-origin-resource-policy: same-origin",
+            "referrer-policy: no-referrer",
+            "cache-control: no-store",
+        ] {
+            assert!(answer.contains(header), "{path}: {header}: {answer}");
+        }
+        assert!(!answer.contains("access-control-") && !answer.contains("text/html"), "{answer}");
+    }
+}
+
 #[test]
 fn requests_that_are_too_large_or_lead_elsewhere_are_refused() {
     let temp = write_pipeline(1);
@@ -122,18 +149,62 @@ fn pipelines_name_only_what_is_allowed() {
     assert_eq!((status, problem["type"].as_str()), (403, Some("/problems/forbidden")), "{problem}");
     assert!(problem["detail"].as_str().unwrap().contains("table `problems`"), "{problem}");
     assert!(problem["hint"].as_str().unwrap().contains("--allow"), "{problem}");
-    let command = text
-        .replace("{ kind = \"math\" }", "{ kind = \"command\", command = [\"touch\", \"pwned\"] }");
-    let (status, problem) = submit(&command, &inside);
-    assert_eq!(status, 403, "{problem}");
-    assert!(problem["hint"].as_str().unwrap().contains("--allow-commands"), "{problem}");
+    for reward in [
+        "{ kind = \"command\", command = [\"touch\", \"pwned\"] }",
+        "{ kind = \"command\", command = [\"touch\", \"pwned\"], sandbox = true }",
+        "{ kind = \"code\", sandbox = \"weak\" }",
+    ] {
+        let (status, problem) = submit(&text.replace("{ kind = \"math\" }", reward), &inside);
+        assert_eq!(status, 403, "{reward}: {problem}");
+        assert!(problem["hint"].as_str().unwrap().contains("--allow-commands"), "{problem}");
+    }
     let http =
         text.replace("{ kind = \"math\" }", "{ kind = \"http\", url = \"http://127.0.0.1:1/\" }");
     assert_eq!(submit(&http, &inside).0, 403);
+    refuses_ways_out(&daemon, &text, &inside);
     let (status, run) = submit(&text, &inside);
     assert_eq!((status, &run["status"]), (201, &json!("queued")), "{run}");
     daemon.until_is(1, "finished");
     assert!(!temp.path().join("pwned").exists() && !inside.join("pwned").exists());
+}
+
+/// From a pipeline in an allowed folder: by a link, by going up, by an override, by a query, by a model's files.
+fn refuses_ways_out(daemon: &Daemon, text: &str, inside: &Path) {
+    let submit = |text: &str, sets: &[&str]| {
+        daemon.post("/api/v1/runs", &json!({ "pipeline": text, "sets": sets, "base_dir": inside }))
+    };
+    let outside = inside.parent().unwrap();
+    std::os::unix::fs::symlink(outside.join("problems.jsonl"), inside.join("link.jsonl")).unwrap();
+    std::os::unix::fs::symlink(outside, inside.join("up")).unwrap();
+    for path in ["link.jsonl", "up/problems.jsonl", "../problems.jsonl", "up/*.jsonl", "/etc/*.csv"]
+    {
+        let (status, problem) =
+            submit(&text.replace("\"problems.jsonl\"", &format!("{path:?}")), &[]);
+        assert_eq!(status, 403, "{path}: {problem}");
+        let (status, problem) = submit(text, &[&format!("tables.problems={path}")]);
+        assert_eq!(status, 403, "{path}: {problem}");
+    }
+    let count = "SELECT step, count(*) AS n FROM zero GROUP BY step ORDER BY step";
+    for sql in [
+        "SELECT * FROM '../problems.jsonl'",
+        "SELECT * FROM '/etc/passwd'",
+        "COPY zero TO 'pwned' STORED AS CSV",
+        "CREATE EXTERNAL TABLE x STORED AS CSV LOCATION '/etc/passwd'",
+    ] {
+        let (status, problem) = submit(&text.replace(count, sql), &[]);
+        assert_eq!(status, 400, "{sql}: {problem}");
+    }
+    // A constant that the planner would compute is computed by nobody who matters.
+    let (status, problem) =
+        submit(&text.replace(count, "SELECT repeat('x', 100000000000) AS a"), &[]);
+    assert_eq!(status, 400, "{problem}");
+    assert_eq!(daemon.get("/healthz").0, 200);
+    let model = inside.join("model");
+    fs_err::create_dir(&model).unwrap();
+    fs_err::write(model.join("config.json"), "{}").unwrap();
+    std::os::unix::fs::symlink("/etc/passwd", model.join("model.safetensors")).unwrap();
+    let (status, problem) = submit(&format!("[models]\nlinked = \"model\"\n{text}"), &[]);
+    assert_eq!((status, problem["type"].as_str()), (403, Some("/problems/forbidden")), "{problem}");
 }
 
 #[test]
