@@ -37,7 +37,7 @@ const usePaced = (ask: (key: number) => Promise<void>): ((key: number) => void) 
 export const readRuns = async (signal?: AbortSignal): Promise<Run[]> => {
   const all: Run[] = [];
   for (;;) {
-    const { runs } = await get("/api/v1/runs", {}, { after: all.at(-1)?.id ?? null }, signal);
+    const { runs } = await get("/api/v1/runs", {}, { after: all.at(-1)?.id }, signal);
     if (!runs.length) return all;
     all.push(...runs);
   }
