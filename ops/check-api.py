@@ -302,7 +302,8 @@ def main():
             for part in args.only:
                 print(f"{part}: {CHECKS[part](daemon, args.examples)}", flush=True)
         except ImportError as error:
-            print(f"error: {error}\nhint: pip install -r ops/requirements.txt -r ops/requirements-api.txt", file=sys.stderr)
+            hint = "pip install -r ops/requirements.txt -r ops/requirements-api.txt"
+            print(f"error: {error}\nhint: {hint}", file=sys.stderr)
             return 2
         except (Failed, urllib.error.URLError) as error:
             print(f"error: {part if 'part' in locals() else 'start'}: {error}", file=sys.stderr)

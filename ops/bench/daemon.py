@@ -80,7 +80,7 @@ class Bench:
 
     def seconds(self, run_dir):
         """From the end of the first step to the end of the last one."""
-        sql = "SELECT max(at) AS last, min(at) AS first, count(DISTINCT step) AS steps FROM metrics WHERE stage = 'zero'"
+        sql = "SELECT max(at) AS last, min(at) AS first, count(DISTINCT step) AS steps FROM metrics"
         found = json.loads(self.run("query", sql, "--run", run_dir, "--only-runs", "--json"))[0]
         if found["steps"] != self.steps:
             fail(f"{run_dir} has {found['steps']} steps", "was it broken off?")

@@ -3,7 +3,8 @@
 //! - [`catalogue`]: which models there are. [`hub`]: those that are loaded. [`worker`]: one of them at work.
 //! - [`forms`]: requests and answers. [`text`]: tokens as text. `answer`: what is sent, at once or token by token.
 //!
-//! Completions come from the sampler that stages train with, so a token's log-prob is the one that a rollout would have.
+//! Completions come from the sampler that stages train with, so a token's log-prob is the one that a rollout would
+//! have.
 
 mod answer;
 pub mod catalogue;

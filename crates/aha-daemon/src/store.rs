@@ -3,9 +3,9 @@
 //! redb, and neither SQLite nor fjall: the queue is some thousands of small rows that change a few times each, by one
 //! writer. redb commits by copying on write and flushing before it answers, so a kill leaves the state before or the
 //! state after; it is plain Rust without a thread or a log file of its own, and its file format is stable. SQLite
-//! (rusqlite 0.43) would bring a C compiler into the build for queries that nobody asks here; fjall 3 is a log-structured
-//! tree, made for many writes, and leaves the flush to whoever writes. A row is JSON: a field that a later version adds
-//! has a default.
+//! (rusqlite 0.43) would bring a C compiler into the build for queries that nobody asks here; fjall 3 is a
+//! log-structured tree, made for many writes, and leaves the flush to whoever writes. A row is JSON: a field that a
+//! later version adds has a default.
 
 use std::path::Path;
 

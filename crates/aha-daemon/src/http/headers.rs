@@ -1,5 +1,5 @@
-//! What every answer tells browsers: that it is what it says it is, that nothing is to be loaded or run for it, and that
-//! no other site may show it.
+//! What every answer tells browsers: that it is what it says it is, that nothing is to be loaded or run for it, and
+//! that no other site may show it.
 
 use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, header};

@@ -168,12 +168,14 @@ fn step_of(run: &Value, stage: &str) -> u64 {
     stages.filter(|found| found["name"] == stage).filter_map(|found| found["step"].as_u64()).sum()
 }
 
+const EVERY_STEP: &str = "stage.zero.checkpoint_every=1";
+
 #[test]
 fn a_run_is_submitted_finishes_and_can_be_asked() {
     let temp = write_pipeline(3);
     let daemon = Daemon::start(temp.path(), &[]);
     let done =
-        daemon.aha(&["submit", "tiny.toml", "--set", "run.seed=5", "--wait", "--json"]).json();
+        daemon.aha(&["submit", "tiny.toml", "--set", EVERY_STEP, "--wait", "--json"]).json();
     assert_eq!(
         (&done["status"], &done["id"], &done["name"]),
         (&json!("finished"), &json!(1), &json!("tiny"))

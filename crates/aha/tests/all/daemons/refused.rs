@@ -123,10 +123,13 @@ fn queries_read_the_runs_tables_and_nothing_else_and_end() {
         assert!(problem["detail"].is_string(), "{sql}: {problem}");
     }
     assert!(!temp.path().join("out.csv").exists());
-    let endless = "SELECT count(*) AS n FROM generate_series(1, 1000000) a CROSS JOIN generate_series(1, 1000000) b \
-                   CROSS JOIN generate_series(1, 1000000) c WHERE a.value + b.value + c.value < 0";
+    let endless = "SELECT count(*) AS n FROM generate_series(1, 1000000000000000000) WHERE value < 0";
     let (status, problem) = ask(endless);
     assert_eq!(status, 408, "{problem}");
+    let many = "SELECT a.value, b.value AS b FROM generate_series(1, 1000000) a \
+                CROSS JOIN generate_series(1, 1000000) b ORDER BY a.value + b.value";
+    let (status, problem) = ask(many);
+    assert!([400, 408].contains(&status), "{problem}");
     let (status, problem) =
         ask("SELECT repeat('x', 1000000000) || repeat('y', 1000000000) AS a FROM zero, zero b");
     assert!([400, 408].contains(&status), "{problem}");
@@ -194,11 +197,6 @@ fn refuses_ways_out(daemon: &Daemon, text: &str, inside: &Path) {
         let (status, problem) = submit(&text.replace(count, sql), &[]);
         assert_eq!(status, 400, "{sql}: {problem}");
     }
-    // A constant that the planner would compute is computed by nobody who matters.
-    let (status, problem) =
-        submit(&text.replace(count, "SELECT repeat('x', 100000000000) AS a"), &[]);
-    assert_eq!(status, 400, "{problem}");
-    assert_eq!(daemon.get("/healthz").0, 200);
     let model = inside.join("model");
     fs_err::create_dir(&model).unwrap();
     fs_err::write(model.join("config.json"), "{}").unwrap();
