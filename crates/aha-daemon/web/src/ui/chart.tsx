@@ -167,6 +167,8 @@ export const Chart = (props: ChartProps) => {
   const { title, unit, lines, over = "step" } = props;
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
+  /** Where the arrow keys have led: it stays there while points come in. */
+  const pinned = useRef<number | null>(null);
   const [at, setAt] = useState<number | null>(null);
   const [isTable, setTable] = useState(false);
   const [hasFocus, setFocus] = useState(false);
@@ -199,22 +201,30 @@ export const Chart = (props: ChartProps) => {
       plot.current = null;
     };
   }, [shape]);
-  useEffect(() => plot.current?.setData(data), [data]);
+  const point = () => {
+    const made = plot.current;
+    if (made && pinned.current !== null) made.setCursor({ left: made.valToPos(pinned.current, "x"), top: 20 });
+  };
+  useEffect(() => {
+    plot.current?.setData(data);
+    // The scale follows the data a moment later.
+    queueMicrotask(point);
+  }, [data]);
   useEffect(() => plot.current?.redraw(false), [theme]);
 
   const move = (event: KeyboardEvent) => {
     const last = xs.length - 1;
+    const from = pinned.current === null ? null : xs.indexOf(pinned.current);
     const to = {
-      ArrowRight: at === null ? 0 : at + 1,
-      ArrowLeft: at === null ? last : at - 1,
+      ArrowRight: from === null ? 0 : from + 1,
+      ArrowLeft: from === null ? last : from - 1,
       Home: 0,
       End: last,
     }[event.key];
-    const made = plot.current;
-    if (to === undefined || last < 0 || !made) return;
+    if (to === undefined || last < 0) return;
     event.preventDefault();
-    const x = xs[Math.min(last, Math.max(0, to))] ?? 0;
-    made.setCursor({ left: made.valToPos(x, "x"), top: 20 });
+    pinned.current = xs[Math.min(last, Math.max(0, to))] ?? null;
+    point();
   };
   const hits = at === null ? [] : lines.map((line, n) => ({ line, x: raw[n]?.[at] })).filter(({ x }) => x != null);
   const isRight = at !== null && at > xs.length / 2;
@@ -238,6 +248,7 @@ export const Chart = (props: ChartProps) => {
         onFocus={() => setFocus(true)}
         onBlur={() => {
           setFocus(false);
+          pinned.current = null;
           plot.current?.setCursor({ left: -10, top: -10 });
         }}
       />
