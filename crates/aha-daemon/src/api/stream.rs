@@ -1,8 +1,8 @@
 //! Events as they happen, as server-sent events.
 //!
 //! Each has an `id`: one whose connection broke sends the last one that it has seen as `Last-Event-ID`, and gets what
-//! it has missed, as far as it is kept. `event` is the kind, `data` an object with `run` and what happened. A watcher that
-//! is too slow gets `missed` with the number of events that it lost. Every quarter of a minute without an event a
+//! it has missed, as far as it is kept. `event` is the kind, `data` an object with `run` and what happened. A watcher
+//! that is too slow gets `missed` with the number of events that it lost. Every quarter of a minute without an event a
 //! comment is sent, so that both sides know that the other is there.
 
 use std::sync::Arc;
