@@ -15,16 +15,12 @@ import html.parser
 import json
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 
-VIEWS = {
-    "light": ["--window-size=1400,1000"],
-    "dark": ["--window-size=1400,1000", "--blink-settings=preferredColorScheme=0"],
-    "narrow": ["--window-size=500,900"],
-}
+import browser
+
 # What the script makes, and what the file itself has.
 MADE = set(
     "a article b button details div dd dl dt figcaption figure footer h1 h2 h3 h4 header i input label li main mark nav"
@@ -47,6 +43,11 @@ class Page(html.parser.HTMLParser):
 
     def handle_data(self, data):
         self.texts.append(data)
+
+
+def flags_of(width, height, is_dark):
+    """What Chromium is started with."""
+    return [f"--window-size={width},{height}"] + ["--blink-settings=preferredColorScheme=0"] * is_dark
 
 
 def drawn(chromium, page, flags):
@@ -80,8 +81,8 @@ def main(path, chromium):
     text = page.read_text()
     data = json.loads(text.split('id="data">', 1)[1].split("</script>", 1)[0])
     failed = False
-    for name, flags in VIEWS.items():
-        shown, complaints = drawn(chromium, page, flags)
+    for name, view in browser.VIEWS.items():
+        shown, complaints = drawn(chromium, page, flags_of(*view))
         problems, found = problems_of(shown, data, complaints)
         failed |= bool(problems)
         count = found.counts.get("figure", 0)
@@ -92,7 +93,4 @@ def main(path, chromium):
 if __name__ == "__main__":
     if len(sys.argv) not in (2, 3):
         sys.exit(print(__doc__) or 2)
-    browser = sys.argv[2] if len(sys.argv) == 3 else shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        sys.exit(print("error: no Chromium\nhint: apt-get install chromium") or 2)
-    sys.exit(main(sys.argv[1], browser))
+    sys.exit(main(sys.argv[1], browser.chromium(sys.argv[2] if len(sys.argv) == 3 else None)))

@@ -9,6 +9,7 @@ use arrow::datatypes::{
     ArrowPrimitiveType, DataType, Field, FieldRef, Float32Type, Float64Type, Schema, SchemaRef,
 };
 use arrow::error::ArrowError;
+use arrow::ipc::writer::StreamWriter;
 use arrow::json::WriterBuilder;
 use arrow::json::writer::{Encoder, EncoderFactory, EncoderOptions, JsonArray, NullableEncoder};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -26,8 +27,12 @@ pub enum Format {
     Csv,
     /// One array of objects; every object has every column.
     Json,
+    /// An object of `columns`, each with its name and its Arrow type, and `rows` as of `Json`.
+    TypedJson,
     /// A Parquet file.
     Parquet,
+    /// A stream in Arrow's IPC format.
+    Arrow,
 }
 
 impl std::str::FromStr for Format {
@@ -38,10 +43,12 @@ impl std::str::FromStr for Format {
             "table" => Ok(Self::Table),
             "csv" => Ok(Self::Csv),
             "json" => Ok(Self::Json),
+            "typed-json" => Ok(Self::TypedJson),
             "parquet" => Ok(Self::Parquet),
+            "arrow" => Ok(Self::Arrow),
             _ => Err(Error::input(
                 format!("no format `{name}`"),
-                "there are: table, csv, json, parquet",
+                "there are: table, csv, json, typed-json, parquet, arrow",
             )),
         }
     }
@@ -58,8 +65,22 @@ pub fn write_result(
         Format::Table => write_table(schema, batches, writer),
         Format::Csv => write_csv(schema, batches, writer),
         Format::Json => write_json(batches, writer).map_err(|error| failed(&error)),
+        Format::TypedJson => write_typed_json(schema, batches, writer),
         Format::Parquet => write_parquet(schema, batches, writer),
+        Format::Arrow => write_arrow(schema, batches, writer).map_err(|error| failed(&error)),
     }
+}
+
+fn write_arrow(
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    writer: &mut impl Write,
+) -> Result<(), ArrowError> {
+    let mut stream = StreamWriter::try_new(writer, schema)?;
+    for batch in batches {
+        stream.write(batch)?;
+    }
+    stream.finish()
 }
 
 /// Text in the table, names of columns included, is what a model or a file holds: control characters
@@ -117,6 +138,20 @@ fn write_json(batches: &[RecordBatch], writer: &mut impl Write) -> Result<(), Ar
     json.finish()?;
     writer.write_all(b"\n")?;
     Ok(())
+}
+
+fn write_typed_json(
+    schema: &SchemaRef,
+    batches: &[RecordBatch],
+    writer: &mut impl Write,
+) -> Result<()> {
+    let columns = schema.fields().iter().map(
+        |field| serde_json::json!({ "name": field.name(), "type": field.data_type().to_string() }),
+    );
+    let columns = serde_json::Value::from_iter(columns);
+    write!(writer, "{{\"columns\":{columns},\"rows\":").map_err(|error| refused(&error))?;
+    write_json(batches, writer).map_err(|error| failed(&error))?;
+    writer.write_all(b"}\n").map_err(|error| refused(&error))
 }
 
 /// JSON has no number for what is not finite: a null there would look like a value that is missing, so it is
@@ -330,6 +365,20 @@ mod tests {
         );
     }
 
+    #[test]
+    fn typed_json_says_what_its_columns_are() {
+        let answered = |batches: &[RecordBatch]| -> serde_json::Value {
+            let mut out = Vec::new();
+            write_result(&answer().schema(), batches, Format::TypedJson, &mut out).unwrap();
+            serde_json::from_slice(&out).unwrap()
+        };
+        let found = answered(&[answer()]);
+        assert_eq!(found["columns"][1], serde_json::json!({ "name": "reward", "type": "Float64" }));
+        assert_eq!(found["rows"][1]["completion"], "wait…");
+        let none = answered(&[]);
+        assert_eq!((&none["columns"], none["rows"].as_array()), (&found["columns"], Some(&vec![])));
+    }
+
     /// In lists as well, and in either width; what is missing stays null.
     #[test]
     fn json_has_words_for_numbers_that_it_can_not_write() {
@@ -361,6 +410,20 @@ mod tests {
         let path = dir.path().join("x.parquet");
         fs_err::write(&path, out).unwrap();
         assert_eq!(aha_rollout::read::read_part(&path).unwrap(), [batch]);
+    }
+
+    #[test]
+    fn an_arrow_stream_reads_back() {
+        let mut out = Vec::new();
+        let batch = answer();
+        let schema = batch.schema();
+        write_result(&schema, std::slice::from_ref(&batch), Format::Arrow, &mut out).unwrap();
+        let reader = arrow::ipc::reader::StreamReader::try_new(out.as_slice(), None).unwrap();
+        assert_eq!(reader.map(Result::unwrap).collect::<Vec<_>>(), [batch]);
+        let mut out = Vec::new();
+        write_result(&schema, &[], Format::Arrow, &mut out).unwrap();
+        let reader = arrow::ipc::reader::StreamReader::try_new(out.as_slice(), None).unwrap();
+        assert_eq!(reader.schema(), schema);
     }
 
     #[test]

@@ -128,6 +128,19 @@ pub const REFERENCE: [(&str, &str); 49] = [
     ),
 ];
 
+/// What a metric of that name says; none where it is none of ours.
+pub fn doc(name: &str) -> Option<String> {
+    if let Some((_, doc)) = REFERENCE.iter().find(|(known, _)| *known == name) {
+        return Some((*doc).to_owned());
+    }
+    let of_many =
+        REFERENCE.iter().filter_map(|(known, doc)| Some((known.strip_suffix("NAME")?, doc)));
+    let longest = of_many
+        .filter(|(prefix, _)| name.starts_with(prefix))
+        .max_by_key(|(prefix, _)| prefix.len());
+    longest.map(|(prefix, doc)| doc.replace("NAME", &name[prefix.len()..]))
+}
+
 /// Rows that wait for a sink that fails, at most; the oldest go first.
 const PENDING_MAX: usize = 100_000;
 
@@ -286,6 +299,17 @@ pub(crate) fn steps_of(name: &str, stage: &str) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
     use crate::progress::nobody;
+
+    #[test]
+    fn a_part_of_the_reward_is_told_by_its_name() {
+        assert_eq!(doc("lr").unwrap(), "Learning rate of the last optimizer step.");
+        assert_eq!(
+            doc("reward_math").unwrap(),
+            "`rl`: mean score of the part `math` of the reward."
+        );
+        assert!(doc("source_share_gsm8k").unwrap().contains("`gsm8k`"));
+        assert_eq!(doc("nothing"), None);
+    }
 
     #[test]
     fn measures_after_the_checkpoint_are_dropped_on_resume() {

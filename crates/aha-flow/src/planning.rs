@@ -51,7 +51,19 @@ pub async fn check(
         let hint = "give the path of a pipeline file, such as pipelines/quickstart.toml";
         Error::input_with(format!("can't read the pipeline: {error}"), hint)
     })?;
-    let (shown, sets, places) = (path.display().to_string(), sets.to_vec(), places.clone());
+    check_text(&path.display().to_string(), &text, sets, places, earlier).await
+}
+
+/// As [`check()`], of a text that is in no file. Problems are shown as of the file `shown`.
+pub async fn check_text(
+    shown: &str,
+    text: &str,
+    sets: &[String],
+    places: &Places,
+    earlier: Option<Pipeline>,
+) -> Result<Plan, Failure> {
+    let (shown, text) = (shown.to_owned(), text.to_owned());
+    let (sets, places) = (sets.to_vec(), places.clone());
     let runtime = Handle::current();
     // The pipeline asks its questions one after the other, so it gets a thread on which it may wait.
     let checked = tokio::task::spawn_blocking(move || {

@@ -26,6 +26,13 @@ pub enum Event {
         /// What was measured.
         metrics: BTreeMap<String, f64>,
     },
+    /// What waits for the actors of a stage; told about once a second.
+    Actors {
+        /// The stage.
+        stage: String,
+        /// Those that have a queue, in the order of the data.
+        actors: Vec<Waiting>,
+    },
     /// Something that the operator should know, with a remedy.
     Warning {
         /// The stage.
@@ -49,6 +56,17 @@ pub enum Event {
         /// The table, drawn in text.
         text: String,
     },
+}
+
+/// What waits for an actor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    /// The actor.
+    pub actor: &'static str,
+    /// Batches that wait for it or that it works on.
+    pub count: usize,
+    /// How many it holds before its senders wait.
+    pub max: usize,
 }
 
 /// Takes events. Watching never stops a run: a watcher can't answer.

@@ -18,6 +18,7 @@ use aha_compute::{Tape, Tensor};
 use aha_model::model::Batch;
 use aha_model::{Model, Tokenizer};
 
+use crate::audience::{Audience, Listener, News};
 use crate::draw::{Address, Drawer, Drawn};
 use crate::pages::Pages;
 use crate::thinking::{Forcing, Next, Thought};
@@ -25,6 +26,8 @@ use crate::{Error, FinishReason, Limits, Sampling};
 
 /// Most logits kept at a time, in floats; a row always is.
 pub const LOGITS_LEN_MAX: usize = 4 << 20;
+/// Requests that a batch remembers, at most.
+const REQUESTS_MAX: usize = 4096;
 /// Tokens of a completion for which memory is set aside when it starts; past them it grows by doubling.
 const TOKENS_SET_ASIDE_MAX: usize = 1024;
 
@@ -96,22 +99,49 @@ impl Sampler {
         }
         let tokenizer = Arc::clone(&self.tokenizer);
         let forcing = Forcing::of(sampling, &tokenizer)?;
-        let mut batch = self.running(model, requests, (sampling, forcing.as_ref()), random);
+        let settings = (sampling, forcing.as_ref());
+        let mut batch = self.running(model, requests.to_vec(), settings, random);
+        let mut listener = Listener { done };
         while !batch.stopped && !cancel.load(Ordering::Relaxed) && batch.admit() {
-            batch.step(done);
+            batch.step(&mut listener);
         }
         batch.release_all();
         Ok(())
     }
 
+    /// Draws completions for whoever asks while others are drawn: before each forward pass `audience` is asked for
+    /// more, and after it hears of each new token. Returns when nothing is left to do and nobody asks, or when so many
+    /// requests were served that it is time to begin anew. A request that can't be served is the caller's to find with
+    /// [`Sampler::check`]: here it fails all.
+    pub fn serve(
+        &mut self,
+        model: &Model,
+        sampling: &Sampling,
+        random: Philox,
+        audience: &mut dyn Audience,
+    ) -> Result<(), Error> {
+        sampling.check()?;
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let forcing = Forcing::of(sampling, &tokenizer)?;
+        let mut batch = self.running(model, Vec::new(), (sampling, forcing.as_ref()), random);
+        let mut outcome = batch.take_more(audience);
+        while outcome.is_ok() && !batch.stopped && batch.admit() {
+            batch.step(audience);
+            outcome = batch.take_more(audience);
+        }
+        batch.release_all();
+        outcome
+    }
+
     fn running<'a>(
         &'a mut self,
         model: &'a Model,
-        requests: &'a [Request],
+        requests: Vec<Request>,
         (sampling, forcing): (&'a Sampling, Option<&'a Forcing<'a>>),
         random: Philox,
     ) -> Running<'a> {
         Running {
+            room: self.room(),
             model,
             tokenizer: &self.tokenizer,
             limits: self.limits,
@@ -137,6 +167,24 @@ impl Sampler {
         request: &Request,
         sampling: &Sampling,
     ) -> Result<(), Error> {
+        self.room().check(model, request, sampling)
+    }
+
+    /// The room for a request, for those who check it while the sampler draws.
+    pub fn room(&self) -> Room {
+        Room { page_count: self.pages.count() }
+    }
+}
+
+/// The room that a sampler has for a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Room {
+    page_count: usize,
+}
+
+impl Room {
+    /// Fails for a request that doesn't fit, whatever else is running.
+    pub fn check(self, model: &Model, request: &Request, sampling: &Sampling) -> Result<(), Error> {
         let prompt_len = request.prompt_ids.len();
         let input = |what: String, hint: &str| Err(Error::Input { what, hint: hint.to_owned() });
         if prompt_len == 0 {
@@ -157,12 +205,12 @@ impl Sampler {
                 "lower `max_tokens` or drop long prompts",
             );
         }
-        if pages_for(positions) + 1 > self.pages.count() {
+        if pages_for(positions) + 1 > self.page_count {
             return input(
                 format!(
                     "a sequence of {positions} tokens needs {} cache pages: there are {}",
                     pages_for(positions) + 1,
-                    self.pages.count()
+                    self.page_count
                 ),
                 "lower `max_tokens` or give the sampler's cache more memory",
             );
@@ -220,6 +268,16 @@ impl Sequence {
         }
     }
 
+    /// What it has so far.
+    fn news(&self) -> News<'_> {
+        News {
+            request_idx: self.request_idx,
+            sample_idx: self.sample_idx,
+            token_ids: &self.token_ids,
+            logprobs: &self.logprobs,
+        }
+    }
+
     /// Goes back to `len` tokens, of which the newest is computed again.
     fn rewind(&mut self, len: usize, prompt_len: usize) {
         self.token_ids.truncate(len);
@@ -230,12 +288,13 @@ impl Sequence {
 }
 
 struct Running<'a> {
+    room: Room,
     model: &'a Model,
     tokenizer: &'a Tokenizer,
     limits: Limits,
     cache: &'a mut KvCache,
     pages: &'a mut Pages,
-    requests: &'a [Request],
+    requests: Vec<Request>,
     sampling: &'a Sampling,
     forcing: Option<&'a Forcing<'a>>,
     random: Philox,
@@ -280,6 +339,16 @@ impl Running<'_> {
             open += request.samples.len();
         }
         !(self.live.is_empty() && self.groups.is_empty())
+    }
+
+    /// Takes in what the audience asks for now. So many requests at most go through one batch, which remembers each.
+    fn take_more(&mut self, audience: &mut dyn Audience) -> Result<(), Error> {
+        while self.requests.len() < REQUESTS_MAX {
+            let Some(request) = audience.next() else { break };
+            self.room.check(self.model, &request, self.sampling)?;
+            self.requests.push(request);
+        }
+        Ok(())
     }
 
     /// Completions of a group that are still to start.
@@ -355,9 +424,9 @@ impl Running<'_> {
     }
 
     /// One forward pass, and what follows from it.
-    fn step(&mut self, done: &mut dyn FnMut(Completion) -> bool) {
+    fn step(&mut self, audience: &mut dyn Audience) {
         // First tokens may already end their completions.
-        self.retire(done);
+        self.retire(audience);
         if self.stopped {
             return;
         }
@@ -365,7 +434,7 @@ impl Running<'_> {
         let mut plan = std::mem::take(&mut self.plan);
         if !plan.ids.is_empty() {
             self.forward(&mut plan);
-            self.retire(done);
+            self.retire(audience);
         }
         self.plan = plan;
     }
@@ -518,20 +587,23 @@ impl Running<'_> {
     }
 
     /// Hands over the sequences that have ended and frees their places.
-    fn retire(&mut self, done: &mut dyn FnMut(Completion) -> bool) {
+    fn retire(&mut self, audience: &mut dyn Audience) {
         let mut i = 0;
         while i < self.live.len() && !self.stopped {
             let sequence = &mut self.live[i];
             let prompt_len = self.requests[sequence.request_idx].prompt_ids.len();
+            let is_new = !sequence.is_checked;
             let ended = ended(sequence, self.tokenizer, (self.sampling, self.forcing), prompt_len);
-            let Some(finish_reason) = ended else {
+            let is_wanted = !is_new || audience.hears(sequence.news());
+            if ended.is_none() && is_wanted {
                 i += 1;
                 continue;
-            };
+            }
             let sequence = self.live.swap_remove(i);
             sequence.pages.into_iter().for_each(|page| self.pages.release(page));
             self.leave(sequence.request_idx);
-            self.stopped = !done(Completion {
+            let Some(finish_reason) = ended else { continue };
+            self.stopped = !audience.done(Completion {
                 request_idx: sequence.request_idx,
                 sample_idx: sequence.sample_idx,
                 token_ids: sequence.token_ids,

@@ -5,6 +5,8 @@
 //! - [`draw`]: from a row of logits to a token: temperature, top-k, top-p, addressed randomness. Pure.
 //! - [`thinking`]: budget forcing: what may be forced into a completion, and where. Pure but for the tokenizer.
 //! - [`pages`]: which pages of the cache are free, and who shares them.
+//! - [`audience`]: who asks for more meanwhile, and hears of each token.
+//! - [`score`]: log-probs of tokens that are given, with the likeliest ones beside them.
 //! - [`engine`]: admits groups, prefills prompts once, decodes all sequences together.
 //!
 //! # Invariants
@@ -13,14 +15,18 @@
 //! - Behaviour log-probs have the bits of the learner's forward pass over the same tokens.
 //! - Admitted sequences can always finish: their pages are reserved when they start.
 
+pub mod audience;
 pub mod draw;
 pub mod engine;
 pub mod error;
 pub mod pages;
+pub mod score;
 pub mod settings;
 pub mod thinking;
 
-pub use engine::{Completion, Request, Sampler};
+pub use audience::{Audience, News};
+pub use engine::{Completion, Request, Room, Sampler};
 pub use error::Error;
+pub use score::{Scored, score};
 pub use settings::{FinishReason, Limits, Sampling};
 pub use thinking::Thinking;

@@ -3,7 +3,7 @@
 use clap::{ArgAction, CommandFactory, Parser, Subcommand};
 
 use crate::commands::{
-    bench, check, doctor, eval, export, generate, grade, logprobs, query, report, run,
+    bench, check, daemon, doctor, eval, export, generate, grade, logprobs, query, report, run,
 };
 use crate::logging;
 use crate::screen::Screen;
@@ -45,6 +45,24 @@ enum Command {
     Grade(grade::Args),
     /// Write a model as a Hugging Face directory.
     Export(export::Args),
+    /// Serve a queue of runs over HTTP: submitted, watched, paused, queried; and their models.
+    Daemon(daemon::serve::Args),
+    /// Put a pipeline into the daemon's queue.
+    Submit(daemon::submit::Args),
+    /// List the daemon's runs.
+    Runs(daemon::runs::RunsArgs),
+    /// Show a run of the daemon.
+    Show(daemon::runs::ShowArgs),
+    /// Pause runs of the daemon, after a checkpoint.
+    Pause(daemon::runs::ActArgs),
+    /// Resume runs of the daemon that are paused or failed.
+    Resume(daemon::runs::ActArgs),
+    /// Cancel runs of the daemon.
+    Cancel(daemon::runs::ActArgs),
+    /// Show what a run of the daemon says.
+    Logs(daemon::logs::Args),
+    /// Watch the daemon's runs.
+    Top(daemon::top::Args),
     /// Measure what this machine reaches: products, training, sampling, a whole GRPO step.
     Bench(bench::Args),
     /// Say what works on this machine, and what to do about what doesn't.
@@ -54,6 +72,8 @@ enum Command {
 /// Reads the arguments and does what they say. Wrong arguments end the program with code 2.
 pub fn run(screen: &Screen) -> anyhow::Result<()> {
     let Cli { verbose, command } = Cli::parse();
+    // What a daemon does is looked at later.
+    let verbose = if matches!(command, Command::Daemon(_)) { verbose.max(1) } else { verbose };
     let log = logging::start(verbose, screen, matches!(command, Command::Run(_)));
     match command {
         Command::Run(args) => run::run(args, screen, &log),
@@ -65,6 +85,15 @@ pub fn run(screen: &Screen) -> anyhow::Result<()> {
         Command::Logprobs(args) => logprobs::run(&args),
         Command::Grade(args) => grade::run(&args, screen),
         Command::Export(args) => export::run(&args, screen),
+        Command::Daemon(args) => daemon::serve::run(args, screen),
+        Command::Submit(args) => daemon::submit::run(&args, screen),
+        Command::Runs(args) => daemon::runs::list(&args),
+        Command::Show(args) => daemon::runs::show(&args),
+        Command::Pause(args) => daemon::runs::act(&args, "pause"),
+        Command::Resume(args) => daemon::runs::act(&args, "resume"),
+        Command::Cancel(args) => daemon::runs::act(&args, "cancel"),
+        Command::Logs(args) => daemon::logs::run(&args),
+        Command::Top(args) => daemon::top::run(&args),
         Command::Bench(args) => bench::run(&args, screen),
         Command::Doctor(args) => doctor::run(&args),
     }

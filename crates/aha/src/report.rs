@@ -99,7 +99,8 @@ fn hint_of<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a str> 
         Failure::Problems(_) => None,
     });
     let data = cause.downcast_ref::<aha_data::Error>().and_then(aha_data::Error::hint);
-    flow.or(failure).or(data)
+    let daemon = cause.downcast_ref::<aha_daemon::Error>().and_then(|error| error.hint.as_deref());
+    flow.or(failure).or(data).or(daemon)
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use aha_flow::progress::Event;
+use aha_flow::progress::{Event, Waiting};
 use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
@@ -81,6 +81,7 @@ impl View {
                     self.screen.line(&text);
                 }
             }
+            Event::Actors { .. } => {}
             Event::StageDone { stage } => self.done(&mut state, &stage),
             Event::Print { stage, description, text } => {
                 let title = if description.is_empty() { stage } else { description };
@@ -212,6 +213,11 @@ fn event_json(event: &Event) -> Value {
             let numbers = metrics.iter().map(|(name, value)| (name, text::Number(*value)));
             let metrics: BTreeMap<_, _> = numbers.collect();
             json!({"event": "step", "stage": stage, "step": step, "metrics": metrics})
+        }
+        Event::Actors { stage, actors } => {
+            let shown = |of: &Waiting| json!({"actor": of.actor, "count": of.count, "max": of.max});
+            let actors: Vec<Value> = actors.iter().map(shown).collect();
+            json!({"event": "actors", "stage": stage, "actors": actors})
         }
         Event::Warning { stage, message, hint } => {
             json!({"event": "warning", "stage": stage, "message": message, "hint": hint})

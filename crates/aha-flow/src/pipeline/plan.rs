@@ -175,6 +175,7 @@ impl Plan {
                 "name": stage.name,
                 "kind": stage.kind.word(),
                 "models": stage.kind.models(),
+                "reads": self.facts.reads.get(&stage.name),
                 "unset_variables":
                     stage.kind.unset_variables().iter().map(|(_, name)| name).collect::<Vec<_>>(),
                 "formula": formula,

@@ -1,6 +1,6 @@
 //! Who reads whom: every name a stage uses is known, of the right kind, and comes before it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::local::{TABLES_OF_THE_RUN, stage_path};
 use super::problem::suggest;
@@ -55,6 +55,16 @@ pub(crate) fn check(
     });
     broken.extend(unread.map(|idx| pipeline.stages[idx].name.clone()));
     broken
+}
+
+/// For each stage the names of the stages that it reads, in the order of the pipeline.
+pub(crate) fn stages_read(pipeline: &Pipeline, reads: &[Reads]) -> BTreeMap<String, Vec<String>> {
+    let edges = edges_of(pipeline, reads).into_iter().map(BTreeSet::from_iter);
+    let name = |idx: usize| pipeline.stages[idx].name.clone();
+    edges
+        .enumerate()
+        .map(|(idx, of): (usize, BTreeSet<usize>)| (name(idx), of.into_iter().map(name).collect()))
+        .collect()
 }
 
 /// For each stage the stages it reads.

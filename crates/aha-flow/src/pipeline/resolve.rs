@@ -31,6 +31,8 @@ pub struct Facts {
     pub models: BTreeMap<String, ModelFacts>,
     /// The columns of each stage's query by the path of its key: `stage.zero.prompts`.
     pub queries: BTreeMap<String, Vec<Column>>,
+    /// For each stage the stages whose models and rows it reads.
+    pub reads: BTreeMap<String, Vec<String>>,
 }
 
 /// A query of a stage and the columns it must give.
@@ -65,6 +67,7 @@ pub(crate) fn resolve(
         .map(|idx| queries_of(&pipeline.stages[idx].kind, &stage_path(pipeline, idx, reader)))
         .collect();
     let reads = reads_of(pipeline, &queries, world, reader);
+    facts.reads = references::stages_read(pipeline, &reads);
     let broken = references::check(pipeline, &reads, reader);
     plan_queries(pipeline, &queries, broken, world, &mut facts, reader);
     for idx in 0..pipeline.stages.len() {

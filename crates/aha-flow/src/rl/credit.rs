@@ -5,10 +5,13 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::progress::Waiting;
+
 /// Credits of one edge.
 #[derive(Clone, Debug)]
 pub struct Credits {
     semaphore: Arc<Semaphore>,
+    batches_max: usize,
 }
 
 /// A batch's place on an edge, free again when dropped.
@@ -17,7 +20,7 @@ pub type Credit = OwnedSemaphorePermit;
 impl Credits {
     /// An edge that holds `batches_max` batches.
     pub fn new(batches_max: usize) -> Credits {
-        Credits { semaphore: Arc::new(Semaphore::new(batches_max)) }
+        Credits { semaphore: Arc::new(Semaphore::new(batches_max)), batches_max }
     }
 
     /// Waits for a place. None once the edge is closed.
@@ -39,6 +42,11 @@ impl Credits {
     pub fn free(&self) -> usize {
         self.semaphore.available_permits()
     }
+
+    /// What waits at the edge's end, which is `actor`.
+    pub fn waiting(&self, actor: &'static str) -> Waiting {
+        Waiting { actor, count: self.batches_max - self.free(), max: self.batches_max }
+    }
 }
 
 #[cfg(test)]
@@ -58,6 +66,7 @@ mod tests {
         assert_eq!(held.len(), 3);
         held.pop();
         assert_eq!(credits.free(), 1);
+        assert_eq!(credits.waiting("reward"), Waiting { actor: "reward", count: 2, max: 3 });
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ use crate::clock;
 use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
 use crate::metrics::MetricsLog;
+use crate::progress::Waiting;
 
 /// Steps that may wait to be written.
 pub const STEPS_MAX: usize = 2;
@@ -36,6 +37,11 @@ impl Handle {
     /// The actor's identity, for its supervisor.
     pub fn id(&self) -> ractor::ActorId {
         self.actor.get_id()
+    }
+
+    /// What waits for it.
+    pub fn waiting(&self) -> Waiting {
+        self.credits.waiting("recorder")
     }
 
     /// Sends a step's rows once there is room; the learner hears when they are durable.

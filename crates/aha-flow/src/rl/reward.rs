@@ -16,6 +16,7 @@ use super::fault::Point;
 use super::stage::Shared;
 use crate::compute::{self, ComputeThread};
 use crate::error::{Error, Result};
+use crate::progress::Waiting;
 
 /// Groups that may wait to be scored.
 pub const GROUPS_MAX: usize = 256;
@@ -31,6 +32,11 @@ impl Handle {
     /// The actor, for its supervisor.
     pub fn cell(&self) -> ractor::ActorCell {
         self.actor.get_cell()
+    }
+
+    /// What waits for it.
+    pub fn waiting(&self) -> Waiting {
+        self.credits.waiting("reward")
     }
 
     /// Sends a group to be scored once there is room for it, and says whether it was sent: a reward actor

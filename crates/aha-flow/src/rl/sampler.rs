@@ -21,6 +21,7 @@ use super::{advantage, learner, reward};
 use crate::compute::{ComputeThread, panic_text};
 use crate::error::{Error, Result};
 use crate::generate::{self, Source};
+use crate::progress::Waiting;
 
 /// Others talk to the sampler through this.
 #[derive(Clone)]
@@ -33,6 +34,11 @@ impl Handle {
     /// The actor, for its supervisor.
     pub fn cell(&self) -> ractor::ActorCell {
         self.actor.get_cell()
+    }
+
+    /// What waits for it.
+    pub fn waiting(&self) -> Waiting {
+        self.credits.waiting("sampler")
     }
 
     /// Sends a step's prompts once there is room for them.

@@ -19,7 +19,10 @@ use super::stage::Shared;
 use super::{advantage, checkpointer, feeder, learner, recorder, reward, sampler};
 use crate::checkpoint::Position;
 use crate::error::{Error, Result};
+use crate::progress::Event;
 
+/// How often those who watch hear what waits for the actors.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Times that the left side is spawned anew for one step, at most.
 const LEFT_RESTARTS_MAX: u32 = 3;
 
@@ -92,6 +95,8 @@ pub enum Msg {
     StepDone,
     /// Write a checkpoint and leave.
     Stop,
+    /// Tell those who watch what waits for the actors.
+    Look,
     /// The pause before a restart is over.
     SpawnLeft,
 }
@@ -115,7 +120,7 @@ pub struct State {
     recorder: recorder::Handle,
     checkpointer: checkpointer::Handle,
     left: Vec<ActorCell>,
-    sampler: Option<ActorId>,
+    sampler: Option<sampler::Handle>,
     reward: Option<reward::Handle>,
     attempt: u64,
     /// Of the step that is under way: its failures, and whether it is sampled prompt by prompt.
@@ -162,6 +167,8 @@ impl Actor for Supervisor {
             ended: Some(args.ended),
         };
         state.spawn_left(&me).await?;
+        // It ends with the supervisor.
+        me.send_interval(LOOK_EVERY, || Msg::Look);
         Ok(state)
     }
 
@@ -177,6 +184,7 @@ impl Actor for Supervisor {
             // What was under way when the stage ended.
             Msg::SpawnLeft if state.ended.is_none() => {}
             Msg::Stop => state.learner.stop(),
+            Msg::Look => state.tell_waiting(),
             Msg::SpawnLeft => state.spawn_left(&me).await?,
         }
         Ok(())
@@ -206,7 +214,8 @@ impl State {
             return Some(Side::Right);
         }
         let is_left = self.left.iter().any(|left| left.get_id() == id);
-        let side = if self.sampler == Some(id) { Side::Sampler } else { Side::Left };
+        let is_sampler = self.sampler.as_ref().is_some_and(|of| of.cell().get_id() == id);
+        let side = if is_sampler { Side::Sampler } else { Side::Left };
         is_left.then_some(side)
     }
 
@@ -236,7 +245,7 @@ impl State {
         };
         let feeder = feeder::spawn(feeder_args, me.get_cell()).await?;
         self.left = vec![advantage.cell(), reward.cell(), sampler.cell(), feeder.cell()];
-        self.sampler = Some(sampler.cell().get_id());
+        self.sampler = Some(sampler.clone());
         self.reward = Some(reward);
         let links = Links {
             feeder,
@@ -267,6 +276,14 @@ impl State {
             Decision::RestartStage => self.end(Ending::Restart(known_error(error))),
             Decision::StopRun => self.end(Ending::Final(Err(known_error(error)))),
         }
+    }
+
+    /// Between two left sides there is nobody to wait for.
+    fn tell_waiting(&self) {
+        let (Some(sampler), Some(reward)) = (&self.sampler, &self.reward) else { return };
+        let actors = vec![sampler.waiting(), reward.waiting(), self.recorder.waiting()];
+        let stage = self.shared.stage.clone();
+        (self.shared.watcher)(Event::Actors { stage, actors });
     }
 
     fn stop_left(&mut self) {

@@ -51,7 +51,7 @@ fn with_engine<T>(
 ) -> T {
     let model = model();
     let mut sampler = Sampler::new(&model, tokenizer(), limits);
-    f(&mut sampler.running(&model, requests, (sampling, None), Philox::new(5)))
+    f(&mut sampler.running(&model, requests.to_vec(), (sampling, None), Philox::new(5)))
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn decoding_goes_on_while_a_long_prompt_is_prefilled_in_chunks() {
                 long.map_or(0, |g| g.prefilled),
                 engine.live.iter().map(|s| s.token_ids.len()).collect::<Vec<_>>(),
             ));
-            engine.step(&mut |_| true);
+            engine.step(&mut Listener { done: &mut |_| true });
             if long_prompt_is_through(engine) {
                 break;
             }
@@ -98,12 +98,13 @@ fn a_completion_that_ends_leaves_at_once_and_another_takes_its_place() {
         while engine.admit() {
             let waiting: usize = engine.groups.iter().map(|g| g.waiting.len()).sum();
             assert!(engine.live.len() == 3 || waiting == 0, "a place is free and {waiting} wait");
-            engine.step(&mut |completion| {
+            let done = &mut |completion: Completion| {
                 ended += 1;
                 let stops = completion.token_ids.iter().filter(|id| **id < 40).count();
                 assert_eq!(stops, usize::from(completion.finish_reason == FinishReason::Stop));
                 true
-            });
+            };
+            engine.step(&mut Listener { done });
             let is_over = |s: &Sequence| s.token_ids.iter().any(|id| *id < 40);
             assert!(!engine.live.iter().any(is_over), "a completion that ended is still decoded");
             steps += 1;

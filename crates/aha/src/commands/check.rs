@@ -1,9 +1,12 @@
 //! `aha check`: the plan of a pipeline, or everything that is wrong with it.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
+use aha_flow::pipeline::Plan;
 use aha_flow::planning;
 use aha_flow::run::Failure;
+use anyhow::Context;
 use serde_json::json;
 
 use super::shared;
@@ -14,7 +17,7 @@ use crate::text;
 /// The flags of `aha check`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The pipeline file.
+    /// The pipeline file; `-` reads it from stdin.
     pipeline: PathBuf,
     /// Override a key of the pipeline, such as `stage.zero.steps=10`. Can be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
@@ -26,10 +29,7 @@ pub struct Args {
 
 /// Prints the plan to stdout, or every problem to stderr.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    require_pipeline(&args.pipeline)?;
-    let places = planning::places();
-    let checked = planning::check(&args.pipeline, &args.sets, &places, None);
-    match shared::runtime()?.block_on(checked) {
+    match shared::runtime()?.block_on(check(args))? {
         Ok(plan) => {
             match args.json {
                 true => screen::print_json(&plan.to_json())?,
@@ -49,6 +49,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Err(Failure::Run(error @ aha_flow::Error::Input { .. })) => Err(misused(error)),
         Err(error) => Err(error.into()),
     }
+}
+
+async fn check(args: &Args) -> anyhow::Result<Result<Plan, Failure>> {
+    let places = planning::places();
+    if args.pipeline == Path::new("-") {
+        let text = io::read_to_string(io::stdin()).context("can't read stdin")?;
+        return Ok(planning::check_text("stdin", &text, &args.sets, &places, None).await);
+    }
+    require_pipeline(&args.pipeline)?;
+    Ok(planning::check(&args.pipeline, &args.sets, &places, None).await)
 }
 
 /// Fails for a path without a file: the first thing that can be wrong.

@@ -188,7 +188,7 @@ fn watcher(screen: &Screen, bar: indicatif::ProgressBar, is_in_chunks: bool) -> 
         Event::Warning { message, hint, .. } => {
             screen.line(&format!("warning: {message}\nhint: {hint}"));
         }
-        Event::StageDone { .. } | Event::Print { .. } => {}
+        Event::Actors { .. } | Event::StageDone { .. } | Event::Print { .. } => {}
     })
 }
 

@@ -50,7 +50,11 @@ pub struct Args {
     /// Parquet is written as rows come: other answers are in memory as well.
     #[arg(long, value_name = "SIZE", value_parser = memory)]
     memory: Option<ByteSize>,
-    /// How the answer is written: table, csv, json or parquet.
+    /// Leave out the pipeline's input tables: only what runs wrote can be queried.
+    #[arg(long)]
+    only_runs: bool,
+    /// How the answer is written: table, csv, json, typed-json (with the columns' types),
+    /// parquet or arrow (a stream in Arrow's IPC format).
     #[arg(long, default_value = "table", conflicts_with = "json")]
     format: Format,
     /// The same as `--format json`.
@@ -64,8 +68,9 @@ pub struct Args {
 /// Answers the query.
 pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     let format = if args.json { Format::Json } else { args.format };
-    if format == Format::Parquet && args.out.is_none() && io::stdout().is_terminal() {
-        return Err(misuse("Parquet is not for terminals", "name a file with --out"));
+    let is_binary = matches!(format, Format::Parquet | Format::Arrow);
+    if is_binary && args.out.is_none() && io::stdout().is_terminal() {
+        return Err(misuse("such an answer is not for terminals", "name a file with --out"));
     }
     if let Some(out) = args.out.as_deref().filter(|out| out.is_dir()) {
         let message = format!("`{}` is a directory", out.display());
@@ -86,7 +91,7 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
             session.register_runs(&runs).map_err(misused)?;
         }
         runs.iter().for_each(|run| warn_of_lost_rows(&RunDir::new(run), screen));
-        if let [run] = runs.as_slice() {
+        if let ([run], false) = (runs.as_slice(), args.only_runs) {
             register_inputs(&session, &RunDir::new(run)).await;
         }
         for (name, address) in &args.tables {
@@ -157,7 +162,9 @@ async fn answer(
     write_result(&schema, &batches, format, &mut bytes)?;
     match (out, format) {
         (Some(path), _) => Ok(rundir::write_file(&std::path::absolute(path)?, &bytes)?),
-        (None, Format::Json) => Ok(screen::print(text::harmless_json(&String::from_utf8(bytes)?))?),
+        (None, Format::Json | Format::TypedJson) => {
+            Ok(screen::print(text::harmless_json(&String::from_utf8(bytes)?))?)
+        }
         (None, Format::Csv) if io::stdout().is_terminal() => {
             Ok(screen::print(text::lines(&String::from_utf8(bytes)?))?)
         }

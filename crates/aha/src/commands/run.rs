@@ -7,14 +7,16 @@ use std::time::Instant;
 
 use aha_flow::progress::Watcher;
 use aha_flow::run::{self, Failure, Options};
+use aha_flow::rundir::RunDir;
 use aha_flow::stop::Stop;
 use anyhow::Context;
+use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{check, shared};
 use crate::logging::Log;
 use crate::report::failed;
-use crate::screen::Screen;
+use crate::screen::{self, Screen};
 use crate::text;
 use crate::view::View;
 
@@ -40,7 +42,7 @@ pub struct Args {
     /// Go on with an unfinished run, from its last checkpoint.
     #[arg(long)]
     resume: bool,
-    /// Print what happens to stdout as JSON lines.
+    /// Print what happens to stdout as JSON lines. The last one says how the run ended.
     #[arg(long)]
     json: bool,
 }
@@ -77,6 +79,9 @@ pub fn run(args: Args, screen: &Screen, log: &Log) -> anyhow::Result<()> {
         }
     }));
     view.finish()?;
+    if args.json {
+        screen::print_json(&ended(&outcome))?;
+    }
     match outcome {
         Ok(dir) => {
             let took = text::duration(began.elapsed());
@@ -93,6 +98,26 @@ pub fn run(args: Args, screen: &Screen, log: &Log) -> anyhow::Result<()> {
         }
         Err(problems) => Err(problems.into()),
     }
+}
+
+/// How the run ended, as the last line of JSON.
+fn ended(outcome: &Result<RunDir, Failure>) -> Value {
+    let (name, message, hint, may_pass) = match outcome {
+        Ok(_) => ("done", None, None, false),
+        Err(Failure::Run(aha_flow::Error::Interrupted)) => ("stopped", None, None, true),
+        Err(Failure::Run(error)) => {
+            let may_pass = matches!(error, aha_flow::Error::Environment { .. });
+            ("failed", Some(error.to_string()), error.hint().map(str::to_owned), may_pass)
+        }
+        Err(Failure::Problems(problems)) => {
+            let first = problems.iter().next();
+            let hint = first.and_then(|problem| problem.hint.clone());
+            ("refused", first.map(|problem| problem.message.clone()), hint, false)
+        }
+    };
+    json!({
+        "event": "ended", "outcome": name, "message": message, "hint": hint, "may_pass": may_pass,
+    })
 }
 
 /// The command that goes on with the run.
@@ -161,6 +186,26 @@ async fn any(signals: &mut [Signal]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_line_says_how_the_run_ended() {
+        let io = std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let full = aha_flow::Error::io("write", Path::new("x"))(io);
+        let wrong = aha_flow::Error::input_with("no such table", "look again");
+        for (outcome, name, may_pass) in [
+            (Ok(RunDir::new("a")), "done", false),
+            (Err(aha_flow::Error::Interrupted.into()), "stopped", true),
+            (Err(full.into()), "failed", true),
+            (Err(wrong.into()), "failed", false),
+        ] {
+            let line = ended(&outcome);
+            assert_eq!(
+                (line["outcome"].as_str(), line["may_pass"].as_bool()),
+                (Some(name), Some(may_pass))
+            );
+            assert_eq!(line["event"], "ended");
+        }
+    }
 
     #[test]
     fn the_command_that_goes_on_can_be_pasted() {

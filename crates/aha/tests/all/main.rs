@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod benches;
+mod daemons;
 mod evaluations;
 mod grading;
 mod models;

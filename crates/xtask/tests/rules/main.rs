@@ -22,6 +22,9 @@ fn read(path: &str) -> String {
     fs_err::read_to_string(root().join(path)).unwrap()
 }
 
+/// Folders that hold what is built and run here.
+const BUILT: [&str; 4] = ["target", "runs", "__pycache__", "node_modules"];
+
 /// The repository's files that end so, by their paths from the root, in order.
 fn files(suffix: &str) -> Vec<String> {
     let mut found = Vec::new();
@@ -33,7 +36,7 @@ fn files(suffix: &str) -> Vec<String> {
             // What isn't checked in: `.git`, and what is built and run here.
             if path.is_dir() {
                 let is_ours = name == ".ci" || name == ".cargo" || !name.starts_with('.');
-                if is_ours && name != "target" && name != "runs" && name != "__pycache__" {
+                if is_ours && !BUILT.contains(&name.as_str()) {
                     folders.push(path);
                 }
             } else {

@@ -16,14 +16,16 @@ use super::facts::Facts;
 use super::{Report, browser, moments};
 use crate::text;
 
-const STYLE: &str = include_str!("page/page.css");
+const STYLE: &str = concat!(include_str!("page/theme.css"), include_str!("page/page.css"));
 /// One script, in the order in which its parts need each other; a block keeps their names to themselves.
 const SCRIPT: &str = concat!(
     "\"use strict\";\n{\n",
     include_str!("page/elements.js"),
+    include_str!("page/numbers.js"),
     include_str!("page/stages.js"),
     include_str!("page/charts.js"),
     include_str!("page/results.js"),
+    include_str!("page/figures.js"),
     include_str!("page/panels.js"),
     include_str!("page/scaling.js"),
     include_str!("page/moments.js"),
@@ -209,8 +211,7 @@ mod tests {
     /// it begins with, among its panels.
     #[test]
     fn every_measure_has_a_figure_of_its_own() {
-        let panels = include_str!("page/panels.js").split("const panels = {").nth(1).unwrap();
-        let panels = panels.split("const prefixes").next().unwrap();
+        let panels = include_str!("page/figures.js").split("const panels = {").nth(1).unwrap();
         let missing = curves::docs().into_keys().filter(|name| {
             let (prefix, is_many) =
                 name.strip_suffix("NAME").map_or((*name, false), |prefix| (prefix, true));

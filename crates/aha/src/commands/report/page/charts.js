@@ -11,44 +11,6 @@ const ticks = (min, max, step) => {
   for (let i = Math.ceil(min / step - 1e-9); i * step <= max + step * 1e-9; i++) found.push(i * step);
   return found;
 };
-// A number at an axis whose ticks are `step` apart and reach up to `most`: as many places as they need.
-const tickText = (x, step, most) => {
-  if (Math.abs(x) < step * 1e-6) return "0";
-  const sign = x < 0 ? "−" : "";
-  const size = Math.abs(x);
-  if (size >= 1000 && size < 10000 && step >= 1) return sign + grouped(size);
-  if (size >= 10000 && step >= 100) return `${sign}${Number((size / 1000).toPrecision(4))}k`;
-  if (most < 0.01) {
-    const [digits, power] = size.toExponential(1).split("e");
-    return `${sign}${Number(digits)}e${power.replace("+", "")}`;
-  }
-  const places = Math.max(0, Math.ceil(-Math.log10(step) - 1e-9));
-  const needed = Math.abs(step * 10 ** places - Math.round(step * 10 ** places)) > 1e-6 ? places + 1 : places;
-  return sign + size.toFixed(needed);
-};
-const shortTick = (x) => {
-  if (Math.abs(x) >= 10000) return Number((x / 1000).toPrecision(3)) + "k";
-  if (Math.abs(x) >= 1000) return grouped(x);
-  return String(Number(x.toPrecision(4)));
-};
-
-// A mean over neighbours, weighted by a bell that is `sigma` points wide.
-const smoothed = (values, sigma) => {
-  if (sigma < 0.2) return values;
-  const reach = Math.ceil(3 * sigma);
-  const weights = Array.from({ length: reach + 1 }, (_, i) => Math.exp(-(i * i) / (2 * sigma * sigma)));
-  return values.map((x, at) => {
-    if (!Number.isFinite(x)) return x;
-    let [sum, total] = [0, 0];
-    for (let i = Math.max(0, at - reach); i <= Math.min(values.length - 1, at + reach); i++) {
-      if (!Number.isFinite(values[i])) continue;
-      const weight = weights[Math.abs(i - at)];
-      sum += weight * values[i];
-      total += weight;
-    }
-    return sum / total;
-  });
-};
 
 // The index of the step that is nearest; steps ascend.
 const nearest = (steps, step) => {
