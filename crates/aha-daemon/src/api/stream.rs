@@ -1,8 +1,8 @@
 //! Events as they happen, as server-sent events.
 //!
 //! Each has an `id`: one whose connection broke sends the last one that it has seen as `Last-Event-ID`, and gets what
-//! it has missed, as far as it is kept. `event` is the kind, `data` an object with `run` and what happened. A watcher that
-//! is too slow gets `missed` with the number of events that it lost. Every quarter of a minute without an event a
+//! it has missed, as far as it is kept. `event` is the kind, `data` an object with `run` and what happened. A watcher
+//! that is too slow gets `missed` with the number of events that it lost. Every quarter of a minute without an event a
 //! comment is sent, so that both sides know that the other is there.
 
 use std::sync::Arc;
@@ -29,7 +29,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// What happens to a run.
 #[utoipa::path(
     get, path = "/api/v1/runs/{id}/events", tag = "events",
-    params(("id" = u64, Path, description = "The run's number."),
+    params(("id" = u64, Path, description = "The run's number.", example = 1),
            ("Last-Event-ID" = Option<u64>, Header, description = "The last event that was seen.")),
     responses((status = 200, description = "Events.", body = String, content_type = "text/event-stream"), Problems)
 )]
