@@ -139,6 +139,8 @@ class Daemon:
     def submit(self):
         _, headers = post(f"{self.url}/api/v1/runs", {"pipeline": PIPELINE, "name": "tiny"})
         path = headers["location"]
+        # One more, to be removed: the document's examples name the first two.
+        post(f"{self.url}/api/v1/runs", {"pipeline": PIPELINE, "name": "second"})
         status = lambda: json.loads(get(self.url + path))["status"]
         self.wait(lambda: status() in ("finished", "failed"))
         hold(status() == "finished", "the run failed:", get(self.url + path))
@@ -153,7 +155,7 @@ def check_openai(daemon, _):
 
     client = openai.OpenAI(base_url=f"{daemon.url}/v1", api_key="none", max_retries=0)
     models = [model.id for model in client.models.list()]
-    hold(models == ["1/cold", "1/zero"], "models:", models)
+    hold(models[:2] == ["1/cold", "1/zero"], "models:", models)
     hold(client.models.retrieve("1/zero").owned_by == "aha")
     asked = {"model": "1/zero", "seed": 5, "max_tokens": 8, "temperature": 1.0}
 
@@ -259,7 +261,7 @@ def check_lm_eval(daemon, _):
         for task in tasks.split(","):
             scores = {k.split(",")[0]: v for k, v in found[task].items() if isinstance(v, float)}
             told.append(f"{model} {task} {scores}")
-    return "lm-eval: " + "; ".join(told)
+    return "; ".join(told)
 
 
 def check_schemathesis(daemon, examples):
@@ -272,8 +274,8 @@ def check_schemathesis(daemon, examples):
     done = subprocess.run(command, cwd=daemon.folder, text=True, capture_output=True, timeout=1500)
     hold(done.returncode == 0, done.stdout[-8000:], done.stderr[-2000:])
     hold(daemon.process.poll() is None, "the daemon ended:", daemon.said())
-    summary = [line.strip() for line in done.stdout.splitlines() if "generated" in line or "perations" in line]
-    return "schemathesis: " + "; ".join(summary)
+    wanted = re.compile(r"Operations:|\d+ generated")
+    return "; ".join(" ".join(line.split()) for line in done.stdout.splitlines() if wanted.match(line.strip()))
 
 
 CHECKS = {

@@ -116,6 +116,7 @@ fn routes() -> OpenApiRouter<Arc<App>> {
         .routes(routes!(stream::of_all))
         .routes(routes!(openai::list_models))
         .routes(routes!(openai::show_model))
+        .routes(routes!(openai::show_model_of_run))
         .routes(routes!(openai::completions))
         .routes(routes!(openai::chat_completions))
         .routes(routes!(health::healthz))

@@ -17,6 +17,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
@@ -97,7 +98,14 @@ pub async fn accept(
 
 /// Tells one who is too many to come again. Nothing is looked at of what it sends.
 async fn refuse(mut stream: TcpStream) -> std::io::Result<()> {
-    let body = r#"{"type":"/problems/busy","title":"The daemon is busy","status":503,"detail":"there are too many connections","hint":"close some, or ask again in a moment"}"#;
+    let body = json!({
+        "type": "/problems/busy",
+        "title": "The daemon is busy",
+        "status": 503,
+        "detail": "there are too many connections",
+        "hint": "close some, or ask again in a moment",
+    })
+    .to_string();
     let head = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
          retry-after: 1\r\nconnection: close\r\n\r\n",

@@ -44,16 +44,30 @@ pub async fn list_models(State(app): State<Arc<App>>) -> Result<Json<ModelList>,
     Ok(Json(ModelList { object: "list", data: found.into_iter().map(object).collect() }))
 }
 
-/// A model.
+/// A model, its name in one part of the path, as clients write it that escape the slash.
 #[utoipa::path(
-    get, path = "/v1/models/{run}/{stage}", tag = "models",
-    params(
-        ("run" = u64, Path, description = "The run's number."),
-        ("stage" = String, Path, description = "The stage.")
-    ),
+    get, path = "/v1/models/{model}", tag = "models",
+    params(("model" = String, Path, description = "The model: `RUN/STAGE`, or `RUN`.", example = "1/zero")),
     responses((status = 200, description = "The model.", body = ModelObject), Problems)
 )]
 pub async fn show_model(
+    State(app): State<Arc<App>>,
+    At(model): At<String>,
+) -> Result<Json<ModelObject>, OpenAiProblem> {
+    let found = blocking(move || catalogue::find(&app.board, &model)).await?;
+    Ok(Json(object(found)))
+}
+
+/// A model, its name in two parts of the path.
+#[utoipa::path(
+    get, path = "/v1/models/{run}/{stage}", tag = "models",
+    params(
+        ("run" = u64, Path, description = "The run's number.", example = 1),
+        ("stage" = String, Path, description = "The stage.", example = "zero")
+    ),
+    responses((status = 200, description = "The model.", body = ModelObject), Problems)
+)]
+pub async fn show_model_of_run(
     State(app): State<Arc<App>>,
     At((run, stage)): At<(RunId, String)>,
 ) -> Result<Json<ModelObject>, OpenAiProblem> {

@@ -71,7 +71,7 @@ pub struct Metric {
 /// Measurements of a run, as they are written: by each checkpoint. Those of a step come at once as events.
 #[utoipa::path(
     get, path = "/api/v1/runs/{id}/metrics", operation_id = "metrics_of_run", tag = "files",
-    params(("id" = u64, Path, description = "The run's number."), WantedMetrics),
+    params(("id" = u64, Path, description = "The run's number.", example = 1), WantedMetrics),
     responses((status = 200, description = "The measurements.", body = Metrics), Problems)
 )]
 pub async fn metrics(
@@ -175,7 +175,7 @@ pub struct Column {
 /// The tables that a run has written so far, `metrics` among them. `rollouts` joins those of all stages that sample.
 #[utoipa::path(
     get, path = "/api/v1/runs/{id}/tables", tag = "files",
-    params(("id" = u64, Path, description = "The run's number.")),
+    params(("id" = u64, Path, description = "The run's number.", example = 1)),
     responses((status = 200, description = "The tables.", body = Tables), Problems)
 )]
 pub async fn tables(
@@ -228,7 +228,7 @@ pub struct Checkpoint {
 /// The checkpoints that a run has.
 #[utoipa::path(
     get, path = "/api/v1/runs/{id}/checkpoints", tag = "files",
-    params(("id" = u64, Path, description = "The run's number.")),
+    params(("id" = u64, Path, description = "The run's number.", example = 1)),
     responses((status = 200, description = "The checkpoints.", body = Checkpoints), Problems)
 )]
 pub async fn checkpoints(
@@ -284,7 +284,7 @@ pub struct FileOf {
 /// The final models of a run's stages.
 #[utoipa::path(
     get, path = "/api/v1/runs/{id}/models", tag = "files",
-    params(("id" = u64, Path, description = "The run's number.")),
+    params(("id" = u64, Path, description = "The run's number.", example = 1)),
     responses((status = 200, description = "The models.", body = Models), Problems)
 )]
 pub async fn models(
@@ -307,6 +307,7 @@ pub async fn models(
 #[into_params(parameter_in = Query)]
 pub struct WantedFile {
     /// Its path in the model's directory.
+    #[param(example = "config.json")]
     path: String,
 }
 
@@ -314,8 +315,8 @@ pub struct WantedFile {
 #[utoipa::path(
     get, path = "/api/v1/runs/{id}/models/{model}/file", tag = "files",
     params(
-        ("id" = u64, Path, description = "The run's number."),
-        ("model" = String, Path, description = "The stage."),
+        ("id" = u64, Path, description = "The run's number.", example = 1),
+        ("model" = String, Path, description = "The stage.", example = "zero"),
         WantedFile
     ),
     responses(

@@ -59,7 +59,7 @@ pub enum Source {
 /// Lines of a run's log.
 #[utoipa::path(
     get, path = "/api/v1/runs/{id}/logs", tag = "files",
-    params(("id" = u64, Path, description = "The run's number."), Wanted),
+    params(("id" = u64, Path, description = "The run's number.", example = 1), Wanted),
     responses((status = 200, description = "The lines.", body = String, content_type = "text/plain"), Problems)
 )]
 pub async fn logs(

@@ -36,6 +36,7 @@ const REST_BYTES: u64 = 512 << 20;
 #[serde(deny_unknown_fields)]
 pub struct Query {
     /// The query.
+    #[schema(example = "SELECT count(*) AS n FROM rollouts")]
     sql: String,
     /// How the answer is written; absent: `json`.
     #[serde(default)]
@@ -47,9 +48,10 @@ pub struct Query {
 #[serde(deny_unknown_fields)]
 pub struct QueryOfRuns {
     /// The numbers of the runs, at most 64.
-    #[schema(value_type = Vec<u64>)]
+    #[schema(value_type = Vec<u64>, example = json!([1]))]
     runs: Vec<RunId>,
     /// The query.
+    #[schema(example = "SELECT count(*) AS n FROM rollouts")]
     sql: String,
     /// How the answer is written; absent: `json`.
     #[serde(default)]
@@ -81,7 +83,7 @@ pub struct Counts {
 /// Answers a query over a run's tables: each stage's, `rollouts`, `metrics` and `evals`.
 #[utoipa::path(
     post, path = "/api/v1/runs/{id}/query", operation_id = "query_run", tag = "queries", request_body = Query,
-    params(("id" = u64, Path, description = "The run's number.")),
+    params(("id" = u64, Path, description = "The run's number.", example = 1)),
     responses(
         (status = 200, description = "The answer.", content(
             (Vec<serde_json::Value> = "application/json"),

@@ -95,7 +95,8 @@ pub async fn list(
 
 /// Shows a run.
 #[utoipa::path(
-    get, path = "/api/v1/runs/{id}", tag = "runs", params(("id" = u64, Path, description = "The run's number.")),
+    get, path = "/api/v1/runs/{id}", tag = "runs",
+    params(("id" = u64, Path, description = "The run's number.", example = 1)),
     responses((status = 200, description = "The run.", body = Record), Problems)
 )]
 pub async fn show(State(app): State<Arc<App>>, At(id): At<RunId>) -> Result<Json<Record>, Problem> {
@@ -104,7 +105,8 @@ pub async fn show(State(app): State<Arc<App>>, At(id): At<RunId>) -> Result<Json
 
 /// Removes a run that has no process, with all that it wrote.
 #[utoipa::path(
-    delete, path = "/api/v1/runs/{id}", tag = "runs", params(("id" = u64, Path, description = "The run's number.")),
+    delete, path = "/api/v1/runs/{id}", tag = "runs",
+    params(("id" = u64, Path, description = "The run's number.", example = 2)),
     responses((status = 204, description = "The run is gone."), Problems)
 )]
 pub async fn delete(State(app): State<Arc<App>>, At(id): At<RunId>) -> Result<StatusCode, Problem> {
@@ -115,7 +117,7 @@ pub async fn delete(State(app): State<Arc<App>>, At(id): At<RunId>) -> Result<St
 /// Pauses a run. One that runs stops after a checkpoint: until then it is `pausing`.
 #[utoipa::path(
     post, path = "/api/v1/runs/{id}/pause", tag = "runs",
-    params(("id" = u64, Path, description = "The run's number.")),
+    params(("id" = u64, Path, description = "The run's number.", example = 1)),
     responses((status = 200, description = "The run.", body = Record), Problems)
 )]
 pub async fn pause(
@@ -128,7 +130,7 @@ pub async fn pause(
 /// Resumes a run that is paused, or one that failed, from its last checkpoint.
 #[utoipa::path(
     post, path = "/api/v1/runs/{id}/resume", tag = "runs",
-    params(("id" = u64, Path, description = "The run's number.")),
+    params(("id" = u64, Path, description = "The run's number.", example = 1)),
     responses((status = 200, description = "The run.", body = Record), Problems)
 )]
 pub async fn resume(
@@ -141,7 +143,7 @@ pub async fn resume(
 /// Cancels a run. What it wrote stays until it is deleted.
 #[utoipa::path(
     post, path = "/api/v1/runs/{id}/cancel", tag = "runs",
-    params(("id" = u64, Path, description = "The run's number.")),
+    params(("id" = u64, Path, description = "The run's number.", example = 1)),
     responses((status = 200, description = "The run.", body = Record), Problems)
 )]
 pub async fn cancel(
@@ -154,7 +156,7 @@ pub async fn cancel(
 /// Shows a run's pipeline as it was submitted.
 #[utoipa::path(
     get, path = "/api/v1/runs/{id}/pipeline", tag = "runs",
-    params(("id" = u64, Path, description = "The run's number.")),
+    params(("id" = u64, Path, description = "The run's number.", example = 1)),
     responses((status = 200, description = "The pipeline.", body = String, content_type = "text/plain"), Problems)
 )]
 pub async fn pipeline(State(app): State<Arc<App>>, At(id): At<RunId>) -> Result<String, Problem> {

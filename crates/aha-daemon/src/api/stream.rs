@@ -29,7 +29,7 @@ const SILENCE: Duration = Duration::from_secs(15);
 /// What happens to a run.
 #[utoipa::path(
     get, path = "/api/v1/runs/{id}/events", operation_id = "events_of_run", tag = "events",
-    params(("id" = u64, Path, description = "The run's number."),
+    params(("id" = u64, Path, description = "The run's number.", example = 1),
            ("Last-Event-ID" = Option<u64>, Header, description = "The last event that was seen.")),
     responses((status = 200, description = "Events.", body = String, content_type = "text/event-stream"), Problems)
 )]

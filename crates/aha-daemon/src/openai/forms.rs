@@ -28,6 +28,7 @@ const STOPS_MAX: usize = 16;
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct Common {
     /// The model: `RUN/STAGE`, such as `3/zero`; or `RUN` for the one of that run that changed last.
+    #[schema(example = "1/zero")]
     pub model: String,
     /// Logits are divided by it before the softmax; 0 takes the likeliest token. Absent: 1.
     #[serde(default)]

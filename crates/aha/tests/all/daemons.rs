@@ -174,8 +174,7 @@ const EVERY_STEP: &str = "stage.zero.checkpoint_every=1";
 fn a_run_is_submitted_finishes_and_can_be_asked() {
     let temp = write_pipeline(3);
     let daemon = Daemon::start(temp.path(), &[]);
-    let done =
-        daemon.aha(&["submit", "tiny.toml", "--set", EVERY_STEP, "--wait", "--json"]).json();
+    let done = daemon.aha(&["submit", "tiny.toml", "--set", EVERY_STEP, "--wait", "--json"]).json();
     assert_eq!(
         (&done["status"], &done["id"], &done["name"]),
         (&json!("finished"), &json!(1), &json!("tiny"))
@@ -295,7 +294,8 @@ fn models_of_runs_answer_in_openais_form() {
         models["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["1/cold", "1/zero"]);
     assert_eq!(daemon.get("/v1/models/1/zero"), (200, models["data"][1].clone()));
-    assert_eq!(daemon.get("/v1/models/1/none").0, 404);
+    assert_eq!(daemon.get("/v1/models/1%2Fzero"), (200, models["data"][1].clone()));
+    assert_eq!((daemon.get("/v1/models/1/none").0, daemon.get("/v1/models/none").0), (404, 404));
 
     let chat = json!({
         "model": "1/zero", "messages": [{ "role": "user", "content": "1 + 1 =" }], "n": 2, "seed": 7,

@@ -123,7 +123,8 @@ fn queries_read_the_runs_tables_and_nothing_else_and_end() {
         assert!(problem["detail"].is_string(), "{sql}: {problem}");
     }
     assert!(!temp.path().join("out.csv").exists());
-    let endless = "SELECT count(*) AS n FROM generate_series(1, 1000000000000000000) WHERE value < 0";
+    let endless =
+        "SELECT count(*) AS n FROM generate_series(1, 1000000000000000000) WHERE value < 0";
     let (status, problem) = ask(endless);
     assert_eq!(status, 408, "{problem}");
     let many = "SELECT a.value, b.value AS b FROM generate_series(1, 1000000) a \
