@@ -468,6 +468,23 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/models/{model}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /** A model, its name in one part of the path, as clients write it that escape the slash. */
+        get: operations["show_model"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/models/{run}/{stage}": {
         parameters: {
             query?: never;
@@ -475,8 +492,8 @@ export interface paths {
             path?: never;
             cookie?: never;
         };
-        /** A model. */
-        get: operations["show_model"];
+        /** A model, its name in two parts of the path. */
+        get: operations["show_model_of_run"];
         put?: never;
         post?: never;
         delete?: never;
@@ -623,7 +640,10 @@ export interface components {
             logit_bias?: {
                 [key: string]: number;
             } | null;
-            /** @description The model: `RUN/STAGE`, such as `3/zero`; or `RUN` for the one of that run that changed last. */
+            /**
+             * @description The model: `RUN/STAGE`, such as `3/zero`; or `RUN` for the one of that run that changed last.
+             * @example 1/zero
+             */
             model: string;
             /**
              * Format: int32
@@ -887,16 +907,27 @@ export interface components {
         Query: {
             /** @description How the answer is written; absent: `json`. */
             format?: components["schemas"]["Form"];
-            /** @description The query. */
+            /**
+             * @description The query.
+             * @example SELECT count(*) AS n FROM rollouts
+             */
             sql: string;
         };
         /** @description A query over several runs, whose tables have a column `run`. */
         QueryOfRuns: {
             /** @description How the answer is written; absent: `json`. */
             format?: components["schemas"]["Form"];
-            /** @description The numbers of the runs, at most 64. */
+            /**
+             * @description The numbers of the runs, at most 64.
+             * @example [
+             *       1
+             *     ]
+             */
             runs: number[];
-            /** @description The query. */
+            /**
+             * @description The query.
+             * @example SELECT count(*) AS n FROM rollouts
+             */
             sql: string;
         };
         /** @description A run of the queue. */
@@ -1878,7 +1909,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -2000,7 +2034,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 2
+                 */
                 id: number;
             };
             cookie?: never;
@@ -2120,7 +2157,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -2242,7 +2282,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -2496,7 +2539,10 @@ export interface operations {
                 "Last-Event-ID"?: number | null;
             };
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -2625,7 +2671,10 @@ export interface operations {
             };
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -2756,7 +2805,10 @@ export interface operations {
             };
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -2878,7 +2930,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -2998,14 +3053,23 @@ export interface operations {
     model_file: {
         parameters: {
             query: {
-                /** @description Its path in the model's directory. */
+                /**
+                 * @description Its path in the model's directory.
+                 * @example config.json
+                 */
                 path: string;
             };
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
-                /** @description The stage. */
+                /**
+                 * @description The stage.
+                 * @example zero
+                 */
                 model: string;
             };
             cookie?: never;
@@ -3127,7 +3191,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -3249,7 +3316,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -3371,7 +3441,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -3498,7 +3571,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -3620,7 +3696,10 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 id: number;
             };
             cookie?: never;
@@ -4707,9 +4786,140 @@ export interface operations {
             query?: never;
             header?: never;
             path: {
-                /** @description The run's number. */
+                /**
+                 * @description The model: `RUN/STAGE`, or `RUN`.
+                 * @example 1/zero
+                 */
+                model: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description The model. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ModelObject"];
+                };
+            };
+            /** @description Something in the request is wrong */
+            400: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+            /** @description A token is required */
+            401: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+            /** @description The daemon doesn't allow this */
+            403: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+            /** @description There is no such thing */
+            404: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+            /** @description It is not asked so */
+            405: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+            /** @description The request takes too long */
+            408: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+            /** @description The run's state doesn't allow this */
+            409: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+            /** @description The request is too large */
+            413: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+            /** @description This is a bug in aha */
+            500: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+            /** @description The daemon is busy */
+            503: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+            /** @description The machine refused something */
+            507: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/problem+json": components["schemas"]["Details"];
+                };
+            };
+        };
+    };
+    show_model_of_run: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /**
+                 * @description The run's number.
+                 * @example 1
+                 */
                 run: number;
-                /** @description The stage. */
+                /**
+                 * @description The stage.
+                 * @example zero
+                 */
                 stage: string;
             };
             cookie?: never;
