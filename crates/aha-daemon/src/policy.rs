@@ -68,15 +68,12 @@ impl Policy {
             for reward in stage.kind.rewards() {
                 self.check_reward(reward, &of)?;
             }
-            match &stage.kind {
-                StageKind::Sample(sample) if sample.endpoint.is_some() => {
-                    self.check_network(&format!("{of} asks an endpoint"))?;
-                }
-                StageKind::Export(export) => {
-                    let out = export.out.as_ref().map(|out| places.base_dir.join(out));
-                    out.map_or(Ok(()), |out| self.check_out(&out, &of))?;
-                }
-                _ => {}
+            if stage.kind.endpoint().is_some() {
+                self.check_network(&format!("{of} asks an endpoint"))?;
+            }
+            if let StageKind::Export(export) = &stage.kind {
+                let out = export.out.as_ref().map(|out| places.base_dir.join(out));
+                out.map_or(Ok(()), |out| self.check_out(&out, &of))?;
             }
         }
         Ok(())
@@ -339,15 +336,18 @@ mod tests {
         let command = with("{ kind = \"command\", command = [\"cat\"] }");
         let http = with("{ kind = \"http\", url = \"http://127.0.0.1:1/\" }");
         let judge = with("{ kind = \"judge\", url = \"http://127.0.0.1:1/v1\", model = \"m\" }");
-        let endpoint = "[tables]\nt = \"a.jsonl\"\n[[stage]]\nname = \"s\"\nkind = \"sample\"\n\
-                        endpoint = { url = \"http://127.0.0.1:1/v1\", model = \"m\" }\n\
-                        prompts = \"SELECT id, prompt FROM t\"\n";
+        let endpoint = "endpoint = { url = \"http://127.0.0.1:1/v1\", model = \"m\" }\n";
+        let of_stage = |keys: &str| {
+            format!("[tables]\nt = \"a.jsonl\"\n[[stage]]\nname = \"s\"\n{endpoint}{keys}\n")
+        };
+        let sample = of_stage("kind = \"sample\"\nprompts = \"SELECT id, prompt FROM t\"");
+        let eval = of_stage("kind = \"eval\"\ndata = \"SELECT id, prompt, answer FROM t\"");
         let (none, commands, network) =
             (world(false, false), world(true, false), world(false, true));
         assert_refused(none.check(&command), "which this daemon doesn't allow");
         assert_refused(network.check(&command), "which this daemon doesn't allow");
         commands.check(&command).unwrap();
-        for text in [&http, &judge, endpoint] {
+        for text in [&http, &judge, &sample, &eval] {
             assert_refused(none.check(text), "asks a");
             assert_refused(commands.check(text), "asks a");
             network.check(text).unwrap();
