@@ -6,7 +6,7 @@
 //! - [`thinking`]: budget forcing: what may be forced into a completion, and where. Pure but for the tokenizer.
 //! - [`pages`]: which pages of the cache are free, and who shares them.
 //! - [`audience`]: who asks for more meanwhile, and hears of each token.
-//! - [`score`]: log-probs of tokens that are given, with the likeliest ones beside them.
+//! - [`score()`]: log-probs of tokens that are given, with the likeliest ones beside them.
 //! - [`engine`]: admits groups, prefills prompts once, decodes all sequences together.
 //!
 //! # Invariants
