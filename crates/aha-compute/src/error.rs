@@ -9,4 +9,7 @@ pub enum Error {
         /// What was asked for and what the machine has.
         what: String,
     },
+    /// A device that is asked for or in use.
+    #[error(transparent)]
+    Cuda(#[from] aha_cuda::Error),
 }

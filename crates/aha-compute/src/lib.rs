@@ -7,6 +7,7 @@
 //! - [`ops`]: one module per op: maths, scalar reference, kernels, gradient check.
 //! - [`tape`]: records ops in the forward pass and plays them backwards.
 //! - [`params`]: named weights, their gradients and optimizer state.
+//! - [`cuda`]: the driver of NVIDIA devices, whose kernels are `.cu` files beside their ops; `ops::cuda` is shared.
 //! - [`random`]: counter-based random numbers, addressed and never consumed.
 //! - [`profile`]: where the time of a computation goes, op by op. [`measure`]: what the machine can reach.
 //!
@@ -29,6 +30,7 @@ pub mod simd;
 pub mod tape;
 pub mod tensor;
 
+pub use aha_cuda as cuda;
 pub use device::Device;
 pub use error::Error;
 pub use params::{Grads, ParamId, Params, WeightForm};

@@ -1,5 +1,8 @@
 //! What the tests of all ops share: numbers, tolerances, gradient checks, devices.
 
+use half::bf16;
+
+use crate::cuda::{Buffer, Context, Kind, Limits, Plan};
 use crate::random::Philox;
 use crate::simd::Isa;
 use crate::{Device, Tensor};
@@ -32,6 +35,11 @@ pub(crate) fn devices() -> Vec<Device> {
 pub(crate) struct Tol {
     pub abs: f64,
     pub rel: f64,
+}
+
+impl Tol {
+    /// Results rounded to bf16, of which the last of 8 bits may fall either way.
+    pub(crate) const BF16: Tol = Tol { abs: 2e-5, rel: 1.0 / 128.0 };
 }
 
 /// Sums of up to a few hundred terms near one, in `f32` against `f64`.
@@ -89,4 +97,86 @@ pub(crate) fn assert_grad(name: &str, gradient: &[f64], x: &[f64], loss: impl Fn
             gradient[i]
         );
     }
+}
+
+/// A model whose launches are checked: `C`, `H`, `KV`, `D`, width of the feed-forward layer, `V`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub hidden: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    pub ffn: usize,
+    pub vocab: usize,
+}
+
+const fn shape([hidden, heads, kv_heads, head_dim, ffn, vocab]: [usize; 6]) -> Shape {
+    Shape { hidden, heads, kv_heads, head_dim, ffn, vocab }
+}
+
+/// Qwen2.5 of 0.5B, 1.5B, 3B and 7B, and Llama 3.1 of 8B.
+pub(crate) const MODELS: [Shape; 5] = [
+    shape([896, 14, 2, 64, 4864, 151_936]),
+    shape([1536, 12, 2, 128, 8960, 151_936]),
+    shape([2048, 16, 2, 128, 11_008, 151_936]),
+    shape([3584, 28, 4, 128, 18_944, 152_064]),
+    shape([4096, 32, 8, 128, 14_336, 128_256]),
+];
+
+/// Rows of calls: decoding, prefill, learning.
+pub(crate) const ROWS: [usize; 5] = [1, 7, 256, 4096, 131_072];
+
+/// Fails where a launch asks for more than the least device has.
+#[track_caller]
+pub(crate) fn assert_fits(plan: &Plan) {
+    if let Err(what) = plan.check(&Limits::LEAST) {
+        panic!("{}: {what}", plan.kernel);
+    }
+}
+
+/// The emulated device, with its threads in either order.
+pub(crate) fn contexts() -> [Context; 2] {
+    aha_emulate::Emulated::both().map(|driver| Context::new(driver))
+}
+
+/// The values of [`noise_f32`], rounded as a buffer of that kind has them.
+pub(crate) fn rounding(seed: u64, len: usize, kind: Kind) -> Vec<f32> {
+    let values = noise_f32(seed, len);
+    match kind {
+        Kind::Bf16 => values.into_iter().map(|x| bf16::from_f32(x).to_f32()).collect(),
+        _ => values,
+    }
+}
+
+/// A buffer of [`rounding`], and its values.
+pub(crate) fn upload_noise(cx: &Context, seed: u64, len: usize, kind: Kind) -> (Buffer, Vec<f64>) {
+    let values = rounding(seed, len, kind);
+    (upload(cx, &values, kind), wide(&values))
+}
+
+/// A buffer of these values, rounded to the kind.
+pub(crate) fn upload(cx: &Context, values: &[f32], kind: Kind) -> Buffer {
+    match kind {
+        Kind::Bf16 => {
+            let values: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
+            cx.upload(&values).unwrap()
+        }
+        _ => cx.upload(values).unwrap(),
+    }
+}
+
+/// The values of a buffer of f32 or bf16.
+pub(crate) fn download(cx: &Context, buffer: &Buffer) -> Vec<f32> {
+    match buffer.kind() {
+        Kind::Bf16 => {
+            let values: Vec<bf16> = cx.download(buffer.view()).unwrap();
+            values.into_iter().map(bf16::to_f32).collect()
+        }
+        _ => cx.download(buffer.view()).unwrap(),
+    }
+}
+
+/// The same values in double precision.
+pub(crate) fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|x| f64::from(*x)).collect()
 }

@@ -6,6 +6,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cuda;
 pub mod embedding;
 pub mod grad_norm;
 pub mod lm_head;

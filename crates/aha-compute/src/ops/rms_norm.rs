@@ -15,6 +15,8 @@
 //! `dx = r (dy w - z m)` and `dw = Σ dy z`. `x` and `y` may be bf16: what is between is `f32`, and so are
 //! gradients.
 
+pub mod cuda;
+
 use crate::simd::{LANES, Simd, simd_fn};
 use crate::tensor::Shards;
 use crate::{Device, Tensor};

@@ -1,0 +1,185 @@
+// What all kernels share: types, loads of eight elements, sums with a fixed order.
+//
+// A kernel is written as KERNEL(THREADS_MAX, NAME, PARAMETERS...) { ... }. Dynamic shared memory is SHARED_MEMORY(T, NAME).
+// With AHA_EMULATED the same source runs on the processor (aha-emulate).
+#pragma once
+
+typedef unsigned char u8;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef float f32;
+typedef double f64;
+
+#ifdef AHA_EMULATED
+#include "emulate.h"
+#else
+#define KERNEL(threads_max, name, ...) extern "C" __global__ __launch_bounds__(threads_max) void name(__VA_ARGS__)
+#define SHARED_MEMORY(type, name)                                 \
+    extern __shared__ __align__(16) unsigned char shared_memory[]; \
+    type* name = reinterpret_cast<type*>(shared_memory)
+#endif
+
+constexpr u32 WARP = 32;
+constexpr u32 ALL_LANES = 0xffffffffu;
+constexpr u32 EIGHT = 8;
+
+#define NEGATIVE_INFINITY __uint_as_float(0xff800000u)
+#define NOT_A_NUMBER __uint_as_float(0x7fc00000u)
+
+// The upper half of an f32.
+struct bf16 {
+    u16 bits;
+};
+
+__device__ __forceinline__ f32 to_f32(f32 x) { return x; }
+__device__ __forceinline__ f32 to_f32(bf16 x) { return __uint_as_float(u32(x.bits) << 16); }
+
+// Rounds to nearest, ties to even; a NaN stays one.
+__device__ __forceinline__ bf16 round_bf16(f32 x) {
+    u32 bits = __float_as_uint(x);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{u16((bits >> 16) | 0x40u)};
+    return bf16{u16((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+
+template <typename T>
+__device__ __forceinline__ T from_f32(f32 x);
+template <>
+__device__ __forceinline__ f32 from_f32<f32>(f32 x) { return x; }
+template <>
+__device__ __forceinline__ bf16 from_f32<bf16>(f32 x) { return round_bf16(x); }
+
+// Sixteen bytes, moved at once: the address must be a multiple of 16.
+struct __align__(16) Sixteen {
+    u32 words[4];
+};
+
+__device__ __forceinline__ Sixteen load16(const void* from) {
+#ifdef AHA_EMULATED
+    emulated::check_aligned(from, 16);
+#endif
+    return *reinterpret_cast<const Sixteen*>(from);
+}
+
+__device__ __forceinline__ void store16(void* to, Sixteen x) {
+#ifdef AHA_EMULATED
+    emulated::check_aligned(to, 16);
+#endif
+    *reinterpret_cast<Sixteen*>(to) = x;
+}
+
+// Eight elements from an address that is a multiple of 16.
+__device__ __forceinline__ void load8(f32 (&x)[EIGHT], const f32* from) {
+    Sixteen low = load16(from), high = load16(from + 4);
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        x[i] = __uint_as_float(low.words[i]);
+        x[4 + i] = __uint_as_float(high.words[i]);
+    }
+}
+
+__device__ __forceinline__ void load8(f32 (&x)[EIGHT], const bf16* from) {
+    Sixteen both = load16(from);
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        x[2 * i] = __uint_as_float(both.words[i] << 16);
+        x[2 * i + 1] = __uint_as_float(both.words[i] & 0xffff0000u);
+    }
+}
+
+__device__ __forceinline__ void store8(f32* to, const f32 (&x)[EIGHT]) {
+    Sixteen low, high;
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        low.words[i] = __float_as_uint(x[i]);
+        high.words[i] = __float_as_uint(x[4 + i]);
+    }
+    store16(to, low);
+    store16(to + 4, high);
+}
+
+__device__ __forceinline__ void store8(bf16* to, const f32 (&x)[EIGHT]) {
+    Sixteen both;
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        both.words[i] = u32(round_bf16(x[2 * i]).bits) | u32(round_bf16(x[2 * i + 1]).bits) << 16;
+    }
+    store16(to, both);
+}
+
+// Eight elements of a row from `at` on, zeros behind its end. WHOLE: the row's length is a multiple of eight.
+template <bool WHOLE, typename T>
+__device__ __forceinline__ void load_part(f32 (&x)[EIGHT], const T* row, u32 at, u32 len) {
+    if constexpr (WHOLE) {
+        if (at < len) {
+            load8(x, row + at);
+        } else {
+#pragma unroll
+            for (u32 i = 0; i < EIGHT; ++i) x[i] = 0.0f;
+        }
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; ++i) x[i] = at + i < len ? to_f32(row[at + i]) : 0.0f;
+    }
+}
+
+template <bool WHOLE, typename T>
+__device__ __forceinline__ void store_part(T* row, u32 at, u32 len, const f32 (&x)[EIGHT]) {
+    if constexpr (WHOLE) {
+        if (at < len) store8(row + at, x);
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; ++i) {
+            if (at + i < len) row[at + i] = from_f32<T>(x[i]);
+        }
+    }
+}
+
+// The sum over a warp's lanes, the same bits in each.
+__device__ __forceinline__ f32 warp_sum(f32 x) {
+#pragma unroll
+    for (u32 apart = WARP / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(ALL_LANES, x, apart);
+    return x;
+}
+
+__device__ __forceinline__ f32 warp_max(f32 x) {
+#pragma unroll
+    for (u32 apart = WARP / 2; apart > 0; apart /= 2) x = fmaxf(x, __shfl_xor_sync(ALL_LANES, x, apart));
+    return x;
+}
+
+// The sum over the THREADS threads of a block, which all call it: warps in order. Two barriers.
+template <u32 THREADS>
+__device__ __forceinline__ f32 block_sum(f32 x) {
+    __shared__ f32 parts[THREADS / WARP];
+    x = warp_sum(x);
+    if (threadIdx.x % WARP == 0) parts[threadIdx.x / WARP] = x;
+    __syncthreads();
+    f32 sum = parts[0];
+#pragma unroll
+    for (u32 i = 1; i < THREADS / WARP; ++i) sum += parts[i];
+    __syncthreads();
+    return sum;
+}
+
+// e^x in the arithmetic of aha-compute's lanes, with the same bits: within 2 units in the last place, 0 below -87.33.
+__device__ __forceinline__ f32 exp_as_cpu(f32 v) {
+    f32 x = v < 88.37f ? v : 88.37f;
+    x = x > -87.33f ? x : -87.33f;
+    f32 n = rintf(__fmul_rn(x, 1.44269504088896340736f));
+    f32 r = __fmaf_rn(n, -0.693359375f, x);
+    r = __fmaf_rn(n, 2.12194440e-4f, r);
+    f32 p = 1.0f / 5040.0f;
+    p = __fmaf_rn(p, r, 1.0f / 720.0f);
+    p = __fmaf_rn(p, r, 1.0f / 120.0f);
+    p = __fmaf_rn(p, r, 1.0f / 24.0f);
+    p = __fmaf_rn(p, r, 1.0f / 6.0f);
+    p = __fmaf_rn(p, r, 0.5f);
+    p = __fmaf_rn(p, r, 1.0f);
+    p = __fmaf_rn(p, r, 1.0f);
+    f32 power = __uint_as_float(u32(int(n) + 127) << 23);
+    return v >= -87.33f ? __fmul_rn(p, power) : 0.0f;
+}
+
+// 1 / (1 + e^-x).
+__device__ __forceinline__ f32 sigmoid(f32 x) { return 1.0f / (1.0f + exp_as_cpu(-x)); }

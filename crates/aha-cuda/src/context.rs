@@ -1,0 +1,359 @@
+//! A device with a stream and memory, and buffers there.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::mem::size_of;
+use std::ops::Range;
+use std::sync::Arc;
+
+use half::bf16;
+
+use crate::pool::{Block, Pool, Stats};
+use crate::{Arg, Driver, Error, Info, Kind, Launch, Operand, Plan, Product, Ptr, Stream};
+
+/// A device, the stream on which its work is done in order, and its memory. Cloning it clones the handle.
+#[derive(Clone, Debug)]
+pub struct Context {
+    device: Arc<Device>,
+    stream: Stream,
+}
+
+#[derive(Debug)]
+struct Device {
+    driver: Arc<dyn Driver>,
+    pool: Pool,
+}
+
+impl Context {
+    /// On the driver's first stream.
+    pub fn new(driver: Arc<dyn Driver>) -> Context {
+        let pool = Pool::new(Arc::clone(&driver));
+        Context { device: Arc::new(Device { driver, pool }), stream: Stream::MAIN }
+    }
+
+    /// The same device and memory, with a stream of its own.
+    pub fn with_new_stream(&self) -> Result<Context, Error> {
+        Ok(Context { device: Arc::clone(&self.device), stream: self.driver().stream()? })
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.device.driver
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &Info {
+        self.driver().info()
+    }
+
+    /// The stream on which work is done.
+    pub fn stream(&self) -> Stream {
+        self.stream
+    }
+
+    /// How memory is used.
+    pub fn stats(&self) -> Stats {
+        self.device.pool.stats()
+    }
+
+    /// Returns memory that is kept for later to the driver.
+    pub fn trim(&self) {
+        self.device.pool.trim();
+    }
+
+    /// Waits until all work is done.
+    pub fn synchronize(&self) -> Result<(), Error> {
+        self.driver().synchronize(self.stream)
+    }
+
+    /// Work that comes from now on waits for that of another context of the device.
+    pub fn after(&self, other: &Context) -> Result<(), Error> {
+        self.driver().join(other.stream, self.stream)
+    }
+
+    /// A buffer with unspecified contents.
+    pub fn buffer(&self, kind: Kind, len: usize) -> Result<Buffer, Error> {
+        let block = self.device.pool.take(len * kind.bytes(), self.stream)?;
+        Ok(Buffer { context: self.clone(), block: Some(block), kind, len })
+    }
+
+    /// A buffer of zeros.
+    pub fn zeros(&self, kind: Kind, len: usize) -> Result<Buffer, Error> {
+        let mut buffer = self.buffer(kind, len)?;
+        self.clear(&mut buffer.view_mut())?;
+        Ok(buffer)
+    }
+
+    /// A copy of `values` on the device.
+    pub fn upload<T: Element>(&self, values: &[T]) -> Result<Buffer, Error> {
+        let mut buffer = self.buffer(T::KIND, values.len())?;
+        self.write(&mut buffer.view_mut(), values)?;
+        Ok(buffer)
+    }
+
+    /// Copies `values` to the device.
+    pub fn write<T: Element>(&self, to: &mut ViewMut<'_>, values: &[T]) -> Result<(), Error> {
+        to.assert_is(T::KIND, values.len());
+        let bytes = size_of_val(values);
+        // SAFETY: both sides have so many bytes, and what isn't pinned may change when this returns.
+        unsafe { self.driver().copy_in(to.at, values.as_ptr().cast(), bytes, self.stream) }
+    }
+
+    /// A copy of what is on the device, once all work before it is done.
+    pub fn download<T: Element>(&self, from: View<'_>) -> Result<Vec<T>, Error> {
+        from.assert_is(T::KIND, from.len);
+        let mut values = vec![T::ZERO; from.len];
+        let bytes = from.len * size_of::<T>();
+        // SAFETY: both sides have so many bytes, and this waits for the copy.
+        unsafe { self.driver().copy_out(values.as_mut_ptr().cast(), from.at, bytes, self.stream)? };
+        self.synchronize()?;
+        Ok(values)
+    }
+
+    /// Sets all elements to zero.
+    pub fn clear(&self, to: &mut ViewMut<'_>) -> Result<(), Error> {
+        let bytes = to.len * to.kind.bytes();
+        // SAFETY: the view has so many bytes.
+        unsafe { self.driver().fill(to.at, 0, bytes, self.stream) }
+    }
+
+    /// Copies elements from buffer to buffer.
+    pub fn copy(&self, to: &mut ViewMut<'_>, from: View<'_>) -> Result<(), Error> {
+        to.assert_is(from.kind, from.len);
+        let bytes = from.len * from.kind.bytes();
+        // SAFETY: both sides have so many bytes; what is written is borrowed alone, so they don't overlap.
+        unsafe { self.driver().copy(to.at, from.at, bytes, self.stream) }
+    }
+
+    /// Runs a kernel, if there is anything to do.
+    ///
+    /// # Safety
+    /// The arguments are those of the kernel, and it stays within the buffers that they point to.
+    pub unsafe fn launch(&self, plan: &Plan, args: &[Arg]) -> Result<(), Error> {
+        if plan.is_empty() {
+            return Ok(());
+        }
+        if let Err(what) = plan.check(&self.info().limits) {
+            return Err(Error::Kernel { kernel: plan.kernel.to_string(), what });
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.driver().launch(&Launch { plan, args }, self.stream) }
+    }
+
+    /// `c (m, n) = alpha · op(a) · op(b) + beta · c + bias`, all row-major and without gaps.
+    pub fn product(
+        &self,
+        c: &mut ViewMut<'_>,
+        [m, n, k]: [usize; 3],
+        (a, a_is_transposed): (View<'_>, bool),
+        (b, b_is_transposed): (View<'_>, bool),
+        bias: Option<View<'_>>,
+        (alpha, beta): (f32, f32),
+    ) -> Result<(), Error> {
+        c.assert_is(c.kind, m * n);
+        a.assert_is(a.kind, m * k);
+        b.assert_is(a.kind, k * n);
+        if let Some(bias) = bias {
+            bias.assert_is(c.kind, n);
+        }
+        if m * n == 0 {
+            return Ok(());
+        }
+        let operand = |view: View<'_>, is_transposed, [rows, cols]: [usize; 2]| Operand {
+            at: view.at,
+            kind: view.kind,
+            is_transposed,
+            row_stride: if is_transposed { rows } else { cols },
+        };
+        let product = Product {
+            m,
+            n,
+            k,
+            a: operand(a, a_is_transposed, [m, k]),
+            b: operand(b, b_is_transposed, [k, n]),
+            c: c.at,
+            c_kind: c.kind,
+            c_stride: n,
+            alpha,
+            beta,
+            bias: bias.map(|bias| bias.at),
+        };
+        // SAFETY: lengths are asserted above, and what is written is borrowed alone.
+        unsafe { self.driver().product(&product, self.stream) }
+    }
+}
+
+/// Elements in a device's memory. What is freed is used again by work that comes later on its context's stream.
+pub struct Buffer {
+    context: Context,
+    /// None once it is freed.
+    block: Option<Block>,
+    kind: Kind,
+    len: usize,
+}
+
+impl Buffer {
+    /// All elements.
+    pub fn view(&self) -> View<'_> {
+        View { at: self.at(), kind: self.kind, len: self.len, of: PhantomData }
+    }
+
+    /// All elements, to be written.
+    pub fn view_mut(&mut self) -> ViewMut<'_> {
+        ViewMut { at: self.at(), kind: self.kind, len: self.len, of: PhantomData }
+    }
+
+    /// What it is a buffer of.
+    pub fn context(&self) -> &Context {
+        &self.context
+    }
+
+    /// What its elements are.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has no elements.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    fn at(&self) -> Ptr {
+        self.block.as_ref().map_or(Ptr(0), |block| block.at)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        if let Some(block) = self.block.take() {
+            self.context.device.pool.give(block, self.context.stream);
+        }
+    }
+}
+
+impl fmt::Debug for Buffer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} × {} at {:#x}", self.len, self.kind, self.at().0)
+    }
+}
+
+/// Elements of a buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    at: Ptr,
+    kind: Kind,
+    len: usize,
+    of: PhantomData<&'a Buffer>,
+}
+
+/// Elements of a buffer that are written.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    at: Ptr,
+    kind: Kind,
+    len: usize,
+    of: PhantomData<&'a mut Buffer>,
+}
+
+macro_rules! view {
+    ($name:ident) => {
+        impl<'a> $name<'a> {
+            /// Where they begin.
+            pub fn at(&self) -> Ptr {
+                self.at
+            }
+
+            /// What they are.
+            pub fn kind(&self) -> Kind {
+                self.kind
+            }
+
+            /// How many there are.
+            pub fn len(&self) -> usize {
+                self.len
+            }
+
+            /// Whether there are none.
+            pub fn is_empty(&self) -> bool {
+                self.len == 0
+            }
+
+            /// Some of them.
+            #[track_caller]
+            pub fn slice(self, range: Range<usize>) -> $name<'a> {
+                assert!(
+                    range.start <= range.end && range.end <= self.len,
+                    "{range:?} of {}",
+                    self.len
+                );
+                let at = self.at.plus(range.start * self.kind.bytes());
+                $name { at, len: range.len(), ..self }
+            }
+
+            /// Asserts kind and length.
+            #[track_caller]
+            pub fn assert_is(&self, kind: Kind, len: usize) {
+                assert_eq!((self.kind, self.len), (kind, len), "kind and length of a buffer");
+            }
+        }
+
+        impl From<&$name<'_>> for Arg {
+            fn from(view: &$name<'_>) -> Arg {
+                Arg::Ptr(view.at)
+            }
+        }
+    };
+}
+view!(View);
+view!(ViewMut);
+
+impl ViewMut<'_> {
+    /// The same elements, to be read.
+    pub fn as_view(&self) -> View<'_> {
+        View { at: self.at, kind: self.kind, len: self.len, of: PhantomData }
+    }
+
+    /// The same elements, lent on.
+    pub fn reborrow(&mut self) -> ViewMut<'_> {
+        ViewMut { at: self.at, kind: self.kind, len: self.len, of: PhantomData }
+    }
+}
+
+impl Arg {
+    /// A pointer to what may be absent.
+    pub fn of(view: Option<View<'_>>) -> Arg {
+        view.map_or(Arg::NULL, |view| Arg::Ptr(view.at))
+    }
+
+    /// A size, which kernels take as 32 bits.
+    #[track_caller]
+    pub fn size(len: usize) -> Arg {
+        Arg::U32(u32::try_from(len).expect("kernels count up to 2^32"))
+    }
+}
+
+/// A type that the host has for a kind of elements.
+pub trait Element: Copy {
+    /// Which kind.
+    const KIND: Kind;
+    /// Zero.
+    const ZERO: Self;
+}
+
+macro_rules! element {
+    ($t:ty, $kind:ident, $zero:expr) => {
+        impl Element for $t {
+            const KIND: Kind = Kind::$kind;
+            const ZERO: $t = $zero;
+        }
+    };
+}
+element!(f32, F32, 0.0);
+element!(bf16, Bf16, bf16::ZERO);
+element!(u32, U32, 0);
+element!(f64, F64, 0.0);

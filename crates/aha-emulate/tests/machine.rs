@@ -1,0 +1,133 @@
+//! The emulation does what a device does, and sees what a device doesn't show.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+
+use aha_cuda::{Arg, Context, Driver, Error, Kind, Plan, Source, Stream};
+use aha_emulate::{Emulated, Order};
+
+static SOURCE: Source = Source { name: "machine.cu", text: include_str!("machine.cu") };
+
+fn plan(kernel: &'static str, blocks: usize, threads: u32) -> Plan {
+    Plan::new(&SOURCE, kernel, blocks, threads)
+}
+
+fn contexts() -> [Context; 2] {
+    Emulated::both().map(|driver| Context::new(driver))
+}
+
+fn run(context: &Context, plan: &Plan, args: &[Arg]) -> Result<(), Error> {
+    // SAFETY: the arguments are those of the kernels above, but where a test says otherwise and they are refused.
+    unsafe { context.launch(plan, args) }
+}
+
+fn fault(plan: &Plan, kind: Kind) -> String {
+    let context = &contexts()[0];
+    let mut to = context.zeros(kind, 64).unwrap();
+    let error = run(context, plan, &[Arg::from(&to.view_mut())]).unwrap_err();
+    error.to_string()
+}
+
+#[test]
+fn what_lacks_a_barrier_differs_between_the_orders() {
+    let from: Vec<u32> = (0..256).collect();
+    let want: Vec<u32> = from.iter().rev().copied().collect();
+    let reversed = |kernel| {
+        contexts().map(|context| {
+            let from = context.upload(&from).unwrap();
+            let mut to = context.buffer(Kind::U32, 256).unwrap();
+            let args = [Arg::from(&to.view_mut()), Arg::from(&from.view())];
+            run(&context, &plan(kernel, 4, 64), &args).unwrap();
+            context.download::<u32>(to.view()).unwrap()
+        })
+    };
+    assert_eq!(reversed("reverse_right"), [want.clone(), want]);
+    let [forward, backward] = reversed("reverse_racing");
+    assert_ne!(forward, backward);
+}
+
+#[test]
+fn barriers_that_not_all_threads_reach_are_errors() {
+    let said = fault(&plan("diverging", 1, 64), Kind::U32);
+    assert!(said.contains("waits at the barrier") && said.contains("has left"), "{said}");
+    let said = fault(&plan("two_barriers", 1, 64), Kind::U32);
+    assert!(said.contains("at once"), "{said}");
+    let said = fault(&plan("half_a_warp", 1, 64), Kind::F32);
+    assert!(said.contains("waits for its warp"), "{said}");
+    let said = fault(&plan("half_a_warp", 1, 20), Kind::F32);
+    assert!(said.contains("there is no lane 20") || said.contains("has left"), "{said}");
+}
+
+#[test]
+fn misaligned_vectors_and_wrong_arguments_are_errors() {
+    let said = fault(&plan("misaligned", 1, 1), Kind::F32);
+    assert!(said.contains("16 bytes at once"), "{said}");
+    let said = fault(&plan("past_the_end", 1, 1), Kind::U32);
+    assert!(said.contains("takes parameters of [8, 4] bytes, not of [8]"), "{said}");
+    let said = fault(&plan("nowhere", 1, 1), Kind::U32);
+    assert!(said.contains("nowhere"), "{said}");
+    let said = fault(&plan("diverging", 1, 65), Kind::U32);
+    assert!(said.contains("65 threads, at most 64"), "{said}");
+}
+
+#[test]
+#[should_panic(expected = "past_the_end wrote outside of a buffer")]
+fn writes_around_a_buffer_are_seen() {
+    let context = &contexts()[0];
+    let mut to = context.zeros(Kind::U32, 128).unwrap();
+    run(context, &plan("past_the_end", 1, 1), &[Arg::from(&to.view_mut()), Arg::U32(128)]).unwrap();
+}
+
+#[test]
+fn sums_votes_and_shared_memory_are_those_of_a_device() {
+    let from: Vec<f32> = (0..512).map(|i| ((i * 37 % 101) as f32 - 50.0) / 8.0).collect();
+    for context in contexts() {
+        let values = context.upload(&from).unwrap();
+        let mut to = context.buffer(Kind::F32, 2).unwrap();
+        let mut votes = context.buffer(Kind::U32, 16).unwrap();
+        let args =
+            [Arg::from(&to.view_mut()), Arg::from(&values.view()), Arg::from(&votes.view_mut())];
+        let plan = Plan { shared_bytes: 1024, ..plan("sums", 2, 256) };
+        run(&context, &plan, &args).unwrap();
+        // Eighths below 2^20: every order has the same sum.
+        let want: Vec<f32> = from.chunks(256).map(|part| part.iter().sum()).collect();
+        assert_eq!(context.download::<f32>(to.view()).unwrap(), want);
+        let bit = |(i, x): (usize, &f32)| u32::from(*x > 0.0) << i;
+        let want: Vec<u32> =
+            from.chunks(32).map(|part| part.iter().enumerate().map(bit).sum()).collect();
+        assert_eq!(context.download::<u32>(votes.view()).unwrap(), want);
+    }
+}
+
+#[test]
+fn a_captured_launch_runs_when_it_is_replayed() {
+    let driver = Emulated::new(Order::Forward, 1 << 20);
+    let context = Context::new(Arc::clone(&driver) as Arc<dyn Driver>).with_new_stream().unwrap();
+    assert_ne!(context.stream(), Stream::MAIN);
+    let mut from = context.upload(&[0u32; 64]).unwrap();
+    let mut to = context.zeros(Kind::U32, 64).unwrap();
+    let args = [Arg::from(&to.view_mut()), Arg::from(&from.view())];
+    driver.begin_capture(context.stream()).unwrap();
+    run(&context, &plan("reverse_right", 1, 64), &args).unwrap();
+    let graph = driver.end_capture(context.stream()).unwrap();
+    for round in 1..3 {
+        let values: Vec<u32> = (0..64).map(|i| i * round).collect();
+        context.write(&mut from.view_mut(), &values).unwrap();
+        // SAFETY: both buffers are there.
+        unsafe { driver.replay(graph, context.stream()).unwrap() };
+        let want: Vec<u32> = values.iter().rev().copied().collect();
+        assert_eq!(context.download::<u32>(to.view()).unwrap(), want);
+    }
+    driver.drop_graph(graph);
+}
+
+#[test]
+fn memory_is_bounded_and_fresh_memory_holds_nans() {
+    let driver = Emulated::new(Order::Forward, 1 << 20);
+    let context = Context::new(driver);
+    let fresh = context.buffer(Kind::F32, 100).unwrap();
+    assert!(context.download::<f32>(fresh.view()).unwrap().iter().all(|x| x.is_nan()));
+    let error = context.buffer(Kind::F32, 1 << 20).unwrap_err();
+    assert!(matches!(error, Error::OutOfMemory { .. }), "{error}");
+}
