@@ -1,6 +1,6 @@
-//! A processor that owns tensors and runs ops on them.
+//! What owns tensors and runs ops on them: a processor, or a CUDA device beside it.
 //!
-//! [`Device`] is a cheap handle. Freed buffers are kept for the next tensor of their size, because fresh
+//! [`Device`] is a cheap handle. A CUDA device has a processor too, for what the host does. There, freed buffers are kept for the next tensor of their size, because fresh
 //! pages from the system cost more than most element-wise ops. They are never so many that a device holds
 //! more than the most that was in use at once and [`SPARE_BYTES_MAX`]: so what a program needs can be
 //! predicted from its tensors.
@@ -8,9 +8,14 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::Dtype;
+use crate::cuda::{Context, nvidia::Nvidia};
 use crate::pool::Pool;
 use crate::simd::Isa;
+use crate::{Dtype, Error};
+
+mod gpu;
+
+pub(crate) use gpu::Gpu;
 
 /// Bytes that kept buffers may add to the most that was in use at once: batches differ in size, and those of
 /// small models are kept side by side.
@@ -22,6 +27,7 @@ const KEPT_LEN_MIN: usize = 1024;
 #[derive(Clone)]
 pub struct Device {
     cpu: Arc<Cpu>,
+    gpu: Option<Gpu>,
     dtype: Dtype,
     kv_dtype: Dtype,
 }
@@ -57,7 +63,39 @@ impl Device {
             threads
         };
         let cpu = Cpu { isa, pool: Pool::new(threads), buffers: Mutex::default() };
-        Device { cpu: Arc::new(cpu), dtype: Dtype::F32, kv_dtype: Dtype::F32 }
+        Device { cpu: Arc::new(cpu), gpu: None, dtype: Dtype::F32, kv_dtype: Dtype::F32 }
+    }
+
+    /// The CUDA device of this number, and `threads` of the processor, where 0 means all cores.
+    pub fn cuda(number: u32, threads: usize) -> Result<Device, Error> {
+        Ok(Device::cpu(threads).with_context(Context::new(Arc::new(Nvidia::open(number)?))))
+    }
+
+    /// The same processor with this CUDA device, on which tensors are then.
+    pub fn with_context(self, context: Context) -> Device {
+        Device { gpu: Some(Gpu::new(context)), ..self }
+    }
+
+    /// The processor alone.
+    pub(crate) fn host(&self) -> Device {
+        Device { gpu: None, ..self.clone() }
+    }
+
+    /// Whether tensors are in the memory of a CUDA device.
+    pub fn is_cuda(&self) -> bool {
+        self.gpu.is_some()
+    }
+
+    /// The CUDA device.
+    pub(crate) fn gpu(&self) -> Option<&Gpu> {
+        self.gpu.as_ref()
+    }
+
+    /// Fails if anything failed on the CUDA device since it was opened: then no result of it may be used, and nothing
+    /// more is done there. Doesn't wait for work that is under way: what was read from the device is done.
+    pub fn check(&self) -> Result<(), Error> {
+        let failure = self.gpu.as_ref().and_then(Gpu::failure);
+        failure.map_or(Ok(()), |failure| Err(failure.clone().into()))
     }
 
     /// The same device, where models multiply with and store activations as `dtype`; `f32` unless this is called.
@@ -140,6 +178,9 @@ impl Device {
 
     /// Returns every kept buffer to the system, and forgets how much was in use at once.
     pub fn trim(&self) {
+        if let Some(gpu) = &self.gpu {
+            gpu.context().trim();
+        }
         let mut buffers = self.buffers();
         let in_use_bytes = buffers.in_use_bytes;
         *buffers = Buffers { in_use_bytes, in_use_bytes_max: in_use_bytes, ..Buffers::default() };
@@ -196,7 +237,10 @@ impl Buffers {
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cpu({}, {} threads, {})", self.isa(), self.threads(), self.dtype)
+        match &self.gpu {
+            Some(gpu) => write!(f, "cuda({}, {})", gpu.context().info().name, self.dtype),
+            None => write!(f, "cpu({}, {} threads, {})", self.isa(), self.threads(), self.dtype),
+        }
     }
 }
 

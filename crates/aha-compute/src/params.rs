@@ -5,6 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
+use crate::ops::grad_norm;
 use crate::ops::matmul::Packed;
 use crate::{Device, Dtype, Error, Tensor};
 
@@ -160,6 +161,15 @@ impl Params {
         param.packed.get_or_init(|| Packed::of_weight(&param.value, param.value.device().dtype()))
     }
 
+    /// The weight `(out, in)` as gradients of activations are multiplied with it: on a processor, whose kernels round
+    /// what they read, its value; on a CUDA device of the dtype that activations have there.
+    pub fn factor(&self, id: ParamId) -> &Tensor {
+        match self.value(id).device().is_cuda() {
+            true => self.packed(id).on_gpu(),
+            false => self.value(id),
+        }
+    }
+
     /// As [`Params::packed`], in this form. Each form that is asked for has a copy of its own, kept until the weight
     /// changes.
     pub fn packed_as(&self, id: ParamId, form: WeightForm) -> &Packed {
@@ -179,7 +189,7 @@ impl Params {
         // One multiplication per weight and lane: eight chains, so that they overlap.
         self.params.iter().fold(start, |sum, entry| {
             let mut lanes = [sum; 8];
-            for chunk in entry.param.value.as_slice().chunks(lanes.len()) {
+            for chunk in entry.param.value.host().chunks(lanes.len()) {
                 for (lane, x) in lanes.iter_mut().zip(chunk) {
                     *lane = (*lane ^ u64::from(x.to_bits()))
                         .wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -194,8 +204,12 @@ impl Params {
 
     /// Whether no weight is infinite or NaN.
     pub fn is_finite(&self) -> bool {
-        let is_finite = |entry: &Entry| entry.param.value.as_slice().iter().all(|x| x.is_finite());
-        self.params.iter().all(is_finite)
+        let values = || self.params.iter().map(|entry| &entry.param.value);
+        if values().any(|value| value.device().is_cuda()) {
+            // The squares of f32 numbers stay finite in f64.
+            return grad_norm::global_norm(values()).is_finite();
+        }
+        values().all(|value| value.as_slice().iter().all(|x| x.is_finite()))
     }
 
     /// Elements of all weights.

@@ -13,9 +13,8 @@ use std::sync::Arc;
 
 use crate::ops::attention::{self, KvCache, Layout, PagedSeqs};
 use crate::ops::matmul::Packed;
-use crate::ops::{embedding, lm_head, lora, matmul, rms_norm, rope, swiglu};
+use crate::ops::{embedding, lm_head, lora, matmul, rms_norm, rope, select, swiglu};
 use crate::profile::{self, bytes, moving, multiplying};
-use crate::tensor::Values;
 use play::{Slots, play};
 
 use crate::{Device, Dtype, Grads, ParamId, Params, Tensor, WeightForm};
@@ -373,10 +372,7 @@ impl<'p> Tape<'p> {
         let (cols, dtype) = (x.value.cols(), x.value.dtype());
         let mut y = Tensor::uninit_as(&self.device, dtype, &[rows.len(), cols]);
         let span = moving("select_rows.forward", &[&y, &y]);
-        match x.value.values() {
-            Values::F32(from) => copy_rows(y.as_mut_slice(), from, cols, rows),
-            Values::Bf16(from) => copy_rows(y.as_mut_bf16(), from, cols, rows),
-        }
+        select::forward(&mut y, &x.value, rows);
         drop(span);
         self.record(y, || Op::SelectRows {
             x: x.clone(),
@@ -580,13 +576,6 @@ impl<'p> Tape<'p> {
             self.nodes.push(Node { op, outputs: vec![var.slot] });
         }
         var
-    }
-}
-
-/// The given rows of `from`, one after the other.
-fn copy_rows<T: Copy>(to: &mut [T], from: &[T], cols: usize, rows: &[usize]) {
-    for (to, &row) in to.chunks_exact_mut(cols).zip(rows) {
-        to.copy_from_slice(&from[row * cols..(row + 1) * cols]);
     }
 }
 

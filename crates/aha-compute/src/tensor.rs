@@ -2,6 +2,8 @@
 //!
 //! Kernels compute in `f32`. [`Values`] and `Sink` are how an op reads and writes tensors of either kind: `f32`
 //! in place, bf16 widened from and rounded to a block that stays in a core's cache.
+//!
+//! On a CUDA device elements are in its memory, and what lends them as slices panics: [`Tensor::host`] copies them.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -11,8 +13,13 @@ use std::str::FromStr;
 
 use half::bf16;
 
+use crate::cuda::Buffer;
 use crate::simd::{LANES, simd_fn};
 use crate::{Device, Error};
+
+mod on_gpu;
+
+pub(crate) use on_gpu::kind_of;
 
 /// What a tensor's elements are stored as.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -60,8 +67,15 @@ pub struct Tensor {
     device: Device,
     shape: Vec<usize>,
     dtype: Dtype,
+    data: Data,
+}
+
+/// Where the elements are.
+enum Data {
     /// Two bf16 numbers to a word; the last may have one only.
-    data: Vec<f32>,
+    Host(Vec<f32>),
+    /// None where the device failed before or while they were asked for.
+    Gpu(Option<Buffer>),
 }
 
 impl Tensor {
@@ -80,16 +94,65 @@ impl Tensor {
     /// As [`Tensor::uninit`], with elements of this kind.
     pub fn uninit_as(device: &Device, dtype: Dtype, shape: &[usize]) -> Tensor {
         let len: usize = shape.iter().product();
-        let data = device.take((len * dtype.bytes()).div_ceil(size_of::<f32>()));
+        let data = match device.gpu() {
+            Some(gpu) => Data::Gpu(gpu.ask(|cx| cx.buffer(kind_of(dtype), len))),
+            None => Data::Host(device.take((len * dtype.bytes()).div_ceil(size_of::<f32>()))),
+        };
         Tensor { device: device.clone(), shape: shape.to_vec(), dtype, data }
     }
 
     /// A copy of `values`, whose length must be the product of `shape`.
     pub fn from_slice(device: &Device, shape: &[usize], values: &[f32]) -> Tensor {
         let mut tensor = Tensor::uninit(device, shape);
-        assert_eq!(tensor.data.len(), values.len(), "values for shape {shape:?}");
-        tensor.data.copy_from_slice(values);
+        tensor.write(values);
         tensor
+    }
+
+    /// Sets all elements of an `f32` tensor to `values`.
+    #[track_caller]
+    pub fn write(&mut self, values: &[f32]) {
+        assert_eq!(self.len(), values.len(), "values for shape {:?}", self.shape);
+        match self.gpu() {
+            Some(gpu) => self.upload(&gpu, values),
+            None => self.as_mut_slice().copy_from_slice(values),
+        }
+    }
+
+    /// Sets the elements of an `f32` tensor to what `f` writes into a slice of the host, which holds anything before.
+    /// Nothing changes where it fails on a CUDA device.
+    pub fn write_with<E>(&mut self, f: impl FnOnce(&mut [f32]) -> Result<(), E>) -> Result<(), E> {
+        let Some(gpu) = self.gpu() else { return f(self.as_mut_slice()) };
+        let mut values = vec![0.0; self.len()];
+        f(&mut values)?;
+        self.upload(&gpu, &values);
+        Ok(())
+    }
+
+    /// The elements as `f32` in the host's memory: in place, or a copy. From a CUDA device it waits for all work there.
+    pub fn host(&self) -> Cow<'_, [f32]> {
+        match (self.gpu(), self.dtype) {
+            (Some(gpu), _) => Cow::Owned(self.download(&gpu)),
+            (None, Dtype::F32) => Cow::Borrowed(self.as_slice()),
+            (None, Dtype::Bf16) => {
+                Cow::Owned(self.as_bf16().iter().map(|x| x.to_f32()).collect())
+            }
+        }
+    }
+
+    #[track_caller]
+    fn words(&self) -> &[f32] {
+        match &self.data {
+            Data::Host(words) => words,
+            Data::Gpu(_) => panic!("elements in the host's memory"),
+        }
+    }
+
+    #[track_caller]
+    fn words_mut(&mut self) -> &mut [f32] {
+        match &mut self.data {
+            Data::Host(words) => words,
+            Data::Gpu(_) => panic!("elements in the host's memory"),
+        }
     }
 
     /// The device that owns the memory.
@@ -131,14 +194,14 @@ impl Tensor {
     #[track_caller]
     pub fn as_slice(&self) -> &[f32] {
         assert_eq!(self.dtype, Dtype::F32, "elements as f32");
-        &self.data
+        self.words()
     }
 
     /// The elements of an `f32` tensor, to write.
     #[track_caller]
     pub fn as_mut_slice(&mut self) -> &mut [f32] {
         assert_eq!(self.dtype, Dtype::F32, "elements as f32");
-        &mut self.data
+        self.words_mut()
     }
 
     /// The elements of a bf16 tensor.
@@ -146,7 +209,7 @@ impl Tensor {
     pub fn as_bf16(&self) -> &[bf16] {
         assert_eq!(self.dtype, Dtype::Bf16, "elements as bf16");
         // SAFETY: a word holds two, any bits are a bf16, and the buffer has as many words as `len` needs.
-        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), self.len()) }
+        unsafe { std::slice::from_raw_parts(self.words().as_ptr().cast(), self.len()) }
     }
 
     /// The elements of a bf16 tensor, to write.
@@ -155,7 +218,7 @@ impl Tensor {
         assert_eq!(self.dtype, Dtype::Bf16, "elements as bf16");
         let len = self.len();
         // SAFETY: as in `as_bf16`, and the borrow is unique.
-        unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), len) }
+        unsafe { std::slice::from_raw_parts_mut(self.words_mut().as_mut_ptr().cast(), len) }
     }
 
     /// The elements, whatever they are stored as.
@@ -192,6 +255,10 @@ impl Tensor {
     /// A copy with elements of this kind; bf16 numbers are rounded to nearest, ties to even.
     pub fn to_dtype(&self, dtype: Dtype) -> Tensor {
         let mut copy = Tensor::uninit_as(&self.device, dtype, &self.shape);
+        if let Some(gpu) = self.gpu() {
+            copy.convert_from(&gpu, self);
+            return copy;
+        }
         let sink = copy.sink();
         self.device.run_blocks(self.len(), ELEMENTWISE_BLOCK_LEN, |start, end| {
             self.values().with(&self.device, start..end, |from| {
@@ -216,11 +283,29 @@ impl Tensor {
         &mut self.as_mut_slice()[rows.start * cols..rows.end * cols]
     }
 
+    /// Sets some rows of an `f32` tensor to those of another.
+    #[track_caller]
+    pub(crate) fn set_rows(&mut self, rows: Range<usize>, from: &Tensor) {
+        let cols = self.cols();
+        assert_eq!(from.len(), rows.len() * cols, "rows {rows:?} of {:?}", self.shape);
+        match self.gpu() {
+            Some(gpu) => gpu.run(|cx| {
+                let mut to = self.view_mut().slice(rows.start * cols..rows.end * cols);
+                cx.copy(&mut to, from.view())
+            }),
+            None => self.rows_mut(rows).copy_from_slice(from.as_slice()),
+        }
+    }
+
     /// A copy of some rows.
     pub fn rows_range(&self, rows: Range<usize>) -> Tensor {
         let cols = self.cols();
         let mut part = Tensor::uninit_as(&self.device, self.dtype, &[rows.len(), cols]);
         let at = rows.start * cols..rows.end * cols;
+        if let Some(gpu) = self.gpu() {
+            part.copy_part(&gpu, self, at.start);
+            return part;
+        }
         match self.values() {
             Values::F32(all) => part.as_mut_slice().copy_from_slice(&all[at]),
             Values::Bf16(all) => part.as_mut_bf16().copy_from_slice(&all[at]),
@@ -243,6 +328,13 @@ impl Tensor {
     /// Sets every element of an `f32` tensor.
     #[track_caller]
     pub fn fill(&mut self, value: f32) {
+        if let Some(gpu) = self.gpu() {
+            match value.to_bits() {
+                0 => gpu.run(|cx| cx.clear(&mut self.view_mut())),
+                _ => self.upload(&gpu, &vec![value; self.len()]),
+            }
+            return;
+        }
         let (device, len) = (self.device.clone(), self.len());
         let to = Shards::new(self.as_mut_slice());
         device.run_blocks(len, ELEMENTWISE_BLOCK_LEN, |start, end| {
@@ -255,6 +347,9 @@ impl Tensor {
     #[track_caller]
     pub fn add_assign(&mut self, other: &Tensor) {
         assert_eq!(self.len(), other.len(), "add {:?} to {:?}", other.shape, self.shape);
+        if let Some(gpu) = self.gpu() {
+            return self.add_on(&gpu, other);
+        }
         let (device, len) = (self.device.clone(), self.len());
         let (to, from) = (Shards::new(self.as_mut_slice()), other.as_slice());
         device.run_blocks(len, ELEMENTWISE_BLOCK_LEN, |start, end| {
@@ -267,14 +362,19 @@ impl Tensor {
 impl Clone for Tensor {
     fn clone(&self) -> Tensor {
         let mut copy = Tensor::uninit_as(&self.device, self.dtype, &self.shape);
-        copy.data.copy_from_slice(&self.data);
+        match self.gpu() {
+            Some(gpu) => copy.copy_part(&gpu, self, 0),
+            None => copy.words_mut().copy_from_slice(self.words()),
+        }
         copy
     }
 }
 
 impl Drop for Tensor {
     fn drop(&mut self) {
-        self.device.give(std::mem::take(&mut self.data));
+        if let Data::Host(words) = &mut self.data {
+            self.device.give(std::mem::take(words));
+        }
     }
 }
 

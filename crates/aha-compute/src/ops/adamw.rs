@@ -63,6 +63,16 @@ impl AdamW {
             let Some((m, v)) = &mut self.moments[id.0] else { continue };
             let value = params.value_mut(id);
             let decays = value.shape().len() > 1;
+            if let Some(gpu) = value.gpu() {
+                let (step, gradient) = (self.step_count, grads.get(id));
+                gpu.run(|cx| {
+                    let state = [&mut value.view_mut(), &mut m.view_mut(), &mut v.view_mut()];
+                    let scale = cx.upload(&[scale])?;
+                    let (gradient, scale) = (gradient.view(), scale.view());
+                    cuda::step(cx, state, None, gradient, scale, hyper, step, decays)
+                });
+                continue;
+            }
             let factors = Factors::new(hyper, self.step_count, decays, scale);
             update(value, m, v, grads.get(id), factors);
         }

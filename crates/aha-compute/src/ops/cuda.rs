@@ -86,6 +86,16 @@ pub fn add(cx: &Context, sum: &mut ViewMut<'_>, x: View<'_>) -> Result<(), Error
     unsafe { cx.launch(&plan, &args) }
 }
 
+/// `values *= factor`, all f32.
+pub fn scale(cx: &Context, values: &mut ViewMut<'_>, factor: f32) -> Result<(), Error> {
+    let len = values.len();
+    values.assert_is(Kind::F32, len);
+    let args = [Arg::from(&*values), Arg::U64(len as u64), Arg::F32(factor)];
+    assert_aligned("a buffer", &args[0]);
+    // SAFETY: as above.
+    unsafe { cx.launch(&flat_plan(&ELEMENTWISE, "scale_f32", len), &args) }
+}
+
 /// `out (C) += Σ_t x (T, C)`. Which rows are summed with which depends on their number alone.
 pub fn column_sums(cx: &Context, out: &mut ViewMut<'_>, x: View<'_>) -> Result<(), Error> {
     let cols = out.len();

@@ -21,6 +21,12 @@ const ALONE_LEN: usize = 1 << 14;
 pub fn forward(y: &mut Tensor, table: &Tensor, ids: &[u32]) {
     let cols = table.cols();
     assert_eq!(y.len(), ids.len() * cols, "`y` must have a row for each of {} ids", ids.len());
+    if let Some(gpu) = y.gpu() {
+        return gpu.run(|cx| {
+            let ids = cuda::Ids::new(cx, ids, table.rows())?;
+            cuda::gather(cx, &mut y.view_mut(), table.view(), &ids)
+        });
+    }
     for (row, &id) in y.as_mut_slice().chunks_exact_mut(cols).zip(ids) {
         row.copy_from_slice(table.row(id as usize));
     }
@@ -30,6 +36,12 @@ pub fn forward(y: &mut Tensor, table: &Tensor, ids: &[u32]) {
 pub fn backward(dtable: &mut Tensor, dy: &Tensor, ids: &[u32]) {
     let cols = dtable.cols();
     assert_eq!(dy.len(), ids.len() * cols, "`dy` must have a row for each of {} ids", ids.len());
+    if let Some(gpu) = dy.gpu() {
+        return gpu.run(|cx| {
+            let ids = cuda::Ids::new(cx, ids, dtable.rows())?;
+            cuda::scatter_add(cx, &mut dtable.view_mut(), dy.view(), &ids)
+        });
+    }
     let device = dy.device();
     let parts = if dy.len() < ALONE_LEN { 1 } else { device.threads() };
     let row_count = dtable.rows();

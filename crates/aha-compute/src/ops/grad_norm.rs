@@ -5,6 +5,8 @@
 
 pub mod cuda;
 
+use crate::cuda::Kind;
+use crate::device::Gpu;
 use crate::simd::LANES;
 use crate::{Tensor, profile};
 
@@ -19,7 +21,22 @@ pub fn global_norm<'a>(grads: impl Iterator<Item = &'a Tensor>) -> f64 {
         let _span = profile::moving("grad_norm", &[tensor]);
         sum_of_squares(tensor)
     };
+    let mut grads = grads.peekable();
+    if let Some(gpu) = grads.peek().and_then(|grad| grad.gpu()) {
+        return norm_on(&gpu, &grads.collect::<Vec<_>>());
+    }
     grads.map(sum_of_squares).sum::<f64>().sqrt()
+}
+
+/// NaN after a failure of the device.
+fn norm_on(gpu: &Gpu, grads: &[&Tensor]) -> f64 {
+    let norm = gpu.ask(|cx| {
+        let views: Vec<_> = grads.iter().map(|grad| grad.view()).collect();
+        let (mut norm, mut scale) = (cx.buffer(Kind::F64, 1)?, cx.buffer(Kind::F32, 1)?);
+        cuda::global_norm(cx, &mut norm.view_mut(), &mut scale.view_mut(), &views, f64::INFINITY)?;
+        cx.download::<f64>(norm.view())
+    });
+    norm.map_or(f64::NAN, |norm| norm[0])
 }
 
 /// The factor on gradients of that norm which brings it down to `norm_max`; 1 where it is below.

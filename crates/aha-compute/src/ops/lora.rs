@@ -17,6 +17,7 @@
 //! batch.
 //! Where `x` is bf16, `u` and `du` are rounded to it.
 
+use super::cuda as elements;
 use super::matmul::{self, Packed};
 use crate::Tensor;
 
@@ -69,6 +70,9 @@ pub fn merge(w: &mut Tensor, [a, b]: [&Tensor; 2], scale: f32) {
 }
 
 fn multiply(values: &mut Tensor, factor: f32) {
+    if let Some(gpu) = values.gpu() {
+        return gpu.run(|cx| elements::scale(cx, &mut values.view_mut(), factor));
+    }
     values.as_mut_slice().iter_mut().for_each(|x| *x *= factor);
 }
 

@@ -28,6 +28,7 @@
 //! `k`, and then the product with the scale. It has the same bits on every instruction set.
 
 mod block;
+mod cuda;
 mod kernel;
 mod pack;
 mod pairs;
@@ -56,11 +57,21 @@ const BIAS_ALONE_LEN: usize = 1 << 16;
 /// same dtype, or of either if it is int8.
 ///
 /// Panels of as many outputs as a tile of the device's instruction set is wide, each `K` deep, the last
-/// one filled up with zeros. In bf16, two steps of `K` are one word; in int8, a step is a byte.
+/// one filled up with zeros. In bf16, two steps of `K` are one word; in int8, a step is a byte. On a CUDA device it is
+/// the weight as it is, of the dtype that it is multiplied in.
 pub struct Packed {
-    panels: Aligned,
     out_len: usize,
     in_len: usize,
+    place: Place,
+}
+
+enum Place {
+    Host(Panels),
+    Gpu(Tensor),
+}
+
+struct Panels {
+    panels: Aligned,
     tile: Tile,
     form: Form,
 }
@@ -76,6 +87,9 @@ impl Packed {
     /// Packs `w (N, K)`, an `f32` tensor, on all threads; for bf16 its elements are rounded.
     pub fn of_weight(w: &Tensor, dtype: Dtype) -> Packed {
         let (device, out_len, in_len) = (w.device(), w.rows(), w.cols());
+        if device.is_cuda() {
+            return Packed { out_len, in_len, place: Place::Gpu(w.to_dtype(dtype)) };
+        }
         let tile = Tile::of(device.isa());
         let steps = match dtype {
             Dtype::F32 => Steps::Floats,
@@ -105,10 +119,11 @@ impl Packed {
                 pack::panel_of_rows(to, from, in_len, tile.cols);
             }
         });
-        Packed { panels, out_len, in_len, tile, form: Form::Dtype(dtype) }
+        let panels = Panels { panels, tile, form: Form::Dtype(dtype) };
+        Packed { out_len, in_len, place: Place::Host(panels) }
     }
 
-    /// Packs `w (N, K)`, an `f32` tensor, on all threads, as int8 with a scale for each row.
+    /// Packs `w (N, K)`, an `f32` tensor, on all threads, as int8 with a scale for each row. For a processor only.
     pub fn as_int8(w: &Tensor) -> Packed {
         let (device, out_len, in_len) = (w.device(), w.rows(), w.cols());
         let tile = Tile::of(device.isa());
@@ -132,7 +147,8 @@ impl Packed {
                 pack::quantized_panel(isa, to, scales, from, rounded, in_len, tile.cols);
             }
         });
-        Packed { panels, out_len, in_len, tile, form: Form::Int8(scales) }
+        let panels = Panels { panels, tile, form: Form::Int8(scales) };
+        Packed { out_len, in_len, place: Place::Host(panels) }
     }
 
     /// Outputs: `N`.
@@ -147,16 +163,44 @@ impl Packed {
 
     /// Memory that the panels, and the scales of int8, take.
     pub fn bytes(&self) -> usize {
-        let scales = match &self.form {
+        let Panels { panels, form, .. } = match &self.place {
+            Place::Host(panels) => panels,
+            Place::Gpu(weight) => return weight.len() * weight.dtype().bytes(),
+        };
+        let scales = match form {
             Form::Dtype(_) => 0,
             Form::Int8(scales) => size_of_val(scales.as_slice()),
         };
-        size_of_val(self.panels.as_slice()) + scales
+        size_of_val(panels.as_slice()) + scales
+    }
+
+    /// The weight as kernels of a CUDA device read it.
+    #[track_caller]
+    pub(crate) fn on_gpu(&self) -> &Tensor {
+        match &self.place {
+            Place::Gpu(weight) => weight,
+            Place::Host(_) => panic!("a weight packed for a processor"),
+        }
+    }
+
+    #[track_caller]
+    fn panels(&self) -> &Panels {
+        match &self.place {
+            Place::Host(panels) => panels,
+            Place::Gpu(_) => panic!("a weight on a CUDA device"),
+        }
+    }
+
+    #[track_caller]
+    fn check_tile(&self, device: &Device) {
+        let tile = self.panels().tile;
+        assert_eq!(tile, Tile::of(device.isa()), "w is packed for another instruction set");
     }
 
     fn right(&self) -> Right<'_> {
-        let panels = self.panels.as_slice();
-        match &self.form {
+        let Panels { panels, form, .. } = self.panels();
+        let panels = panels.as_slice();
+        match form {
             Form::Dtype(Dtype::F32) => Right::Panels(panels),
             Form::Dtype(Dtype::Bf16) => Right::Words(panels),
             Form::Int8(scales) => Right::Bytes { panels, scales },
@@ -167,9 +211,10 @@ impl Packed {
 impl fmt::Debug for Packed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Packed[{}, {}] ", self.out_len, self.in_len)?;
-        match &self.form {
-            Form::Dtype(dtype) => write!(f, "{dtype}"),
-            Form::Int8(_) => f.write_str("int8"),
+        match &self.place {
+            Place::Host(Panels { form: Form::Dtype(dtype), .. }) => write!(f, "{dtype}"),
+            Place::Host(Panels { form: Form::Int8(_), .. }) => f.write_str("int8"),
+            Place::Gpu(weight) => write!(f, "{} on a CUDA device", weight.dtype()),
         }
     }
 }
@@ -177,13 +222,19 @@ impl fmt::Debug for Packed {
 /// `y = x·wᵀ + bias` for `x (T, K)` and `y (T, N)`; the bias is added after the sum.
 pub fn forward(y: &mut Tensor, x: &Tensor, w: &Packed, bias: Option<&Tensor>) {
     let (device, row_count) = (x.device().clone(), rows_of("x", x, w.in_len));
+    if let Some(gpu) = x.gpu() {
+        return gpu.run(|cx| cuda::forward(cx, y, x, w, bias, false));
+    }
     forward_rows(&device, &Out::of(y), x.values(), row_count, w, bias.map(Tensor::as_slice));
 }
 
 /// `y += x·wᵀ` for `x (T, K)` and `y (T, N)`, an `f32` tensor: the sums go on from what it holds.
 pub fn forward_add(y: &mut Tensor, x: &Tensor, w: &Packed) {
     let (device, row_count) = (x.device().clone(), rows_of("x", x, w.in_len));
-    assert_eq!(w.tile, Tile::of(device.isa()), "w is packed for another instruction set");
+    if let Some(gpu) = x.gpu() {
+        return gpu.run(|cx| cuda::forward(cx, y, x, w, None, true));
+    }
+    w.check_tile(&device);
     check_len("y", y.len(), row_count * w.out_len);
     let product = Product {
         rows: row_count,
@@ -197,9 +248,13 @@ pub fn forward_add(y: &mut Tensor, x: &Tensor, w: &Packed) {
     block::run(&device, &Out::of(y), &product);
 }
 
-/// `dx = dy·w`, or `dx += dy·w` if it accumulates, for `dy (T, N)`, `w (N, K)` and `dx (T, K)`.
+/// `dx = dy·w`, or `dx += dy·w` if it accumulates, for `dy (T, N)`, `w (N, K)` and `dx (T, K)`. On a processor `w` is
+/// `f32`; on a CUDA device it is of the kind of `dy` ([`Params::factor`](crate::Params::factor)).
 pub fn backward_input(dx: &mut Tensor, dy: &Tensor, w: &Tensor, accumulate: bool) {
     let dims = Dims { rows: rows_of("dy", dy, w.rows()), out: w.rows(), inp: w.cols() };
+    if let Some(gpu) = dy.gpu() {
+        return gpu.run(|cx| cuda::backward_input(cx, dx, dy, w, accumulate));
+    }
     backward_input_rows(
         dy.device(),
         dx.as_mut_slice(),
@@ -213,12 +268,18 @@ pub fn backward_input(dx: &mut Tensor, dy: &Tensor, w: &Tensor, accumulate: bool
 /// `dw += dyᵀ·x` for `dy (T, N)`, `x (T, K)` and `dw (N, K)`.
 pub fn backward_weight(dw: &mut Tensor, dy: &Tensor, x: &Tensor) {
     let dims = Dims { rows: rows_of("dy", dy, dw.rows()), out: dw.rows(), inp: dw.cols() };
+    if let Some(gpu) = dy.gpu() {
+        return gpu.run(|cx| cuda::backward_weight(cx, dw, dy, x));
+    }
     backward_weight_rows(dy.device(), dw.as_mut_slice(), dy.values(), x.values(), dims);
 }
 
 /// `db += Σ dy` over the rows of `dy (T, N)`.
 pub fn backward_bias(db: &mut Tensor, dy: &Tensor) {
     let row_count = rows_of("dy", dy, db.len());
+    if let Some(gpu) = dy.gpu() {
+        return gpu.run(|cx| cuda::backward_bias(cx, db, dy));
+    }
     backward_bias_rows(dy.device(), db.as_mut_slice(), dy.as_slice(), row_count);
 }
 
@@ -242,7 +303,7 @@ pub(crate) fn forward_rows(
     w: &Packed,
     bias: Option<&[f32]>,
 ) {
-    assert_eq!(w.tile, Tile::of(device.isa()), "w is packed for another instruction set");
+    w.check_tile(device);
     check_len("y", y.len(), row_count * w.out_len);
     check_len("x", x.len(), row_count * w.in_len);
     if let Some(bias) = bias {

@@ -14,6 +14,7 @@ pub mod lora;
 pub mod matmul;
 pub mod rms_norm;
 pub mod rope;
+pub mod select;
 pub mod swiglu;
 
 #[cfg(test)]

@@ -29,6 +29,12 @@ const SUM_VECTORS: usize = 4;
 /// `y = x r w` and the saved `r`.
 pub fn forward(y: &mut Tensor, r: &mut Tensor, x: &Tensor, w: &Tensor, eps: f32) {
     let group_len = check(w, r, &[("y", y), ("x", x)]);
+    if let Some(gpu) = y.gpu() {
+        return gpu.run(|cx| {
+            let (y, r) = (&mut y.view_mut(), &mut r.view_mut());
+            cuda::forward(cx, y, r, x.view(), w.view(), eps)
+        });
+    }
     let device = x.device();
     let (ys, rs) = (y.sink(), Shards::new(r.as_mut_slice()));
     groups(device, x.len() / group_len, group_len, |start, end| {
@@ -52,6 +58,12 @@ pub fn forward_add(
     eps: f32,
 ) {
     let group_len = check(w, r, &[("y", y), ("sum", sum), ("x", x), ("residual", residual)]);
+    if let Some(gpu) = y.gpu() {
+        return gpu.run(|cx| {
+            let (y, r, sum) = (&mut y.view_mut(), &mut r.view_mut(), &mut sum.view_mut());
+            cuda::forward_add(cx, y, r, sum, x.view(), residual.view(), w.view(), eps)
+        });
+    }
     let device = x.device();
     let sums = Shards::new(sum.as_mut_slice());
     let (ys, rs) = (y.sink(), Shards::new(r.as_mut_slice()));
@@ -76,6 +88,13 @@ pub fn backward(
     r: &Tensor,
 ) {
     let group_len = check(w, r, &[("dx", dx), ("dy", dy), ("x", x)]);
+    if let Some(gpu) = dy.gpu() {
+        return gpu.run(|cx| {
+            let mut dw = dw.map(Tensor::view_mut);
+            let (dx, r) = (&mut dx.view_mut(), r.view());
+            cuda::backward(cx, dx, dw.as_mut(), dy.view(), x.view(), w.view(), r)
+        });
+    }
     let device = x.device();
     let (dy, r, w) = (dy.as_slice(), r.as_slice(), w.as_slice());
     let x = x.as_f32();

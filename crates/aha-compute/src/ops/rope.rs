@@ -14,9 +14,10 @@
 
 pub mod cuda;
 
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::simd::{LANES, simd_fn};
+use crate::cuda::Context;
 use crate::{Device, Tensor};
 
 /// Rows that one call of a kernel takes.
@@ -36,6 +37,8 @@ pub struct Table {
     positions_max: usize,
     /// Rows of `D` floats: the cosines of a position, then its sines.
     blocks: Vec<OnceLock<Tensor>>,
+    /// Of the first positions, on a CUDA device that needs them.
+    on_gpu: Mutex<Option<Arc<cuda::Table>>>,
 }
 
 impl Table {
@@ -45,11 +48,12 @@ impl Table {
         assert!(!inv_freq.is_empty(), "`inv_freq` is empty: a head has at least one pair");
         let blocks = (0..positions_max.div_ceil(BLOCK_POSITIONS)).map(|_| OnceLock::new());
         Table {
-            device: device.clone(),
+            device: device.host(),
             inv_freq: inv_freq.to_vec(),
             scale,
             positions_max,
             blocks: blocks.collect(),
+            on_gpu: Mutex::default(),
         }
     }
 
@@ -63,6 +67,20 @@ impl Table {
         let (block_idx, row) = (position / BLOCK_POSITIONS, position % BLOCK_POSITIONS);
         let block = self.blocks[block_idx].get_or_init(|| self.block(block_idx));
         block.row(row).split_at(self.inv_freq.len())
+    }
+
+    /// The table on a CUDA device, with all positions below `end`.
+    fn on_gpu(&self, cx: &Context, end: usize) -> Result<Arc<cuda::Table>, crate::cuda::Error> {
+        let mut known = self.on_gpu.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(table) if table.position_count() >= end => Ok(Arc::clone(table)),
+            _ => {
+                let count = end.next_multiple_of(BLOCK_POSITIONS).min(self.positions_max);
+                let table = Arc::new(cuda::Table::new(cx, self, count)?);
+                *known = Some(Arc::clone(&table));
+                Ok(table)
+            }
+        }
     }
 
     /// A position's row is a function of the position alone, whichever thread comes first.
@@ -110,6 +128,14 @@ fn rotate(y: &mut Tensor, x: &Tensor, positions: &[u32], table: &Table, sign: f3
     let positions_max = table.positions_max;
     if let Some(past) = positions.iter().find(|&&p| p as usize >= positions_max) {
         panic!("position {past} of a table with {positions_max}");
+    }
+    if let Some(gpu) = y.gpu() {
+        return gpu.run(|cx| {
+            let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
+            let table = table.on_gpu(cx, end)?;
+            let positions = cx.upload(positions)?;
+            cuda::rotate(cx, &mut y.view_mut(), x.view(), positions.view(), &table, sign)
+        });
     }
     let device = x.device();
     let out = y.sink();

@@ -22,6 +22,9 @@ const BLOCK_LEN: usize = 1 << 14;
 pub fn forward(y: &mut Tensor, gate: &Tensor, up: &Tensor) {
     let len = gate.len();
     assert_eq!((y.len(), up.len()), (len, len), "`y` and `up` must be as long as `gate`");
+    if let Some(gpu) = y.gpu() {
+        return gpu.run(|cx| cuda::forward(cx, &mut y.view_mut(), gate.view(), up.view()));
+    }
     let device = gate.device();
     let out = y.sink();
     device.run_blocks(len, BLOCK_LEN, |start, end| {
@@ -39,6 +42,12 @@ pub fn backward(dgate: &mut Tensor, dup: &mut Tensor, dy: &Tensor, gate: &Tensor
     let len = gate.len();
     let lens = (dgate.len(), dup.len(), dy.len(), up.len());
     assert_eq!(lens, (len, len, len, len), "all buffers must be as long as `gate`");
+    if let Some(gpu) = dy.gpu() {
+        return gpu.run(|cx| {
+            let (dgate, dup) = (&mut dgate.view_mut(), &mut dup.view_mut());
+            cuda::backward(cx, dgate, dup, dy.view(), gate.view(), up.view())
+        });
+    }
     let device = gate.device();
     let (dgates, dups) = (Shards::new(dgate.as_mut_slice()), Shards::new(dup.as_mut_slice()));
     device.run_blocks(len, BLOCK_LEN, |start, end| {

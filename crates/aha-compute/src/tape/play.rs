@@ -2,7 +2,7 @@
 
 use super::{Adapter, Op, Predictions, Segment, Tape, Var, adapted_product, product, scores};
 use crate::ops::attention::{self, Layout};
-use crate::ops::{embedding, lm_head, lora, matmul, rms_norm, rope, swiglu};
+use crate::ops::{embedding, lm_head, lora, matmul, rms_norm, rope, select, swiglu};
 use crate::profile::{moving, multiplying};
 use crate::{Device, Grads, ParamId, Params, Tensor};
 
@@ -239,7 +239,7 @@ fn play_linear(
         None => (slots.uninit_like(&x.value), false),
     };
     let span = multiplying("matmul.backward_input", flop, &[&dx, &dy, weight]);
-    matmul::backward_input(&mut dx, &dy, weight, accumulate);
+    matmul::backward_input(&mut dx, &dy, params.factor(w), accumulate);
     drop(span);
     slots.grads[x.slot] = Some(dx);
 }
@@ -272,8 +272,8 @@ fn play_adapted(
         &dy,
         &x.value,
         u,
-        weight,
-        two.map(|id| params.value(id)),
+        params.factor(w),
+        two.map(|id| params.factor(id)),
         adapter.scale,
         accumulate,
     );
@@ -301,18 +301,16 @@ fn play_select_rows(
 ) {
     let dy = slots.take(output, &[rows.len(), x.value.cols()]);
     let mut dx = slots.zeros_like(&x.value);
-    let cols = dy.cols();
     let span = moving("select_rows.backward", &[&dy, &dy]);
     if let Some(begun) = layout.and_then(Layout::begun_rows) {
         let sums = grads.open.hidden.take().expect("the batch before left this segment open");
-        dx.rows_mut(begun).copy_from_slice(sums.as_slice());
+        dx.set_rows(begun, &sums);
     }
-    for (from, &to) in dy.as_slice().chunks_exact(cols).zip(rows.iter()) {
-        dx.rows_mut(to..to + 1).iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
-    }
+    select::backward(&mut dx, &dy, rows);
     if let Some(open) = layout.and_then(Layout::open_rows) {
-        grads.open.hidden = Some(dx.rows_range(open.clone()));
-        dx.rows_mut(open).fill(0.0);
+        let sums = dx.rows_range(open.clone());
+        dx.set_rows(open, &Tensor::zeros(&slots.device, sums.shape()));
+        grads.open.hidden = Some(sums);
     }
     drop(span);
     slots.add(x.slot, dx);

@@ -23,3 +23,11 @@ CONVERT(f32, bf16)
 
 ADD(f32)
 ADD(bf16)
+
+// values *= factor
+KERNEL(256, scale_f32, f32* values, u64 len, f32 factor) {
+    f32 held[EIGHT];
+    load_flat(held, values, flat_at(), len);
+    for (u32 i = 0; i < EIGHT; ++i) held[i] *= factor;
+    store_flat(values, flat_at(), len, held);
+}

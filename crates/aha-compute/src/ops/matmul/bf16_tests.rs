@@ -82,7 +82,7 @@ fn words_in_both_operands_change_no_bit() {
             let right = noise_tensor(&device, 2, &[depth, cols]);
             let weight = Packed::of_weight(&noise_tensor(&device, 3, &[cols, depth]), Dtype::Bf16);
             let products = [
-                (Left::Rows(left.values()), Right::Words(weight.panels.as_slice())),
+                (Left::Rows(left.values()), weight.right()),
                 (Left::Rows(left.values()), Right::Rows(right.values())),
                 (Left::Columns(left.values()), Right::Rows(right.values())),
             ];

@@ -57,7 +57,7 @@ pub fn backward(
     rotate(cx, dx, dy, positions, table, -1.0)
 }
 
-fn rotate(
+pub(super) fn rotate(
     cx: &Context,
     y: &mut ViewMut<'_>,
     x: View<'_>,

@@ -1,0 +1,55 @@
+//! A CUDA device as tensors and ops see it.
+//!
+//! An op returns no error: on a processor it can't fail. What fails on a device is kept here, the first time for good;
+//! from then on nothing is done there, and what tensors hold is unspecified. Whoever reads results asks
+//! [`Device::check`](crate::Device::check) before they are used.
+
+use std::sync::{Arc, OnceLock};
+
+use crate::cuda::{Context, Error};
+
+/// A device's context, and the first failure on it. Cloning it clones the handle.
+#[derive(Clone, Debug)]
+pub(crate) struct Gpu(Arc<State>);
+
+#[derive(Debug)]
+struct State {
+    context: Context,
+    failure: OnceLock<Error>,
+}
+
+impl Gpu {
+    pub(super) fn new(context: Context) -> Gpu {
+        Gpu(Arc::new(State { context, failure: OnceLock::new() }))
+    }
+
+    /// The context.
+    pub(crate) fn context(&self) -> &Context {
+        &self.0.context
+    }
+
+    /// The failure after which nothing is done any more.
+    pub(super) fn failure(&self) -> Option<&Error> {
+        self.0.failure.get()
+    }
+
+    /// Asks the device for something. None if that or anything before it failed.
+    pub(crate) fn ask<T>(&self, f: impl FnOnce(&Context) -> Result<T, Error>) -> Option<T> {
+        if self.failure().is_some() {
+            return None;
+        }
+        match f(self.context()) {
+            Ok(value) => Some(value),
+            Err(error) => {
+                // Another thread may have met one before.
+                let _ = self.0.failure.set(error);
+                None
+            }
+        }
+    }
+
+    /// As [`Gpu::ask`], for what has no answer.
+    pub(crate) fn run(&self, f: impl FnOnce(&Context) -> Result<(), Error>) {
+        self.ask(f).unwrap_or_default();
+    }
+}

@@ -1,0 +1,78 @@
+//! Tensors in the memory of a CUDA device.
+
+use half::bf16;
+
+use super::Tensor;
+use crate::Dtype;
+use crate::cuda::{Buffer, Kind, View, ViewMut};
+use crate::device::Gpu;
+use crate::ops::cuda as elements;
+
+/// What a dtype is called there.
+pub(crate) fn kind_of(dtype: Dtype) -> Kind {
+    match dtype {
+        Dtype::F32 => Kind::F32,
+        Dtype::Bf16 => Kind::Bf16,
+    }
+}
+
+impl Tensor {
+    /// The CUDA device that the elements are on.
+    pub(crate) fn gpu(&self) -> Option<Gpu> {
+        self.device.gpu().cloned()
+    }
+
+    /// The elements on the device, for what is asked of it by [`Gpu::run`]: nothing failed there, so they are there.
+    #[track_caller]
+    pub(crate) fn view(&self) -> View<'_> {
+        self.buffer().view()
+    }
+
+    /// As [`Tensor::view`], to write.
+    #[track_caller]
+    pub(crate) fn view_mut(&mut self) -> ViewMut<'_> {
+        match &mut self.data {
+            super::Data::Gpu(Some(buffer)) => buffer.view_mut(),
+            _ => panic!("elements on a CUDA device"),
+        }
+    }
+
+    #[track_caller]
+    fn buffer(&self) -> &Buffer {
+        match &self.data {
+            super::Data::Gpu(Some(buffer)) => buffer,
+            _ => panic!("elements on a CUDA device"),
+        }
+    }
+
+    /// A copy of the elements in the host's memory, as `f32`. Unspecified after a failure of the device.
+    pub(super) fn download(&self, gpu: &Gpu) -> Vec<f32> {
+        let values = gpu.ask(|cx| match self.dtype {
+            Dtype::F32 => cx.download::<f32>(self.view()),
+            Dtype::Bf16 => {
+                let values = cx.download::<bf16>(self.view())?;
+                Ok(values.into_iter().map(bf16::to_f32).collect())
+            }
+        });
+        values.unwrap_or_else(|| vec![0.0; self.len()])
+    }
+
+    /// Copies `values` to an `f32` tensor.
+    pub(super) fn upload(&mut self, gpu: &Gpu, values: &[f32]) {
+        gpu.run(|cx| cx.write(&mut self.view_mut(), values));
+    }
+
+    /// A copy of some elements, from one of them on.
+    pub(super) fn copy_part(&mut self, gpu: &Gpu, from: &Tensor, start: usize) {
+        let len = self.len();
+        gpu.run(|cx| cx.copy(&mut self.view_mut(), from.view().slice(start..start + len)));
+    }
+
+    pub(super) fn convert_from(&mut self, gpu: &Gpu, from: &Tensor) {
+        gpu.run(|cx| elements::convert(cx, &mut self.view_mut(), from.view()));
+    }
+
+    pub(super) fn add_on(&mut self, gpu: &Gpu, other: &Tensor) {
+        gpu.run(|cx| elements::add(cx, &mut self.view_mut(), other.view()));
+    }
+}
