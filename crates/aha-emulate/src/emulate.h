@@ -332,5 +332,7 @@ inline T atomicAdd(T* at, T x) { T old = *at; *at = old + x; return old; }
 template <typename T>
 inline T atomicMax(T* at, T x) { T old = *at; *at = max(old, x); return old; }
 template <typename T>
+inline T atomicMin(T* at, T x) { T old = *at; *at = min(old, x); return old; }
+template <typename T>
 inline T atomicExch(T* at, T x) { T old = *at; *at = x; return old; }
 inline void __threadfence() {}

@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::{adamw, embedding, grad_norm, rms_norm, rope, swiglu};
+use super::{adamw, draw, embedding, grad_norm, lm_head, rms_norm, rope, swiglu};
 use crate::cuda::{Arg, Context, Error, Kind, Plan, Source, View, ViewMut};
 
 static COLUMN_SUMS: Source =
@@ -21,7 +21,9 @@ pub fn sources() -> Vec<&'static Source> {
         &ELEMENTWISE,
         &adamw::cuda::SOURCE,
         &embedding::cuda::SOURCE,
+        &draw::SOURCE,
         &grad_norm::cuda::SOURCE,
+        &lm_head::cuda::SOURCE,
         &rms_norm::cuda::SOURCE,
         &rope::cuda::SOURCE,
         &swiglu::cuda::SOURCE,
