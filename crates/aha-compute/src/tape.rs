@@ -9,6 +9,9 @@
 
 mod play;
 
+#[cfg(test)]
+mod cuda_tests;
+
 use std::sync::Arc;
 
 use crate::ops::attention::{self, KvCache, Layout, PagedSeqs};

@@ -133,9 +133,7 @@ impl Tensor {
         match (self.gpu(), self.dtype) {
             (Some(gpu), _) => Cow::Owned(self.download(&gpu)),
             (None, Dtype::F32) => Cow::Borrowed(self.as_slice()),
-            (None, Dtype::Bf16) => {
-                Cow::Owned(self.as_bf16().iter().map(|x| x.to_f32()).collect())
-            }
+            (None, Dtype::Bf16) => Cow::Owned(self.as_bf16().iter().map(|x| x.to_f32()).collect()),
         }
     }
 

@@ -60,6 +60,7 @@ pub use kernel::{BLOCK_LEN, MAXIMA_PART_LEN, RowStats, maxima, row_stats, row_su
 use std::ops::Range;
 
 use super::matmul::{self, Out, Packed};
+use crate::cuda::Context;
 use crate::tensor::{self, Shards, Values};
 use crate::{Device, Dtype, Tensor};
 
@@ -76,6 +77,12 @@ const THREAD_LEN_MIN: usize = 1 << 14;
 pub fn logits(out: &mut Tensor, hidden: &Tensor, head: &Packed, inv_temperature: f32) {
     let rows = check_hidden(hidden, head);
     check_len("out", out.len(), rows, head.out_len());
+    if let Some(gpu) = hidden.gpu() {
+        return gpu.run(|cx| {
+            let (hidden, w) = (hidden.view(), head.on_gpu().view());
+            cuda::logits(cx, &mut out.view_mut(), hidden, w, rows, inv_temperature)
+        });
+    }
     let device = hidden.device();
     logits_of(device, out.as_mut_slice(), hidden.values(), head, inv_temperature);
 }
@@ -94,6 +101,15 @@ pub fn forward(
     targets: &[u32],
     inv_temperature: f32,
 ) {
+    if let Some(gpu) = hidden.gpu() {
+        check_targets(targets, check_hidden(hidden, head), head.out_len());
+        return gpu.run(|cx| {
+            let (logp, entropy) = (&mut logp.view_mut(), &mut entropy.view_mut());
+            let (hidden, w) = (hidden.view(), head.on_gpu().view());
+            let targets = cx.upload(targets)?;
+            cuda::forward(cx, logp, entropy, hidden, w, targets.view(), inv_temperature)
+        });
+    }
     let chunk_rows = chunk_rows(head.out_len());
     forward_in_chunks(logp, entropy, None, hidden, head, targets, inv_temperature, chunk_rows);
 }
@@ -135,8 +151,39 @@ pub fn backward(
     targets: &[u32],
     inv_temperature: f32,
 ) {
+    if let Some(gpu) = hidden.gpu() {
+        check_targets(targets, check_hidden(hidden, head), head.out_len());
+        return gpu
+            .run(|cx| backward_on(cx, dhidden, dw, grads, hidden, head, targets, inv_temperature));
+    }
     let chunk_rows = chunk_rows(head.out_len());
     backward_in_chunks(dhidden, dw, grads, hidden, head, w, targets, inv_temperature, chunk_rows);
+}
+
+fn backward_on(
+    cx: &Context,
+    dhidden: &mut Tensor,
+    dw: Option<&mut Tensor>,
+    grads: Grads<'_>,
+    hidden: &Tensor,
+    head: &Packed,
+    targets: &[u32],
+    inv_temperature: f32,
+) -> Result<(), crate::cuda::Error> {
+    assert!(grads.ddivergence.is_none(), "divergences are computed on a processor only");
+    let dlogp = cx.upload(grads.dlogp)?;
+    let dentropy = grads.dentropy.map(|dentropy| cx.upload(dentropy)).transpose()?;
+    let (targets, mut dw) = (cx.upload(targets)?, dw.map(Tensor::view_mut));
+    cuda::backward(
+        cx,
+        &mut dhidden.view_mut(),
+        dw.as_mut(),
+        cuda::Grads { dlogp: dlogp.view(), dentropy: dentropy.as_ref().map(|of| of.view()) },
+        hidden.view(),
+        head.on_gpu().view(),
+        targets.view(),
+        inv_temperature,
+    )
 }
 
 /// The gradients of a token's log-prob and entropy, from the token's place, its log-prob and its entropy.
@@ -153,6 +200,15 @@ pub fn forward_backward(
     targets: &[u32],
     inv_temperature: f32,
 ) {
+    if let Some(gpu) = hidden.gpu() {
+        check_targets(targets, check_hidden(hidden, head), head.out_len());
+        return gpu.run(|cx| {
+            let outputs = [logp, entropy, dhidden].map(Tensor::view_mut);
+            let dw = dw.map(Tensor::view_mut);
+            let (hidden, w) = (hidden.view(), head.on_gpu().view());
+            cuda::forward_backward(cx, outputs, dw, slopes, hidden, w, targets, inv_temperature)
+        });
+    }
     let chunk_rows = chunk_rows(head.out_len());
     let outputs = [logp, entropy, dhidden];
     both_in_chunks(outputs, dw, slopes, hidden, head, w, targets, inv_temperature, chunk_rows);

@@ -16,8 +16,8 @@ pub mod cuda;
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::simd::{LANES, simd_fn};
 use crate::cuda::Context;
+use crate::simd::{LANES, simd_fn};
 use crate::{Device, Tensor};
 
 /// Rows that one call of a kernel takes.

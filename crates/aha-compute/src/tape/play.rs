@@ -184,7 +184,9 @@ fn play_log_probs(
 ) {
     let dlog_probs = slots.take(outputs[0], &[targets.len()]);
     let dentropies = slots.grads[outputs[1]].take();
+    let dentropies = dentropies.as_ref().map(Tensor::host);
     let ddivergences = outputs.get(2).and_then(|&slot| slots.grads[slot].take());
+    let ddivergences = ddivergences.as_ref().map(Tensor::host);
     let mut dx = slots.uninit_like(&x.value);
     let head_value = params.value(head);
     let dhead = grads.find_mut(head);
@@ -199,9 +201,9 @@ fn play_log_probs(
         &mut dx,
         dhead,
         lm_head::Grads {
-            dlogp: dlog_probs.as_slice(),
-            dentropy: dentropies.as_ref().map(Tensor::as_slice),
-            ddivergence: ddivergences.as_ref().map(Tensor::as_slice).zip(beside),
+            dlogp: &dlog_probs.host(),
+            dentropy: dentropies.as_deref(),
+            ddivergence: ddivergences.as_deref().zip(beside),
         },
         &x.value,
         params.packed(head),

@@ -5,7 +5,7 @@
 
 use super::BLOCK_LEN;
 use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, Source, View, ViewMut};
-use crate::ops::cuda::{EIGHT, assert_float};
+use crate::ops::cuda::{EIGHT, assert_float, scale};
 
 pub(crate) static SOURCE: Source = Source { name: "lm_head.cu", text: include_str!("lm_head.cu") };
 
@@ -113,6 +113,62 @@ pub fn forward(
             entropies: entropies.reborrow().slice(chunk),
         };
         statistics(cx, logits.view(), head.vocab, inv_temperature, Some(&mut targets), false)?;
+    }
+    Ok(())
+}
+
+/// As the op's [`logits`](super::logits).
+pub fn logits(
+    cx: &Context,
+    out: &mut ViewMut<'_>,
+    hidden: View<'_>,
+    w: View<'_>,
+    rows: usize,
+    inv_temperature: f32,
+) -> Result<(), Error> {
+    let head = Head::new(hidden, w, rows);
+    let shape = [rows, head.vocab, head.width];
+    cx.product(out, shape, (hidden, false), (w, true), None, (1.0, 0.0))?;
+    if inv_temperature == 1.0 { Ok(()) } else { scale(cx, out, inv_temperature) }
+}
+
+/// As the op's [`forward_backward`](super::forward_backward). The host knows a chunk's slopes when it knows its
+/// log-probs, so it waits for each chunk.
+pub fn forward_backward(
+    cx: &Context,
+    [mut log_probs, mut entropies, mut dhidden]: [ViewMut<'_>; 3],
+    mut dw: Option<ViewMut<'_>>,
+    slopes: super::Slopes<'_>,
+    hidden: View<'_>,
+    w: View<'_>,
+    targets: &[u32],
+    inv_temperature: f32,
+) -> Result<(), Error> {
+    let head = Head::new(hidden, w, targets.len());
+    let ids = cx.upload(targets)?;
+    for chunk in head.chunks() {
+        let logits = head.logits(cx, &chunk)?;
+        let ids = ids.view().slice(chunk.clone());
+        let mut results = Targets {
+            ids,
+            log_probs: log_probs.reborrow().slice(chunk.clone()),
+            entropies: entropies.reborrow().slice(chunk.clone()),
+        };
+        let stats =
+            statistics(cx, logits.view(), head.vocab, inv_temperature, Some(&mut results), false)?;
+        let [known_log_probs, known_entropies] =
+            [results.log_probs.as_view(), results.entropies.as_view()]
+                .map(|of| cx.download::<f32>(of));
+        let known = known_log_probs?.into_iter().zip(known_entropies?);
+        let (dlogp, dentropy): (Vec<f32>, Vec<f32>) = chunk
+            .clone()
+            .zip(known)
+            .map(|(token, (log_prob, entropy))| slopes(token, log_prob, entropy).into())
+            .unzip();
+        let [dlogp, dentropy] = [cx.upload(&dlogp)?, cx.upload(&dentropy)?];
+        let grads = Grads { dlogp: dlogp.view(), dentropy: Some(dentropy.view()) };
+        let dlogits = gradient(cx, logits, &stats, grads, ids, inv_temperature, hidden.kind())?;
+        head.products(cx, &mut dhidden, dw.as_mut(), dlogits.view(), &chunk)?;
     }
     Ok(())
 }
