@@ -66,7 +66,7 @@ pub fn draw(
     settings: &Settings,
 ) -> Result<(), Error> {
     let rows = ids.len();
-    let cols = if rows == 0 { 0 } else { logits.len() / rows };
+    let cols = logits.len().checked_div(rows).unwrap_or(0);
     ids.assert_is(Kind::U32, rows);
     log_probs.assert_is(Kind::F32, rows);
     logits.assert_is(Kind::F32, rows * cols);

@@ -106,7 +106,7 @@ fn cols(table: View<'_>, ids: &Ids) -> usize {
     let rows = ids.row_count;
     let fits = rows > 0 && table.len().is_multiple_of(rows);
     assert!(fits || ids.is_empty(), "{} elements are no {rows} rows", table.len());
-    if rows == 0 { 0 } else { table.len() / rows }
+    table.len().checked_div(rows).unwrap_or(0)
 }
 
 fn gather_plan([y, x]: [Kind; 2], count: usize, cols: usize) -> Plan {

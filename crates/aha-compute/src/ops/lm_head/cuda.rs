@@ -226,7 +226,7 @@ pub fn gradient(
     }
     targets.assert_is(Kind::U32, rows);
     stats.rows().assert_is(Kind::F32, rows * 3);
-    let cols = if rows == 0 { 0 } else { logits.len() / rows };
+    let cols = logits.len().checked_div(rows).unwrap_or(0);
     let mut rounded = if kind == Kind::F32 { None } else { Some(cx.buffer(kind, logits.len())?) };
     let args = [
         Arg::from(&rounded.as_mut().unwrap_or(&mut logits).view_mut()),
@@ -256,7 +256,7 @@ impl<'a> Head<'a> {
     fn new(hidden: View<'a>, w: View<'a>, rows: usize) -> Head<'a> {
         assert_float("hidden", hidden.kind());
         w.assert_is(hidden.kind(), w.len());
-        let width = if rows == 0 { 1 } else { hidden.len() / rows };
+        let width = hidden.len().checked_div(rows).unwrap_or(1);
         assert!(rows * width == hidden.len() || rows == 0, "`hidden` has no {rows} rows");
         let vocab = rows_of("w", w, width);
         Head { hidden, w, rows, width, vocab }
