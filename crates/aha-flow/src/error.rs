@@ -106,7 +106,9 @@ impl From<aha_model::Error> for Error {
         let message = chain(&error);
         match error {
             aha_model::Error::Input { .. } => Error::input(message),
-            aha_model::Error::Environment { .. } => Error::Environment { message },
+            aha_model::Error::Environment { .. } | aha_model::Error::Device(_) => {
+                Error::Environment { message }
+            }
             aha_model::Error::Bug(_) => Error::Bug { message },
         }
     }
@@ -139,7 +141,9 @@ impl From<aha_learn::Error> for Error {
         let message = chain(&error);
         match error {
             aha_learn::Error::Input { .. } => Error::input(message),
-            aha_learn::Error::Environment { .. } => Error::Environment { message },
+            aha_learn::Error::Environment { .. } | aha_learn::Error::Device(_) => {
+                Error::Environment { message }
+            }
             aha_learn::Error::Bug(_) => Error::Bug { message },
         }
     }

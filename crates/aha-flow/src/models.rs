@@ -198,7 +198,7 @@ pub fn save_as(
     let params = model.params();
     let tensors = params.ids().map(|id| {
         let value = params.value(id);
-        (params.name(id).to_owned(), value.shape().to_vec(), value.as_slice())
+        (params.name(id).to_owned(), value.shape().to_vec(), value.host())
     });
     save::save(dir, model.config(), Some(tokenizer), tensors, options)?;
     crate::rundir::sync_parent(dir)

@@ -24,6 +24,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The device failed us: free what is short, or use another.
+    #[error(transparent)]
+    Device(#[from] aha_compute::Error),
     /// Our own mistake: stop the run.
     #[error("{0}")]
     Bug(String),

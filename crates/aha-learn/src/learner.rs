@@ -217,7 +217,7 @@ impl Learner {
             let terms = PolicyTerms { rollouts: &rollouts[range], objective, normaliser };
             self.policy_micro_batch(&packed, terms, temperature, settings, &mut totals)?;
         }
-        let (grad_norm, applied) = self.apply(totals.loss, settings);
+        let (grad_norm, applied) = self.apply(totals.loss, settings)?;
         Ok(StepOutcome { totals, grad_norm, applied })
     }
 
@@ -250,8 +250,8 @@ impl Learner {
                 &|token, logp, _| slopes.at(token, logp),
                 &mut self.grads,
             );
-            let [logps, entropies] = [&logps, &entropies].map(Tensor::as_slice);
-            let measured = Measured { logps, entropies, divergences: None };
+            let [logps, entropies] = [&logps, &entropies].map(Tensor::host);
+            let measured = Measured { logps: &logps, entropies: &entropies, divergences: None };
             totals.add_all(&terms.loss(packed, known, measured));
             tape.backward(Vec::new(), &mut self.grads);
             return Ok(());
@@ -261,11 +261,10 @@ impl Learner {
         let predictions = teacher.map(|teacher| packed.predictions(teacher));
         let (log_probs, entropies, divergences) =
             packed.run(&model, &mut tape, inv_temperature, checkpointing, predictions.as_ref());
-        let measured = Measured {
-            logps: log_probs.value().as_slice(),
-            entropies: entropies.value().as_slice(),
-            divergences: divergences.as_ref().map(|var| var.value().as_slice()),
-        };
+        let host = |var: &aha_compute::Var| var.value().host().into_owned();
+        let values = (host(&log_probs), host(&entropies), divergences.as_ref().map(host));
+        let measured =
+            Measured { logps: &values.0, entropies: &values.1, divergences: values.2.as_deref() };
         let out = terms.loss(packed, known, measured);
         totals.add_all(&out);
         let seed = |values: &[f32]| Tensor::from_slice(model.device(), &[values.len()], values);
@@ -307,13 +306,14 @@ impl Learner {
                 &|_, _, _| [dlogp, 0.0],
                 &mut self.grads,
             );
+            let logps = logps.host();
             for range in &packed.outputs {
-                totals.loss += normaliser.loss(&logps.as_slice()[range.clone()]);
+                totals.loss += normaliser.loss(&logps[range.clone()]);
                 totals.token_count += range.len();
             }
             tape.backward(Vec::new(), &mut self.grads);
         }
-        let (grad_norm, applied) = self.apply(totals.loss, settings);
+        let (grad_norm, applied) = self.apply(totals.loss, settings)?;
         Ok(StepOutcome { totals, grad_norm, applied })
     }
 
@@ -334,7 +334,7 @@ impl Learner {
             let scores =
                 pair_scores(&model, &mut tape, pairs_of, settings.activation_checkpointing);
             let mut dscores = Vec::with_capacity(2 * pairs_of.len());
-            for (pair, two) in pairs_of.iter().zip(scores.value().as_slice().chunks_exact(2)) {
+            for (pair, two) in pairs_of.iter().zip(scores.value().host().chunks_exact(2)) {
                 let two = PairScores { chosen: two[0], rejected: two[1], margin: pair.margin };
                 let out = preference::loss(two, centering, pairs.len());
                 totals.add(two, out.loss);
@@ -343,13 +343,13 @@ impl Learner {
             let seed = Tensor::from_slice(model.device(), &[dscores.len(), 1], &dscores);
             tape.backward(vec![(scores, seed)], &mut self.grads);
         }
-        let (grad_norm, applied) = self.apply(totals.loss, settings);
+        let (grad_norm, applied) = self.apply(totals.loss, settings)?;
         Ok(PreferenceOutcome { totals, grad_norm, applied })
     }
 
     /// Clips the gradient and steps the optimizer, unless something isn't finite. Returns the gradient's norm
-    /// before, and whether there was a step.
-    fn apply(&mut self, loss: f64, settings: &StepSettings) -> (f64, bool) {
+    /// before, and whether there was a step. Fails where the device did.
+    fn apply(&mut self, loss: f64, settings: &StepSettings) -> Result<(f64, bool), Error> {
         self.grads.finish();
         let grad_norm = grad_norm::global_norm(self.grads.iter());
         let applied = grad_norm.is_finite() && loss.is_finite();
@@ -360,7 +360,8 @@ impl Learner {
             self.adamw.step(model.params_mut(), &self.grads, &settings.hyper, scale);
             self.version += 1;
         }
-        (grad_norm, applied)
+        self.model.device().check()?;
+        Ok((grad_norm, applied))
     }
 }
 
@@ -376,7 +377,7 @@ pub fn compare(
     for range in pack_pairs(pairs, micro_batch_tokens) {
         let mut tape = Tape::inference(model.device(), model.params());
         let scores = pair_scores(model, &mut tape, &pairs[range.clone()], false);
-        for (pair, two) in pairs[range].iter().zip(scores.value().as_slice().chunks_exact(2)) {
+        for (pair, two) in pairs[range].iter().zip(scores.value().host().chunks_exact(2)) {
             let two = PairScores { chosen: two[0], rejected: two[1], margin: pair.margin };
             totals.add(two, preference::loss(two, centering, pairs.len()).loss);
         }

@@ -49,7 +49,7 @@ pub fn save(dir: &Path, model: &Model, dtype: SaveDtype) -> Result<()> {
         .map(|id| save::Tensor {
             name: format!("{PREFIX}{}", params.name(id)),
             shape: params.value(id).shape().to_vec(),
-            values: params.value(id).as_slice(),
+            values: params.value(id).host(),
         })
         .collect();
     // As `copy` has them.
@@ -82,7 +82,7 @@ pub fn copy(from: &Path, to: &Path, dtype: SaveDtype) -> Result<()> {
         .map(|(name, shape, values)| save::Tensor {
             name: name.clone(),
             shape: shape.clone(),
-            values,
+            values: values.into(),
         })
         .collect();
     save::save_aside(to, |aside| {
@@ -125,7 +125,8 @@ impl Model {
             let name = format!("{PREFIX}{}", self.params().name(id));
             let shape = self.params().value(id).shape().to_vec();
             files.check_shape(&name, &shape).map_err(|error| error.at(&path))?;
-            files.read(&name, self.params_mut().value_mut(id).as_mut_slice())?;
+            let value = self.params_mut().value_mut(id);
+            value.write_with(|values| files.read(&name, values))?;
         }
         Ok(())
     }
@@ -170,13 +171,13 @@ impl Opened {
             .ok_or_else(|| Error::Bug(format!("the model has no `{}`", change.weight)))?;
         let weight = params.value_mut(weight);
         match &change.kind {
-            Kind::Replacement(name) => self.files.read(name, weight.as_mut_slice()),
+            Kind::Replacement(name) => weight.write_with(|values| self.files.read(name, values)),
             Kind::Product(names, rank) => {
                 let [out, inp] = [weight.rows(), weight.cols()];
                 let mut a = Tensor::zeros(weight.device(), &[*rank, inp]);
                 let mut b = Tensor::zeros(weight.device(), &[out, *rank]);
-                self.files.read(&names[0], a.as_mut_slice())?;
-                self.files.read(&names[1], b.as_mut_slice())?;
+                a.write_with(|values| self.files.read(&names[0], values))?;
+                b.write_with(|values| self.files.read(&names[1], values))?;
                 let scale = scale(self.settings.alpha, *rank, self.settings.is_rank_stabilised);
                 lora::merge(weight, [&a, &b], scale);
                 Ok(())

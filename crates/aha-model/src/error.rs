@@ -33,6 +33,9 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// A device that models compute on failed, or isn't there.
+    #[error(transparent)]
+    Device(#[from] aha_compute::Error),
     /// This program broke one of its own rules.
     #[error("{0}")]
     Bug(String),

@@ -149,7 +149,7 @@ impl Model {
         let mut params = Params::default();
         for (name, shape) in config.param_shapes() {
             let mut tensor = Tensor::zeros(device, &shape);
-            fill(&name, tensor.as_mut_slice())?;
+            tensor.write_with(|values| fill(&name, values))?;
             params.push(name, tensor);
         }
         Model::over(config, device, params, None)
@@ -303,13 +303,20 @@ impl Model {
             self.hidden(&mut tape, Batch::packed(&ids, sequences.iter().map(|s| s.len())), false);
         let hidden = tape.select_rows(&hidden, &rows.into());
         let (log_probs, _) = tape.log_probs(&hidden, self.head, &targets.into(), 1.0);
-        let mut rest = log_probs.value().as_slice();
+        let log_probs = log_probs.value().host();
+        self.check_device()?;
+        let mut rest = &log_probs[..];
         let split = |sequence: &&[u32]| {
             let (mine, others) = rest.split_at(sequence.len().saturating_sub(1));
             rest = others;
             mine.to_vec()
         };
         Ok(sequences.iter().map(split).collect())
+    }
+
+    /// Fails where the device has failed, and what was computed there can't be used.
+    pub fn check_device(&self) -> Result<()> {
+        Ok(self.device.check()?)
     }
 
     /// Fails for a token id that the model has no embedding for.

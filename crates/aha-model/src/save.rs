@@ -1,5 +1,6 @@
 //! Writes a model as a Hugging Face directory: aside first, then renamed into place.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -65,18 +66,18 @@ impl Default for SaveOptions {
 pub(crate) struct Tensor<'a> {
     pub(crate) name: String,
     pub(crate) shape: Vec<usize>,
-    pub(crate) values: &'a [f32],
+    pub(crate) values: Cow<'a, [f32]>,
 }
 
 /// Writes `config.json`, `generation_config.json`, the weights and the tokenizer's files into
 /// `dir`, replacing what was there. Readers see the old directory or the whole new one.
 ///
 /// The tensors are those of [`Config::param_shapes`], in any order.
-pub fn save<'a>(
+pub fn save<'a, V: Into<Cow<'a, [f32]>>>(
     dir: &Path,
     config: &Config,
     tokenizer: Option<&Tokenizer>,
-    tensors: impl IntoIterator<Item = (String, Vec<usize>, &'a [f32])>,
+    tensors: impl IntoIterator<Item = (String, Vec<usize>, V)>,
     options: SaveOptions,
 ) -> Result<()> {
     config.validate()?;
@@ -115,13 +116,13 @@ pub fn is_written(name: &str) -> bool {
     WHOLE.contains(&name) || shard.is_some_and(|(i, count)| is_number(i) && is_number(count))
 }
 
-fn in_order<'a>(
+fn in_order<'a, V: Into<Cow<'a, [f32]>>>(
     config: &Config,
-    tensors: impl IntoIterator<Item = (String, Vec<usize>, &'a [f32])>,
+    tensors: impl IntoIterator<Item = (String, Vec<usize>, V)>,
 ) -> Result<Vec<Tensor<'a>>> {
-    let mut given: HashMap<String, (Vec<usize>, &[f32])> = HashMap::new();
+    let mut given: HashMap<String, (Vec<usize>, Cow<'a, [f32]>)> = HashMap::new();
     for (name, shape, values) in tensors {
-        if given.insert(name.clone(), (shape, values)).is_some() {
+        if given.insert(name.clone(), (shape, values.into())).is_some() {
             return Err(Error::Bug(format!("tensor `{name}` is given twice")));
         }
     }
@@ -223,7 +224,7 @@ pub(crate) fn write_safetensors(path: &Path, tensors: &[Tensor], dtype: SaveDtyp
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
         for tensor in tensors {
-            write_values(&mut out, tensor.values, dtype)?;
+            write_values(&mut out, &tensor.values, dtype)?;
         }
         out.flush()?;
         out.get_ref().sync_all()

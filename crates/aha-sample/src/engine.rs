@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aha_compute::ops::attention::{KvCache, PAGE_LEN, PagedSeqs};
-use aha_compute::ops::lm_head;
+use aha_compute::ops::{draw, lm_head, select};
 use aha_compute::profile::{self, Work, bytes, moving};
 use aha_compute::random::Philox;
 use aha_compute::tape::Rows;
@@ -106,7 +106,7 @@ impl Sampler {
             batch.step(&mut listener);
         }
         batch.release_all();
-        Ok(())
+        Ok(model.check_device()?)
     }
 
     /// Draws completions for whoever asks while others are drawn: before each forward pass `audience` is asked for
@@ -130,6 +130,7 @@ impl Sampler {
             outcome = batch.take_more(audience);
         }
         batch.release_all();
+        model.check_device()?;
         outcome
     }
 
@@ -518,6 +519,9 @@ impl Running<'_> {
         let _span = moving("draw", &[logits]);
         let device = self.model.device();
         let rows = logits.rows();
+        if device.is_cuda() {
+            return self.draw_on_device(logits, start);
+        }
         let rows_per_part = rows.div_ceil(DRAW_PARTS_PER_THREAD * device.threads()).max(1);
         let part_count = rows.div_ceil(rows_per_part);
         if draws.0.len() < part_count {
@@ -548,6 +552,43 @@ impl Running<'_> {
         }
     }
 
+    /// As [`Running::draw_chunk`], where the logits are.
+    fn draw_on_device(&mut self, logits: &Tensor, start: usize) {
+        let live = &self.live[start..start + logits.rows()];
+        let forced = live.iter().map(|sequence| sequence.thought.as_ref().and_then(|t| t.next()));
+        let addresses = live.iter().map(|sequence| self.next_address(sequence));
+        let drawn = self.drawn(logits, addresses, forced);
+        if self.fails() {
+            return;
+        }
+        for (sequence, drawn) in self.live[start..].iter_mut().zip(drawn) {
+            sequence.push(drawn);
+        }
+    }
+
+    /// What is drawn from each row of logits on a device.
+    fn drawn(
+        &self,
+        logits: &Tensor,
+        addresses: impl Iterator<Item = Address>,
+        forced: impl Iterator<Item = Option<u32>>,
+    ) -> Vec<Drawn> {
+        let addresses: Vec<[u64; 3]> =
+            addresses.map(|at| [at.prompt, at.sample, at.position]).collect();
+        let forced: Vec<u32> = forced.map(|id| id.unwrap_or(draw::NOTHING)).collect();
+        let Sampling { temperature, top_k, top_p, .. } = *self.sampling;
+        let settings = draw::Settings { temperature, top_k, top_p, key: self.random.key() };
+        let drawn = draw::rows(logits, &addresses, &forced, &settings);
+        drawn.into_iter().map(|(id, logprob)| Drawn { id, logprob }).collect()
+    }
+
+    /// Stops where the device has failed.
+    fn fails(&mut self) -> bool {
+        let fails = self.model.check_device().is_err();
+        self.stopped |= fails;
+        fails
+    }
+
     /// The address of a sequence's next token. Tokens that were taken back count: no number is drawn twice.
     fn next_address(&self, sequence: &Sequence) -> Address {
         let removed = sequence.thought.as_ref().map_or(0, |thought| thought.removed_count());
@@ -563,6 +604,9 @@ impl Running<'_> {
         let request = &self.requests[self.groups[group_idx].request_idx];
         let logits = self.logits(hidden);
         let _span = moving("draw", &[&logits]);
+        if self.model.device().is_cuda() {
+            return self.draw_first_on_device(group_idx, &logits);
+        }
         let mut drawer = Drawer::default();
         let row = drawer.row(self.model.device().isa(), logits.row(0), self.sampling);
         let forced = self.forcing.and_then(|forcing| forcing.start().next());
@@ -574,6 +618,21 @@ impl Running<'_> {
         self.groups[group_idx].waiting = request.samples.clone().rev().map(first).collect();
     }
 
+    /// As [`Running::draw_first`], where the logits are.
+    fn draw_first_on_device(&mut self, group_idx: usize, logits: &Tensor) {
+        let request = &self.requests[self.groups[group_idx].request_idx];
+        let (prompt, samples) = (request.address, request.samples.clone());
+        let mut rows = Tensor::uninit(logits.device(), &[samples.len(), logits.cols()]);
+        select::forward(&mut rows, logits, &vec![0; samples.len()]);
+        let address = |sample| Address { prompt, sample: u64::from(sample), position: 0 };
+        let forced = self.forcing.and_then(|forcing| forcing.start().next());
+        let forced = samples.clone().map(|_| forced);
+        let drawn = self.drawn(&rows, samples.clone().map(address), forced);
+        if !self.fails() {
+            self.groups[group_idx].waiting = samples.zip(drawn).rev().collect();
+        }
+    }
+
     fn logits(&self, hidden: &Tensor) -> Tensor {
         let (params, head) = (self.model.params(), self.model.head());
         let packed = params.packed_as(head, self.sampling.weights);
@@ -582,7 +641,10 @@ impl Running<'_> {
             flop: 2.0 * hidden.rows() as f64 * params.value(head).len() as f64,
             bytes: bytes(hidden) + packed.bytes() as f64 + bytes(&logits),
         });
-        lm_head::logits(&mut logits, hidden, packed, self.sampling.inv_temperature());
+        // Draws on a device scale them.
+        let is_cuda = self.model.device().is_cuda();
+        let scale = if is_cuda { 1.0 } else { self.sampling.inv_temperature() };
+        lm_head::logits(&mut logits, hidden, packed, scale);
         logits
     }
 

@@ -47,8 +47,9 @@ pub fn score(
         let hidden = hidden.value().rows_range(start..end);
         let mut logits = Tensor::uninit(device, &[hidden.rows(), packed.out_len()]);
         lm_head::logits(&mut logits, &hidden, packed, sampling.inv_temperature());
-        for row in 0..end - start {
-            let values = logits.row(row);
+        let logits = logits.host();
+        model.check_device()?;
+        for values in logits.chunks_exact(packed.out_len()) {
             let likeliest = likeliest(values, top);
             let row = drawer.row(device.isa(), values, &sampling);
             scored.push(Scored {

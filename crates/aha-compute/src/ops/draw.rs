@@ -14,8 +14,9 @@
 //! which the running sum of weights, whole blocks first, exceeds the number times their total. With top-k or top-p,
 //! candidates are gone through likeliest first, equals by id. The log-prob is that under the whole distribution.
 
+use crate::Tensor;
 use crate::cuda::{Arg, Context, Error, Kind, Plan, Source, View, ViewMut};
-use crate::ops::lm_head::cuda::Stats;
+use crate::ops::lm_head::cuda::{Stats, statistics};
 
 pub(crate) static SOURCE: Source = Source { name: "draw.cu", text: include_str!("draw/draw.cu") };
 
@@ -99,6 +100,44 @@ pub fn draw(
     ];
     // SAFETY: kinds and lengths are checked above.
     unsafe { cx.launch(&plan(rows), &args) }
+}
+
+/// As [`draw()`], from tensors on a CUDA device: the token and its log-prob for each row of `logits`. `addresses` are
+/// prompt, sample and position of each row, and `forced` its token or [`NOTHING`]. Unspecified after a failure of the
+/// device.
+pub fn rows(
+    logits: &Tensor,
+    addresses: &[[u64; 3]],
+    forced: &[u32],
+    settings: &Settings,
+) -> Vec<(u32, f32)> {
+    let count = logits.rows();
+    assert_eq!((addresses.len(), forced.len()), (count, count), "an address for each row");
+    let drawn = logits.gpu().expect("logits on a CUDA device").ask(|cx| {
+        let scale = settings.inv_temperature();
+        let stats = statistics(cx, logits.view(), logits.cols(), scale, None, true)?;
+        let column =
+            |i: usize| -> Vec<u64> { addresses.iter().map(|address| address[i]).collect() };
+        let [prompts, samples, positions] = [0, 1, 2].map(|i| cx.upload(&column(i)));
+        let (prompts, samples, positions) = (prompts?, samples?, positions?);
+        let forced = match forced.iter().all(|&id| id == NOTHING) {
+            true => None,
+            false => Some(cx.upload(forced)?),
+        };
+        let addresses = Addresses {
+            prompts: prompts.view(),
+            samples: samples.view(),
+            positions: positions.view(),
+            forced: forced.as_ref().map(|forced| forced.view()),
+        };
+        let (mut ids, mut log_probs) = (cx.buffer(Kind::U32, count)?, cx.buffer(Kind::F32, count)?);
+        let (to, log_probs_to) = (&mut ids.view_mut(), &mut log_probs.view_mut());
+        draw(cx, to, log_probs_to, logits.view(), &stats, addresses, settings)?;
+        let ids: Vec<u32> = cx.download(ids.view())?;
+        let log_probs: Vec<f32> = cx.download(log_probs.view())?;
+        Ok(ids.into_iter().zip(log_probs).collect())
+    });
+    drawn.unwrap_or_else(|| vec![(0, 0.0); count])
 }
 
 fn plan(rows: usize) -> Plan {

@@ -43,7 +43,7 @@ pub(super) fn write(path: &Path, optimizer: &AdamW, params: &Params) -> Result<(
     write_file_with(path, |out| {
         out.write_all(&(header.len() as u64).to_le_bytes())?;
         out.write_all(&header)?;
-        moments().try_for_each(|(_, moment)| write_values(out, moment.as_slice()))
+        moments().try_for_each(|(_, moment)| write_values(out, &moment.host()))
     })
 }
 
@@ -117,7 +117,7 @@ impl Moments {
         }
         let at = self.data_start.checked_add(start).ok_or(io::ErrorKind::UnexpectedEof)?;
         self.file.seek(SeekFrom::Start(at))?;
-        read_values(&mut self.file, moment.as_mut_slice())
+        moment.write_with(|values| read_values(&mut self.file, values))
     }
 }
 

@@ -57,7 +57,7 @@ impl Learner {
             let mut tape = Tape::recording(model.device(), model.params());
             let values = packed.values(&model, &mut tape, settings.activation_checkpointing);
             let out = {
-                let values = values.value().as_slice();
+                let values = values.value().host();
                 let rows = rollouts[range.clone()].iter().zip(&targets[range]).zip(&packed.outputs);
                 let terms = rows.map(|((rollout, target), range)| ValueTerms {
                     values: &values[range.clone()],
@@ -72,7 +72,7 @@ impl Learner {
             let seed = Tensor::from_slice(model.device(), &shape, &out.dvalues);
             tape.backward(vec![(values, seed)], &mut self.grads);
         }
-        let (grad_norm, applied) = self.apply(totals.loss, settings);
+        let (grad_norm, applied) = self.apply(totals.loss, settings)?;
         Ok(ValueOutcome { totals, grad_norm, applied })
     }
 }
@@ -89,7 +89,7 @@ pub fn values(
         let packed = Packed::completions(rollouts, range);
         let mut tape = Tape::inference(critic.device(), critic.params());
         let values = packed.values(critic, &mut tape, false);
-        let values = values.value().as_slice();
+        let values = values.value().host();
         all.extend(packed.outputs.iter().map(|range| values[range.clone()].to_vec()));
     }
     all

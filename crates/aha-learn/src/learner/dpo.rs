@@ -57,12 +57,11 @@ impl Learner {
             let checkpointing = settings.activation_checkpointing;
             let (log_probs, _, _) = packed.run(&model, &mut tape, 1.0, checkpointing, None);
             let batch = MicroBatch { packed: &packed, rollouts: &rollouts, pairs, range };
-            let dlogps =
-                batch.add(log_probs.value().as_slice(), &ref_logps, objective, &mut totals);
+            let dlogps = batch.add(&log_probs.value().host(), &ref_logps, objective, &mut totals);
             let seed = Tensor::from_slice(model.device(), &[dlogps.len()], &dlogps);
             tape.backward(vec![(log_probs, seed)], &mut self.grads);
         }
-        let (grad_norm, applied) = self.apply(totals.loss, settings);
+        let (grad_norm, applied) = self.apply(totals.loss, settings)?;
         Ok(DpoOutcome { totals, grad_norm, applied })
     }
 }

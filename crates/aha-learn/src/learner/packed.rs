@@ -149,7 +149,7 @@ impl Packed {
     /// Log-probs of the wanted tokens under a model that isn't trained.
     pub fn score(&self, model: &Model, inv_temperature: f32) -> Vec<f32> {
         let mut tape = Tape::inference(model.device(), model.params());
-        self.run(model, &mut tape, inv_temperature, false, None).0.value().as_slice().to_vec()
+        self.run(model, &mut tape, inv_temperature, false, None).0.value().host().into_owned()
     }
 }
 

@@ -125,6 +125,8 @@ impl Model {
         let lens: Vec<usize> = sequences.iter().map(|s| s.len()).collect();
         let mut tape = Tape::inference(&self.device, &self.params);
         let scores = self.score(&mut tape, &sequences.concat(), &lens, false);
-        Ok(scores.value().as_slice().to_vec())
+        let scores = scores.value().host().into_owned();
+        self.check_device()?;
+        Ok(scores)
     }
 }

@@ -49,7 +49,7 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     let params = model.params();
     let tensors = params.ids().map(|id| {
         let value = params.value(id);
-        (params.name(id).to_owned(), value.shape().to_vec(), value.as_slice())
+        (params.name(id).to_owned(), value.shape().to_vec(), value.host())
     });
     let options = SaveOptions { dtype, shard_bytes_max: args.shard_size.0 };
     save(&args.out, model.config(), tokenizer.as_ref(), tensors, options)?;
