@@ -38,6 +38,7 @@
 mod backward;
 #[cfg(test)]
 mod check;
+pub mod cuda;
 mod kernel;
 mod layout;
 mod packed;

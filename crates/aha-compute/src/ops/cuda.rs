@@ -3,7 +3,7 @@
 //! A launcher is in `ops/OP/cuda.rs`, beside `ops/OP/OP.cu`. It has a pure function from shapes to a [`Plan`], and
 //! functions with the names of the op's own that check buffers and launch.
 
-use super::rms_norm;
+use super::{attention, rms_norm};
 use crate::cuda::{Arg, Context, Error, Kind, Plan, Source, View, ViewMut};
 
 static COLUMN_SUMS: Source =
@@ -11,7 +11,9 @@ static COLUMN_SUMS: Source =
 
 /// Every source of kernels.
 pub fn sources() -> Vec<&'static Source> {
-    vec![&COLUMN_SUMS, &rms_norm::cuda::SOURCE]
+    let mut all = vec![&COLUMN_SUMS, &rms_norm::cuda::SOURCE];
+    all.extend(attention::cuda::SOURCES);
+    all
 }
 
 /// Bytes at a multiple of which vectors lie.

@@ -148,6 +148,11 @@ impl Layout {
         &self.0.page_ids[segment]
     }
 
+    /// The row in each lane of each page.
+    pub(super) fn page_rows(&self) -> &[Vec<usize>] {
+        &self.0.page_rows
+    }
+
     /// Asserts that the segments have all of a batch's rows.
     pub(super) fn check(&self, rows: usize) {
         assert_eq!(self.row_count(), rows, "rows of the layout, and of the batch");
