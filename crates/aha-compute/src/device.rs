@@ -106,7 +106,7 @@ impl Device {
 
     /// The same device, where keys and values are rounded to `dtype` as soon as they are computed: when sampling,
     /// where caches then hold them so, and when learning, so that both compute the same. bf16 activations are bf16
-    /// in caches in any case.
+    /// in caches in any case. On a CUDA device keys and values are of the activations' dtype.
     pub fn with_kv_dtype(self, dtype: Dtype) -> Device {
         Device { kv_dtype: dtype, ..self }
     }
@@ -114,8 +114,8 @@ impl Device {
     /// What keys and values are stored as.
     pub fn kv_dtype(&self) -> Dtype {
         match self.dtype {
-            Dtype::F32 => self.kv_dtype,
-            Dtype::Bf16 => Dtype::Bf16,
+            Dtype::F32 if !self.is_cuda() => self.kv_dtype,
+            dtype => dtype,
         }
     }
 

@@ -308,8 +308,9 @@ impl<'p> Tape<'p> {
         dims: attention::Dims,
         scale: f32,
     ) -> Var {
-        let mut o = self.uninit(q.value.shape());
-        let (q_f32, dtype) = (q.value.as_f32(), self.params.dtype());
+        let dtype = self.params.dtype();
+        let mut o = Tensor::uninit_as(&self.device, attention::dtype(&q.value), q.value.shape());
+        let q_in = attention::input(&q.value);
         match rows {
             Rows::Packed { layout } => {
                 let mut lse = self.uninit(&[q.value.rows(), dims.heads]);
@@ -318,8 +319,8 @@ impl<'p> Tape<'p> {
                     || 2.0 * scores(layout, dims),
                     &[&q.value, &k.value, &v.value, &o, &lse],
                 );
-                let [k_f32, v_f32] = [k, v].map(|x| x.value.as_f32());
-                attention::forward(&mut o, &mut lse, &q_f32, &k_f32, &v_f32, layout, dims, scale);
+                let [k_in, v_in] = [k, v].map(|x| attention::input(&x.value));
+                attention::forward(&mut o, &mut lse, &q_in, &k_in, &v_in, layout, dims, scale);
                 let o = self.var(o.into_dtype(dtype));
                 drop(span);
                 if self.recording {
@@ -345,7 +346,7 @@ impl<'p> Tape<'p> {
                 drop(span);
                 let span =
                     profile::span("attention.paged", || seqs.work(dims, self.device.kv_dtype()));
-                attention::attend(&mut o, &q_f32, cache, layer, seqs, dims, scale);
+                attention::attend(&mut o, &q_in, cache, layer, seqs, dims, scale);
                 drop(span);
                 self.var(o.into_dtype(dtype))
             }

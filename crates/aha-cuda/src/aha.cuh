@@ -236,3 +236,96 @@ __device__ __forceinline__ f64 uniform(u64 key, u64 a, u64 b, u64 c) {
     u64 bits = u64(x.words[0]) | u64(x.words[1]) << 32;
     return f64(bits >> 11) * (1.0 / 9007199254740992.0);
 }
+
+// 2^x within 2 units in the last place; exactly 1 at 0, and 0 at negative infinity.
+__device__ __forceinline__ f32 exp2_fast(f32 x) {
+#ifdef AHA_EMULATED
+    return exp2f(x);
+#else
+    f32 y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#endif
+}
+
+// Two elements in a word, `low` first.
+__device__ __forceinline__ u32 pack_bf16(f32 low, f32 high) {
+#ifdef AHA_EMULATED
+    return u32(round_bf16(low).bits) | u32(round_bf16(high).bits) << 16;
+#else
+    u32 both;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+#endif
+}
+
+#ifndef AHA_EMULATED
+__device__ __forceinline__ u32 shared_address(const void* at) { return u32(__cvta_generic_to_shared(at)); }
+#endif
+
+// Starts a copy of sixteen bytes to shared memory, of zeros if not `is_there`. It is done after the wait for its group.
+__device__ __forceinline__ void copy16_async(void* to, const void* from, bool is_there) {
+#ifdef AHA_EMULATED
+    emulated::check_aligned(to, 16);
+    emulated::check_aligned(from, 16);
+    emulated::start_copy(to, is_there ? from : nullptr);
+#else
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
+                 :: "r"(shared_address(to)), "l"(from), "r"(is_there ? 16 : 0) : "memory");
+#endif
+}
+
+// Ends a group of this thread's copies.
+__device__ __forceinline__ void end_copies() {
+#ifdef AHA_EMULATED
+    emulated::end_copies();
+#else
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits for all of this thread's groups but the LEFT last ones. Others see the copies after a barrier.
+template <u32 LEFT>
+__device__ __forceinline__ void wait_copies() {
+#ifdef AHA_EMULATED
+    emulated::wait_copies(LEFT);
+#else
+    asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory");
+#endif
+}
+
+// Four squares of 8 x 8 bf16: lane 8 i + r names row r of square i. A lane gets two neighbours of row lane / 4 of each.
+__device__ __forceinline__ void load_squares(u32 (&to)[4], const bf16* row) {
+#ifdef AHA_EMULATED
+    emulated::check_aligned(row, 16);
+    emulated::load_squares(__LINE__, to, row, false);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+#endif
+}
+
+// The same of the squares' transposes.
+__device__ __forceinline__ void load_squares_transposed(u32 (&to)[4], const bf16* row) {
+#ifdef AHA_EMULATED
+    emulated::check_aligned(row, 16);
+    emulated::load_squares(__LINE__, to, row, true);
+#else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+#endif
+}
+
+// c (16, 8) += a (16, 16) b (16, 8) of a warp, bf16 with f32 sums. With g = lane / 4 and t = 2 (lane % 4), a lane holds of
+// a: (g, t) (g + 8, t) (g, t + 8) (g + 8, t + 8) and the neighbours in the row; of b: (t, g) (t + 8, g) and the neighbours
+// in the column; of c: (g, t) (g, t + 1) (g + 8, t) (g + 8, t + 1).
+__device__ __forceinline__ void multiply_add(f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#ifdef AHA_EMULATED
+    emulated::multiply_add(__LINE__, c, a, b0, b1);
+#else
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+                 "{%0, %1, %2, %3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}

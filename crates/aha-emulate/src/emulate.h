@@ -5,7 +5,8 @@
 // opposite order, so that what lacks a barrier differs between the two. Barriers that not all threads reach, or that
 // they reach at different places, collectives whose lanes don't meet, and misaligned vectors are errors.
 //
-// Not seen: races between blocks, limits of registers and shared memory, anything of asynchronous copies.
+// An asynchronous copy is done when its thread waits for it, as late as it may be. Not seen: races between blocks, and
+// limits of registers and shared memory.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -48,7 +49,17 @@ struct Fiber {
     u32 line;   // where it waits
     u32 mask;   // lanes that it waits for
     void* operand;
+    u32 copy_count, copy_group;  // asynchronous copies that wait, and the group of the next
 };
+
+// A copy of sixteen bytes that was started; of zeros without a source.
+struct Copy {
+    void* to;
+    const void* from;
+    u32 group;
+};
+
+constexpr u32 COPIES_MAX = 256;
 
 struct Machine {
     Fiber fibers[THREADS_MAX];
@@ -62,6 +73,7 @@ struct Machine {
 };
 
 static Machine machine;
+static Copy copies[THREADS_MAX][COPIES_MAX];
 
 // Saves the registers that a call keeps, and goes on where `to` was left.
 extern "C" void aha_switch(void** from, void* to);
@@ -101,6 +113,31 @@ template <typename... T>
 
 inline void check_aligned(const void* at, size_t bytes) {
     if (reinterpret_cast<uintptr_t>(at) % bytes) fail("thread %u moves %zu bytes at once at an odd address", machine.current, bytes);
+}
+
+inline void start_copy(void* to, const void* from) {
+    Fiber& me = current();
+    if (me.copy_count == COPIES_MAX) fail("thread %u has more than %u copies under way", machine.current, COPIES_MAX);
+    copies[machine.current][me.copy_count++] = Copy{to, from, me.copy_group};
+}
+
+inline void end_copies() { current().copy_group += 1; }
+
+// A copy happens here, as late as it may.
+inline void wait_copies(u32 groups_left) {
+    Fiber& me = current();
+    u32 kept = 0;
+    for (u32 i = 0; i < me.copy_count; ++i) {
+        Copy& copy = copies[machine.current][i];
+        if (copy.group + groups_left >= me.copy_group) {
+            copies[machine.current][kept++] = copy;
+        } else if (copy.from) {
+            memcpy(copy.to, copy.from, 16);
+        } else {
+            memset(copy.to, 0, 16);
+        }
+    }
+    me.copy_count = kept;
 }
 
 inline void run_thread() {
@@ -206,6 +243,59 @@ inline u32 ballot(u32 line, u32 mask, bool is_set) {
     return mine.result;
 }
 
+inline f32 wide(u16 bits) { return __builtin_bit_cast(f32, u32(bits) << 16); }
+
+// ldmatrix: lane 8 i + r names row r of square i.
+inline void load_squares(u32 line, u32 (&to)[4], const void* row, bool transposed) {
+    struct Squares {
+        const u16* row;
+        u32 words[4];
+        bool transposed;
+    } mine{static_cast<const u16*>(row), {}, transposed};
+    meet(line, 0xffffffffu, &mine, [](void** lanes) {
+        for (u32 lane = 0; lane < LANES; ++lane) {
+            Squares* own = static_cast<Squares*>(lanes[lane]);
+            for (u32 square = 0; square < 4; ++square) {
+                u16 pair[2];
+                for (u32 i = 0; i < 2; ++i) {
+                    u32 row = lane / 4, column = lane % 4 * 2 + i;
+                    if (own->transposed) std::swap(row, column);
+                    pair[i] = static_cast<Squares*>(lanes[8 * square + row])->row[column];
+                }
+                own->words[square] = u32(pair[0]) | u32(pair[1]) << 16;
+            }
+        }
+    });
+    memcpy(to, mine.words, sizeof mine.words);
+}
+
+// mma.m16n8k16, with its sums in the order of k.
+inline void multiply_add(u32 line, f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    struct Fragments {
+        f32 c[4];
+        u32 a[4], b[2];
+    } mine{{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
+    meet(line, 0xffffffffu, &mine, [](void** lanes) {
+        f32 a[16][16], b[16][8];
+        for (u32 lane = 0; lane < LANES; ++lane) {
+            Fragments* own = static_cast<Fragments*>(lanes[lane]);
+            u32 g = lane / 4, t = lane % 4 * 2;
+            for (u32 i = 0; i < 8; ++i) {
+                a[g + i / 2 % 2 * 8][t + i / 4 * 8 + i % 2] = wide(u16(own->a[i / 2] >> (i % 2 * 16)));
+            }
+            for (u32 i = 0; i < 4; ++i) b[t + i / 2 * 8 + i % 2][g] = wide(u16(own->b[i / 2] >> (i % 2 * 16)));
+        }
+        for (u32 lane = 0; lane < LANES; ++lane) {
+            Fragments* own = static_cast<Fragments*>(lanes[lane]);
+            for (u32 i = 0; i < 4; ++i) {
+                u32 row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
+                for (u32 k = 0; k < 16; ++k) own->c[i] = __builtin_fmaf(a[row][k], b[k][column], own->c[i]);
+            }
+        }
+    });
+    memcpy(c, mine.c, sizeof mine.c);
+}
+
 inline const char* name(State state) {
     switch (state) {
         case State::AT_BARRIER: return "waits at the barrier";
@@ -233,7 +323,7 @@ inline void run_block(bool is_backward) {
     u32 count = machine.thread_count;
     machine.waiting = machine.done = 0;
     memset(machine.shared, 0xff, sizeof machine.shared);
-    for (u32 i = 0; i < count; ++i) machine.fibers[i] = Fiber{fresh_stack(i), State::RUNNABLE, 0, 0, nullptr};
+    for (u32 i = 0; i < count; ++i) machine.fibers[i] = Fiber{fresh_stack(i), State::RUNNABLE};
     while (machine.done < count && !machine.error[0]) {
         bool has_moved = false;
         for (u32 step = 0; step < count && !machine.error[0]; ++step) {

@@ -403,7 +403,7 @@ impl Running<'_> {
         pages.extend(group.pages[..shared].iter().map(|&page| self.pages.share(page)));
         if let Some(&own) = group.pages.get(shared) {
             let page = self.pages.take();
-            self.cache.copy_page(own, page);
+            self.cache.copy_page(self.model.device(), own, page);
             pages.push(page);
         }
         let thought = self.forcing.map(|forcing| {

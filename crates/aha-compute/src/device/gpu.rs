@@ -4,9 +4,11 @@
 //! from then on nothing is done there, and what tensors hold is unspecified. Whoever reads results asks
 //! [`Device::check`](crate::Device::check) before they are used.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::cuda::{Context, Error};
+use crate::cuda::{Context, Error, Kind};
+use crate::ops::attention::cuda::Packed;
+use crate::ops::attention::{Dims, Layout};
 
 /// A device's context, and the first failure on it. Cloning it clones the handle.
 #[derive(Clone, Debug)]
@@ -16,11 +18,14 @@ pub(crate) struct Gpu(Arc<State>);
 struct State {
     context: Context,
     failure: OnceLock<Error>,
+    /// The layout that attention was last asked about: all layers of a batch have one.
+    layout: Mutex<Option<Arc<Packed>>>,
 }
 
 impl Gpu {
     pub(super) fn new(context: Context) -> Gpu {
-        Gpu(Arc::new(State { context, failure: OnceLock::new() }))
+        let (failure, layout) = (OnceLock::new(), Mutex::default());
+        Gpu(Arc::new(State { context, failure, layout }))
     }
 
     /// The context.
@@ -51,5 +56,24 @@ impl Gpu {
     /// As [`Gpu::ask`], for what has no answer.
     pub(crate) fn run(&self, f: impl FnOnce(&Context) -> Result<(), Error>) {
         self.ask(f).unwrap_or_default();
+    }
+
+    /// A layout on the device, for heads of these dimensions and activations of this kind.
+    pub(crate) fn layout(
+        &self,
+        cx: &Context,
+        layout: &Layout,
+        dims: Dims,
+        kind: Kind,
+    ) -> Result<Arc<Packed>, Error> {
+        let mut known = self.0.layout.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some(packed) if packed.is_of(layout, dims, kind) => Ok(Arc::clone(packed)),
+            _ => {
+                let packed = Arc::new(Packed::upload(cx, layout, dims, kind)?);
+                *known = Some(Arc::clone(&packed));
+                Ok(packed)
+            }
+        }
     }
 }

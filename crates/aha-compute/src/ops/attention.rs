@@ -38,6 +38,7 @@
 mod backward;
 #[cfg(test)]
 mod check;
+pub mod cuda;
 mod kernel;
 mod layout;
 mod packed;
@@ -52,7 +53,10 @@ pub use packed::forward;
 pub use paged::{KvCache, attend};
 pub use seqs::PagedSeqs;
 
+use std::borrow::Cow;
+
 use crate::simd::LANES;
+use crate::{Dtype, Tensor};
 
 /// Positions of a page of keys and values: one vector.
 pub const PAGE_LEN: usize = LANES;
@@ -105,6 +109,16 @@ impl Dims {
             "heads are {head_dim} wide: the kernels take multiples of {LANES}"
         );
     }
+}
+
+/// What attention reads: a processor's kernels `f32`, those of a CUDA device what is stored.
+pub(crate) fn input(x: &Tensor) -> Cow<'_, Tensor> {
+    if x.device().is_cuda() { Cow::Borrowed(x) } else { x.as_f32() }
+}
+
+/// What attention writes for such queries.
+pub(crate) fn dtype(q: &Tensor) -> Dtype {
+    if q.device().is_cuda() { q.dtype() } else { Dtype::F32 }
 }
 
 /// Asserts that a buffer has as many floats as the rows and columns that it should have.

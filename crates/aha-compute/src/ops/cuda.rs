@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use super::{adamw, draw, embedding, grad_norm, lm_head, rms_norm, rope, swiglu};
+use super::{adamw, attention, draw, embedding, grad_norm, lm_head, rms_norm, rope, swiglu};
 use crate::cuda::{Arg, Context, Error, Kind, Plan, Source, View, ViewMut};
 
 static COLUMN_SUMS: Source =
@@ -16,7 +16,7 @@ static ELEMENTWISE: Source =
 
 /// Every source of kernels.
 pub fn sources() -> Vec<&'static Source> {
-    vec![
+    let mut all = vec![
         &COLUMN_SUMS,
         &ELEMENTWISE,
         &adamw::cuda::SOURCE,
@@ -27,7 +27,9 @@ pub fn sources() -> Vec<&'static Source> {
         &rms_norm::cuda::SOURCE,
         &rope::cuda::SOURCE,
         &swiglu::cuda::SOURCE,
-    ]
+    ];
+    all.extend(attention::cuda::SOURCES);
+    all
 }
 
 /// Bytes at a multiple of which vectors lie.

@@ -152,13 +152,13 @@ fn play_attention(
         || 5.0 * scores(layout, dims),
         &[&q.value, &k.value, &v.value, out, lse, &dout, &dq, &dk, &dv],
     );
-    let [q_f32, k_f32, v_f32] = [&q, &k, &v].map(|x| x.value.as_f32());
+    let [q_in, k_in, v_in] = [&q, &k, &v].map(|x| attention::input(&x.value));
     let begun = layout.begun_rows().and_then(|_| grads.open.kv.remove(&layer));
     let handed_on = attention::backward(
         [&mut dq, &mut dk, &mut dv],
         &dout,
-        [&*q_f32, &*k_f32, &*v_f32],
-        &out.as_f32(),
+        [&*q_in, &*k_in, &*v_in],
+        &attention::input(out),
         lse,
         layout,
         dims,

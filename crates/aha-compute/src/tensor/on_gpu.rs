@@ -2,11 +2,11 @@
 
 use half::bf16;
 
-use super::Tensor;
-use crate::Dtype;
+use super::{Data, Tensor};
 use crate::cuda::{Buffer, Kind, View, ViewMut};
 use crate::device::Gpu;
 use crate::ops::cuda as elements;
+use crate::{Device, Dtype};
 
 /// What a dtype is called there.
 pub(crate) fn kind_of(dtype: Dtype) -> Kind {
@@ -32,7 +32,7 @@ impl Tensor {
     #[track_caller]
     pub(crate) fn view_mut(&mut self) -> ViewMut<'_> {
         match &mut self.data {
-            super::Data::Gpu(Some(buffer)) => buffer.view_mut(),
+            Data::Gpu(Some(buffer)) => buffer.view_mut(),
             _ => panic!("elements on a CUDA device"),
         }
     }
@@ -40,7 +40,23 @@ impl Tensor {
     #[track_caller]
     fn buffer(&self) -> &Buffer {
         match &self.data {
-            super::Data::Gpu(Some(buffer)) => buffer,
+            Data::Gpu(Some(buffer)) => buffer,
+            _ => panic!("elements on a CUDA device"),
+        }
+    }
+
+    /// A buffer of `f32` as a tensor.
+    pub(crate) fn of_buffer(device: &Device, shape: &[usize], buffer: Buffer) -> Tensor {
+        assert_eq!((buffer.kind(), buffer.len()), (Kind::F32, shape.iter().product()), "a buffer");
+        let (device, shape) = (device.clone(), shape.to_vec());
+        Tensor { device, shape, dtype: Dtype::F32, data: Data::Gpu(Some(buffer)) }
+    }
+
+    /// The elements, for what is asked of the device.
+    #[track_caller]
+    pub(crate) fn into_buffer(mut self) -> Buffer {
+        match std::mem::replace(&mut self.data, Data::Gpu(None)) {
+            Data::Gpu(Some(buffer)) => buffer,
             _ => panic!("elements on a CUDA device"),
         }
     }

@@ -13,9 +13,9 @@ use std::ops::Range;
 
 use super::kernel::{self, BackwardRows};
 use super::tiles::{Span, Task, copy_row, tiles_of, with_scratch};
-use super::{Dims, Layout, Segment, check_len};
+use super::{Dims, Layout, Segment, check_len, cuda};
 use crate::Tensor;
-use crate::tensor::Shards;
+use crate::tensor::{Shards, kind_of};
 
 /// Most floats that wait to be added to gradients of shared segments, unless one segment has more.
 const SHARES_LEN_MAX: usize = 1 << 22;
@@ -50,6 +50,22 @@ pub fn backward(
         ("lse", lse, dims.heads),
     ] {
         check_len(name, buffer.len(), rows, cols);
+    }
+    if let Some(gpu) = q.gpu() {
+        let handed_on = gpu.ask(|cx| {
+            let packed = gpu.layout(cx, layout, dims, kind_of(q.dtype()))?;
+            let gradients = [&mut dq.view_mut(), &mut dk.view_mut(), &mut dv.view_mut()];
+            let (qkv, begun) =
+                ([q, k, v].map(Tensor::view), begun.map(|two| two.map(Tensor::into_buffer)));
+            let (do_, o, lse) = (do_.view(), o.view(), lse.view());
+            cuda::backward(cx, gradients, do_, qkv, o, lse, &packed, scale, begun)
+        });
+        let shape = [layout.open_rows()?.len(), dims.kv_cols()];
+        return match handed_on.flatten() {
+            Some(two) => Some(two.map(|sums| Tensor::of_buffer(q.device(), &shape, sums))),
+            // The device has failed, and does nothing more.
+            None => Some([0; 2].map(|_| Tensor::uninit(q.device(), &shape))),
+        };
     }
     begin_sums([&mut *dk, &mut *dv], layout, begun);
     let k_columns = layout.pages_of_columns(k, dims);

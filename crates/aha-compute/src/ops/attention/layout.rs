@@ -127,6 +127,11 @@ impl Layout {
         row..row + row_count
     }
 
+    /// Whether both are clones of one.
+    pub(crate) fn is_same(&self, other: &Layout) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Rows of all segments.
     pub fn row_count(&self) -> usize {
         self.segments().last().map_or(0, |last| last.row + last.row_count)
@@ -146,6 +151,11 @@ impl Layout {
     /// A segment's pages, from position 0 on.
     pub(super) fn page_ids(&self, segment: usize) -> &[u32] {
         &self.0.page_ids[segment]
+    }
+
+    /// The row in each lane of each page.
+    pub(super) fn page_rows(&self) -> &[Vec<usize>] {
+        &self.0.page_rows
     }
 
     /// Asserts that the segments have all of a batch's rows.

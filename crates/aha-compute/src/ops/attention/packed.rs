@@ -2,11 +2,12 @@
 
 use super::kernel::Keys;
 use super::tiles::{self, Span};
-use super::{Dims, Layout, check_len};
+use super::{Dims, Layout, check_len, cuda};
 use crate::Tensor;
-use crate::tensor::Values;
+use crate::tensor::{Values, kind_of};
 
-/// Attention within each sequence of `layout`: `o` `(T, H·D)`, and `lse` `(T, H)` for the backward pass.
+/// Attention within each sequence of `layout`: `o` `(T, H·D)`, and `lse` `(T, H)` for the backward pass. On a processor
+/// all are `f32`; on a CUDA device `q`, `k`, `v` and `o` are of one dtype.
 pub fn forward(
     o: &mut Tensor,
     lse: &mut Tensor,
@@ -28,6 +29,14 @@ pub fn forward(
         ("lse", lse, dims.heads),
     ] {
         check_len(name, buffer.len(), rows, cols);
+    }
+    if let Some(gpu) = q.gpu() {
+        return gpu.run(|cx| {
+            let packed = gpu.layout(cx, layout, dims, kind_of(q.dtype()))?;
+            let (o, lse, qkv) =
+                (&mut o.view_mut(), &mut lse.view_mut(), [q, k, v].map(Tensor::view));
+            cuda::forward(cx, o, lse, qkv, &packed, scale)
+        });
     }
     let (k_pages, v_pages) = (layout.pages_of_columns(k, dims), layout.pages_of_rows(v, dims));
     let keys = |task: &tiles::Task| {

@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::kernel::{self, Keys, Members};
 use super::seqs::{PagedSeqs, Task};
 use super::tiles::with_scratch;
-use super::{Dims, PAGE_LEN, check_len};
-use crate::tensor::{Shards, Values};
+use super::{Dims, PAGE_LEN, check_len, cuda};
+use crate::tensor::{Shards, Values, kind_of};
 use crate::{Device, Dtype, Tensor};
 
 /// Keys and values of all layers, in pages of 16 positions, stored as the device's
@@ -18,6 +18,8 @@ pub struct KvCache {
     dims: Dims,
     page_count: usize,
     layers: Vec<Layer>,
+    /// All layers, on a CUDA device.
+    on_gpu: Option<cuda::KvCache>,
 }
 
 /// Pages of keys `(pages, KV, D, 16)` and of values `(pages, KV, 16, D)`.
@@ -31,10 +33,15 @@ impl KvCache {
     /// A cache of `page_count` pages. Memory is claimed from the system as pages are first written.
     pub fn new(device: &Device, layer_count: usize, page_count: usize, dims: Dims) -> KvCache {
         dims.check();
+        if let Some(gpu) = device.gpu() {
+            let kind = kind_of(device.kv_dtype());
+            let on_gpu = gpu.ask(|cx| cuda::KvCache::new(cx, kind, layer_count, page_count, dims));
+            return KvCache { dims, page_count, layers: Vec::new(), on_gpu };
+        }
         let shape = [page_count, dims.page_len()];
         let pages = || Tensor::uninit_as(device, device.kv_dtype(), &shape);
         let layers = (0..layer_count).map(|_| Layer { k: pages(), v: pages() }).collect();
-        KvCache { dims, page_count, layers }
+        KvCache { dims, page_count, layers, on_gpu: None }
     }
 
     /// Bytes of one page in all layers.
@@ -48,7 +55,10 @@ impl KvCache {
     }
 
     /// Copies all layers of a page.
-    pub fn copy_page(&mut self, from: u32, to: u32) {
+    pub fn copy_page(&mut self, device: &Device, from: u32, to: u32) {
+        if let (Some(gpu), Some(cache)) = (device.gpu(), &mut self.on_gpu) {
+            return gpu.run(|cx| cache.copy_pages(cx, &[[from, to]]));
+        }
         let len = self.dims.page_len();
         let (from, to) = (from as usize * len, to as usize * len);
         for pages in self.layers.iter_mut().flat_map(|layer| [&mut layer.k, &mut layer.v]) {
@@ -62,6 +72,13 @@ impl KvCache {
     /// Stores `k` and `v` `(R, KV·D)` of new tokens, of the cache's dtype, at their positions.
     pub fn append(&mut self, layer: usize, k: &Tensor, v: &Tensor, seqs: &mut PagedSeqs) {
         let device = k.device();
+        if let Some(gpu) = device.gpu() {
+            return gpu.run(|cx| {
+                let cache = self.on_gpu.as_mut().ok_or_else(cuda::no_cache)?;
+                let paged = seqs.on_gpu(cx, cache)?;
+                cache.append(cx, layer, [k, v].map(Tensor::view), paged)
+            });
+        }
         seqs.plan(device, self.dims, self.page_count);
         check_len("k", k.len(), seqs.row_count(), self.dims.kv_cols());
         check_len("v", v.len(), seqs.row_count(), self.dims.kv_cols());
@@ -123,6 +140,13 @@ pub fn attend(
 ) {
     assert_eq!(dims, cache.dims, "heads of the call and of the cache");
     let device = q.device();
+    if let Some(gpu) = device.gpu() {
+        return gpu.run(|cx| {
+            let cache = cache.on_gpu.as_ref().ok_or_else(cuda::no_cache)?;
+            let paged = seqs.on_gpu(cx, cache)?;
+            cuda::attend(cx, &mut o.view_mut(), q.view(), cache, layer, paged, scale)
+        });
+    }
     seqs.plan(device, dims, cache.page_count);
     check_len("q", q.len(), seqs.row_count(), dims.q_cols());
     check_len("o", o.len(), seqs.row_count(), dims.q_cols());
@@ -378,7 +402,7 @@ mod tests {
         let a = case(&device, 1, 30);
         let mut cache = cache(&device, 4);
         step(&mut cache, &[&a], &[(0, 20, &[0, 1][..])]);
-        cache.copy_page(1, 3);
+        cache.copy_page(&device, 1, 3);
         step(&mut cache, &[&a, &a], &[(20, 10, &[0, 1][..]), (20, 10, &[0, 3][..])]);
     }
 

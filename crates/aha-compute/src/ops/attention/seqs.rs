@@ -6,7 +6,8 @@ use std::ops::Range;
 
 use super::kernel::{self, Tile};
 use super::tiles::queries_of_tile;
-use super::{Dims, PAGE_LEN};
+use super::{Dims, PAGE_LEN, cuda};
+use crate::cuda::{Context, Error};
 use crate::profile::Work;
 use crate::{Device, Dtype};
 
@@ -28,6 +29,8 @@ pub struct PagedSeqs {
     /// The sequences, those that share pages beside each other.
     order: Vec<u32>,
     tasks: Vec<Task>,
+    /// They on a CUDA device, for all layers of a step.
+    on_gpu: Option<cuda::Paged>,
 }
 
 /// One sequence of [`PagedSeqs`].
@@ -62,6 +65,7 @@ impl PagedSeqs {
         self.page_ids.clear();
         self.row_count = 0;
         self.planned = None;
+        self.on_gpu = None;
     }
 
     /// Adds `row_count` new tokens, the first at `position`, to a sequence with these pages from position 0 on.
@@ -79,6 +83,20 @@ impl PagedSeqs {
         self.seqs.push(PagedSeq { row_start: self.row_count, row_count, position, pages });
         self.row_count += row_count;
         self.planned = None;
+        self.on_gpu = None;
+    }
+
+    /// They on the device of a cache.
+    pub(super) fn on_gpu(
+        &mut self,
+        cx: &Context,
+        cache: &cuda::KvCache,
+    ) -> Result<&cuda::Paged, Error> {
+        let paged = match self.on_gpu.take() {
+            Some(paged) => paged,
+            None => cuda::Paged::upload(cx, self, cache)?,
+        };
+        Ok(self.on_gpu.insert(paged))
     }
 
     /// Rows of all sequences.

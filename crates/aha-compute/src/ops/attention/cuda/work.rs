@@ -1,0 +1,289 @@
+//! Which rows a block computes against which keys: lists that kernels read, from layouts alone.
+
+use std::cmp::Reverse;
+use std::ops::Range;
+
+use super::super::{Dims, Layout, PAGE_LEN, PagedSeqs, Segment};
+use super::{KEY_WARPS_LEAST, Sizes};
+
+/// What is in [`Item::aside`] of results that are final.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Most floats of gradients that wait to be added to those of shared segments, unless one segment has more: 128 MiB.
+const ASIDE_LEN_MAX: usize = 1 << 25;
+
+/// Blocks of decoding below which sequences are cut, so that a device isn't left idle.
+const DECODE_BLOCKS_LEAST: usize = 256;
+
+/// What a block computes: rows of consecutive queries of a sequence, which are queries times heads of a group, against
+/// tiles of keys. Numbers as in `tiles.cuh`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Item {
+    /// Row of query 0 in the batch, and its position.
+    pub row: usize,
+    pub position: usize,
+    /// Rows, counted from those of query 0.
+    pub rows: Range32,
+    /// Where the sequence's page ids begin.
+    pub keys: usize,
+    /// Tiles of keys; the tile and the end of what is put aside in the backward pass of keys.
+    pub tiles: Range32,
+    pub aside: u32,
+}
+
+/// A range that can be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Range32 {
+    pub start: u32,
+    pub end: u32,
+}
+
+impl Range32 {
+    fn of(range: Range<usize>) -> Range32 {
+        Range32 { start: size(range.start), end: size(range.end) }
+    }
+
+    fn len(self) -> u32 {
+        self.end - self.start
+    }
+}
+
+/// Kernels count up to 2^32.
+fn size(len: usize) -> u32 {
+    u32::try_from(len).expect("kernels count up to 2^32")
+}
+
+impl Item {
+    fn words(&self) -> [u32; 8] {
+        let Item { row, position, rows, keys, tiles, aside } = *self;
+        let [row, position, keys] = [row, position, keys].map(size);
+        [row, position, rows.start, rows.end, keys, tiles.start, tiles.end, aside]
+    }
+}
+
+/// As kernels read them.
+pub(super) fn words(items: &[Item]) -> Vec<u32> {
+    items.iter().flat_map(Item::words).collect()
+}
+
+/// Queries that follow one another, with their keys.
+struct Queries {
+    row: usize,
+    count: usize,
+    position: usize,
+    keys: usize,
+}
+
+impl Queries {
+    /// Blocks of at most so many rows, against all keys that any of the rows sees.
+    fn blocks(&self, rows_max: usize, tile_len: usize, group: usize) -> impl Iterator<Item = Item> {
+        let row_count = self.count * group;
+        let &Queries { row, position, keys, .. } = self;
+        (0..row_count).step_by(rows_max).map(move |from| {
+            let end = row_count.min(from + rows_max);
+            let tile_end = (position + (end - 1) / group + 1).div_ceil(tile_len);
+            Item {
+                row,
+                position,
+                rows: Range32::of(from..end),
+                keys,
+                tiles: Range32::of(0..tile_end),
+                aside: NONE,
+            }
+        })
+    }
+}
+
+/// Gradients of keys that are computed at once, and then added to those of shared segments.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Wave {
+    pub keys: Vec<Item>,
+    /// Rows of what is put aside.
+    pub aside_rows: usize,
+    /// For each row of a shared segment that gets something: the row, its position, where in `firsts`, and how many.
+    pub rows: Vec<[u32; 4]>,
+    /// The rows that are put aside for position 0, by segment.
+    pub firsts: Vec<u32>,
+}
+
+/// What kernels read of a [`Layout`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PackedLists {
+    pub page_ids: Vec<u32>,
+    /// The row of each slot of a page.
+    pub slot_rows: Vec<u32>,
+    pub forward: Vec<Item>,
+    pub queries: Vec<Item>,
+    pub waves: Vec<Wave>,
+}
+
+impl PackedLists {
+    pub fn new(layout: &Layout, dims: Dims, sizes: Sizes) -> PackedLists {
+        PackedLists::with_limit(layout, dims, sizes, ASIDE_LEN_MAX)
+    }
+
+    pub fn with_limit(
+        layout: &Layout,
+        dims: Dims,
+        sizes: Sizes,
+        aside_len_max: usize,
+    ) -> PackedLists {
+        let segments = layout.segments();
+        let mut page_ids = Vec::new();
+        let mut all = Vec::new();
+        for (idx, &Segment { row, row_count, position, .. }) in segments.iter().enumerate() {
+            all.push(Queries { row, count: row_count, position, keys: page_ids.len() });
+            page_ids.extend_from_slice(layout.page_ids(idx));
+        }
+        let lane = |page: &Vec<usize>, lane: usize| page.get(lane).map_or(0, |&row| size(row));
+        let slot_rows =
+            layout.page_rows().iter().flat_map(|page| (0..PAGE_LEN).map(move |i| lane(page, i)));
+        let blocks = |rows_max: usize, with_open: bool| {
+            let of = all.iter().enumerate().filter(|(idx, _)| with_open || !layout.is_open(*idx));
+            let mut items: Vec<Item> =
+                of.flat_map(|(_, of)| of.blocks(rows_max, sizes.tile, dims.group())).collect();
+            items.sort_by_key(|item| Reverse(item.tiles.end));
+            items
+        };
+        let mut waves = Vec::new();
+        let mut first = 0;
+        while first < segments.len() {
+            let end = wave_end(segments, first, aside_len_max / (2 * dims.kv_cols()));
+            waves.push(wave(layout, &all, first..end, dims.group(), sizes.tile));
+            first = end;
+        }
+        waves.retain(|wave| !wave.keys.is_empty());
+        PackedLists {
+            page_ids,
+            slot_rows: slot_rows.collect(),
+            forward: blocks(sizes.rows, true),
+            queries: blocks(sizes.tile, false),
+            waves,
+        }
+    }
+}
+
+/// The position up to which a segment puts gradients of keys aside: others see those rows too.
+fn shared_end(segment: &Segment) -> usize {
+    match segment.row_count {
+        0 => 0,
+        _ if segment.is_shared => segment.end(),
+        _ => segment.position,
+    }
+}
+
+/// The end of the segments from `first` on that put no more rows aside than allowed, or of one.
+fn wave_end(segments: &[Segment], first: usize, rows_max: usize) -> usize {
+    let (mut end, mut rows) = (first, 0);
+    while let Some(segment) = segments.get(end) {
+        rows += shared_end(segment);
+        if end > first && rows > rows_max {
+            break;
+        }
+        end += 1;
+    }
+    end
+}
+
+fn wave(layout: &Layout, all: &[Queries], of: Range<usize>, group: usize, tile_len: usize) -> Wave {
+    let segments = layout.segments();
+    let mut wave = Wave::default();
+    // What each shared segment gets, in order.
+    let mut firsts: Vec<Vec<u32>> = vec![Vec::new(); segments.len()];
+    for idx in of {
+        let (segment, queries) = (&segments[idx], &all[idx]);
+        if segment.row_count == 0 || layout.is_open(idx) {
+            continue;
+        }
+        let aside = size(wave.aside_rows);
+        for tile in 0..segment.end().div_ceil(tile_len) {
+            let first = (tile * tile_len).saturating_sub(segment.position);
+            wave.keys.push(Item {
+                row: queries.row,
+                position: queries.position,
+                rows: Range32::of(first * group..queries.count * group),
+                keys: queries.keys,
+                tiles: Range32 { start: size(tile), end: size(shared_end(segment)) },
+                aside,
+            });
+        }
+        wave.aside_rows += shared_end(segment);
+        let mut at = if segment.is_shared { Some(idx) } else { segment.parent };
+        while let Some(to) = at {
+            firsts[to].push(aside);
+            at = segments[to].parent;
+        }
+    }
+    for (segment, firsts) in segments.iter().zip(firsts).filter(|(_, firsts)| !firsts.is_empty()) {
+        let (start, count) = (size(wave.firsts.len()), size(firsts.len()));
+        let places =
+            (0..segment.row_count).map(|i| [segment.row + i, segment.position + i].map(size));
+        wave.rows.extend(places.map(|[row, position]| [row, position, start, count]));
+        wave.firsts.extend(firsts);
+    }
+    wave.keys.sort_by_key(|item| Reverse(item.rows.len()));
+    wave
+}
+
+/// What kernels read of [`PagedSeqs`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct PagedLists {
+    pub page_ids: Vec<u32>,
+    /// The slot of each new row.
+    pub slots: Vec<u32>,
+    /// Blocks of many rows.
+    pub rows: Vec<Item>,
+    /// Blocks of few rows.
+    pub decode: Vec<Item>,
+    /// Rows whose tiles are computed by several blocks, and then added.
+    pub join: Vec<Item>,
+    /// Rows of parts that wait to be added.
+    pub part_rows: usize,
+}
+
+impl PagedLists {
+    pub fn new(seqs: &PagedSeqs, dims: Dims, sizes: Sizes) -> PagedLists {
+        let mut lists = PagedLists::default();
+        let few = |count: usize| count * dims.group() <= sizes.few_rows;
+        let decode_count = seqs.seqs().iter().filter(|seq| few(seq.row_count)).count();
+        let cuts = decode_count * dims.kv_heads < DECODE_BLOCKS_LEAST;
+        for seq in seqs.seqs() {
+            let pages = seqs.pages(seq);
+            let queries = Queries {
+                row: seq.row_start,
+                count: seq.row_count,
+                position: seq.position,
+                keys: lists.page_ids.len(),
+            };
+            lists.page_ids.extend_from_slice(pages);
+            lists.slots.extend((seq.position..seq.position + seq.row_count).map(|position| {
+                pages[position / PAGE_LEN] * PAGE_LEN as u32 + size(position % PAGE_LEN)
+            }));
+            if !few(seq.row_count) {
+                lists.rows.extend(queries.blocks(sizes.rows, sizes.tile, dims.group()));
+                continue;
+            }
+            for item in queries.blocks(sizes.few_rows, sizes.tile, dims.group()) {
+                match cuts && item.tiles.end > KEY_WARPS_LEAST {
+                    true => lists.cut(item, dims.kv_heads),
+                    false => lists.decode.push(item),
+                }
+            }
+        }
+        for items in [&mut lists.rows, &mut lists.decode] {
+            items.sort_by_key(|item| Reverse(item.tiles.len()));
+        }
+        lists
+    }
+
+    /// Blocks that put their tiles aside, and one that adds them.
+    fn cut(&mut self, item: Item, kv_heads: usize) {
+        let all = Item { aside: size(self.part_rows), ..item };
+        for start in (0..item.tiles.end).step_by(KEY_WARPS_LEAST as usize) {
+            let end = item.tiles.end.min(start + KEY_WARPS_LEAST);
+            self.decode.push(Item { tiles: Range32 { start, end }, ..all });
+        }
+        self.join.push(all);
+        self.part_rows += item.tiles.end as usize * kv_heads * item.rows.len() as usize;
+    }
+}
