@@ -127,14 +127,22 @@ pub struct Paged {
 impl Paged {
     /// For the sequences of a step over this cache.
     pub fn upload(cx: &Context, seqs: &PagedSeqs, cache: &KvCache) -> Result<Paged, Error> {
-        let (dims, kind) = (cache.dims, cache.kind());
-        let lists = PagedLists::new(seqs, dims, Sizes::of(dims, kind));
+        let sizes = Sizes::of(cache.dims, cache.kind());
+        Paged::of(cx, seqs, cache, &PagedLists::new(seqs, cache.dims, sizes))
+    }
+
+    fn of(
+        cx: &Context,
+        seqs: &PagedSeqs,
+        cache: &KvCache,
+        lists: &PagedLists,
+    ) -> Result<Paged, Error> {
         if let Some(page) = lists.page_ids.iter().find(|&&page| page as usize >= cache.page_count) {
             panic!("a sequence names page {page}: the cache has {}", cache.page_count);
         }
         Ok(Paged {
-            dims,
-            kind,
+            dims: cache.dims,
+            kind: cache.kind(),
             page_count: cache.page_count,
             row_count: seqs.row_count(),
             page_ids: cx.upload(&lists.page_ids)?,
@@ -224,7 +232,151 @@ fn join_plan(items: usize, dims: Dims) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::check::{MODELS, ROWS, assert_fits};
+    use crate::ops::attention::Layout;
+    use crate::ops::attention::cuda::{Packed, forward};
+    use crate::ops::check::{
+        MODELS, ROWS, assert_fits, assert_same_bits, contexts, download, rounding, upload,
+    };
+
+    const SCALE: f32 = 0.3;
+
+    /// `q`, `k`, `v` of one sequence, and what the packed path makes of it.
+    struct Case {
+        q: Vec<f32>,
+        k: Vec<f32>,
+        v: Vec<f32>,
+        o: Vec<f32>,
+    }
+
+    /// Heads of a cache, and its kind.
+    type Heads = (Dims, Kind);
+
+    fn heads() -> [Heads; 4] {
+        let dims = |heads, kv_heads, head_dim| Dims { heads, kv_heads, head_dim };
+        [
+            (dims(3, 1, 24), Kind::F32),
+            (dims(2, 2, 8), Kind::Bf16),
+            (dims(7, 1, 64), Kind::Bf16),
+            (dims(4, 2, 128), Kind::Bf16),
+        ]
+    }
+
+    /// A sequence whose first positions are those of another.
+    fn case(cx: &Context, (dims, kind): Heads, seed: u64, len: usize, of: Option<(&Case, usize)>) -> Case {
+        let rows = |i, cols: usize, from: fn(&Case) -> &Vec<f32>| {
+            let mut values = rounding(3 * seed + i, len * cols, kind);
+            if let Some((of, shared)) = of {
+                values[..shared * cols].copy_from_slice(&from(of)[..shared * cols]);
+            }
+            values
+        };
+        let (q, k) = (rows(0, dims.q_cols(), |c| &c.q), rows(1, dims.kv_cols(), |c| &c.k));
+        let v = rows(2, dims.kv_cols(), |c| &c.v);
+        let packed = Packed::upload(cx, &Layout::sequences([len]), dims, kind).unwrap();
+        let mut o = cx.buffer(kind, q.len()).unwrap();
+        let mut lse = cx.buffer(Kind::F32, len * dims.heads).unwrap();
+        let [q_on, k_on, v_on] = [&q, &k, &v].map(|x| upload(cx, x, kind));
+        let qkv = [q_on.view(), k_on.view(), v_on.view()];
+        forward(cx, &mut o.view_mut(), &mut lse.view_mut(), qkv, &packed, SCALE).unwrap();
+        Case { o: download(cx, &o), q, k, v }
+    }
+
+    /// Position and number of new tokens, and pages.
+    type Seq<'a> = (&'a Case, usize, usize, &'a [u32]);
+
+    fn paged(seqs: &[Seq<'_>]) -> PagedSeqs {
+        let mut paged = PagedSeqs::default();
+        seqs.iter().for_each(|&(_, position, count, pages)| paged.push(count, position, pages));
+        paged
+    }
+
+    /// Appends and attends, with sequences cut and whole, and compares with the packed path.
+    #[track_caller]
+    fn step(cx: &Context, cache: &mut KvCache, seqs: &[Seq<'_>]) {
+        let (dims, kind) = (cache.dims, cache.kind());
+        let rows = |cols: usize, of: fn(&Case) -> &Vec<f32>| -> Vec<f32> {
+            let rows = |&(case, position, count, _): &Seq<'_>| {
+                of(case)[position * cols..(position + count) * cols].to_vec()
+            };
+            seqs.iter().flat_map(rows).collect()
+        };
+        let want = rows(dims.q_cols(), |c| &c.o);
+        let q = upload(cx, &rows(dims.q_cols(), |c| &c.q), kind);
+        let [k, v] = [rows(dims.kv_cols(), |c| &c.k), rows(dims.kv_cols(), |c| &c.v)]
+            .map(|x| upload(cx, &x, kind));
+        let seqs = paged(seqs);
+        for blocks_least in [0, 1000] {
+            let lists = PagedLists::with_limit(&seqs, dims, Sizes::of(dims, kind), blocks_least);
+            let paged = Paged::of(cx, &seqs, cache, &lists).unwrap();
+            cache.append(cx, 1, [k.view(), v.view()], &paged).unwrap();
+            let mut o = cx.buffer(kind, q.len()).unwrap();
+            attend(cx, &mut o.view_mut(), q.view(), cache, 1, &paged, SCALE).unwrap();
+            assert_same_bits("o", &download(cx, &o), &want);
+        }
+    }
+
+    #[test]
+    fn prefill_in_any_chunks_and_decoding_have_the_bits_of_the_packed_path() {
+        for cx in contexts() {
+            for heads in heads() {
+                let (a, b) = (case(&cx, heads, 1, 200, None), case(&cx, heads, 2, 150, None));
+                let a_pages: Vec<u32> = (0..13).map(|i| 12 - i).collect();
+                let b_pages: Vec<u32> = (13..23).collect();
+                let mut cache = KvCache::new(&cx, heads.1, 2, 23, heads.0).unwrap();
+                step(&cx, &mut cache, &[(&a, 0, 70, &a_pages)]);
+                step(&cx, &mut cache, &[(&a, 70, 1, &a_pages)]);
+                step(&cx, &mut cache, &[(&b, 0, 149, &b_pages), (&a, 71, 3, &a_pages)]);
+                step(&cx, &mut cache, &[(&a, 74, 120, &a_pages)]);
+                for i in 0..2 {
+                    step(&cx, &mut cache, &[(&a, 194 + i, 1, &a_pages)]);
+                }
+                step(&cx, &mut cache, &[(&b, 149, 1, &b_pages), (&a, 196, 1, &a_pages)]);
+            }
+        }
+    }
+
+    /// Goal: sequences that share pages have the bits of each alone. Method: branches of a prompt of two pages and a
+    /// part of a third, which each of them has a copy of.
+    #[test]
+    fn branches_of_a_prompt_have_the_bits_of_the_packed_path() {
+        for cx in contexts() {
+            for heads in heads() {
+                let trunk = case(&cx, heads, 1, 40, None);
+                let branches: Vec<Case> =
+                    (0..3).map(|i| case(&cx, heads, 5 + i, 90, Some((&trunk, 40)))).collect();
+                let mut cache = KvCache::new(&cx, heads.1, 2, 30, heads.0).unwrap();
+                step(&cx, &mut cache, &[(&trunk, 0, 40, &[7, 3, 11])]);
+                cache.copy_pages(&cx, &[[11, 20], [11, 22]]).unwrap();
+                let pages: [&[u32]; 3] =
+                    [&[7, 3, 11, 0, 1, 2], &[7, 3, 20, 4, 5, 6], &[7, 3, 22, 8, 9, 10]];
+                for (position, count) in [(40, 1), (41, 9), (50, 1)] {
+                    let seqs: Vec<Seq<'_>> =
+                        branches.iter().zip(pages).map(|(case, pages)| (case, position, count, pages)).collect();
+                    step(&cx, &mut cache, &seqs);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn no_rows_are_no_work() {
+        let cx = &contexts()[0];
+        for heads in heads() {
+            let mut cache = KvCache::new(cx, heads.1, 2, 1, heads.0).unwrap();
+            step(cx, &mut cache, &[]);
+            cache.copy_pages(cx, &[]).unwrap();
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a sequence names page 4: the cache has 1")]
+    fn a_page_that_the_cache_has_not_is_a_bug() {
+        let (cx, (dims, kind)) = (&contexts()[0], heads()[0]);
+        let mut seqs = PagedSeqs::default();
+        seqs.push(1, 0, &[4]);
+        let cache = KvCache::new(cx, kind, 2, 1, dims).unwrap();
+        Paged::upload(cx, &seqs, &cache).unwrap();
+    }
 
     #[test]
     fn launches_fit_every_device() {

@@ -243,10 +243,19 @@ pub(super) struct PagedLists {
 
 impl PagedLists {
     pub fn new(seqs: &PagedSeqs, dims: Dims, sizes: Sizes) -> PagedLists {
+        PagedLists::with_limit(seqs, dims, sizes, DECODE_BLOCKS_LEAST)
+    }
+
+    pub fn with_limit(
+        seqs: &PagedSeqs,
+        dims: Dims,
+        sizes: Sizes,
+        blocks_least: usize,
+    ) -> PagedLists {
         let mut lists = PagedLists::default();
         let few = |count: usize| count * dims.group() <= sizes.few_rows;
         let decode_count = seqs.seqs().iter().filter(|seq| few(seq.row_count)).count();
-        let cuts = decode_count * dims.kv_heads < DECODE_BLOCKS_LEAST;
+        let cuts = decode_count * dims.kv_heads < blocks_least;
         for seq in seqs.seqs() {
             let pages = seqs.pages(seq);
             let queries = Queries {
