@@ -2,8 +2,6 @@
 //! `pip install -r ops/requirements-cuda.txt`, its folder in `LD_LIBRARY_PATH`, and
 //! `cargo test --release -p aha-compute --test nvrtc -- --ignored`.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use aha_compute::cuda::{Error, Source, nvrtc};
 use aha_compute::ops::cuda::sources;
 

@@ -64,7 +64,7 @@ fn definition(logits: &[f32], settings: &Settings, unit: f64) -> u32 {
     pick(kept.into_iter(), unit * total)
 }
 
-/// Logits of several kinds: peaked, flat, with many equals, with some that are impossible.
+/// Logits of several kinds: peaked, flat, with many equals, with some that are impossible, all equal.
 fn noise_logits(kind: u64, len: u64) -> Vec<f32> {
     let random = Philox::new(9);
     (0..len)
@@ -75,7 +75,9 @@ fn noise_logits(kind: u64, len: u64) -> Vec<f32> {
                 1 => 0.01 * x,
                 2 => (2.0 * x).round(),
                 3 if random.bits(&[len, i]).is_multiple_of(3) => f64::NEG_INFINITY,
-                _ => 40.0 * x,
+                3 => 20.0 * x,
+                4 => 40.0 * x,
+                _ => 0.0,
             }
         })
         .map(|x| x as f32)
@@ -157,7 +159,9 @@ fn draws_from_all_tokens_are_the_processors() {
 #[test]
 fn draws_after_top_k_and_top_p_are_the_processors() {
     for len in [1, 65, 3000] {
-        let rows: Vec<f32> = (0..4).flat_map(|kind| noise_logits(kind, len)).collect();
+        // Where many are equal, their order decides: more draws from such.
+        let kinds = [0, 1, 2, 2, 3, 5, 5, 5, 5];
+        let rows: Vec<f32> = kinds.into_iter().flat_map(|kind| noise_logits(kind, len)).collect();
         for (top_k, top_p) in [
             (1, 1.0),
             (7, 1.0),
@@ -176,7 +180,8 @@ fn draws_after_top_k_and_top_p_are_the_processors() {
 /// More candidates than are sorted at once: flat logits, and such with many equals.
 #[test]
 fn candidates_past_the_first_chunk_are_gone_through_in_order() {
-    let rows: Vec<f32> = [1, 2].into_iter().flat_map(|kind| noise_logits(kind, 9001)).collect();
+    let rows: Vec<f32> =
+        [1, 5, 5, 5, 2].into_iter().flat_map(|kind| noise_logits(kind, 9001)).collect();
     for (top_k, top_p) in [(0, 0.9), (5000, 1.0), (8999, 0.99)] {
         check(&rows, 9001, &settings(1.0, top_k, top_p));
     }
