@@ -49,7 +49,7 @@ fn alone(model: &Model, ids: &[u32]) -> (Vec<f32>, Vec<f32>) {
     let hidden = model.hidden(&mut tape, Batch::packed(ids, [ids.len()]), false);
     let targets: Vec<u32> = ids[1..].iter().copied().chain([0]).collect();
     let (logps, entropies) = tape.log_probs(&hidden, model.head(), &targets.into(), 1.0);
-    (logps.value().as_slice().to_vec(), entropies.value().as_slice().to_vec())
+    (logps.value().host().into_owned(), entropies.value().host().into_owned())
 }
 
 #[test]
@@ -92,5 +92,5 @@ fn last_logits(model: &Model, ids: &[u32]) -> Vec<f32> {
     let head = model.params().packed(model.head());
     let mut logits = Tensor::uninit(model.device(), &[1, model.config().vocab_size]);
     lm_head::logits(&mut logits, last.value(), head, 1.0);
-    logits.as_slice().to_vec()
+    logits.host().into_owned()
 }

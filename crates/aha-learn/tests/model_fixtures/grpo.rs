@@ -123,13 +123,13 @@ impl Compared<'_> {
             [("log-prob", &logps, &case.logps), ("entropy", &entropies, &case.entropies)]
         {
             assert_eq!(found.value().len(), want.iter().flatten().count(), "{what}");
-            for (found, want) in found.value().as_slice().iter().zip(want.iter().flatten()) {
+            for (found, want) in found.value().host().iter().zip(want.iter().flatten()) {
                 let off = f64::from((found - want).abs());
                 comparison.near(device, kind, what, off, bounds.nats);
             }
         }
         let objective = objective(key);
-        let found = logps.value().as_slice();
+        let found = &*logps.value().host();
         let (old_logps, ref_logps) = match device.dtype() {
             Dtype::F32 => (case.old_logps.clone(), case.ref_logps.clone()),
             // Moved with ours, so that ratios are the fixture's: of a token that rounding takes across the

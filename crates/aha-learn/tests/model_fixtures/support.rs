@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use aha_compute::cuda::Context;
 use aha_compute::simd::Isa;
 use aha_compute::{Device, Dtype, Grads, Tape, Tensor, Var};
+use aha_emulate::Emulated;
 use aha_model::Model;
 use aha_model::model::Batch;
 use serde_json::Value;
@@ -45,14 +47,16 @@ pub struct Setup {
 }
 
 impl Setup {
-    /// Every instruction set of the machine with either type.
+    /// Every instruction set of the machine, and an emulated CUDA device, with either type.
     pub fn all() -> Vec<Setup> {
         let kinds = [(Dtype::F32, &F32), (Dtype::Bf16, &BF16)];
-        let setup = |isa, (dtype, bounds)| Setup {
-            device: Device::cpu_with(2, isa).with_dtype(dtype),
-            bounds,
+        let [emulated, _] = Emulated::both();
+        let cuda = Device::cpu(1).with_context(Context::new(emulated));
+        let devices = Isa::available().into_iter().map(|isa| Device::cpu_with(2, isa));
+        let setup = |device: Device| {
+            kinds.map(|(dtype, bounds)| Setup { device: device.clone().with_dtype(dtype), bounds })
         };
-        Isa::available().into_iter().flat_map(|isa| kinds.map(|kind| setup(isa, kind))).collect()
+        devices.chain([cuda]).flat_map(setup).collect()
     }
 
     /// A fixture's model on the device.
@@ -81,7 +85,7 @@ impl Comparison {
     /// Fails where a device before had other bits for the same.
     pub fn same_bits(&mut self, device: &Device, what: &str, values: &[f32]) {
         let bits: Vec<u32> = values.iter().map(|x| x.to_bits()).collect();
-        let key = format!("{what}, {:?}", device.dtype());
+        let key = format!("{what}, {:?}, cuda: {}", device.dtype(), device.is_cuda());
         let first = self.bits.entry(key).or_insert_with(|| bits.clone());
         assert!(*first == bits, "{what}: {} has other bits", device.isa());
     }
@@ -141,7 +145,7 @@ pub fn l2(values: impl Iterator<Item = f64>) -> f64 {
 }
 
 pub fn norm(tensor: &Tensor) -> f64 {
-    l2(tensor.as_slice().iter().map(|&x| f64::from(x)))
+    l2(tensor.host().iter().map(|&x| f64::from(x)))
 }
 
 /// How far each weight's gradient is from a file's, as a share of its norm, and the weight's name.
@@ -154,7 +158,7 @@ pub fn distances<'m>(
     assert_eq!(params.ids().len(), want.len(), "weights");
     let distance = |id| {
         let name = params.name(id);
-        let (got, want) = (grads.get(id).as_slice(), &want[name]);
+        let (got, want) = (grads.get(id).host(), &want[name]);
         assert_eq!(got.len(), want.len(), "{name}");
         let off = l2(got.iter().zip(want).map(|(a, b)| f64::from(*a) - f64::from(*b)));
         (name, off / l2(want.iter().map(|&x| f64::from(x))))
@@ -176,7 +180,7 @@ pub fn norm_distances<'m>(model: &'m Model, grads: &Grads, want: &Value) -> Vec<
 
 /// All gradients, one after the other.
 pub fn flat(grads: &Grads) -> Vec<f32> {
-    grads.iter().flat_map(|tensor| tensor.as_slice().iter().copied()).collect()
+    grads.iter().flat_map(|tensor| tensor.host().into_owned()).collect()
 }
 
 /// A recorded pass over packed sequences, of which all tokens from the given ones on are wanted: the tape, their
