@@ -120,25 +120,30 @@ constexpr u32 ROW_TILES = D == 64 ? 2 : 1;
 template <u32 D>
 constexpr u32 BLOCK_ROWS = ROW_WARPS * ROW_TILES<D> * 16;
 
+// What a block of `rows` keeps of a row in shared memory, so that more of a warp's registers are free for products.
+struct RowState {
+    Softmax all;
+    int position;
+};
+
 // What a warp of `rows` has of its result.
 template <u32 D>
 struct Result {
     static constexpr u32 TILES = ROW_TILES<D>;
     f32 o[TILES][D / 8][4];
-    Softmax all[TILES][2];
 };
 
 // Divides, and stores through the shared memory of the warp's queries, which nobody needs any more.
 template <u32 D>
-__device__ __forceinline__ void store_rows(const Result<D>& from, bf16* o, f32* lse, bf16* q, const Heads& heads,
+__device__ __forceinline__ void store_rows(const Result<D>& from, const RowState* states, bf16* o, f32* lse, bf16* q, const Heads& heads,
                                            const Item& item, u32 first, f32 scale) {
     constexpr u32 TILES = ROW_TILES<D>;
 #pragma unroll
     for (u32 t = 0; t < TILES; ++t) {
 #pragma unroll
         for (u32 half = 0; half < 2; ++half) {
-            const Softmax& all = from.all[t][half];
             u32 row = 16 * t + lane() / QUAD + 8 * half;
+            Softmax all = states[row].all;
             if (lse && lane() % QUAD == 0 && first + row < item.end) lse[heads.of(item, first + row)] = nats(all, scale);
             f32 share = __fdiv_rn(1.0f, all.sum);
 #pragma unroll
@@ -164,6 +169,7 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
                                      const u32* page_ids, const u32* slot_rows, Heads heads, f32 scale) {
     constexpr u32 TILES = ROW_TILES<D>;
     SHARED_MEMORY(bf16, memory);
+    __shared__ RowState row_states[BLOCK_ROWS<D>];
     bf16 *q_tile = memory, *kv_tiles = memory + BLOCK_ROWS<D> * D;
     constexpr u32 TILE_LEN = TILE_KEYS * D;
     Item item = load_item(items);
@@ -181,15 +187,14 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
     u32 first = threadIdx.x / WARP * TILES * 16;
     bf16* own = q_tile + first * D;
     first += item.from;
-    int positions[TILES][2];
+    RowState* states = row_states + (first - item.from);
+    u32 own_row = first + lane();
+    if (lane() < 16 * TILES) {
+        states[lane()] = RowState{Softmax{}, own_row < item.end ? int(item.position + own_row / heads.group) : -1};
+    }
     Result<D> result;
 #pragma unroll
     for (u32 t = 0; t < TILES; ++t) {
-#pragma unroll
-        for (u32 half = 0; half < 2; ++half) {
-            u32 row = first + 16 * t + lane() / QUAD + 8 * half;
-            positions[t][half] = row < item.end ? int(item.position + row / heads.group) : -1;
-        }
 #pragma unroll
         for (u32 n = 0; n < D / 8; ++n) {
 #pragma unroll
@@ -204,13 +209,23 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
         bf16* k_tile = kv_tiles + tile % 2 * 2 * TILE_LEN;
         Products<TILES> products;
         multiply<D>(products, own, k_tile);
+        int positions[TILES][2];
+#pragma unroll
+        for (u32 t = 0; t < TILES; ++t) {
+#pragma unroll
+            for (u32 half = 0; half < 2; ++half) positions[t][half] = states[16 * t + lane() / QUAD + 8 * half].position;
+        }
         weigh(products, positions, tile * TILE_KEYS, scale_log2);
         Factors by[TILES][2];
 #pragma unroll
         for (u32 t = 0; t < TILES; ++t) {
 #pragma unroll
             for (u32 half = 0; half < 2; ++half) {
-                by[t][half] = add_tile(result.all[t][half], products.max[t][half], products.sum[t][half], scale_log2);
+                Softmax& state = states[16 * t + lane() / QUAD + 8 * half].all;
+                Softmax all = state;
+                by[t][half] = add_tile(all, products.max[t][half], products.sum[t][half], scale_log2);
+                __syncwarp();
+                if (lane() % QUAD == 0) state = all;
             }
         }
         mix<D>(products, k_tile + TILE_LEN, [&](u32 pair, const f32(&mixed)[TILES][2][4]) {
@@ -225,7 +240,7 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
         });
         __syncthreads();
     }
-    store_rows<D>(result, o, lse, own, heads, item, first, scale);
+    store_rows<D>(result, states, o, lse, own, heads, item, first, scale);
 }
 
 constexpr u32 FEW_ROWS = 16;
