@@ -62,7 +62,9 @@ impl KvCache {
 
     /// Copies all layers of pages: from the first of each pair to the second. No page is in two pairs.
     pub fn copy_pages(&mut self, cx: &Context, pairs: &[[u32; 2]]) -> Result<(), Error> {
-        if let Some(page) = pairs.as_flattened().iter().find(|&&page| page as usize >= self.page_count) {
+        if let Some(page) =
+            pairs.as_flattened().iter().find(|&&page| page as usize >= self.page_count)
+        {
             panic!("page {page} is copied: the cache has {}", self.page_count);
         }
         let plan = copy_plan(self.kind(), pairs.len(), self.layer_count);
@@ -154,7 +156,11 @@ impl Paged {
 
     fn check(&self, cache: &KvCache) {
         let of_cache = (cache.dims, cache.kind(), cache.page_count);
-        assert_eq!((self.dims, self.kind, self.page_count), of_cache, "the step's cache, and this one");
+        assert_eq!(
+            (self.dims, self.kind, self.page_count),
+            of_cache,
+            "the step's cache, and this one"
+        );
     }
 }
 
@@ -256,7 +262,13 @@ mod tests {
     }
 
     /// A sequence whose first positions are those of another.
-    fn case(cx: &Context, (dims, kind): Heads, seed: u64, len: usize, of: Option<(&Case, usize)>) -> Case {
+    fn case(
+        cx: &Context,
+        (dims, kind): Heads,
+        seed: u64,
+        len: usize,
+        of: Option<(&Case, usize)>,
+    ) -> Case {
         let rows = |i, cols: usize, from: fn(&Case) -> &Vec<f32>| {
             let mut values = rounding(3 * seed + i, len * cols, kind);
             if let Some((of, shared)) = of {
@@ -344,8 +356,11 @@ mod tests {
                 let pages: [&[u32]; 3] =
                     [&[7, 3, 11, 0, 1, 2], &[7, 3, 20, 4, 5, 6], &[7, 3, 22, 8, 9, 10]];
                 for (position, count) in [(40, 1), (41, 9), (50, 1)] {
-                    let seqs: Vec<Seq<'_>> =
-                        branches.iter().zip(pages).map(|(case, pages)| (case, position, count, pages)).collect();
+                    let seqs: Vec<Seq<'_>> = branches
+                        .iter()
+                        .zip(pages)
+                        .map(|(case, pages)| (case, position, count, pages))
+                        .collect();
                     step(&cx, &mut cache, &seqs);
                 }
             }
@@ -375,7 +390,8 @@ mod tests {
     #[test]
     fn launches_fit_every_device() {
         for model in MODELS {
-            let dims = Dims { heads: model.heads, kv_heads: model.kv_heads, head_dim: model.head_dim };
+            let dims =
+                Dims { heads: model.heads, kv_heads: model.kv_heads, head_dim: model.head_dim };
             for rows in ROWS {
                 for kind in [Kind::F32, Kind::Bf16] {
                     assert_fits(&append_plan(kind, rows));

@@ -4,8 +4,8 @@ use super::super::check::{mixed_layout, tree};
 use super::super::{Split, reference};
 use super::*;
 use crate::ops::check::{
-    F32, MODELS, ROWS, Tol, assert_close, assert_fits, assert_same_bits, contexts, download, rounding,
-    upload, upload_noise, wide,
+    F32, MODELS, ROWS, Tol, assert_close, assert_fits, assert_same_bits, contexts, download,
+    rounding, upload, upload_noise, wide,
 };
 
 const SCALE: f32 = 0.3;
@@ -73,7 +73,8 @@ fn forward_matches_the_reference_in_both_orders() {
                 let got = run_forward(&cx, &layout, dims, kind);
                 assert_close("o", &got.o, &o, tol(kind));
                 assert_close("lse", &got.lse, &lse, F32);
-                let first = first.get_or_insert_with(|| Got { o: got.o.clone(), lse: got.lse.clone() });
+                let first =
+                    first.get_or_insert_with(|| Got { o: got.o.clone(), lse: got.lse.clone() });
                 assert_same_bits("o", &got.o, &first.o);
                 assert_same_bits("lse", &got.lse, &first.lse);
             }
@@ -163,8 +164,7 @@ fn gradient_tol(kind: Kind) -> Tol {
 
 #[test]
 fn backward_matches_the_reference_in_both_orders() {
-    let mut all: Vec<(Dims, Kind, Kind)> =
-        cases().map(|(dims, kind)| (dims, kind, kind)).to_vec();
+    let mut all: Vec<(Dims, Kind, Kind)> = cases().map(|(dims, kind)| (dims, kind, kind)).to_vec();
     all.push((dims([7, 1, 64]), Kind::Bf16, Kind::F32));
     for kinds in all {
         for layout in [mixed_layout(), tree(37), Layout::sequences([140, 1, 0])] {
@@ -189,7 +189,9 @@ fn backward_matches_the_reference_in_both_orders() {
 #[test]
 fn waves_have_the_bits_of_the_whole() {
     let cx = &contexts()[0];
-    for kinds in [(dims([4, 2, 64]), Kind::Bf16, Kind::Bf16), (dims([3, 1, 24]), Kind::F32, Kind::F32)] {
+    for kinds in
+        [(dims([4, 2, 64]), Kind::Bf16, Kind::Bf16), (dims([3, 1, 24]), Kind::F32, Kind::F32)]
+    {
         let layout = tree(70);
         let rows: Vec<usize> = (0..layout.row_count()).collect();
         let want = whole(cx, &layout, kinds);
@@ -202,7 +204,9 @@ fn waves_have_the_bits_of_the_whole() {
 #[test]
 fn a_group_in_parts_has_the_bits_of_a_whole_one() {
     let cx = &contexts()[0];
-    for kinds in [(dims([4, 2, 64]), Kind::Bf16, Kind::Bf16), (dims([3, 1, 24]), Kind::F32, Kind::F32)] {
+    for kinds in
+        [(dims([4, 2, 64]), Kind::Bf16, Kind::Bf16), (dims([3, 1, 24]), Kind::F32, Kind::F32)]
+    {
         let (dims, ..) = kinds;
         let (q_cols, cols) = (dims.q_cols(), dims.kv_cols());
         let lens = [9, 1, 30, 16];
@@ -236,8 +240,13 @@ fn a_group_in_parts_has_the_bits_of_a_whole_one() {
                 assert_same_bits("dk", &of_prompt(&got.dk, cols), &want.dk[56 * cols..]);
                 assert_same_bits("dv", &of_prompt(&got.dv, cols), &want.dv[56 * cols..]);
             } else {
-                for zeros in [of_prompt(&got.dq, q_cols), of_prompt(&got.dk, cols), of_prompt(&got.dv, cols)] {
-                    assert!(zeros.iter().all(|x| *x == 0.0), "an open segment has no gradients yet");
+                for zeros in
+                    [of_prompt(&got.dq, q_cols), of_prompt(&got.dk, cols), of_prompt(&got.dv, cols)]
+                {
+                    assert!(
+                        zeros.iter().all(|x| *x == 0.0),
+                        "an open segment has no gradients yet"
+                    );
                 }
             }
             start += own;

@@ -122,7 +122,12 @@ impl PackedLists {
         PackedLists::with_limit(layout, dims, sizes, ASIDE_LEN_MAX)
     }
 
-    pub fn with_limit(layout: &Layout, dims: Dims, sizes: Sizes, aside_len_max: usize) -> PackedLists {
+    pub fn with_limit(
+        layout: &Layout,
+        dims: Dims,
+        sizes: Sizes,
+        aside_len_max: usize,
+    ) -> PackedLists {
         let segments = layout.segments();
         let mut page_ids = Vec::new();
         let mut all = Vec::new();
@@ -131,7 +136,8 @@ impl PackedLists {
             page_ids.extend_from_slice(layout.page_ids(idx));
         }
         let lane = |page: &Vec<usize>, lane: usize| page.get(lane).map_or(0, |&row| size(row));
-        let slot_rows = layout.page_rows().iter().flat_map(|page| (0..PAGE_LEN).map(move |i| lane(page, i)));
+        let slot_rows =
+            layout.page_rows().iter().flat_map(|page| (0..PAGE_LEN).map(move |i| lane(page, i)));
         let blocks = |rows_max: usize, with_open: bool| {
             let of = all.iter().enumerate().filter(|(idx, _)| with_open || !layout.is_open(*idx));
             let mut items: Vec<Item> =
@@ -210,7 +216,8 @@ fn wave(layout: &Layout, all: &[Queries], of: Range<usize>, group: usize, tile_l
     }
     for (segment, firsts) in segments.iter().zip(firsts).filter(|(_, firsts)| !firsts.is_empty()) {
         let (start, count) = (size(wave.firsts.len()), size(firsts.len()));
-        let places = (0..segment.row_count).map(|i| [segment.row + i, segment.position + i].map(size));
+        let places =
+            (0..segment.row_count).map(|i| [segment.row + i, segment.position + i].map(size));
         wave.rows.extend(places.map(|[row, position]| [row, position, start, count]));
         wave.firsts.extend(firsts);
     }
@@ -309,7 +316,8 @@ mod tests {
         for item in items {
             for i in item.rows.start as usize..item.rows.end as usize {
                 let last = item.position + i / group;
-                let seen = item.tiles.start as usize * tile..(item.tiles.end as usize * tile).min(last + 1);
+                let seen = item.tiles.start as usize * tile
+                    ..(item.tiles.end as usize * tile).min(last + 1);
                 met[(item.row + i / group) * group + i % group].extend(seen);
             }
         }
@@ -327,7 +335,10 @@ mod tests {
                 assert_eq!(met[i], want, "row {i}");
             }
         }
-        assert!(lists.forward.is_sorted_by_key(|item| Reverse(item.tiles.end)), "the longest first");
+        assert!(
+            lists.forward.is_sorted_by_key(|item| Reverse(item.tiles.end)),
+            "the longest first"
+        );
     }
 
     #[test]
@@ -336,7 +347,8 @@ mod tests {
         let lists = PackedLists::new(&layout, DIMS, sizes());
         let [wave] = &lists.waves[..] else { panic!("one wave") };
         // The completion's tiles see its rows from the first that the tile has; the prompt's likewise.
-        let mut items: Vec<_> = wave.keys.iter().map(|k| (k.row, k.tiles.start, k.rows, k.aside)).collect();
+        let mut items: Vec<_> =
+            wave.keys.iter().map(|k| (k.row, k.tiles.start, k.rows, k.aside)).collect();
         items.sort_by_key(|item| (item.0, item.1));
         let rows = |start, end| Range32 { start, end };
         let mut want: Vec<_> = (0..4).map(|tile| (0, tile, rows(0, 140), 0)).collect();
@@ -392,14 +404,18 @@ mod tests {
         let lists = PagedLists::new(&seqs, DIMS, sizes());
         assert_eq!(lists.slots, [7 * 16 + 15, 2 * 16, 2 * 16 + 1, 5 * 16]);
         assert_eq!(lists.page_ids, [7, 2, 5]);
-        assert_eq!(lists.decode.iter().map(|item| (item.row, item.keys)).collect::<Vec<_>>(), [(0, 0), (3, 2)]);
+        assert_eq!(
+            lists.decode.iter().map(|item| (item.row, item.keys)).collect::<Vec<_>>(),
+            [(0, 0), (3, 2)]
+        );
     }
 
     /// Goal: indices stay below 2^32, and lists small beside what they are for, in the largest batches.
     #[test]
     fn lists_of_large_batches_are_small() {
         for model in MODELS {
-            let dims = Dims { heads: model.heads, kv_heads: model.kv_heads, head_dim: model.head_dim };
+            let dims =
+                Dims { heads: model.heads, kv_heads: model.kv_heads, head_dim: model.head_dim };
             for layout in [
                 Layout::sequences([131_072]),
                 Layout::sequences(vec![4096; 32]),
@@ -407,7 +423,9 @@ mod tests {
             ] {
                 let lists = PackedLists::new(&layout, dims, Sizes::of(dims, Kind::Bf16));
                 let keys: usize = lists.waves.iter().map(|wave| wave.keys.len()).sum();
-                let words = lists.page_ids.len() + lists.slot_rows.len() + 8 * (lists.forward.len() + lists.queries.len() + keys);
+                let words = lists.page_ids.len()
+                    + lists.slot_rows.len()
+                    + 8 * (lists.forward.len() + lists.queries.len() + keys);
                 assert!(words * 4 < 2 * layout.row_count() * dims.kv_cols() / 8, "{words} words");
                 for wave in &lists.waves {
                     assert!(2 * wave.aside_rows * dims.kv_cols() <= ASIDE_LEN_MAX);
