@@ -18,6 +18,11 @@ impl Philox {
         Philox { key: [seed as u32, (seed >> 32) as u32] }
     }
 
+    /// The key, as kernels take it.
+    pub fn key(self) -> u64 {
+        u64::from(self.key[0]) | u64::from(self.key[1]) << 32
+    }
+
     /// The family of a purpose inside this one, such as a stage of a run.
     pub fn derive(self, purpose: &str) -> Philox {
         // FNV-1a spreads the name; Philox does the mixing.

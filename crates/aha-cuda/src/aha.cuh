@@ -135,6 +135,33 @@ __device__ __forceinline__ void store_part(T* row, u32 at, u32 len, const f32 (&
     }
 }
 
+// Eight elements of an array that begins at a multiple of 16 bytes, from `at`, a multiple of eight, on; zeros behind its
+// end.
+template <typename T>
+__device__ __forceinline__ void load_flat(f32 (&x)[EIGHT], const T* from, u64 at, u64 len) {
+    if (at + EIGHT <= len) {
+        load8(x, from + at);
+        return;
+    }
+#pragma unroll
+    for (u32 i = 0; i < EIGHT; ++i) x[i] = at + i < len ? to_f32(from[at + i]) : 0.0f;
+}
+
+template <typename T>
+__device__ __forceinline__ void store_flat(T* to, u64 at, u64 len, const f32 (&x)[EIGHT]) {
+    if (at + EIGHT <= len) {
+        store8(to + at, x);
+        return;
+    }
+#pragma unroll
+    for (u32 i = 0; i < EIGHT; ++i) {
+        if (at + i < len) to[at + i] = from_f32<T>(x[i]);
+    }
+}
+
+// The first of the eight elements that this thread of a one-dimensional grid has.
+__device__ __forceinline__ u64 flat_at() { return (u64(blockIdx.x) * blockDim.x + threadIdx.x) * EIGHT; }
+
 // The sum over a warp's lanes, the same bits in each.
 __device__ __forceinline__ f32 warp_sum(f32 x) {
 #pragma unroll
@@ -183,6 +210,32 @@ __device__ __forceinline__ f32 exp_as_cpu(f32 v) {
 
 // 1 / (1 + e^-x).
 __device__ __forceinline__ f32 sigmoid(f32 x) { return 1.0f / (1.0f + exp_as_cpu(-x)); }
+
+// Philox4x32-10, as aha-compute/src/random.rs has it: a key and a counter of four words.
+struct Philox {
+    u32 words[4];
+};
+
+__device__ __forceinline__ Philox philox(u64 key, u64 a, u64 b) {
+    u32 k0 = u32(key), k1 = u32(key >> 32);
+    Philox x{{u32(a), u32(a >> 32), u32(b), u32(b >> 32)}};
+#pragma unroll
+    for (u32 round = 0; round < 10; ++round) {
+        u64 low = u64(0xD2511F53u) * x.words[0], high = u64(0xCD9E8D57u) * x.words[2];
+        x = Philox{{u32(high >> 32) ^ x.words[1] ^ k0, u32(high), u32(low >> 32) ^ x.words[3] ^ k1, u32(low)}};
+        k0 += 0x9E3779B9u;
+        k1 += 0xBB67AE85u;
+    }
+    return x;
+}
+
+// A draw in [0, 1) at an address of three words: the bits of `Philox::uniform`.
+__device__ __forceinline__ f64 uniform(u64 key, u64 a, u64 b, u64 c) {
+    Philox inner = philox(key, a, b);
+    Philox x = philox(u64(inner.words[0]) | u64(inner.words[1]) << 32, c, 0xffffffffffffffffull);
+    u64 bits = u64(x.words[0]) | u64(x.words[1]) << 32;
+    return f64(bits >> 11) * (1.0 / 9007199254740992.0);
+}
 
 // 2^x within 2 units in the last place; exactly 1 at 0, and 0 at negative infinity.
 __device__ __forceinline__ f32 exp2_fast(f32 x) {
@@ -263,9 +316,9 @@ __device__ __forceinline__ void load_squares_transposed(u32 (&to)[4], const bf16
 #endif
 }
 
-// c (16, 8) += a (16, 16) b (16, 8) of a warp, bf16 with f32 sums. With g = lane / 4 and t = 2 (lane % 4), a lane holds of
-// a: (g, t) (g + 8, t) (g, t + 8) (g + 8, t + 8) and the neighbours in the row; of b: (t, g) (t + 8, g) and the neighbours
-// in the column; of c: (g, t) (g, t + 1) (g + 8, t) (g + 8, t + 1).
+// c (16, 8) += a (16, 16) b (16, 8) of a warp, bf16 with f32 sums. With g = lane / 4 and t = 2 (lane % 4), a lane holds
+// of a: (g, t) (g + 8, t) (g, t + 8) (g + 8, t + 8) and the neighbours in the row; of b: (t, g) (t + 8, g) and the
+// neighbours in the column; of c: (g, t) (g, t + 1) (g + 8, t) (g + 8, t + 1).
 __device__ __forceinline__ void multiply_add(f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #ifdef AHA_EMULATED
     emulated::multiply_add(__LINE__, c, a, b0, b1);

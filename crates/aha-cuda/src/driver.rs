@@ -26,6 +26,8 @@ pub enum Kind {
     Bf16,
     /// Unsigned 32-bit integers: tokens, positions, rows.
     U32,
+    /// Unsigned 64-bit integers: addresses of draws.
+    U64,
     /// IEEE 754 double precision: sums of sampling and of norms.
     F64,
 }
@@ -36,7 +38,7 @@ impl Kind {
         match self {
             Kind::F32 | Kind::U32 => 4,
             Kind::Bf16 => 2,
-            Kind::F64 => 8,
+            Kind::F64 | Kind::U64 => 8,
         }
     }
 }
@@ -48,6 +50,7 @@ impl fmt::Display for Kind {
             Kind::F32 => "f32",
             Kind::Bf16 => "bf16",
             Kind::U32 => "u32",
+            Kind::U64 => "u64",
             Kind::F64 => "f64",
         })
     }
@@ -363,7 +366,7 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Milliseconds between two moments on one stream; waits for the later one. Forgets both.
     fn elapsed_ms(&self, from: Event, to: Event) -> Result<f32, Error>;
 
-    /// Captures what comes on this stream, which isn't [`Stream::MAIN`].
+    /// Captures what comes on this stream.
     fn begin_capture(&self, stream: Stream) -> Result<(), Error>;
 
     /// What was captured.

@@ -354,7 +354,8 @@ inline void run_block(bool is_backward) {
         bool has_moved = false;
         for (u32 step = 0; step < warp_count && !machine.error[0]; ++step) {
             u32 warp = is_backward ? warp_count - 1 - step : step;
-            while (run_warp(warp * LANES, count < (warp + 1) * LANES ? count : (warp + 1) * LANES, is_backward)) has_moved = true;
+            u32 end = (warp + 1) * LANES < count ? (warp + 1) * LANES : count;
+            while (run_warp(warp * LANES, end, is_backward)) has_moved = true;
         }
         if (!has_moved) report_stuck();
     }
@@ -443,6 +444,8 @@ template <typename T>
 inline T atomicAdd(T* at, T x) { T old = *at; *at = old + x; return old; }
 template <typename T>
 inline T atomicMax(T* at, T x) { T old = *at; *at = max(old, x); return old; }
+template <typename T>
+inline T atomicMin(T* at, T x) { T old = *at; *at = min(old, x); return old; }
 template <typename T>
 inline T atomicExch(T* at, T x) { T old = *at; *at = x; return old; }
 inline void __threadfence() {}

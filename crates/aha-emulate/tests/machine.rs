@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use aha_cuda::{Arg, Context, Driver, Error, Kind, Plan, Source, Stream};
+use aha_cuda::{Arg, Context, Driver, Error, Kind, Pinned, Plan, Source, Stream};
 use aha_emulate::{Emulated, Order};
 
 static SOURCE: Source = Source { name: "machine.cu", text: include_str!("machine.cu") };
@@ -120,6 +120,45 @@ fn a_captured_launch_runs_when_it_is_replayed() {
         assert_eq!(context.download::<u32>(to.view()).unwrap(), want);
     }
     driver.drop_graph(graph);
+}
+
+/// Goal: what captured work takes and frees stays its own. Method: a temporary buffer inside of it, and, between
+/// replays, another of its size that must not be written.
+#[test]
+fn captured_work_keeps_its_temporary_memory() {
+    for driver in Emulated::both() {
+        let cx = Context::new(Arc::clone(&driver) as Arc<dyn Driver>);
+        let mut from = Pinned::<u32>::new(&cx, 64).unwrap();
+        let mut to = cx.zeros(Kind::U32, 64).unwrap();
+        from.iter_mut().zip(0..).for_each(|(x, i)| *x = i);
+        let mut work = |cx: &Context| {
+            let mut between = cx.buffer(Kind::U32, 64)?;
+            // SAFETY: `from` is changed between replays only, each of which is done when it returns here.
+            unsafe { from.write(&mut between.view_mut())? };
+            let args = [Arg::from(&to.view_mut()), Arg::from(&between.view())];
+            run(cx, &plan("reverse_right", 1, 64), &args)
+        };
+        // SAFETY: `from` and `to` live on.
+        let captured = unsafe { cx.capture(&mut work).unwrap() };
+        let alloc_count = cx.stats().alloc_count;
+        let beside = cx.upload(&[7u32; 64]).unwrap();
+        assert_eq!(
+            cx.stats().alloc_count,
+            alloc_count + 1,
+            "the temporary memory is not for others"
+        );
+        from.iter_mut().for_each(|x| *x += 100);
+        captured.replay().unwrap();
+        let want: Vec<u32> = from.iter().rev().copied().collect();
+        assert_eq!(cx.download::<u32>(to.view()).unwrap(), want);
+        assert_eq!(cx.download::<u32>(beside.view()).unwrap(), [7; 64]);
+        drop(captured);
+        let mut read = Pinned::<u32>::new(&cx, 64).unwrap();
+        read.read(to.view()).unwrap();
+        assert_eq!(*read, *want);
+        drop((to, beside));
+        assert_eq!(cx.stats().in_use_bytes, 0);
+    }
 }
 
 #[test]

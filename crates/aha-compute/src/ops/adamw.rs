@@ -8,6 +8,8 @@
 //!
 //! Weights with one dimension, which are norms and biases, are not decayed.
 
+pub mod cuda;
+
 use crate::simd::{LANES, Simd, simd_fn};
 use crate::tensor::Shards;
 use crate::{Grads, ParamId, Params, Tensor, profile};
@@ -57,23 +59,11 @@ impl AdamW {
             bytes: (7 * size_of::<f32>() * params.trained_element_count()) as f64,
         });
         self.step_count += 1;
-        let t = self.step_count as f64;
-        let corrections = (1.0 - hyper.beta1.powf(t), 1.0 - hyper.beta2.powf(t));
         for id in params.ids() {
             let Some((m, v)) = &mut self.moments[id.0] else { continue };
             let value = params.value_mut(id);
-            let decay = if value.shape().len() > 1 { hyper.lr * hyper.weight_decay } else { 0.0 };
-            let factors = Factors {
-                scale,
-                keep: (1.0 - decay) as f32,
-                beta1: hyper.beta1 as f32,
-                rest1: (1.0 - hyper.beta1) as f32,
-                beta2: hyper.beta2 as f32,
-                rest2: (1.0 - hyper.beta2) as f32,
-                root_factor: (1.0 / corrections.1.sqrt()) as f32,
-                eps: hyper.eps as f32,
-                size: (hyper.lr / corrections.0) as f32,
-            };
+            let decays = value.shape().len() > 1;
+            let factors = Factors::new(hyper, self.step_count, decays, scale);
             update(value, m, v, grads.get(id), factors);
         }
     }
@@ -116,6 +106,26 @@ struct Factors {
     root_factor: f32,
     eps: f32,
     size: f32,
+}
+
+impl Factors {
+    /// Of the `step`-th step, counted from 1.
+    fn new(hyper: &Hyper, step: u64, decays: bool, scale: f32) -> Factors {
+        let t = step as f64;
+        let corrections = (1.0 - hyper.beta1.powf(t), 1.0 - hyper.beta2.powf(t));
+        let decay = if decays { hyper.lr * hyper.weight_decay } else { 0.0 };
+        Factors {
+            scale,
+            keep: (1.0 - decay) as f32,
+            beta1: hyper.beta1 as f32,
+            rest1: (1.0 - hyper.beta1) as f32,
+            beta2: hyper.beta2 as f32,
+            rest2: (1.0 - hyper.beta2) as f32,
+            root_factor: (1.0 / corrections.1.sqrt()) as f32,
+            eps: hyper.eps as f32,
+            size: (hyper.lr / corrections.0) as f32,
+        }
+    }
 }
 
 fn update(value: &mut Tensor, m: &mut Tensor, v: &mut Tensor, gradient: &Tensor, factors: Factors) {

@@ -3,15 +3,31 @@
 //! A launcher is in `ops/OP/cuda.rs`, beside `ops/OP/OP.cu`. It has a pure function from shapes to a [`Plan`], and
 //! functions with the names of the op's own that check buffers and launch.
 
-use super::{attention, rms_norm};
+use std::borrow::Cow;
+
+use super::{adamw, attention, draw, embedding, grad_norm, lm_head, rms_norm, rope, swiglu};
 use crate::cuda::{Arg, Context, Error, Kind, Plan, Source, View, ViewMut};
 
 static COLUMN_SUMS: Source =
     Source { name: "column_sums.cu", text: include_str!("cuda/column_sums.cu") };
 
+static ELEMENTWISE: Source =
+    Source { name: "elementwise.cu", text: include_str!("cuda/elementwise.cu") };
+
 /// Every source of kernels.
 pub fn sources() -> Vec<&'static Source> {
-    let mut all = vec![&COLUMN_SUMS, &rms_norm::cuda::SOURCE];
+    let mut all = vec![
+        &COLUMN_SUMS,
+        &ELEMENTWISE,
+        &adamw::cuda::SOURCE,
+        &embedding::cuda::SOURCE,
+        &draw::SOURCE,
+        &grad_norm::cuda::SOURCE,
+        &lm_head::cuda::SOURCE,
+        &rms_norm::cuda::SOURCE,
+        &rope::cuda::SOURCE,
+        &swiglu::cuda::SOURCE,
+    ];
     all.extend(attention::cuda::SOURCES);
     all
 }
@@ -36,6 +52,42 @@ pub(super) fn assert_aligned(name: &str, at: &Arg) {
 #[track_caller]
 pub(super) fn assert_float(name: &str, kind: Kind) {
     assert!(matches!(kind, Kind::F32 | Kind::Bf16), "`{name}` is of {kind}: f32 or bf16");
+}
+
+/// A thread for each eight elements of a flat buffer.
+pub(super) fn flat_plan(
+    source: &'static Source,
+    kernel: impl Into<Cow<'static, str>>,
+    len: usize,
+) -> Plan {
+    Plan::new(source, kernel, len.div_ceil(EIGHT * 256), 256)
+}
+
+/// `to = from`, where one is f32 and the other bf16, or both are the same.
+pub fn convert(cx: &Context, to: &mut ViewMut<'_>, from: View<'_>) -> Result<(), Error> {
+    if to.kind() == from.kind() {
+        return cx.copy(to, from);
+    }
+    to.assert_is(to.kind(), from.len());
+    assert_float("to", to.kind());
+    assert_float("from", from.kind());
+    let plan =
+        flat_plan(&ELEMENTWISE, format!("convert_{}_{}", to.kind(), from.kind()), from.len());
+    let args = [Arg::from(&*to), Arg::from(&from), Arg::U64(from.len() as u64)];
+    args.iter().for_each(|arg| assert_aligned("a buffer", arg));
+    // SAFETY: kinds are those of the kernel's name, lengths are checked above.
+    unsafe { cx.launch(&plan, &args) }
+}
+
+/// `sum += x`, where `sum` is f32 and `x` f32 or bf16.
+pub fn add(cx: &Context, sum: &mut ViewMut<'_>, x: View<'_>) -> Result<(), Error> {
+    sum.assert_is(Kind::F32, x.len());
+    assert_float("x", x.kind());
+    let plan = flat_plan(&ELEMENTWISE, format!("add_{}", x.kind()), x.len());
+    let args = [Arg::from(&*sum), Arg::from(&x), Arg::U64(x.len() as u64)];
+    args.iter().for_each(|arg| assert_aligned("a buffer", arg));
+    // SAFETY: as above.
+    unsafe { cx.launch(&plan, &args) }
 }
 
 /// `out (C) += Σ_t x (T, C)`. Which rows are summed with which depends on their number alone.
@@ -69,10 +121,12 @@ fn column_sums_plan(kind: Kind, rows: usize, cols: usize) -> Plan {
 
 #[cfg(test)]
 mod tests {
+    use half::bf16;
+
     use super::*;
     use crate::ops::check::{
-        F32, MODELS, ROWS, assert_close, assert_fits, assert_same_bits, contexts, download, noise,
-        upload_noise,
+        F32, MODELS, ROWS, assert_close, assert_fits, assert_same_bits, contexts, download,
+        rounding, upload_noise,
     };
 
     #[test]
@@ -93,7 +147,33 @@ mod tests {
                 }
             }
         }
-        assert!(noise(1, 1)[0] != 0.0, "noise is no zeros");
+    }
+
+    #[test]
+    fn conversions_round_as_the_processor_does_and_sums_are_of_elements() {
+        for len in [0, 1, 8, 37, 2049] {
+            for cx in contexts() {
+                let mut values = rounding(1, len, Kind::F32);
+                let special = [f32::NAN, f32::INFINITY, -0.0, 1e-40, f32::MAX, 1.001_953_1];
+                values.iter_mut().zip(special).for_each(|(to, x)| *to = x);
+                let x = cx.upload(&values).unwrap();
+                let mut narrow = cx.buffer(Kind::Bf16, len).unwrap();
+                let mut wide = cx.buffer(Kind::F32, len).unwrap();
+                convert(&cx, &mut narrow.view_mut(), x.view()).unwrap();
+                convert(&cx, &mut wide.view_mut(), narrow.view()).unwrap();
+                let want: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
+                let bits = |values: Vec<bf16>| -> Vec<u16> {
+                    values.into_iter().map(bf16::to_bits).collect()
+                };
+                assert_eq!(bits(cx.download(narrow.view()).unwrap()), bits(want.clone()));
+                let want: Vec<f32> = want.into_iter().map(bf16::to_f32).collect();
+                assert_same_bits("wide", &download(&cx, &wide), &want);
+                let (mut sum, before) = upload_noise(&cx, 2, len, Kind::F32);
+                add(&cx, &mut sum.view_mut(), narrow.view()).unwrap();
+                let want: Vec<f32> = before.iter().zip(&want).map(|(a, b)| *a as f32 + b).collect();
+                assert_same_bits("sum", &download(&cx, &sum), &want);
+            }
+        }
     }
 
     #[test]

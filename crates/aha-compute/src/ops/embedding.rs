@@ -9,6 +9,8 @@
 //!
 //! The gradient of a row of the table is one chain of additions over its tokens in order.
 
+pub mod cuda;
+
 use crate::Tensor;
 use crate::tensor::Shards;
 

@@ -3,6 +3,8 @@
 //! Squares are summed in `f64`, in blocks of a fixed length whose sums are added in order: the bits do not
 //! depend on threads.
 
+pub mod cuda;
+
 use crate::simd::LANES;
 use crate::{Tensor, profile};
 

@@ -48,6 +48,7 @@
 //! - [`reference`](mod@reference): the formulas above as scalar loops.
 //! - `kernel`: a row of logits at a time, vectorised.
 
+pub mod cuda;
 mod kernel;
 pub mod reference;
 

@@ -7,6 +7,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod cuda;
+pub mod draw;
 pub mod embedding;
 pub mod grad_norm;
 pub mod lm_head;

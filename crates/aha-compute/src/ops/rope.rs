@@ -12,6 +12,8 @@
 //! `y_i = x_i c - x_{i+D/2} s` and `y_{i+D/2} = x_{i+D/2} c + x_i s`; backward rotates by `-s`. `x` and `y` may be
 //! bf16: what is between is `f32`.
 
+pub mod cuda;
+
 use std::sync::OnceLock;
 
 use crate::simd::{LANES, simd_fn};

@@ -9,6 +9,8 @@
 //! `dup = dy silu(gate)` and `dgate = dy up σ(gate) (1 + gate (1 - σ(gate)))`. `gate`, `up` and `y` may be bf16:
 //! what is between is `f32`, and so are gradients.
 
+pub mod cuda;
+
 use crate::Tensor;
 use crate::simd::{LANES, simd_fn};
 use crate::tensor::Shards;

@@ -5,7 +5,8 @@
 //!
 //! The kernel of a product is chosen once for its shape and used from then on. Where `m` counts rows of activations,
 //! it is chosen for [`PLANNED_ROWS`] whatever `m` is, and no kernel that cuts sums into parts is considered: so an
-//! element is the same sum in the same order, whichever rows share the call.
+//! element is the same sum in the same order, whichever rows share the call. Only if that kernel can't do so few rows,
+//! another is chosen for them.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -41,6 +42,7 @@ struct Key {
     kinds: [Kind; 2],
     transposed: [bool; 2],
     strides: [usize; 3],
+    alignments: [u32; 3],
     has_bias: bool,
 }
 
@@ -54,9 +56,18 @@ impl Key {
             kinds: [a.kind, product.c_kind],
             transposed: [a.is_transposed, b.is_transposed],
             strides: [a.row_stride, b.row_stride, product.c_stride],
+            alignments: alignments(product),
             has_bias: product.bias.is_some(),
         }
     }
+}
+
+/// At a multiple of how many bytes `a`, `b` and `c` begin: 16, which all kernels are content with, or an element. A buffer
+/// begins at a multiple of 256, and so do its rows at one of 16 where a row has as many bytes: in all models that are known.
+fn alignments(product: &Product) -> [u32; 3] {
+    let Product { a, b, c, c_kind, .. } = *product;
+    [(a.at, a.kind), (b.at, b.kind), (c, c_kind)]
+        .map(|(at, kind)| if at.0.is_multiple_of(16) { 16 } else { kind.bytes() as u32 })
 }
 
 impl Blas {
@@ -89,7 +100,7 @@ impl Blas {
         let workspace = self.workspace(stream)?;
         let desc = Desc::new(product)?;
         let layouts = Layouts::new(product, product.m)?;
-        let algo = self.algo(product, &desc)?;
+        let algo = self.algo(product, &desc, &layouts)?;
         let c = product.c.0 as *mut c_void;
         // SAFETY: descriptions live on; the operands are the caller's promise.
         let result = unsafe {
@@ -126,22 +137,74 @@ impl Blas {
         Ok(at)
     }
 
-    fn algo(&mut self, product: &Product, desc: &Desc) -> Result<sys::cublasLtMatmulAlgo_t, Error> {
+    /// The kernel of a product, which has these layouts.
+    fn algo(
+        &mut self,
+        product: &Product,
+        desc: &Desc,
+        layouts: &Layouts,
+    ) -> Result<sys::cublasLtMatmulAlgo_t, Error> {
         let key = Key::of(product);
+        let planned = match self.algos.get(&key) {
+            Some(algo) => *algo,
+            None => {
+                let planned = Layouts::new(product, key.m.unwrap_or(PLANNED_ROWS))?;
+                let algo = self.choose(product, desc, &planned)?;
+                *self.algos.entry(key.clone()).or_insert(algo)
+            }
+        };
+        if self.check(&planned, desc, layouts).is_ok() {
+            return Ok(planned);
+        }
+        // One that can't do so few rows: another has to, which may have other bits.
+        let key = Key { m: Some(product.m), ..key };
         if let Some(algo) = self.algos.get(&key) {
             return Ok(*algo);
         }
-        let layouts = Layouts::new(product, key.m.unwrap_or(PLANNED_ROWS))?;
+        let algo = self.choose(product, desc, layouts)?;
+        Ok(*self.algos.entry(key).or_insert(algo))
+    }
+
+    /// Whether a kernel can do a product with these layouts; cuBLASLt's error if not.
+    fn check(
+        &self,
+        algo: &sys::cublasLtMatmulAlgo_t,
+        desc: &Desc,
+        layouts: &Layouts,
+    ) -> Result<(), Error> {
         let [b, a, c] = &layouts.0;
-        let preference = Preference::new()?;
+        let mut found = std::mem::MaybeUninit::uninit();
+        // SAFETY: all descriptions live on.
+        let status = unsafe {
+            sys::cublasLtMatmulAlgoCheck(
+                self.handle,
+                desc.0,
+                b.0,
+                a.0,
+                c.0,
+                c.0,
+                algo,
+                found.as_mut_ptr(),
+            )
+        };
+        done("cublasLtMatmulAlgoCheck", status.result())
+    }
+
+    /// The kernel that cuBLASLt holds to be fastest for these layouts.
+    fn choose(
+        &self,
+        product: &Product,
+        desc: &Desc,
+        layouts: &Layouts,
+    ) -> Result<sys::cublasLtMatmulAlgo_t, Error> {
+        let [b, a, c] = &layouts.0;
+        let preference = Preference::new(alignments(product))?;
         // SAFETY: all descriptions live on.
         let found = unsafe {
             let handle = self.handle;
             result::get_matmul_algo_heuristic(handle, desc.0, b.0, a.0, c.0, c.0, preference.0)
         };
-        let algo = done("cublasLtMatmulAlgoGetHeuristic", found)?.algo;
-        self.algos.insert(key, algo);
-        Ok(algo)
+        Ok(done("cublasLtMatmulAlgoGetHeuristic", found)?.algo)
     }
 }
 
@@ -249,7 +312,7 @@ impl Layouts {
 struct Preference(sys::cublasLtMatmulPreference_t);
 
 impl Preference {
-    fn new() -> Result<Preference, Error> {
+    fn new([a, b, c]: [u32; 3]) -> Result<Preference, Error> {
         let created = result::create_matmul_pref();
         let preference = Preference(done("cublasLtMatmulPreferenceCreate", created)?);
         use sys::cublasLtMatmulPreferenceAttributes_t as Attribute;
@@ -257,6 +320,11 @@ impl Preference {
         preference.set(Attribute::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &bytes)?;
         // Those that cut no sum into parts.
         preference.set(Attribute::CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, &0u32)?;
+        // In cuBLASLt's order, `b` is the first factor.
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, &b)?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, &a)?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, &c)?;
+        preference.set(Attribute::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, &c)?;
         Ok(preference)
     }
 

@@ -16,7 +16,7 @@
 //! ```
 //!
 //! tile after tile from position 0, each element with the same multiplication and fused multiply-add. A tile depends on
-//! nothing but its row and its keys; rows of an `mma` don't mix; a tile that a row sees nothing of changes no bit of it.
+//! nothing but its row and its keys; rows of an `mma` don't mix; a tile that a row sees nothing of changes no bit.
 //! So it doesn't matter who computes a tile: a block may have many rows and take tiles in turn (packed, prefill), or
 //! sixteen rows and as many tiles at once as it has warps (decode), or put its tiles aside for a kernel that adds them
 //! (decode of few long sequences, which are cut so that a device isn't left idle). All have the same bits, for any
@@ -30,20 +30,20 @@
 //! Sums that batches hand on have the bits of a whole group.
 //!
 //! # Blocks
-//! | kernel         | block, D = 64; 128           | shared memory | registers (sm_90a) | blocks of a multiprocessor (H100) |
-//! |----------------|------------------------------|---------------|--------------------|-----------------------------------|
-//! | `rows`         | 128; 64 rows in 4 warps      | 50; 81 KiB    | 174; 147           | 2; 2                              |
-//! | `decode`       | 16 rows, 4; 2 tiles at once  | 67; 68 KiB    | 92; 112            | 3; 3                              |
-//! | `keys`         | 64 keys in 4 warps           | 50; 98 KiB    | 165; 248           | 3; 2                              |
-//! | `queries`      | 64 rows in 4 warps           | 48; 96 KiB    | 166; 168           | 3; 2                              |
+//! | kernel    | block, D = 64; 128          | shared memory | registers (sm_90a) | blocks of a multiprocessor, H100 |
+//! |-----------|-----------------------------|---------------|--------------------|----------------------------------|
+//! | `rows`    | 128; 64 rows in 4 warps     | 50; 81 KiB    | 174; 147           | 2; 2                             |
+//! | `decode`  | 16 rows, 4; 2 tiles at once | 67; 68 KiB    | 92; 112            | 3; 3                             |
+//! | `keys`    | 64 keys in 4 warps          | 50; 98 KiB    | 165; 248           | 3; 2                             |
+//! | `queries` | 64 rows in 4 warps          | 48; 96 KiB    | 166; 168           | 3; 2                             |
 //!
 //! None spills. Tiles are copied by `cp.async` into one of two stages while the other is computed; a warp of `decode`
 //! has all of its tile's 32 KiB (D = 128) under way at once, so three blocks have 192 KiB, an order more than the
 //! 20 KiB or so per multiprocessor that hide the latency of memory at full bandwidth.
 //!
 //! An `mma` takes 4096 operations. For each, `rows` reads 128 bytes of fragments from shared memory at D = 64 (two row
-//! tiles share them) and 256 at D = 128; `keys` reads 320 and `queries` 333 on average. A multiprocessor reads 128 bytes
-//! and does about one `mma` in a cycle, of which `mma.sync` reaches about two thirds: so D = 64 is bound by tensor
+//! tiles share them) and 256 at D = 128; `keys` reads 320 and `queries` 333 on average. A multiprocessor reads 128
+//! bytes and does about one `mma` in a cycle, of which `mma.sync` reaches about two thirds: so D = 64 is bound by tensor
 //! cores, the others by shared memory, at an estimated 50 % (forward) and 40 % (backward) of the peak at D = 128. The
 //! backward pass has 7 products (3 of queries, 4 of keys) where one with atomics has 5. Unmeasured so far: what to
 //! try first on a device is two row tiles per warp at D = 128, and warps of `keys` that split D in halves and exchange
@@ -58,7 +58,8 @@
 //! - `cuda/tiles.cuh`: rows, pages, and how tiles are added. `cuda/squares.cuh`: tiles in shared memory and fragments.
 //! - `cuda/forward.cu`: `rows`, `decode`, `join`. `cuda/backward.cu`: `queries`, `keys`. `cuda/plain.cu`: all for any
 //!   width. `cuda/sums.cu`: `delta`, what was put aside, pages.
-//! - `work`: the lists, as pure functions. [`Packed`], [`forward`], [`backward()`]. `paged`: [`KvCache`], [`Paged`], [`attend`].
+//! - `work`: the lists, as pure functions. [`Packed`], [`forward`], [`backward()`].
+//! - `paged`: [`KvCache`], [`Paged`], [`attend`].
 
 mod paged;
 #[cfg(test)]
@@ -340,8 +341,8 @@ pub fn forward(
     unsafe { cx.launch(&plan, &args) }
 }
 
-/// Sums for the keys and values of a segment that batches have in parts, as [`Split`](super::Split) says: `(rows, KV·D)`
-/// of f32.
+/// Sums for the keys and values of a segment that batches have in parts, as [`Split`](super::Split) says:
+/// `(rows, KV·D)` of f32.
 pub type Sums = [Buffer; 2];
 
 /// As the op's [`backward`](super::backward): `dq` `dk` `dv` of f32. `do_` is f32, or of the kind of `q`.

@@ -1,6 +1,5 @@
 //! What the operating system says about the machine, besides its memory.
 
-use std::ffi::CStr;
 use std::path::Path;
 
 /// The processor's name.
@@ -29,16 +28,6 @@ pub fn features() -> Vec<&'static str> {
     Vec::new()
 }
 
-/// Whether the dynamic linker finds a library and can load it.
-pub fn is_loadable(library: &CStr) -> bool {
-    // SAFETY: the name ends with a zero byte; loading runs the library's own initialisers, as every
-    // program that uses it does; the handle is given back at once.
-    unsafe {
-        let handle = libc::dlopen(library.as_ptr(), libc::RTLD_LAZY | libc::RTLD_LOCAL);
-        !handle.is_null() && libc::dlclose(handle) == 0
-    }
-}
-
 /// The version of NVIDIA's kernel driver.
 pub fn nvidia_driver() -> Option<String> {
     let text = fs_err::read_to_string("/sys/module/nvidia/version").ok()?;
@@ -54,14 +43,4 @@ pub fn disk_free(path: &Path) -> Option<u64> {
 /// Whether this user may make files in `dir`.
 pub fn is_writable(dir: &Path) -> bool {
     rustix::fs::access(dir, rustix::fs::Access::WRITE_OK).is_ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_library_that_is_not_there_is_not_loadable() {
-        assert!(!is_loadable(c"libaha-does-not-exist.so.1"));
-    }
 }

@@ -1,5 +1,6 @@
 //! `aha doctor`: what works on this machine, and what to do about what doesn't.
 
+mod cuda;
 pub(super) mod machine;
 
 use std::path::Path;
@@ -51,7 +52,7 @@ struct Check {
 
 /// Looks at the machine and prints what was found. Fails where runs would.
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let checks = [processor(), memory(), cuda(), disk(Path::new("runs")), sandbox()];
+    let checks = [processor(), memory(), gpu(), disk(Path::new("runs")), sandbox()];
     if args.json {
         screen::print_json(&json!({ "version": env!("CARGO_PKG_VERSION"), "checks": checks }))?;
     } else {
@@ -127,22 +128,8 @@ fn memory() -> Check {
     }
 }
 
-/// This version computes on the processor, so a GPU is never needed and never used.
-fn cuda() -> Check {
-    let is_loadable = machine::is_loadable(c"libcuda.so.1");
-    let driver = machine::nvidia_driver();
-    let found = match (is_loadable, &driver) {
-        (true, Some(version)) => format!("driver {version}"),
-        (true, None) => "libcuda can be loaded".to_owned(),
-        (false, _) => "no CUDA driver".to_owned(),
-    };
-    Check {
-        name: "cuda",
-        status: if is_loadable { Status::Limited } else { Status::Ok },
-        found: format!("{found}; this version computes on the processor only"),
-        advice: is_loadable.then(|| "nothing to do: the GPU is left alone".to_owned()),
-        facts: json!({ "is_loadable": is_loadable, "driver": driver, "is_used": false }),
-    }
+fn gpu() -> Check {
+    cuda::check(&aha_compute::cuda::doctor::look(), machine::nvidia_driver())
 }
 
 fn disk(runs: &Path) -> Check {

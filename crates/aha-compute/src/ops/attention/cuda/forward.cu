@@ -1,9 +1,10 @@
-// Attention on tensor cores, of packed rows and of a cache's pages. What this file follows are tiles.cuh and squares.cuh.
+// Attention on tensor cores, of packed rows and of a cache's pages.
+// Compiled behind tiles.cuh, squares.cuh.
 //
 // One tile of sixty-four keys: s = q k of a warp's rows, weights relative to the tile's own maximum, their sum, and the
 // values that they mix. Tiles are added in order. Which warp or block computes a tile changes no bit of it, so a block
-// may have many rows and take tiles one after the other (rows), or have few rows and take as many tiles at once as it has
-// warps (decode), or leave adding to another kernel (decode, join).
+// may have many rows and take tiles one after the other (rows), or have few rows and take as many tiles at once as it
+// has warps (decode), or leave adding to another kernel (decode, join).
 
 // Rows of a warp: TILES times sixteen.
 template <u32 TILES>
@@ -135,8 +136,8 @@ struct Result {
 
 // Divides, and stores through the shared memory of the warp's queries, which nobody needs any more.
 template <u32 D>
-__device__ __forceinline__ void store_rows(const Result<D>& from, const RowState* states, bf16* o, f32* lse, bf16* q, const Heads& heads,
-                                           const Item& item, u32 first, f32 scale) {
+__device__ __forceinline__ void store_rows(const Result<D>& from, const RowState* states, bf16* o, f32* lse, bf16* q,
+                                           const Heads& heads, const Item& item, u32 first, f32 scale) {
     constexpr u32 TILES = ROW_TILES<D>;
 #pragma unroll
     for (u32 t = 0; t < TILES; ++t) {
@@ -144,7 +145,8 @@ __device__ __forceinline__ void store_rows(const Result<D>& from, const RowState
         for (u32 half = 0; half < 2; ++half) {
             u32 row = 16 * t + lane() / QUAD + 8 * half;
             Softmax all = states[row].all;
-            if (lse && lane() % QUAD == 0 && first + row < item.end) lse[heads.of(item, first + row)] = nats(all, scale);
+            if (lse && lane() % QUAD == 0 && first + row < item.end)
+                lse[heads.of(item, first + row)] = nats(all, scale);
             f32 share = __fdiv_rn(1.0f, all.sum);
 #pragma unroll
             for (u32 n = 0; n < D / 8; ++n) {
@@ -213,7 +215,8 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
 #pragma unroll
         for (u32 t = 0; t < TILES; ++t) {
 #pragma unroll
-            for (u32 half = 0; half < 2; ++half) positions[t][half] = states[16 * t + lane() / QUAD + 8 * half].position;
+            for (u32 half = 0; half < 2; ++half)
+                positions[t][half] = states[16 * t + lane() / QUAD + 8 * half].position;
         }
         weigh(products, positions, tile * TILE_KEYS, scale_log2);
         Factors by[TILES][2];
@@ -245,7 +248,8 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
 
 constexpr u32 FEW_ROWS = 16;
 
-// Where the parts of an item with few rows are that aren't added yet: a softmax and D sums for each row, by tile and head.
+// Where the parts of an item with few rows are that aren't added yet: a softmax and D sums for each row, by tile and
+// head.
 struct Parts {
     f32 *sums, *softmax;
     u32 row_count;
@@ -295,9 +299,9 @@ struct Share {
 
 // Up to sixteen rows of an item; each of KEY_WARPS warps has a tile of keys to itself at a time.
 template <u32 D, u32 KEY_WARPS>
-__device__ __forceinline__ void decode(bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const bf16* q, const bf16* k,
-                                       const bf16* v, const u32* items, const u32* page_ids, const u32* slot_rows,
-                                       Heads heads, f32 scale) {
+__device__ __forceinline__ void decode(bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const bf16* q,
+                                       const bf16* k, const bf16* v, const u32* items, const u32* page_ids,
+                                       const u32* slot_rows, Heads heads, f32 scale) {
     constexpr u32 THREADS = KEY_WARPS * WARP;
     constexpr u32 TILE_LEN = TILE_KEYS * D;
     SHARED_MEMORY(bf16, memory);
@@ -362,8 +366,8 @@ __device__ __forceinline__ void decode(bf16* o, f32* lse, f32* part_sums, f32* p
                     continue;
                 }
                 u64 at = parts.at(item, heads, first + i, row);
-                if (threadIdx.x % share.SHARES < 2) part_softmax[2 * at + threadIdx.x % share.SHARES] =
-                    softmax[i][row][threadIdx.x % share.SHARES];
+                if (threadIdx.x % share.SHARES < 2)
+                    part_softmax[2 * at + threadIdx.x % share.SHARES] = softmax[i][row][threadIdx.x % share.SHARES];
 #pragma unroll
                 for (u32 c = 0; c < share.COUNT; ++c) {
                     store16(part_sums + at * D + share.column(c), load16(sums + share.column(c)));
@@ -377,8 +381,8 @@ __device__ __forceinline__ void decode(bf16* o, f32* lse, f32* part_sums, f32* p
 
 // Adds the parts of items, from tile 0 to `tile_end`.
 template <u32 D>
-__device__ __forceinline__ void join(bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const u32* items, Heads heads,
-                                     f32 scale) {
+__device__ __forceinline__ void join(bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const u32* items,
+                                     Heads heads, f32 scale) {
     Item item = load_item(items);
     Parts parts{part_sums, part_softmax, item.end - item.from};
     Share<D, ROW_THREADS> share;
@@ -392,20 +396,20 @@ __device__ __forceinline__ void join(bf16* o, f32* lse, f32* part_sums, f32* par
     share.store(o, lse, heads, item, scale);
 }
 
-#define FORWARD(D, KEY_WARPS)                                                                                             \
-    KERNEL(ROW_THREADS, attention_rows_##D, bf16* o, f32* lse, const bf16* q, const bf16* k, const bf16* v,               \
-           const u32* items, const u32* page_ids, const u32* slot_rows, u32 kv_heads, u32 group, f32 scale) {             \
-        rows<D>(o, lse, q, k, v, items, page_ids, slot_rows, Heads{kv_heads, group, blockIdx.y}, scale);                  \
-    }                                                                                                                     \
-    KERNEL(KEY_WARPS* WARP, attention_decode_##D, bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const bf16* q,    \
-           const bf16* k, const bf16* v, const u32* items, const u32* page_ids, const u32* slot_rows, u32 kv_heads,       \
-           u32 group, f32 scale) {                                                                                        \
-        Heads heads{kv_heads, group, blockIdx.y};                                                                         \
-        decode<D, KEY_WARPS>(o, lse, part_sums, part_softmax, q, k, v, items, page_ids, slot_rows, heads, scale);         \
-    }                                                                                                                     \
-    KERNEL(ROW_THREADS, attention_join_##D, bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const u32* items,       \
-           u32 kv_heads, u32 group, f32 scale) {                                                                          \
-        join<D>(o, lse, part_sums, part_softmax, items, Heads{kv_heads, group, blockIdx.y}, scale);                       \
+#define FORWARD(D, KEY_WARPS)                                                                                          \
+    KERNEL(ROW_THREADS, attention_rows_##D, bf16* o, f32* lse, const bf16* q, const bf16* k, const bf16* v,            \
+           const u32* items, const u32* page_ids, const u32* slot_rows, u32 kv_heads, u32 group, f32 scale) {          \
+        rows<D>(o, lse, q, k, v, items, page_ids, slot_rows, Heads{kv_heads, group, blockIdx.y}, scale);               \
+    }                                                                                                                  \
+    KERNEL(KEY_WARPS* WARP, attention_decode_##D, bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const bf16* q, \
+           const bf16* k, const bf16* v, const u32* items, const u32* page_ids, const u32* slot_rows, u32 kv_heads,    \
+           u32 group, f32 scale) {                                                                                     \
+        Heads heads{kv_heads, group, blockIdx.y};                                                                      \
+        decode<D, KEY_WARPS>(o, lse, part_sums, part_softmax, q, k, v, items, page_ids, slot_rows, heads, scale);      \
+    }                                                                                                                  \
+    KERNEL(ROW_THREADS, attention_join_##D, bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const u32* items,    \
+           u32 kv_heads, u32 group, f32 scale) {                                                                       \
+        join<D>(o, lse, part_sums, part_softmax, items, Heads{kv_heads, group, blockIdx.y}, scale);                    \
     }
 
 FORWARD(64, 4)

@@ -9,8 +9,8 @@ use super::{
 use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, View, ViewMut};
 use crate::ops::cuda::assert_aligned;
 
-/// Keys and values of all layers, in pages of 16 positions: `(layers, 2, pages, 16, KV·D)`, so that a slot of a page is a
-/// row as the packed path has them. A page begins with whatever was there.
+/// Keys and values of all layers, in pages of 16 positions: `(layers, 2, pages, 16, KV·D)`, so that a slot of a page is
+/// a row as the packed path has them. A page begins with whatever was there.
 #[derive(Debug)]
 pub struct KvCache {
     dims: Dims,

@@ -22,7 +22,7 @@ fn cases() -> [(Dims, Kind); 6] {
         (dims([2, 2, 8]), Kind::Bf16),
         (dims([7, 1, 64]), Kind::Bf16),
         (dims([4, 2, 64]), Kind::Bf16),
-        (dims([6, 2, 128]), Kind::Bf16),
+        (dims([3, 1, 128]), Kind::Bf16),
     ]
 }
 
@@ -167,7 +167,7 @@ fn backward_matches_the_reference_in_both_orders() {
     let mut all: Vec<(Dims, Kind, Kind)> = cases().map(|(dims, kind)| (dims, kind, kind)).to_vec();
     all.push((dims([7, 1, 64]), Kind::Bf16, Kind::F32));
     for kinds in all {
-        for layout in [mixed_layout(), tree(37), Layout::sequences([140, 1, 0])] {
+        for layout in [mixed_layout(), Layout::sequences([131, 1, 0])] {
             let [dq, dk, dv] = expected_backward(&layout, kinds);
             let tol = gradient_tol(kinds.1);
             let mut first: Option<Gradients> = None;

@@ -1,0 +1,126 @@
+//! What of CUDA was found: the driver, its devices and NVIDIA's libraries.
+
+use aha_compute::cuda::doctor::Findings;
+use serde_json::{Value, json};
+
+use super::{Check, Status};
+use crate::text;
+
+/// The check of these findings. `kernel_driver` is the version of the system's driver.
+///
+/// This version computes on the processor, so a GPU is never needed; what one would need is said all the same.
+pub(super) fn check(findings: &Findings, kernel_driver: Option<String>) -> Check {
+    let devices: Vec<String> = findings.devices.iter().enumerate().map(shown_device).collect();
+    let missing = [findings.compiler.as_ref().err(), findings.products.as_ref().err()];
+    let missing: Vec<&str> = missing.into_iter().flatten().map(String::as_str).collect();
+    let has_device = findings.devices.iter().any(Result::is_ok);
+    let found = match &findings.driver {
+        Ok(version) => format!("driver for CUDA {version}; {}", devices.join("; ")),
+        Err(_) if kernel_driver.is_some() => "a driver, but not its library".to_owned(),
+        Err(_) => "no CUDA driver".to_owned(),
+    };
+    let advice = match (&findings.driver, has_device, missing.first()) {
+        (Err(why), ..) => kernel_driver.as_ref().map(|_| why.clone()),
+        (Ok(_), false, _) => findings.devices.iter().find_map(|device| device.clone().err()),
+        (Ok(_), true, Some(missing)) => Some((*missing).to_owned()),
+        (Ok(_), true, None) => Some("nothing to do: the GPU is left alone".to_owned()),
+    };
+    let error = |result: Option<&String>| result.cloned();
+    Check {
+        name: "cuda",
+        status: if advice.is_some() { Status::Limited } else { Status::Ok },
+        found: format!("{found}; this version computes on the processor only"),
+        advice,
+        facts: json!({
+            "driver": kernel_driver,
+            "cuda_version": findings.driver.as_ref().ok(),
+            "devices": findings.devices.iter().map(device_facts).collect::<Vec<Value>>(),
+            "compiler_version": findings.compiler.as_ref().ok(),
+            "compiler_error": error(findings.compiler.as_ref().err()),
+            "has_products": findings.products.is_ok(),
+            "products_error": error(findings.products.as_ref().err()),
+            "is_used": false,
+        }),
+    }
+}
+
+fn shown_device((ordinal, device): (usize, &Result<aha_compute::cuda::Info, String>)) -> String {
+    match device {
+        Ok(info) => {
+            let ((major, minor), memory) = (info.capability, text::size(info.memory_bytes as u64));
+            format!("cuda:{ordinal} {}, compute capability {major}.{minor}, {memory}", info.name)
+        }
+        Err(why) => why.clone(),
+    }
+}
+
+fn device_facts(device: &Result<aha_compute::cuda::Info, String>) -> Value {
+    match device {
+        Ok(info) => json!({
+            "name": info.name,
+            "compute_capability": format!("{}.{}", info.capability.0, info.capability.1),
+            "multiprocessor_count": info.multiprocessor_count,
+            "memory_bytes": info.memory_bytes,
+        }),
+        Err(why) => json!({ "error": why }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aha_compute::cuda::{Info, Limits};
+
+    use super::*;
+
+    fn none() -> Findings {
+        Findings {
+            driver: Err("the NVIDIA driver (libcuda) was not found; install the driver".into()),
+            devices: Vec::new(),
+            compiler: Err("libnvrtc was not found; install it".into()),
+            products: Err("libcublasLt was not found; install it".into()),
+        }
+    }
+
+    fn h200() -> Findings {
+        let info = Info {
+            name: "NVIDIA H200".into(),
+            capability: (9, 0),
+            multiprocessor_count: 132,
+            memory_bytes: 139 << 30,
+            limits: Limits::SM_90,
+        };
+        Findings {
+            driver: Ok("13.0".into()),
+            devices: vec![Ok(info)],
+            compiler: Ok("13.0".into()),
+            products: Ok(()),
+        }
+    }
+
+    #[test]
+    fn a_machine_without_a_gpu_needs_nothing() {
+        let check = check(&none(), None);
+        assert_eq!((check.status, check.advice), (Status::Ok, None));
+        assert!(check.found.starts_with("no CUDA driver;"), "{}", check.found);
+    }
+
+    #[test]
+    fn a_driver_without_its_library_is_said() {
+        let check = check(&none(), Some("580.1".into()));
+        assert_eq!(check.status, Status::Limited);
+        assert!(check.advice.is_some_and(|advice| advice.contains("libcuda")));
+    }
+
+    #[test]
+    fn a_device_is_shown_with_what_it_still_needs() {
+        let whole = check(&h200(), Some("580.1".into()));
+        let want = "driver for CUDA 13.0; cuda:0 NVIDIA H200, compute capability 9.0, ";
+        assert!(whole.found.starts_with(want), "{}", whole.found);
+        assert_eq!(whole.facts["devices"][0]["compute_capability"], "9.0");
+        let part = check(&Findings { products: none().products, ..h200() }, None);
+        assert!(part.advice.is_some_and(|advice| advice.contains("libcublasLt")));
+        let hidden = Findings { devices: vec![Err("the driver shows no device".into())], ..h200() };
+        let hidden = check(&hidden, None);
+        assert!(hidden.advice.is_some_and(|advice| advice.contains("no device")));
+    }
+}
