@@ -174,7 +174,7 @@ fn forward_plan(items: usize, dims: Dims, kind: Kind) -> Plan {
     let (d, sizes) = (dims.head_dim, Sizes::of(dims, kind));
     let grid = (items, dims.kv_heads);
     if !sizes.is_squares {
-        let kernel = format!("attention_forward_{kind}");
+        let kernel = format!("attention_plain_forward_{kind}");
         return item_plan(&PLAIN, kernel, grid, PLAIN_THREADS, plain_bytes(3, d, 1));
     }
     // The queries, and twice a tile of keys and one of values.
@@ -186,7 +186,7 @@ fn backward_plan(of: &str, items: usize, dims: Dims, kind: Kind) -> Plan {
     let (d, sizes) = (dims.head_dim, Sizes::of(dims, kind));
     let grid = (items, dims.kv_heads);
     if !sizes.is_squares {
-        let kernel = format!("attention_backward_{of}_{kind}");
+        let kernel = format!("attention_plain_backward_{of}_{kind}");
         return item_plan(&PLAIN, kernel, grid, PLAIN_THREADS, plain_bytes(4, d, 2));
     }
     // Two tiles that stay, and twice two that are gone through.

@@ -1,6 +1,6 @@
 //! Keys and values of a sampler's sequences, and attention over them.
 
-use super::super::{Dims, PAGE_LEN, PagedSeqs};
+use super::super::{Dims, PagedSeqs};
 use super::work::PagedLists;
 use super::{
     FORWARD, Items, KEY_WARPS_LEAST, SQUARES_THREADS, SUMS, Sizes, check_dims, check_scale,
@@ -232,7 +232,7 @@ fn join_plan(items: usize, dims: Dims) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::attention::Layout;
+    use crate::ops::attention::{Layout, PAGE_LEN};
     use crate::ops::attention::cuda::{Packed, forward};
     use crate::ops::check::{
         MODELS, ROWS, assert_fits, assert_same_bits, contexts, download, rounding, upload,

@@ -288,7 +288,7 @@ fn launches_fit_every_device() {
     let plan = backward_plan("keys", 7, dims([28, 4, 128]), Kind::Bf16);
     assert_eq!((plan.grid, plan.block, plan.shared_bytes), ([7, 4, 1], [128, 1, 1], 98_304));
     let plan = backward_plan("queries", 7, dims([28, 4, 80]), Kind::Bf16);
-    assert_eq!(plan.kernel, "attention_backward_queries_bf16");
+    assert_eq!(plan.kernel, "attention_plain_backward_queries_bf16");
 }
 
 #[test]
