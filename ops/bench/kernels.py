@@ -19,7 +19,8 @@ OPTIONS = ["--std=c++17", "--extra-device-vectorization", "-default-device", "--
 
 def load():
     """libnvrtc of the system, or of this Python's packages."""
-    here = [p for base in sys.path for p in pathlib.Path(base).glob("nvidia/cu*/lib/libnvrtc.so.*") if "alt" not in p.name]
+    bases = map(pathlib.Path, sys.path)
+    here = [path for base in bases for path in base.glob("nvidia/cu*/lib/libnvrtc.so.*") if "alt" not in path.name]
     for path in ["libnvrtc.so", "libnvrtc.so.13", *map(str, here)]:
         for builtins in pathlib.Path(path).parent.glob("libnvrtc-builtins.so.*"):
             ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
@@ -78,7 +79,8 @@ def shown(values):
 
 def main():
     nvrtc = load()
-    print("| kernel | instances | " + " | ".join(f"{arch}: registers, shared bytes, spilled bytes" for arch in ARCHS) + " |")
+    heads = [f"{arch}: registers, shared bytes, spilled bytes" for arch in ARCHS]
+    print("| kernel | instances | " + " | ".join(heads) + " |")
     print("| --- |" + " --- |" * (1 + len(ARCHS)))
     for path in sorted((ROOT / "crates/aha-compute/src/ops").rglob("*.cu")):
         of_archs = [figures(compile_log(nvrtc, path, arch)) for arch in ARCHS]

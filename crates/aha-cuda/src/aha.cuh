@@ -1,6 +1,7 @@
 // What all kernels share: types, loads of eight elements, sums with a fixed order.
 //
-// A kernel is written as KERNEL(THREADS_MAX, NAME, PARAMETERS...) { ... }. Dynamic shared memory is SHARED_MEMORY(T, NAME).
+// A kernel is written as KERNEL(THREADS_MAX, NAME, PARAMETERS...) { ... }. Dynamic shared memory is
+// SHARED_MEMORY(T, NAME).
 // With AHA_EMULATED the same source runs on the processor (aha-emulate).
 #pragma once
 
@@ -135,8 +136,8 @@ __device__ __forceinline__ void store_part(T* row, u32 at, u32 len, const f32 (&
     }
 }
 
-// Eight elements of an array that begins at a multiple of 16 bytes, from `at`, a multiple of eight, on; zeros behind its
-// end.
+// Eight elements of an array that begins at a multiple of 16 bytes, from `at`, a multiple of eight, on; zeros behind
+// its end.
 template <typename T>
 __device__ __forceinline__ void load_flat(f32 (&x)[EIGHT], const T* from, u64 at, u64 len) {
     if (at + EIGHT <= len) {

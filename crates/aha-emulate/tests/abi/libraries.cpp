@@ -47,7 +47,7 @@ API Result cuDeviceGet(int* device, int ordinal) { return *device = ordinal, ord
 API Result cuDeviceGetName(char* name, int len, int) { return snprintf(name, len, "Fake 9000"), OK; }
 API Result cuDeviceTotalMem_v2(size_t* bytes, int) { return *bytes = MEMORY_BYTES, OK; }
 API Result cuDeviceGetAttribute(int* value, int attribute, int) {
-    static const std::map<int, int> values = {{1, 1024},    {5, 0x7fffffff}, {6, 65535}, {7, 65535},
+    static const std::map<int, int> values = {{1, 1024}, {5, 0x7fffffff}, {6, 65535}, {7, 65535},
                                               {16, 132}, {75, 9},         {76, 0},    {97, 232448}};
     auto found = values.find(attribute);
     return found == values.end() ? INVALID_VALUE : (*value = found->second, OK);
@@ -68,12 +68,16 @@ API Result cuMemFree_v2(void* at) {
     held_bytes -= held[at];
     return held.erase(at), free(at), OK;
 }
-API Result cuMemHostAlloc(void** at, size_t bytes, unsigned) { return *at = aligned_alloc(256, (bytes + 255) / 256 * 256), OK; }
+API Result cuMemHostAlloc(void** at, size_t bytes, unsigned) {
+    return *at = aligned_alloc(256, (bytes + 255) / 256 * 256), OK;
+}
 API Result cuMemFreeHost(void* at) { return free(at), OK; }
 API Result cuMemGetInfo_v2(size_t* free_bytes, size_t* total) {
     return *free_bytes = MEMORY_BYTES - held_bytes, *total = MEMORY_BYTES, context ? OK : INVALID_CONTEXT;
 }
-static Result copy(void* to, const void* from, size_t bytes) { return ask([=] { memcpy(to, from, bytes); }); }
+static Result copy(void* to, const void* from, size_t bytes) {
+    return ask([=] { memcpy(to, from, bytes); });
+}
 API Result cuMemcpyHtoDAsync_v2(void* to, const void* from, size_t bytes, void*) { return copy(to, from, bytes); }
 API Result cuMemcpyDtoHAsync_v2(void* to, void* from, size_t bytes, void*) { return copy(to, from, bytes); }
 API Result cuMemcpyDtoDAsync_v2(void* to, void* from, size_t bytes, void*) { return copy(to, from, bytes); }
@@ -81,7 +85,9 @@ API Result cuMemsetD8Async(void* to, unsigned char byte, size_t bytes, void*) {
     return ask([=] { memset(to, byte, bytes); });
 }
 
-API Result cuStreamCreate(void** stream, unsigned flags) { return *stream = malloc(1), context && flags == 1 ? OK : INVALID_VALUE; }
+API Result cuStreamCreate(void** stream, unsigned flags) {
+    return *stream = malloc(1), context && flags == 1 ? OK : INVALID_VALUE;
+}
 API Result cuStreamDestroy_v2(void* stream) { return free(stream), OK; }
 API Result cuStreamSynchronize(void*) { return context && !capturing ? OK : INVALID_CONTEXT; }
 API Result cuStreamWaitEvent(void*, void* event, unsigned) { return event ? OK : INVALID_VALUE; }
@@ -125,7 +131,9 @@ API Result cuModuleGetFunction(void** function, void* module, const char* name) 
     auto sizes = reinterpret_cast<unsigned (*)(unsigned*)>(symbol("aha_sizes_"));
     return *function = new Function{entry, launch, sizes, 48 << 10}, OK;
 }
-API Result cuFuncGetAttribute(int* value, int attribute, void*) { return *value = 64, attribute == 1 ? OK : INVALID_VALUE; }
+API Result cuFuncGetAttribute(int* value, int attribute, void*) {
+    return *value = 64, attribute == 1 ? OK : INVALID_VALUE;
+}
 API Result cuFuncSetAttribute(void* function, int attribute, int value) {
     static_cast<Function*>(function)->dynamic_max = value;
     return attribute == 8 && value + 64 <= 232448 ? OK : INVALID_VALUE;
@@ -141,7 +149,8 @@ API Result cuLaunchKernel(void* at, unsigned gx, unsigned gy, unsigned gz, unsig
         std::vector<void*> args;
         for (uint64_t& word : words) args.push_back(&word);
         unsigned grid[] = {gx, gy, gz}, block[] = {bx, by, bz};
-        if (const char* error = function->launch(function->entry, args.data(), grid, block, 0)) fprintf(stderr, "%s\n", error), abort();
+        if (const char* error = function->launch(function->entry, args.data(), grid, block, 0))
+            fprintf(stderr, "%s\n", error), abort();
     });
 }
 
@@ -235,13 +244,14 @@ static bool fits(Desc* desc, Layout* a, Layout* b, Layout* d) {
     return m == d->rows && n == d->cols && k == other_k && a->kind == b->kind;
 }
 
-API int cublasLtMatmulAlgoGetHeuristic(void*, Desc* desc, Layout* a, Layout* b, Layout*, Layout* d, Preference* preference,
-                                       int, Heuristic* found, int* count) {
+API int cublasLtMatmulAlgoGetHeuristic(void*, Desc* desc, Layout* a, Layout* b, Layout*, Layout* d,
+                                       Preference* preference, int, Heuristic* found, int* count) {
     if (!fits(desc, a, b, d) || preference->reductions != 0 || !preference->workspace_bytes) return BLAS_INVALID;
     *found = Heuristic{{{42}}, 0, 0, 1.0f, {}};
     return *count = 1, 0;
 }
-API int cublasLtMatmulAlgoCheck(void*, Desc* desc, Layout* a, Layout* b, Layout*, Layout* d, const Algo* algo, Heuristic*) {
+API int cublasLtMatmulAlgoCheck(void*, Desc* desc, Layout* a, Layout* b, Layout*, Layout* d, const Algo* algo,
+                                Heuristic*) {
     return fits(desc, a, b, d) && algo->words[0] == 42 ? 0 : BLAS_NOT_SUPPORTED;
 }
 
@@ -262,8 +272,8 @@ static void write(void* at, int kind, int64_t idx, float x) {
 }
 
 API int cublasLtMatmul(void*, Desc* desc, const float* alpha, const void* a, Layout* la, const void* b, Layout* lb,
-                       const float* beta, const void* c, Layout*, void* d, Layout* ld, const Algo* algo, void* workspace,
-                       size_t, void* stream) {
+                       const float* beta, const void* c, Layout*, void* d, Layout* ld, const Algo* algo,
+                       void* workspace, size_t, void* stream) {
     if (!fits(desc, la, lb, ld) || algo->words[0] != 42 || !workspace || !stream || c != d) return BLAS_INVALID;
     uint64_t k = desc->is_transposed[0] ? la->rows : la->cols;
     for (uint64_t i = 0; i < ld->rows; ++i) {

@@ -1,7 +1,8 @@
 // Statistics of rows of logits, log-probs, and gradients of logits; formulas and orders of sums are in lm_head.rs.
 //
 // A row is spread over several blocks of threads, a part of PART_LEN logits each, so that one row keeps many
-// multiprocessors busy. Sums have the processor's order: sixteen lanes, each of which adds up 32 terms and then those sums.
+// multiprocessors busy. Sums have the processor's order: sixteen lanes, each of which adds up 32 terms and then those
+// sums.
 #include "aha.cuh"
 
 constexpr u32 LANES = 16;
@@ -17,15 +18,16 @@ struct Stats {
     f32 max, log_sum, entropy;
 };
 
-// The greatest logit of each part: maxima (rows, parts). The grid is (parts, rows). Rows are `stride` apart, of which the
-// first `cols` logits count.
+// The greatest logit of each part: maxima (rows, parts). The grid is (parts, rows). Rows are `stride` apart, of which
+// the first `cols` logits count.
 KERNEL(256, row_maxima, f32* maxima, const f32* logits, u32 cols, u32 stride, f32 inv_temperature) {
     __shared__ f32 of_warps[THREADS / WARP];
     const f32* row = logits + u64(blockIdx.y) * stride;
     u32 first = blockIdx.x * PART_LEN, end = min(first + PART_LEN, cols);
     f32 greatest = NEGATIVE_INFINITY;
 #pragma unroll 8
-    for (u32 at = first + threadIdx.x; at < end; at += THREADS) greatest = fmaxf(greatest, __fmul_rn(row[at], inv_temperature));
+    for (u32 at = first + threadIdx.x; at < end; at += THREADS)
+        greatest = fmaxf(greatest, __fmul_rn(row[at], inv_temperature));
     greatest = warp_max(greatest);
     if (threadIdx.x % WARP == 0) of_warps[threadIdx.x / WARP] = greatest;
     __syncthreads();
@@ -124,10 +126,10 @@ __device__ __forceinline__ void gradient(D* dlogits, const f32* logits, const f3
     }
 }
 
-#define GRADIENT(D, WHOLE)                                                                                              \
-    KERNEL(256, logits_gradient_##D##_##WHOLE, D* dlogits, const f32* logits, const f32* stats, const f32* dlogp,       \
-           const f32* dentropy, const u32* targets, u32 cols, f32 inv_temperature) {                                    \
-        gradient<D, WHOLE>(dlogits, logits, stats, dlogp, dentropy, targets, cols, inv_temperature);                    \
+#define GRADIENT(D, WHOLE)                                                                                        \
+    KERNEL(256, logits_gradient_##D##_##WHOLE, D* dlogits, const f32* logits, const f32* stats, const f32* dlogp, \
+           const f32* dentropy, const u32* targets, u32 cols, f32 inv_temperature) {                              \
+        gradient<D, WHOLE>(dlogits, logits, stats, dlogp, dentropy, targets, cols, inv_temperature);              \
     }
 
 GRADIENT(f32, true)
@@ -135,10 +137,11 @@ GRADIENT(bf16, true)
 GRADIENT(f32, false)
 GRADIENT(bf16, false)
 
-// Beside another model: D = sum p (log p - log q) over the `cols` tokens that both have, with the statistics of both over
-// these.
+// Beside another model: D = sum p (log p - log q) over the `cols` tokens that both have, with the statistics of both
+// over these.
 
-__device__ __forceinline__ f32 log_prob(const f32* logits, const f32* stats, u32 row, u32 stride, u32 at, f32 inv_temperature) {
+__device__ __forceinline__ f32 log_prob(const f32* logits, const f32* stats, u32 row, u32 stride, u32 at,
+                                        f32 inv_temperature) {
     f32 logit = __fmul_rn(logits[u64(row) * stride + at], inv_temperature);
     return __fsub_rn(__fsub_rn(logit, stats[3 * row]), stats[3 * row + 1]);
 }
