@@ -16,7 +16,7 @@ typedef double f64;
 #include "emulate.h"
 #else
 #define KERNEL(threads_max, name, ...) extern "C" __global__ __launch_bounds__(threads_max) void name(__VA_ARGS__)
-#define SHARED_MEMORY(type, name)                                 \
+#define SHARED_MEMORY(type, name)                                  \
     extern __shared__ __align__(16) unsigned char shared_memory[]; \
     type* name = reinterpret_cast<type*>(shared_memory)
 #endif
@@ -46,9 +46,13 @@ __device__ __forceinline__ bf16 round_bf16(f32 x) {
 template <typename T>
 __device__ __forceinline__ T from_f32(f32 x);
 template <>
-__device__ __forceinline__ f32 from_f32<f32>(f32 x) { return x; }
+__device__ __forceinline__ f32 from_f32<f32>(f32 x) {
+    return x;
+}
 template <>
-__device__ __forceinline__ bf16 from_f32<bf16>(f32 x) { return round_bf16(x); }
+__device__ __forceinline__ bf16 from_f32<bf16>(f32 x) {
+    return round_bf16(x);
+}
 
 // Sixteen bytes, moved at once: the address must be a multiple of 16.
 struct __align__(16) Sixteen {
@@ -271,8 +275,9 @@ __device__ __forceinline__ void copy16_async(void* to, const void* from, bool is
     emulated::check_aligned(from, 16);
     emulated::start_copy(to, is_there ? from : nullptr);
 #else
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :: "r"(shared_address(to)), "l"(from), "r"(is_there ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(is_there ? 16 : 0)
+                 : "memory");
 #endif
 }
 
@@ -291,7 +296,7 @@ __device__ __forceinline__ void wait_copies() {
 #ifdef AHA_EMULATED
     emulated::wait_copies(LEFT);
 #else
-    asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory");
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 #endif
 }
 
@@ -302,7 +307,9 @@ __device__ __forceinline__ void load_squares(u32 (&to)[4], const bf16* row) {
     emulated::load_squares(__LINE__, to, row, false);
 #else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
 #endif
 }
 
@@ -313,7 +320,9 @@ __device__ __forceinline__ void load_squares_transposed(u32 (&to)[4], const bf16
     emulated::load_squares(__LINE__, to, row, true);
 #else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
 #endif
 }
 
@@ -324,9 +333,10 @@ __device__ __forceinline__ void multiply_add(f32 (&c)[4], const u32 (&a)[4], u32
 #ifdef AHA_EMULATED
     emulated::multiply_add(__LINE__, c, a, b0, b1);
 #else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
 }

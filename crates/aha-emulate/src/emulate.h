@@ -46,8 +46,8 @@ enum class State : u8 { RUNNABLE, AT_BARRIER, AT_COLLECTIVE, DONE };
 struct Fiber {
     void* stack_pointer;
     State state;
-    u32 line;   // where it waits
-    u32 mask;   // lanes that it waits for
+    u32 line;  // where it waits
+    u32 mask;  // lanes that it waits for
     void* operand;
     u32 copy_count, copy_group;  // asynchronous copies that wait, and the group of the next
 };
@@ -113,7 +113,8 @@ template <typename... T>
 }
 
 inline void check_aligned(const void* at, size_t bytes) {
-    if (reinterpret_cast<uintptr_t>(at) % bytes) fail("thread %u moves %zu bytes at once at an odd address", machine.current, bytes);
+    if (reinterpret_cast<uintptr_t>(at) % bytes)
+        fail("thread %u moves %zu bytes at once at an odd address", machine.current, bytes);
 }
 
 inline void copy16(void* to, const void* from) {
@@ -307,10 +308,14 @@ inline void multiply_add(u32 line, f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b
 
 inline const char* name(State state) {
     switch (state) {
-        case State::AT_BARRIER: return "waits at the barrier";
-        case State::AT_COLLECTIVE: return "waits for its warp";
-        case State::DONE: return "has left";
-        default: return "runs";
+        case State::AT_BARRIER:
+            return "waits at the barrier";
+        case State::AT_COLLECTIVE:
+            return "waits for its warp";
+        case State::DONE:
+            return "has left";
+        default:
+            return "runs";
     }
 }
 
@@ -381,7 +386,8 @@ inline u32 sizes(void (*)(P...), u32* to) {
 
 }  // namespace emulated
 
-extern "C" const char* aha_launch(void (*entry)(void**), void** args, const u32* grid, const u32* block, int is_backward) {
+extern "C" const char* aha_launch(void (*entry)(void**), void** args, const u32* grid, const u32* block,
+                                  int is_backward) {
     using namespace emulated;
     if (!machine.stacks) {
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -402,11 +408,11 @@ extern "C" const char* aha_launch(void (*entry)(void**), void** args, const u32*
     return machine.error[0] ? machine.error : nullptr;
 }
 
-#define KERNEL(threads_max, name, ...)                                                             \
-    extern "C" void name(__VA_ARGS__);                                                             \
-    extern "C" void aha_entry_##name(void** args) { emulated::call(name, args); }                  \
-    extern "C" u32 aha_sizes_##name(u32* to) { return emulated::sizes(name, to); }                 \
-    extern "C" u32 aha_threads_##name() { return threads_max; }                                    \
+#define KERNEL(threads_max, name, ...)                                             \
+    extern "C" void name(__VA_ARGS__);                                             \
+    extern "C" void aha_entry_##name(void** args) { emulated::call(name, args); }  \
+    extern "C" u32 aha_sizes_##name(u32* to) { return emulated::sizes(name, to); } \
+    extern "C" u32 aha_threads_##name() { return threads_max; }                    \
     extern "C" void name(__VA_ARGS__)
 #define SHARED_MEMORY(type, name) type* name = reinterpret_cast<type*>(emulated::machine.shared)
 
@@ -437,15 +443,35 @@ inline int __popc(u32 x) { return __builtin_popcount(x); }
 inline int __ffs(u32 x) { return __builtin_ffs(int(x)); }
 inline int __clz(u32 x) { return x ? __builtin_clz(x) : 32; }
 template <typename T>
-inline T min(T a, T b) { return b < a ? b : a; }
+inline T min(T a, T b) {
+    return b < a ? b : a;
+}
 template <typename T>
-inline T max(T a, T b) { return a < b ? b : a; }
+inline T max(T a, T b) {
+    return a < b ? b : a;
+}
 template <typename T>
-inline T atomicAdd(T* at, T x) { T old = *at; *at = old + x; return old; }
+inline T atomicAdd(T* at, T x) {
+    T old = *at;
+    *at = old + x;
+    return old;
+}
 template <typename T>
-inline T atomicMax(T* at, T x) { T old = *at; *at = max(old, x); return old; }
+inline T atomicMax(T* at, T x) {
+    T old = *at;
+    *at = max(old, x);
+    return old;
+}
 template <typename T>
-inline T atomicMin(T* at, T x) { T old = *at; *at = min(old, x); return old; }
+inline T atomicMin(T* at, T x) {
+    T old = *at;
+    *at = min(old, x);
+    return old;
+}
 template <typename T>
-inline T atomicExch(T* at, T x) { T old = *at; *at = x; return old; }
+inline T atomicExch(T* at, T x) {
+    T old = *at;
+    *at = x;
+    return old;
+}
 inline void __threadfence() {}

@@ -41,10 +41,10 @@
 //! has all of its tile's 32 KiB (D = 128) under way at once, so three blocks have 192 KiB, an order more than the
 //! 20 KiB or so per multiprocessor that hide the latency of memory at full bandwidth.
 //!
-//! An `mma` takes 4096 operations. For each, `rows` reads 128 bytes of fragments from shared memory at D = 64, where
-//! two row tiles share them, and 256 at D = 128; `keys` reads 320 and `queries` 333. A multiprocessor reads 128 bytes
+//! An `mma` takes 4096 operations. For each, `rows` reads 160 bytes of fragments from shared memory at D = 64, where
+//! two row tiles share them, and 288 at D = 128; `keys` reads 320 and `queries` 299. A multiprocessor reads 128 bytes
 //! and does about one `mma` in a cycle, of which `mma.sync` reaches about two thirds: so D = 64 is bound by tensor
-//! cores and the rest by shared memory, at an estimated 50 % (forward) and 40 % (backward) of the peak at D = 128. The
+//! cores and the rest by shared memory, at an estimated 44 % (forward) and 41 % (backward) of the peak at D = 128. The
 //! backward pass has 7 products (3 of `queries`, 4 of `keys`) where one with atomics has 5. Nothing of this is
 //! measured. What to try first on a device: two row tiles per warp at D = 128, which spill by little; warps of `keys`
 //! that have half of D and twice the keys, and exchange weights through shared memory; then `wgmma`, whose 64 rows take

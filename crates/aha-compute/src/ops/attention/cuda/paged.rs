@@ -232,8 +232,8 @@ fn join_plan(items: usize, dims: Dims) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::attention::{Layout, PAGE_LEN};
     use crate::ops::attention::cuda::{Packed, forward};
+    use crate::ops::attention::{Layout, PAGE_LEN};
     use crate::ops::check::{
         MODELS, ROWS, assert_fits, assert_same_bits, contexts, download, rounding, upload,
     };

@@ -211,18 +211,18 @@ __device__ __forceinline__ void backward_keys(f32* dk, f32* dv, f32* aside, cons
 }
 
 #define PLAIN(T)                                                                                                       \
-    KERNEL(256, attention_plain_forward_##T, T* o, f32* lse, const T* q, const T* k, const T* v, const u32* items,           \
+    KERNEL(256, attention_plain_forward_##T, T* o, f32* lse, const T* q, const T* k, const T* v, const u32* items,     \
            const u32* page_ids, const u32* slot_rows, u32 kv_heads, u32 group, u32 width, f32 scale) {                 \
         Heads heads{kv_heads, group, blockIdx.y};                                                                      \
         forward<T>(o, lse, q, k, v, items, page_ids, slot_rows, heads, width, scale);                                  \
     }                                                                                                                  \
-    KERNEL(256, attention_plain_backward_queries_##T, f32* dq, const T* do_, const T* q, const T* k, const T* v,             \
+    KERNEL(256, attention_plain_backward_queries_##T, f32* dq, const T* do_, const T* q, const T* k, const T* v,       \
            const f32* lse, const f32* delta, const u32* items, const u32* page_ids, const u32* slot_rows,              \
            u32 kv_heads, u32 group, u32 width, f32 scale) {                                                            \
         Heads heads{kv_heads, group, blockIdx.y};                                                                      \
         backward_queries<T>(dq, do_, q, k, v, lse, delta, items, page_ids, slot_rows, heads, width, scale);            \
     }                                                                                                                  \
-    KERNEL(256, attention_plain_backward_keys_##T, f32* dk, f32* dv, f32* aside, const T* do_, const T* q, const T* k,       \
+    KERNEL(256, attention_plain_backward_keys_##T, f32* dk, f32* dv, f32* aside, const T* do_, const T* q, const T* k, \
            const T* v, const f32* lse, const f32* delta, const u32* items, const u32* page_ids, const u32* slot_rows,  \
            u64 aside_len, u32 kv_heads, u32 group, u32 width, f32 scale) {                                             \
         Heads heads{kv_heads, group, blockIdx.y};                                                                      \
