@@ -19,7 +19,8 @@ OPTIONS = ["--std=c++17", "--extra-device-vectorization", "-default-device", "--
 
 def load():
     """libnvrtc of the system, or of this Python's packages."""
-    here = [p for base in sys.path for p in pathlib.Path(base).glob("nvidia/cu*/lib/libnvrtc.so.*") if "alt" not in p.name]
+    bases = map(pathlib.Path, sys.path)
+    here = [path for base in bases for path in base.glob("nvidia/cu*/lib/libnvrtc.so.*") if "alt" not in path.name]
     for path in ["libnvrtc.so", "libnvrtc.so.13", *map(str, here)]:
         for builtins in pathlib.Path(path).parent.glob("libnvrtc-builtins.so.*"):
             ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
@@ -30,12 +31,20 @@ def load():
     sys.exit("error: libnvrtc was not found\nhint: pip install -r ops/requirements-cuda.txt")
 
 
+def text(path):
+    """A source, behind the files beside it that it says it follows."""
+    own = path.read_text()
+    first = re.search(r"Compiled behind .*", own)
+    before = re.findall(r"\w+\.cuh", first[0]) if first else []
+    return "".join((path.parent / name).read_text() for name in before) + own
+
+
 def compile_log(nvrtc, path, arch):
     """What the assembler says of the kernels of a source."""
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     strings = ctypes.c_char_p * 1
     headers, names = strings(HEADER.read_bytes()), strings(b"aha.cuh")
-    nvrtc.nvrtcCreateProgram(ctypes.byref(program), path.read_bytes(), path.name.encode(), 1, headers, names)
+    nvrtc.nvrtcCreateProgram(ctypes.byref(program), text(path).encode(), path.name.encode(), 1, headers, names)
     options = [option.encode() for option in [f"--gpu-architecture={arch}", "--ptxas-options=-v", *OPTIONS]]
     failed = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
     nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
@@ -70,7 +79,8 @@ def shown(values):
 
 def main():
     nvrtc = load()
-    print("| kernel | instances | " + " | ".join(f"{arch}: registers, shared bytes, spilled bytes" for arch in ARCHS) + " |")
+    heads = [f"{arch}: registers, shared bytes, spilled bytes" for arch in ARCHS]
+    print("| kernel | instances | " + " | ".join(heads) + " |")
     print("| --- |" + " --- |" * (1 + len(ARCHS)))
     for path in sorted((ROOT / "crates/aha-compute/src/ops").rglob("*.cu")):
         of_archs = [figures(compile_log(nvrtc, path, arch)) for arch in ARCHS]

@@ -1,6 +1,7 @@
 // What all kernels share: types, loads of eight elements, sums with a fixed order.
 //
-// A kernel is written as KERNEL(THREADS_MAX, NAME, PARAMETERS...) { ... }. Dynamic shared memory is SHARED_MEMORY(T, NAME).
+// A kernel is written as KERNEL(THREADS_MAX, NAME, PARAMETERS...) { ... }. Dynamic shared memory is
+// SHARED_MEMORY(T, NAME).
 // With AHA_EMULATED the same source runs on the processor (aha-emulate).
 #pragma once
 
@@ -15,7 +16,7 @@ typedef double f64;
 #include "emulate.h"
 #else
 #define KERNEL(threads_max, name, ...) extern "C" __global__ __launch_bounds__(threads_max) void name(__VA_ARGS__)
-#define SHARED_MEMORY(type, name)                                 \
+#define SHARED_MEMORY(type, name)                                  \
     extern __shared__ __align__(16) unsigned char shared_memory[]; \
     type* name = reinterpret_cast<type*>(shared_memory)
 #endif
@@ -45,9 +46,13 @@ __device__ __forceinline__ bf16 round_bf16(f32 x) {
 template <typename T>
 __device__ __forceinline__ T from_f32(f32 x);
 template <>
-__device__ __forceinline__ f32 from_f32<f32>(f32 x) { return x; }
+__device__ __forceinline__ f32 from_f32<f32>(f32 x) {
+    return x;
+}
 template <>
-__device__ __forceinline__ bf16 from_f32<bf16>(f32 x) { return round_bf16(x); }
+__device__ __forceinline__ bf16 from_f32<bf16>(f32 x) {
+    return round_bf16(x);
+}
 
 // Sixteen bytes, moved at once: the address must be a multiple of 16.
 struct __align__(16) Sixteen {
@@ -135,8 +140,8 @@ __device__ __forceinline__ void store_part(T* row, u32 at, u32 len, const f32 (&
     }
 }
 
-// Eight elements of an array that begins at a multiple of 16 bytes, from `at`, a multiple of eight, on; zeros behind its
-// end.
+// Eight elements of an array that begins at a multiple of 16 bytes, from `at`, a multiple of eight, on; zeros behind
+// its end.
 template <typename T>
 __device__ __forceinline__ void load_flat(f32 (&x)[EIGHT], const T* from, u64 at, u64 len) {
     if (at + EIGHT <= len) {
@@ -270,8 +275,9 @@ __device__ __forceinline__ void copy16_async(void* to, const void* from, bool is
     emulated::check_aligned(from, 16);
     emulated::start_copy(to, is_there ? from : nullptr);
 #else
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
-                 :: "r"(shared_address(to)), "l"(from), "r"(is_there ? 16 : 0) : "memory");
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from),
+                 "r"(is_there ? 16 : 0)
+                 : "memory");
 #endif
 }
 
@@ -290,7 +296,7 @@ __device__ __forceinline__ void wait_copies() {
 #ifdef AHA_EMULATED
     emulated::wait_copies(LEFT);
 #else
-    asm volatile("cp.async.wait_group %0;" :: "n"(LEFT) : "memory");
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 #endif
 }
 
@@ -301,7 +307,9 @@ __device__ __forceinline__ void load_squares(u32 (&to)[4], const bf16* row) {
     emulated::load_squares(__LINE__, to, row, false);
 #else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
 #endif
 }
 
@@ -312,20 +320,23 @@ __device__ __forceinline__ void load_squares_transposed(u32 (&to)[4], const bf16
     emulated::load_squares(__LINE__, to, row, true);
 #else
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(shared_address(row)) : "memory");
+                 : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+                 : "r"(shared_address(row))
+                 : "memory");
 #endif
 }
 
-// c (16, 8) += a (16, 16) b (16, 8) of a warp, bf16 with f32 sums. With g = lane / 4 and t = 2 (lane % 4), a lane holds of
-// a: (g, t) (g + 8, t) (g, t + 8) (g + 8, t + 8) and the neighbours in the row; of b: (t, g) (t + 8, g) and the neighbours
-// in the column; of c: (g, t) (g, t + 1) (g + 8, t) (g + 8, t + 1).
+// c (16, 8) += a (16, 16) b (16, 8) of a warp, bf16 with f32 sums. With g = lane / 4 and t = 2 (lane % 4), a lane holds
+// of a: (g, t) (g + 8, t) (g, t + 8) (g + 8, t + 8) and the neighbours in the row; of b: (t, g) (t + 8, g) and the
+// neighbours in the column; of c: (g, t) (g, t + 1) (g + 8, t) (g + 8, t + 1).
 __device__ __forceinline__ void multiply_add(f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 #ifdef AHA_EMULATED
     emulated::multiply_add(__LINE__, c, a, b0, b1);
 #else
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
-                 "{%0, %1, %2, %3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 #endif
 }

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::size_of;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use half::bf16;
 
+use crate::driver::Graph;
 use crate::pool::{Block, Pool, Stats};
 use crate::{Arg, Driver, Error, Info, Kind, Launch, Operand, Plan, Product, Ptr, Stream};
 
@@ -125,6 +127,43 @@ impl Context {
         unsafe { self.driver().copy(to.at, from.at, bytes, self.stream) }
     }
 
+    /// Does `work` once, then captures it, so that it can be done again at one call.
+    ///
+    /// `work` runs twice: what it does the first time counts, and makes sure that kernels are loaded and memory is
+    /// there; the second time nothing is done. Both times it must ask for the same. Memory that it takes and frees is
+    /// kept for the captured work.
+    ///
+    /// # Safety
+    /// All buffers that `work` uses and doesn't make itself outlive the result.
+    pub unsafe fn capture(
+        &self,
+        mut work: impl FnMut(&Context) -> Result<(), Error>,
+    ) -> Result<Captured, Error> {
+        self.device.pool.hold(self.stream);
+        let graph = work(self).and_then(|()| {
+            self.driver().begin_capture(self.stream)?;
+            let worked = work(self);
+            // Ended in any case, or the stream could not be used any more.
+            let graph = self.driver().end_capture(self.stream);
+            match (worked, graph) {
+                (Ok(()), graph) => graph,
+                (Err(error), Ok(graph)) => {
+                    self.driver().drop_graph(graph);
+                    Err(error)
+                }
+                (Err(error), Err(_)) => Err(error),
+            }
+        });
+        let blocks = self.device.pool.release();
+        match graph {
+            Ok(graph) => Ok(Captured { context: self.clone(), graph, blocks }),
+            Err(error) => {
+                blocks.into_iter().for_each(|block| self.device.pool.give(block, self.stream));
+                Err(error)
+            }
+        }
+    }
+
     /// Runs a kernel, if there is anything to do.
     ///
     /// # Safety
@@ -180,6 +219,107 @@ impl Context {
         };
         // SAFETY: lengths are asserted above, and what is written is borrowed alone.
         unsafe { self.driver().product(&product, self.stream) }
+    }
+}
+
+/// Work that was captured, with the memory that it takes and frees.
+#[derive(Debug)]
+pub struct Captured {
+    context: Context,
+    graph: Graph,
+    blocks: Vec<Block>,
+}
+
+impl Captured {
+    /// Does it again.
+    pub fn replay(&self) -> Result<(), Error> {
+        // SAFETY: memory of its own is held, and the other is the promise of who captured it.
+        unsafe { self.context.driver().replay(self.graph, self.context.stream) }
+    }
+}
+
+impl Drop for Captured {
+    fn drop(&mut self) {
+        // It may be under way; an error of it shows at the next call.
+        let _ = self.context.synchronize();
+        self.context.driver().drop_graph(self.graph);
+        for block in self.blocks.drain(..) {
+            self.context.device.pool.give(block, self.context.stream);
+        }
+    }
+}
+
+/// Memory of the host that copies don't have to wait for.
+pub struct Pinned<T: Element> {
+    context: Context,
+    at: NonNull<u8>,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+// SAFETY: it owns its memory, and the driver is called from any thread.
+unsafe impl<T: Element + Send> Send for Pinned<T> {}
+// SAFETY: as above; what is shared is only read.
+unsafe impl<T: Element + Sync> Sync for Pinned<T> {}
+
+impl<T: Element> Pinned<T> {
+    /// Zeros.
+    pub fn new(context: &Context, len: usize) -> Result<Pinned<T>, Error> {
+        let at = context.driver().alloc_pinned(len * size_of::<T>())?;
+        let mut pinned = Pinned { context: context.clone(), at, len, of: PhantomData };
+        // SAFETY: the memory is as long, and aligned as the driver aligns memory: for every element.
+        unsafe { std::ptr::write_bytes(at.as_ptr(), 0, len * size_of::<T>()) };
+        pinned.fill(T::ZERO);
+        Ok(pinned)
+    }
+
+    /// Copies a view here and waits for it.
+    pub fn read(&mut self, from: View<'_>) -> Result<(), Error> {
+        from.assert_is(T::KIND, self.len);
+        let (context, bytes) = (&self.context, self.len * size_of::<T>());
+        // SAFETY: both sides have so many bytes, and this waits for the copy.
+        unsafe { context.driver().copy_out(self.at.as_ptr(), from.at, bytes, context.stream)? };
+        context.synchronize()
+    }
+
+    /// Asks for a copy from here, which may be captured.
+    ///
+    /// # Safety
+    /// What is here stays as it is, and is not dropped, until the copy is done.
+    pub unsafe fn write(&self, to: &mut ViewMut<'_>) -> Result<(), Error> {
+        to.assert_is(T::KIND, self.len);
+        let (context, bytes) = (&self.context, self.len * size_of::<T>());
+        // SAFETY: both sides have so many bytes; the rest is the caller's promise.
+        unsafe { context.driver().copy_in(to.at, self.at.as_ptr(), bytes, context.stream) }
+    }
+}
+
+impl<T: Element> Deref for Pinned<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: so many elements were written when it was made.
+        unsafe { std::slice::from_raw_parts(self.at.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Element> DerefMut for Pinned<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        // SAFETY: as above, and borrowed alone.
+        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr().cast(), self.len) }
+    }
+}
+
+impl<T: Element> Drop for Pinned<T> {
+    fn drop(&mut self) {
+        // SAFETY: it was allocated with this length; copies are waited for, or the caller's promise.
+        unsafe { self.context.driver().free_pinned(self.at, self.len * size_of::<T>()) };
+    }
+}
+
+impl<T: Element> fmt::Debug for Pinned<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} × {}, pinned", self.len, T::KIND)
     }
 }
 

@@ -366,7 +366,7 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// Milliseconds between two moments on one stream; waits for the later one. Forgets both.
     fn elapsed_ms(&self, from: Event, to: Event) -> Result<f32, Error>;
 
-    /// Captures what comes on this stream, which isn't [`Stream::MAIN`].
+    /// Captures what comes on this stream.
     fn begin_capture(&self, stream: Stream) -> Result<(), Error>;
 
     /// What was captured.

@@ -51,6 +51,8 @@ pub struct Stats {
 struct Blocks {
     /// By bytes; of one size the last was freed last.
     kept: BTreeMap<usize, Vec<(Stream, Ptr)>>,
+    /// Blocks that are freed on a stream whose work is being captured: they count as in use.
+    held: Option<(Stream, BTreeMap<usize, Vec<Ptr>>)>,
     stats: Stats,
 }
 
@@ -64,6 +66,9 @@ impl Pool {
     pub fn take(&self, bytes: usize, stream: Stream) -> Result<Block, Error> {
         let bytes = class(bytes);
         let mut blocks = self.blocks();
+        if let Some(block) = blocks.take_held(bytes, stream) {
+            return Ok(block);
+        }
         if let Some((block, of)) = blocks.find(bytes, stream) {
             if of != stream {
                 self.driver.join(of, stream)?;
@@ -89,11 +94,32 @@ impl Pool {
     /// Takes a block back, whose last use is on this stream.
     pub fn give(&self, block: Block, stream: Stream) {
         let mut blocks = self.blocks();
+        if let Some((of, held)) = &mut blocks.held
+            && *of == stream
+        {
+            held.entry(block.bytes).or_default().push(block.at);
+            return;
+        }
         blocks.stats.in_use_bytes -= block.bytes;
         blocks.stats.kept_bytes += block.bytes;
         blocks.kept.entry(block.bytes).or_default().push((stream, block.at));
         let shed = blocks.shed(0);
         self.free(shed);
+    }
+
+    /// From now on, blocks that are freed on this stream are only used again on it, and belong to whoever calls
+    /// [`Pool::release`]. One stream at a time.
+    pub fn hold(&self, stream: Stream) {
+        let before = self.blocks().held.replace((stream, BTreeMap::new()));
+        assert!(before.is_none(), "blocks of one stream are held at a time");
+    }
+
+    /// Ends what [`Pool::hold`] began; the blocks that were freed since, to be given back.
+    pub fn release(&self) -> Vec<Block> {
+        let (_, held) = self.blocks().held.take().unwrap_or((Stream::MAIN, BTreeMap::new()));
+        let blocks =
+            |(bytes, list): (usize, Vec<Ptr>)| list.into_iter().map(move |at| Block { at, bytes });
+        held.into_iter().flat_map(blocks).collect()
     }
 
     /// Returns all that is kept to the driver, and forgets how much was in use at once.
@@ -141,6 +167,13 @@ impl Blocks {
         }
         self.stats.kept_bytes -= bytes;
         Some((Block { at, bytes }, of))
+    }
+
+    /// A block of just this size that was freed while the stream's are held.
+    fn take_held(&mut self, bytes: usize, stream: Stream) -> Option<Block> {
+        let (_, held) = self.held.as_mut().filter(|(of, _)| *of == stream)?;
+        let at = held.get_mut(&bytes)?.pop()?;
+        Some(Block { at, bytes })
     }
 
     fn enter(&mut self, bytes: usize) {

@@ -5,7 +5,7 @@
 // opposite order, so that what lacks a barrier differs between the two. Barriers that not all threads reach, or that
 // they reach at different places, collectives whose lanes don't meet, and misaligned vectors are errors.
 //
-// An asynchronous copy is done when its thread waits for it, as late as it may be. Not seen: races between blocks, and
+// Asynchronous copies are done as late as they may be, or as early, by the order. Not seen: races between blocks, and
 // limits of registers and shared memory.
 #pragma once
 #include <math.h>
@@ -46,8 +46,8 @@ enum class State : u8 { RUNNABLE, AT_BARRIER, AT_COLLECTIVE, DONE };
 struct Fiber {
     void* stack_pointer;
     State state;
-    u32 line;   // where it waits
-    u32 mask;   // lanes that it waits for
+    u32 line;  // where it waits
+    u32 mask;  // lanes that it waits for
     void* operand;
     u32 copy_count, copy_group;  // asynchronous copies that wait, and the group of the next
 };
@@ -66,6 +66,7 @@ struct Machine {
     u8* stacks;
     void* scheduler;
     u32 thread_count, current, waiting, done;
+    bool is_backward;
     void (*entry)(void**);
     void** args;
     char error[512];
@@ -112,10 +113,22 @@ template <typename... T>
 }
 
 inline void check_aligned(const void* at, size_t bytes) {
-    if (reinterpret_cast<uintptr_t>(at) % bytes) fail("thread %u moves %zu bytes at once at an odd address", machine.current, bytes);
+    if (reinterpret_cast<uintptr_t>(at) % bytes)
+        fail("thread %u moves %zu bytes at once at an odd address", machine.current, bytes);
 }
 
+inline void copy16(void* to, const void* from) {
+    if (from) {
+        memcpy(to, from, 16);
+    } else {
+        memset(to, 0, 16);
+    }
+}
+
+// A copy happens at any time from here to the wait for it: here, where threads run in the opposite order, so that it
+// overwrites what others still read; else at the wait, so that nobody may have read what it brings.
 inline void start_copy(void* to, const void* from) {
+    if (machine.is_backward) return copy16(to, from);
     Fiber& me = current();
     if (me.copy_count == COPIES_MAX) fail("thread %u has more than %u copies under way", machine.current, COPIES_MAX);
     copies[machine.current][me.copy_count++] = Copy{to, from, me.copy_group};
@@ -123,7 +136,6 @@ inline void start_copy(void* to, const void* from) {
 
 inline void end_copies() { current().copy_group += 1; }
 
-// A copy happens here, as late as it may.
 inline void wait_copies(u32 groups_left) {
     Fiber& me = current();
     u32 kept = 0;
@@ -131,10 +143,8 @@ inline void wait_copies(u32 groups_left) {
         Copy& copy = copies[machine.current][i];
         if (copy.group + groups_left >= me.copy_group) {
             copies[machine.current][kept++] = copy;
-        } else if (copy.from) {
-            memcpy(copy.to, copy.from, 16);
         } else {
-            memset(copy.to, 0, 16);
+            copy16(copy.to, copy.from);
         }
     }
     me.copy_count = kept;
@@ -298,10 +308,14 @@ inline void multiply_add(u32 line, f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b
 
 inline const char* name(State state) {
     switch (state) {
-        case State::AT_BARRIER: return "waits at the barrier";
-        case State::AT_COLLECTIVE: return "waits for its warp";
-        case State::DONE: return "has left";
-        default: return "runs";
+        case State::AT_BARRIER:
+            return "waits at the barrier";
+        case State::AT_COLLECTIVE:
+            return "waits for its warp";
+        case State::DONE:
+            return "has left";
+        default:
+            return "runs";
     }
 }
 
@@ -319,20 +333,34 @@ inline void report_stuck() {
     }
 }
 
+// Runs each of some threads until it waits. Whether any could.
+inline bool run_warp(u32 first, u32 end, bool is_backward) {
+    bool has_moved = false;
+    for (u32 step = 0; step < end - first && !machine.error[0]; ++step) {
+        u32 i = is_backward ? end - 1 - step : first + step;
+        if (machine.fibers[i].state != State::RUNNABLE) continue;
+        has_moved = true;
+        machine.current = i;
+        threadIdx = Three{i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
+        aha_switch(&machine.scheduler, machine.fibers[i].stack_pointer);
+    }
+    return has_moved;
+}
+
+// A warp goes on for as long as it can, so that it may be far ahead of the others.
 inline void run_block(bool is_backward) {
     u32 count = machine.thread_count;
     machine.waiting = machine.done = 0;
+    machine.is_backward = is_backward;
     memset(machine.shared, 0xff, sizeof machine.shared);
     for (u32 i = 0; i < count; ++i) machine.fibers[i] = Fiber{fresh_stack(i), State::RUNNABLE};
+    u32 warp_count = (count + LANES - 1) / LANES;
     while (machine.done < count && !machine.error[0]) {
         bool has_moved = false;
-        for (u32 step = 0; step < count && !machine.error[0]; ++step) {
-            u32 i = is_backward ? count - 1 - step : step;
-            if (machine.fibers[i].state != State::RUNNABLE) continue;
-            has_moved = true;
-            machine.current = i;
-            threadIdx = Three{i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
-            aha_switch(&machine.scheduler, machine.fibers[i].stack_pointer);
+        for (u32 step = 0; step < warp_count && !machine.error[0]; ++step) {
+            u32 warp = is_backward ? warp_count - 1 - step : step;
+            u32 end = (warp + 1) * LANES < count ? (warp + 1) * LANES : count;
+            while (run_warp(warp * LANES, end, is_backward)) has_moved = true;
         }
         if (!has_moved) report_stuck();
     }
@@ -358,7 +386,8 @@ inline u32 sizes(void (*)(P...), u32* to) {
 
 }  // namespace emulated
 
-extern "C" const char* aha_launch(void (*entry)(void**), void** args, const u32* grid, const u32* block, int is_backward) {
+extern "C" const char* aha_launch(void (*entry)(void**), void** args, const u32* grid, const u32* block,
+                                  int is_backward) {
     using namespace emulated;
     if (!machine.stacks) {
         int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -379,11 +408,11 @@ extern "C" const char* aha_launch(void (*entry)(void**), void** args, const u32*
     return machine.error[0] ? machine.error : nullptr;
 }
 
-#define KERNEL(threads_max, name, ...)                                                             \
-    extern "C" void name(__VA_ARGS__);                                                             \
-    extern "C" void aha_entry_##name(void** args) { emulated::call(name, args); }                  \
-    extern "C" u32 aha_sizes_##name(u32* to) { return emulated::sizes(name, to); }                 \
-    extern "C" u32 aha_threads_##name() { return threads_max; }                                    \
+#define KERNEL(threads_max, name, ...)                                             \
+    extern "C" void name(__VA_ARGS__);                                             \
+    extern "C" void aha_entry_##name(void** args) { emulated::call(name, args); }  \
+    extern "C" u32 aha_sizes_##name(u32* to) { return emulated::sizes(name, to); } \
+    extern "C" u32 aha_threads_##name() { return threads_max; }                    \
     extern "C" void name(__VA_ARGS__)
 #define SHARED_MEMORY(type, name) type* name = reinterpret_cast<type*>(emulated::machine.shared)
 
@@ -414,15 +443,35 @@ inline int __popc(u32 x) { return __builtin_popcount(x); }
 inline int __ffs(u32 x) { return __builtin_ffs(int(x)); }
 inline int __clz(u32 x) { return x ? __builtin_clz(x) : 32; }
 template <typename T>
-inline T min(T a, T b) { return b < a ? b : a; }
+inline T min(T a, T b) {
+    return b < a ? b : a;
+}
 template <typename T>
-inline T max(T a, T b) { return a < b ? b : a; }
+inline T max(T a, T b) {
+    return a < b ? b : a;
+}
 template <typename T>
-inline T atomicAdd(T* at, T x) { T old = *at; *at = old + x; return old; }
+inline T atomicAdd(T* at, T x) {
+    T old = *at;
+    *at = old + x;
+    return old;
+}
 template <typename T>
-inline T atomicMax(T* at, T x) { T old = *at; *at = max(old, x); return old; }
+inline T atomicMax(T* at, T x) {
+    T old = *at;
+    *at = max(old, x);
+    return old;
+}
 template <typename T>
-inline T atomicMin(T* at, T x) { T old = *at; *at = min(old, x); return old; }
+inline T atomicMin(T* at, T x) {
+    T old = *at;
+    *at = min(old, x);
+    return old;
+}
 template <typename T>
-inline T atomicExch(T* at, T x) { T old = *at; *at = x; return old; }
+inline T atomicExch(T* at, T x) {
+    T old = *at;
+    *at = x;
+    return old;
+}
 inline void __threadfence() {}

@@ -4,8 +4,9 @@
 
 use std::sync::Arc;
 
-use aha_cuda::{Arg, Context, Driver, Error, Kind, Plan, Source, Stream};
+use aha_cuda::{Arg, Context, Driver, Error, Kind, Pinned, Plan, Source, Stream};
 use aha_emulate::{Emulated, Order};
+use half::bf16;
 
 static SOURCE: Source = Source { name: "machine.cu", text: include_str!("machine.cu") };
 
@@ -45,6 +46,56 @@ fn what_lacks_a_barrier_differs_between_the_orders() {
     assert_eq!(reversed("reverse_right"), [want.clone(), want]);
     let [forward, backward] = reversed("reverse_racing");
     assert_ne!(forward, backward);
+}
+
+/// Goal: who doesn't wait for a copy reads what was there, in one of the orders.
+#[test]
+fn asynchronous_copies_come_early_or_late() {
+    let from: Vec<u32> = (0..32).collect();
+    let want: Vec<u32> = from.iter().map(|i| if i / 4 % 2 == 0 { *i } else { 0 }).collect();
+    let copied = |kernel| {
+        contexts().map(|context| {
+            let from = context.upload(&from).unwrap();
+            let mut to = context.buffer(Kind::U32, 32).unwrap();
+            let args = [Arg::from(&to.view_mut()), Arg::from(&from.view())];
+            run(&context, &plan(kernel, 1, 32), &args).unwrap();
+            context.download::<u32>(to.view()).unwrap()
+        })
+    };
+    assert_eq!(copied("copies_waiting"), [want.clone(), want]);
+    let [forward, backward] = copied("copies_hurrying");
+    assert_ne!(forward, backward);
+}
+
+/// Small integers, whose products and sums are exact.
+#[test]
+fn squares_are_multiplied_from_rows_and_from_columns() {
+    let number = |seed: usize, i: usize| ((i * 7 + seed) % 11) as f32 - 5.0;
+    let a: Vec<f32> = (0..16 * 16).map(|i| number(1, i)).collect();
+    let b: Vec<f32> = (0..16 * 8).map(|i| number(2, i)).collect();
+    let cell = |row: usize, column: usize| -> f32 {
+        1.0 + (0..16).map(|k| a[row * 16 + k] * b[k * 8 + column]).sum::<f32>()
+    };
+    let want: Vec<f32> = (0..16 * 8).map(|i| cell(i / 8, i % 8)).collect();
+    let columns: Vec<f32> = (0..8 * 16).map(|i| b[i % 16 * 8 + i / 16]).collect();
+    for context in contexts() {
+        let upload = |values: &[f32]| {
+            let values: Vec<bf16> = values.iter().map(|x| bf16::from_f32(*x)).collect();
+            context.upload(&values).unwrap()
+        };
+        for (by_rows, b) in [(1, &b), (0, &columns)] {
+            let (a, b) = (upload(&a), upload(b));
+            let mut c = context.buffer(Kind::F32, 16 * 8).unwrap();
+            let args = [
+                Arg::from(&c.view_mut()),
+                Arg::from(&a.view()),
+                Arg::from(&b.view()),
+                Arg::U32(by_rows),
+            ];
+            run(&context, &plan("product", 1, 32), &args).unwrap();
+            assert_eq!(context.download::<f32>(c.view()).unwrap(), want, "by_rows = {by_rows}");
+        }
+    }
 }
 
 #[test]
@@ -120,6 +171,45 @@ fn a_captured_launch_runs_when_it_is_replayed() {
         assert_eq!(context.download::<u32>(to.view()).unwrap(), want);
     }
     driver.drop_graph(graph);
+}
+
+/// Goal: what captured work takes and frees stays its own. Method: a temporary buffer inside of it, and, between
+/// replays, another of its size that must not be written.
+#[test]
+fn captured_work_keeps_its_temporary_memory() {
+    for driver in Emulated::both() {
+        let cx = Context::new(Arc::clone(&driver) as Arc<dyn Driver>);
+        let mut from = Pinned::<u32>::new(&cx, 64).unwrap();
+        let mut to = cx.zeros(Kind::U32, 64).unwrap();
+        from.iter_mut().zip(0..).for_each(|(x, i)| *x = i);
+        let mut work = |cx: &Context| {
+            let mut between = cx.buffer(Kind::U32, 64)?;
+            // SAFETY: `from` is changed between replays only, each of which is done when it returns here.
+            unsafe { from.write(&mut between.view_mut())? };
+            let args = [Arg::from(&to.view_mut()), Arg::from(&between.view())];
+            run(cx, &plan("reverse_right", 1, 64), &args)
+        };
+        // SAFETY: `from` and `to` live on.
+        let captured = unsafe { cx.capture(&mut work).unwrap() };
+        let alloc_count = cx.stats().alloc_count;
+        let beside = cx.upload(&[7u32; 64]).unwrap();
+        assert_eq!(
+            cx.stats().alloc_count,
+            alloc_count + 1,
+            "the temporary memory is not for others"
+        );
+        from.iter_mut().for_each(|x| *x += 100);
+        captured.replay().unwrap();
+        let want: Vec<u32> = from.iter().rev().copied().collect();
+        assert_eq!(cx.download::<u32>(to.view()).unwrap(), want);
+        assert_eq!(cx.download::<u32>(beside.view()).unwrap(), [7; 64]);
+        drop(captured);
+        let mut read = Pinned::<u32>::new(&cx, 64).unwrap();
+        read.read(to.view()).unwrap();
+        assert_eq!(*read, *want);
+        drop((to, beside));
+        assert_eq!(cx.stats().in_use_bytes, 0);
+    }
 }
 
 #[test]

@@ -62,8 +62,8 @@ impl Key {
     }
 }
 
-/// At a multiple of how many bytes `a`, `b` and `c` begin: 16, which all kernels are content with, or an element. A buffer
-/// begins at a multiple of 256, and so do its rows at one of 16 where a row has as many bytes: in all models that are known.
+/// At a multiple of how many bytes `a`, `b` and `c` begin: 16, which all kernels are content with, or an element. A
+/// buffer begins at a multiple of 256, and its rows at one of 16 where they are as long: in all models that are known.
 fn alignments(product: &Product) -> [u32; 3] {
     let Product { a, b, c, c_kind, .. } = *product;
     [(a.at, a.kind), (b.at, b.kind), (c, c_kind)]

@@ -1,4 +1,66 @@
 //! Attention on a device.
+//!
+//! Heads of 64 and 128 elements of bf16 are for tensor cores (`forward.cu`, `backward.cu`); heads of f32, and those of
+//! any other width up to 256 that is a multiple of 8, for plain arithmetic (`plain.cu`). A block has *rows*: queries
+//! times the heads of a group, so that keys which are loaded once serve the whole group. Keys come in *tiles* by
+//! absolute position, 64 of them (plain: 16), gathered row by row through the pages of a [`Layout`] or of a cache.
+//! What sees what is in lists that are made once per layout or step, for all layers.
+//!
+//! # Order of sums: zero difference between packed, prefill and decode
+//! One routine computes a tile for sixteen rows: `s = q k` (a chain of `mma.m16n8k16` over `d`), weights relative to
+//! **the tile's own** greatest product, their sum, and the values they mix (a chain of `mma` over the keys, from zero).
+//! Then the tile is added to what is there:
+//!
+//! ```text
+//! M' = max(M, m)    L = L 2^(M - M') + l 2^(m - M')    O = O 2^(M - M') + o 2^(m - M')    (2^x of scaled products)
+//! ```
+//!
+//! tile after tile from position 0, each element with the same multiplication and fused multiply-add. A tile depends on
+//! nothing but its row and its keys; rows of an `mma` don't mix; a tile that a row sees nothing of changes no bit.
+//! So it doesn't matter who computes a tile: a block may have many rows and take tiles in turn (packed, prefill), or
+//! sixteen rows and as many tiles at once as it has warps (decode), or put its tiles aside for a kernel that adds them
+//! (decode of few long sequences, which are cut so that a device isn't left idle). All have the same bits, for any
+//! batch, which the tests compare. That costs a fused multiply-add for each element and tile more than rescaling a
+//! running sum would, which is 2 D / 64 per product of a row and a key that takes 4 D; where sequences are cut may
+//! depend on the batch.
+//!
+//! Gradients of queries are one block's, over tiles in order. Gradients of keys are one block's for each segment of
+//! queries, over its rows in order, which sums over the heads of a group too; what a segment adds to the keys of its
+//! ancestors is put aside, and added in the order of segments, before the shared segment's own. There are no atomics.
+//! Sums that batches hand on have the bits of a whole group.
+//!
+//! # Blocks
+//! | kernel    | block, D = 64; 128          | shared memory | registers (sm_90a) | blocks of a multiprocessor, H100 |
+//! |-----------|-----------------------------|---------------|--------------------|----------------------------------|
+//! | `rows`    | 128; 64 rows in 4 warps     | 50; 81 KiB    | 174; 147           | 2; 2                             |
+//! | `decode`  | 16 rows, 4; 2 tiles at once | 67; 68 KiB    | 92; 112            | 3; 3                             |
+//! | `keys`    | 64 keys in 4 warps          | 50; 98 KiB    | 165; 248           | 3; 2                             |
+//! | `queries` | 64 rows in 4 warps          | 48; 96 KiB    | 166; 168           | 3; 2                             |
+//!
+//! None spills. Tiles are copied by `cp.async` into one of two stages while the other is computed; a warp of `decode`
+//! has all of its tile's 32 KiB (D = 128) under way at once, so three blocks have 192 KiB, an order more than the
+//! 20 KiB or so per multiprocessor that hide the latency of memory at full bandwidth.
+//!
+//! An `mma` takes 4096 operations. For each, `rows` reads 160 bytes of fragments from shared memory at D = 64, where
+//! two row tiles share them, and 288 at D = 128; `keys` reads 320 and `queries` 299. A multiprocessor reads 128 bytes
+//! and does about one `mma` in a cycle, of which `mma.sync` reaches about two thirds: so D = 64 is bound by tensor
+//! cores and the rest by shared memory, at an estimated 44 % (forward) and 41 % (backward) of the peak at D = 128. The
+//! backward pass has 7 products (3 of `queries`, 4 of `keys`) where one with atomics has 5. Nothing of this is
+//! measured. What to try first on a device: two row tiles per warp at D = 128, which spill by little; warps of `keys`
+//! that have half of D and twice the keys, and exchange weights through shared memory; then `wgmma`, whose 64 rows take
+//! the same tiles, in all kernels at once, so that they have the same bits.
+//!
+//! # Shared pages
+//! Sequences that share a prompt's pages read them each for itself: at the same time, so from the L2 cache and not from
+//! memory. A launch of its own for shared tiles would save reads of the cache alone, and costs the time of a launch and
+//! a round trip of f32 sums.
+//!
+//! # Map
+//! - `cuda/tiles.cuh`: rows, pages, and how tiles are added. `cuda/squares.cuh`: tiles in shared memory and fragments.
+//! - `cuda/forward.cu`: `rows`, `decode`, `join`. `cuda/backward.cu`: `queries`, `keys`. `cuda/plain.cu`: all for any
+//!   width. `cuda/sums.cu`: `delta`, what was put aside, pages.
+//! - `work`: the lists, as pure functions. [`Packed`], [`forward`], [`backward()`].
+//! - `paged`: [`KvCache`], [`Paged`], [`attend`].
 
 mod paged;
 #[cfg(test)]
@@ -118,7 +180,7 @@ fn forward_plan(items: usize, dims: Dims, kind: Kind) -> Plan {
     let (d, sizes) = (dims.head_dim, Sizes::of(dims, kind));
     let grid = (items, dims.kv_heads);
     if !sizes.is_squares {
-        let kernel = format!("attention_forward_{kind}");
+        let kernel = format!("attention_plain_forward_{kind}");
         return item_plan(&PLAIN, kernel, grid, PLAIN_THREADS, plain_bytes(3, d, 1));
     }
     // The queries, and twice a tile of keys and one of values.
@@ -130,7 +192,7 @@ fn backward_plan(of: &str, items: usize, dims: Dims, kind: Kind) -> Plan {
     let (d, sizes) = (dims.head_dim, Sizes::of(dims, kind));
     let grid = (items, dims.kv_heads);
     if !sizes.is_squares {
-        let kernel = format!("attention_backward_{of}_{kind}");
+        let kernel = format!("attention_plain_backward_{of}_{kind}");
         return item_plan(&PLAIN, kernel, grid, PLAIN_THREADS, plain_bytes(4, d, 2));
     }
     // Two tiles that stay, and twice two that are gone through.
@@ -285,8 +347,8 @@ pub fn forward(
     unsafe { cx.launch(&plan, &args) }
 }
 
-/// Sums for the keys and values of a segment that batches have in parts, as [`Split`](super::Split) says: `(rows, KV·D)`
-/// of f32.
+/// Sums for the keys and values of a segment that batches have in parts, as [`Split`](super::Split) says:
+/// `(rows, KV·D)` of f32.
 pub type Sums = [Buffer; 2];
 
 /// As the op's [`backward`](super::backward): `dq` `dk` `dv` of f32. `do_` is f32, or of the kind of `q`.

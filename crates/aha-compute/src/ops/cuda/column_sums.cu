@@ -25,9 +25,9 @@ __device__ __forceinline__ void column_sums(f32* out, const X* x, u32 rows, u32 
     out[u64(blockIdx.y) * cols + col] = total;
 }
 
-#define COLUMN_SUMS(X)                                                                                                   \
-    KERNEL(256, column_sums_##X, f32* out, const X* x, u32 rows, u32 cols, u32 part_rows, u32 accumulates) {             \
-        column_sums<X>(out, x, rows, cols, part_rows, accumulates);                                                      \
+#define COLUMN_SUMS(X)                                                                                       \
+    KERNEL(256, column_sums_##X, f32* out, const X* x, u32 rows, u32 cols, u32 part_rows, u32 accumulates) { \
+        column_sums<X>(out, x, rows, cols, part_rows, accumulates);                                          \
     }
 
 COLUMN_SUMS(f32)

@@ -1,24 +1,24 @@
 // Element by element, eight to a thread.
 #include "aha.cuh"
 
-#define CONVERT(Y, X)                                              \
-    KERNEL(256, convert_##Y##_##X, Y* y, const X* x, u64 len) {    \
-        f32 held[EIGHT];                                           \
-        load_flat(held, x, flat_at(), len);                        \
-        store_flat(y, flat_at(), len, held);                       \
+#define CONVERT(Y, X)                                           \
+    KERNEL(256, convert_##Y##_##X, Y* y, const X* x, u64 len) { \
+        f32 held[EIGHT];                                        \
+        load_flat(held, x, flat_at(), len);                     \
+        store_flat(y, flat_at(), len, held);                    \
     }
 
 CONVERT(bf16, f32)
 CONVERT(f32, bf16)
 
 // sum += x
-#define ADD(X)                                                             \
-    KERNEL(256, add_##X, f32* sum, const X* x, u64 len) {                  \
-        f32 held[EIGHT], more[EIGHT];                                      \
-        load_flat(held, sum, flat_at(), len);                              \
-        load_flat(more, x, flat_at(), len);                                \
-        for (u32 i = 0; i < EIGHT; ++i) held[i] += more[i];                \
-        store_flat(sum, flat_at(), len, held);                             \
+#define ADD(X)                                              \
+    KERNEL(256, add_##X, f32* sum, const X* x, u64 len) {   \
+        f32 held[EIGHT], more[EIGHT];                       \
+        load_flat(held, sum, flat_at(), len);               \
+        load_flat(more, x, flat_at(), len);                 \
+        for (u32 i = 0; i < EIGHT; ++i) held[i] += more[i]; \
+        store_flat(sum, flat_at(), len, held);              \
     }
 
 ADD(f32)

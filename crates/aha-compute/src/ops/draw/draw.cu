@@ -1,9 +1,9 @@
 // Draws a token from each row of logits, as aha-sample's `Drawer` does: the same token for the same logits.
 //
-// A block of threads has a row. Sums that decide are in f64 and in the processor's order, so one thread adds them up. Top-k
-// and top-p go through candidates likeliest first, equals by id: a candidate's key is its weight above the inverted
-// id, so no two are the same, and the next CHUNK of them are selected by their bytes and sorted, which is once for all but
-// the flattest distributions.
+// A block of threads has a row. Sums that decide are in f64 and in the processor's order, so one thread adds them up.
+// Top-k and top-p go through candidates likeliest first, equals by id: a candidate's key is its weight above the
+// inverted id, so no two are the same, and the next CHUNK of them are selected by their bytes and sorted, which is once
+// for all but the flattest distributions.
 #include "aha.cuh"
 
 constexpr u32 THREADS = 512;
@@ -113,7 +113,8 @@ __device__ void walk(Shared& shared, const Row& row, u32 limit, F visit) {
         if (count == 0) return;
         if (threadIdx.x == 0) {
             shared.is_done = false;
-            for (u32 i = 0; i < count && seen + i < limit && !shared.is_done; ++i) shared.is_done = visit(shared.keys[i]);
+            for (u32 i = 0; i < count && seen + i < limit && !shared.is_done; ++i)
+                shared.is_done = visit(shared.keys[i]);
         }
         __syncthreads();
         if (shared.is_done) break;
@@ -218,11 +219,11 @@ __device__ u32 pick_of_kept(Shared& shared, const Row& row, const f64* block_sum
     return shared.result;
 }
 
-// ids (rows) and log_probs (rows) of the drawn tokens; a row whose `forced` isn't NOTHING takes that. A row's draw has the
-// address (prompts, samples, positions). `top_k` 0 keeps all.
-KERNEL(512, draw, u32* ids, f32* log_probs, const f32* logits, const f32* stats, const f64* block_sums, const u64* prompts,
-       const u64* samples, const u64* positions, const u32* forced, u32 cols, f32 inv_temperature, u64 seed,
-       u32 takes_likeliest, u32 top_k, f32 top_p) {
+// ids (rows) and log_probs (rows) of the drawn tokens; a row whose `forced` isn't NOTHING takes that. A row's draw has
+// the address (prompts, samples, positions). `top_k` 0 keeps all.
+KERNEL(512, draw, u32* ids, f32* log_probs, const f32* logits, const f32* stats, const f64* block_sums,
+       const u64* prompts, const u64* samples, const u64* positions, const u32* forced, u32 cols, f32 inv_temperature,
+       u64 seed, u32 takes_likeliest, u32 top_k, f32 top_p) {
     __shared__ Shared shared;
     if (threadIdx.x == 0) shared.held_below = 0;
     __syncthreads();

@@ -13,12 +13,12 @@ __device__ __forceinline__ void gather(Y* y, const X* x, const u32* ids, u32 col
     }
 }
 
-#define GATHER(Y, X)                                                                                        \
-    KERNEL(128, gather_##Y##_##X##_true, Y* y, const X* x, const u32* ids, u32 cols) {                      \
-        gather<Y, X, true>(y, x, ids, cols);                                                                \
-    }                                                                                                       \
-    KERNEL(128, gather_##Y##_##X##_false, Y* y, const X* x, const u32* ids, u32 cols) {                     \
-        gather<Y, X, false>(y, x, ids, cols);                                                               \
+#define GATHER(Y, X)                                                                    \
+    KERNEL(128, gather_##Y##_##X##_true, Y* y, const X* x, const u32* ids, u32 cols) {  \
+        gather<Y, X, true>(y, x, ids, cols);                                            \
+    }                                                                                   \
+    KERNEL(128, gather_##Y##_##X##_false, Y* y, const X* x, const u32* ids, u32 cols) { \
+        gather<Y, X, false>(y, x, ids, cols);                                           \
     }
 
 GATHER(f32, f32)
@@ -41,9 +41,10 @@ __device__ __forceinline__ void scatter_add(f32* dx, const D* dy, const u32* ids
     *to = sum;
 }
 
-#define SCATTER_ADD(D)                                                                                                \
-    KERNEL(128, scatter_add_##D, f32* dx, const D* dy, const u32* ids, const u32* starts, const u32* order, u32 cols) { \
-        scatter_add<D>(dx, dy, ids, starts, order, cols);                                                             \
+#define SCATTER_ADD(D)                                                                                      \
+    KERNEL(128, scatter_add_##D, f32* dx, const D* dy, const u32* ids, const u32* starts, const u32* order, \
+           u32 cols) {                                                                                      \
+        scatter_add<D>(dx, dy, ids, starts, order, cols);                                                   \
     }
 
 SCATTER_ADD(f32)

@@ -31,7 +31,8 @@ KERNEL(256, sum_of_squares, f64* partial, const f32* x, u64 len) {
     if (threadIdx.x == 0) partial[blockIdx.x] = sum;
 }
 
-// norm = sqrt(the sum of `count` partial sums), scale = the factor that brings it down to norm_max, at most 1. One block.
+// norm = sqrt(the sum of `count` partial sums), scale = the factor that brings it down to norm_max, at most 1. One
+// block.
 KERNEL(256, finish_norm, f64* norm, f32* scale, const f64* partial, u32 count, f64 norm_max) {
     f64 sum = 0.0;
     for (u32 i = threadIdx.x; i < count; i += THREADS) sum += partial[i];

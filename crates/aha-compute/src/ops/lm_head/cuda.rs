@@ -3,6 +3,8 @@
 //! Statistics have the processor's order of sums, so a sampler that draws by them draws what it draws there, from the
 //! same logits. Sampler and learner call the same functions, and nothing of a row depends on the rows beside it.
 
+pub mod beside;
+
 use super::BLOCK_LEN;
 use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, Source, View, ViewMut};
 use crate::ops::cuda::{EIGHT, assert_float, scale};
@@ -60,14 +62,28 @@ pub fn statistics(
     targets: Option<&mut Targets<'_, '_>>,
     draws: bool,
 ) -> Result<Stats, Error> {
-    let rows = rows_of("logits", logits, cols);
+    statistics_of(cx, logits, [cols, cols], inv_temperature, targets, draws)
+}
+
+/// [`statistics`] of the first `cols` logits of rows that are `stride` apart.
+fn statistics_of(
+    cx: &Context,
+    logits: View<'_>,
+    [cols, stride]: [usize; 2],
+    inv_temperature: f32,
+    targets: Option<&mut Targets<'_, '_>>,
+    draws: bool,
+) -> Result<Stats, Error> {
+    let rows = rows_of("logits", logits, stride);
+    assert!((1..=stride).contains(&cols), "{cols} logits of rows of {stride}");
     logits.assert_is(Kind::F32, logits.len());
     let (parts, blocks) = (cols.div_ceil(PART_LEN), cols.div_ceil(BLOCK_LEN));
     let maxima = cx.buffer(Kind::F32, rows * parts)?;
     let sums = cx.buffer(Kind::F32, rows * blocks * SUMS_OF_BLOCK)?;
     let stats = cx.buffer(Kind::F32, rows * 3)?;
     let block_sums = if draws { Some(cx.buffer(Kind::F64, rows * blocks)?) } else { None };
-    let (size, scale) = (Arg::size(cols), Arg::F32(inv_temperature));
+    let (size, scale) = ([cols, stride].map(Arg::size), Arg::F32(inv_temperature));
+    let [size, stride] = size;
     let maxima_at = Arg::from(&maxima.view());
     let (sums_at, logits_at) = (Arg::from(&sums.view()), Arg::from(&logits));
     let block_sums_at = Arg::of(block_sums.as_ref().map(|sums| sums.view()));
@@ -82,14 +98,16 @@ pub fn statistics(
     let [log_probs, entropies, ids] = results;
     // SAFETY: buffers are made above as long as the kernels write them; ids are the caller's promise.
     unsafe {
-        cx.launch(&parts_plan("row_maxima", rows, cols), &[maxima_at, logits_at, size, scale])?;
-        let args = [sums_at, block_sums_at, maxima_at, logits_at, size, scale];
+        cx.launch(
+            &parts_plan("row_maxima", rows, cols),
+            &[maxima_at, logits_at, size, stride, scale],
+        )?;
+        let args = [sums_at, block_sums_at, maxima_at, logits_at, size, stride, scale];
         cx.launch(&parts_plan("row_parts", rows, cols), &args)?;
         let at = Arg::from(&stats.view());
         let (parts, plan) = (Arg::size(parts), Plan::new(&SOURCE, "row_stats", rows, 32));
-        let args =
-            [at, log_probs, entropies, sums_at, maxima_at, logits_at, ids, size, parts, scale];
-        cx.launch(&plan, &args)?;
+        let inputs = [sums_at, maxima_at, logits_at, ids, size, stride, parts, scale];
+        cx.launch(&plan, &[&[at, log_probs, entropies][..], &inputs].concat())?;
     }
     Ok(Stats { rows: stats, block_sums })
 }

@@ -32,8 +32,8 @@ __device__ __forceinline__ u32 first_element(u32 chunk) {
 
 // y = x r w; with `residual`, of sum = x + residual, which is written to `sum`.
 template <typename Y, typename X, u32 THREADS, bool WHOLE>
-__device__ __forceinline__ void forward(Y* y, f32* r, f32* sum, const X* x, const f32* residual, const f32* w, u32 groups,
-                                        u32 len, f32 eps) {
+__device__ __forceinline__ void forward(Y* y, f32* r, f32* sum, const X* x, const f32* residual, const f32* w,
+                                        u32 groups, u32 len, f32 eps) {
     u32 group = team<THREADS>();
     if (group >= groups) return;
     u64 offset = u64(group) * len;
@@ -68,8 +68,8 @@ __device__ __forceinline__ void forward(Y* y, f32* r, f32* sum, const X* x, cons
 
 // dx += r (dy w - z m) of one group, with z = x r and m = mean(dy w z); sums += dy z.
 template <typename D, typename X, u32 THREADS, bool WHOLE>
-__device__ __forceinline__ void backward_group(f32* dx, f32 (&sums)[CHUNKS][EIGHT], const D* dy, const X* x, const f32* w,
-                                               f32 scale, u32 len) {
+__device__ __forceinline__ void backward_group(f32* dx, f32 (&sums)[CHUNKS][EIGHT], const D* dy, const X* x,
+                                               const f32* w, f32 scale, u32 len) {
     f32 z[CHUNKS][EIGHT], slope[CHUNKS][EIGHT];
     f32 dot = 0.0f;
 #pragma unroll
@@ -123,22 +123,22 @@ __device__ __forceinline__ void backward(f32* dx, f32* partial, const D* dy, con
 
 // A kernel for each size of a team; teams of one warp share a block. Lengths that aren't whole eights, which no model
 // that is known has, get the largest team.
-#define EACH_TEAM(M, A, B)              \
-    M(A, B, 32, BLOCK_THREADS, true)    \
-    M(A, B, 256, 256, true)             \
-    M(A, B, 512, 512, true)             \
+#define EACH_TEAM(M, A, B)           \
+    M(A, B, 32, BLOCK_THREADS, true) \
+    M(A, B, 256, 256, true)          \
+    M(A, B, 512, 512, true)          \
     M(A, B, 512, 512, false)
 
-#define FORWARD(Y, X, THREADS, BLOCK, WHOLE)                                                                             \
-    KERNEL(BLOCK, rms_norm_forward_##Y##_##X##_##THREADS##_##WHOLE, Y* y, f32* r, f32* sum, const X* x,                  \
-           const f32* residual, const f32* w, u32 groups, u32 len, f32 eps) {                                            \
-        forward<Y, X, THREADS, WHOLE>(y, r, sum, x, residual, w, groups, len, eps);                                      \
+#define FORWARD(Y, X, THREADS, BLOCK, WHOLE)                                                            \
+    KERNEL(BLOCK, rms_norm_forward_##Y##_##X##_##THREADS##_##WHOLE, Y* y, f32* r, f32* sum, const X* x, \
+           const f32* residual, const f32* w, u32 groups, u32 len, f32 eps) {                           \
+        forward<Y, X, THREADS, WHOLE>(y, r, sum, x, residual, w, groups, len, eps);                     \
     }
 
-#define BACKWARD(D, X, THREADS, BLOCK, WHOLE)                                                                            \
-    KERNEL(BLOCK, rms_norm_backward_##D##_##X##_##THREADS##_##WHOLE, f32* dx, f32* partial, const D* dy, const X* x,     \
-           const f32* w, const f32* r, u32 groups, u32 len) {                                                            \
-        backward<D, X, THREADS, WHOLE>(dx, partial, dy, x, w, r, groups, len);                                           \
+#define BACKWARD(D, X, THREADS, BLOCK, WHOLE)                                                                        \
+    KERNEL(BLOCK, rms_norm_backward_##D##_##X##_##THREADS##_##WHOLE, f32* dx, f32* partial, const D* dy, const X* x, \
+           const f32* w, const f32* r, u32 groups, u32 len) {                                                        \
+        backward<D, X, THREADS, WHOLE>(dx, partial, dy, x, w, r, groups, len);                                       \
     }
 
 EACH_TEAM(FORWARD, f32, f32)

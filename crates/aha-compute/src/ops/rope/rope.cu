@@ -1,7 +1,8 @@
 // Rotary position embedding; the formula and buffers are in rope.rs. Bits are the processor's.
 #include "aha.cuh"
 
-// A thread has eight pairs of a head. y may be x. `table` has the cosines, then the sines of a position, `half` of each.
+// A thread has eight pairs of a head. y may be x. `table` has the cosines, then the sines of a position, `half` of
+// each.
 template <typename Y, typename X, bool WHOLE>
 __device__ __forceinline__ void rotate(Y* y, const X* x, const u32* positions, const f32* table, u64 parts, u32 heads,
                                        u32 half, f32 sign) {
@@ -26,10 +27,10 @@ __device__ __forceinline__ void rotate(Y* y, const X* x, const u32* positions, c
     store_part<WHOLE>(y + head * 2 * half + half, at, half, b);
 }
 
-#define ROTATE(Y, X, WHOLE)                                                                                           \
-    KERNEL(256, rotate_##Y##_##X##_##WHOLE, Y* y, const X* x, const u32* positions, const f32* table, u64 parts,      \
-           u32 heads, u32 half, f32 sign) {                                                                           \
-        rotate<Y, X, WHOLE>(y, x, positions, table, parts, heads, half, sign);                                        \
+#define ROTATE(Y, X, WHOLE)                                                                                      \
+    KERNEL(256, rotate_##Y##_##X##_##WHOLE, Y* y, const X* x, const u32* positions, const f32* table, u64 parts, \
+           u32 heads, u32 half, f32 sign) {                                                                      \
+        rotate<Y, X, WHOLE>(y, x, positions, table, parts, heads, half, sign);                                   \
     }
 
 ROTATE(f32, f32, true)

@@ -31,9 +31,9 @@ __device__ __forceinline__ void backward(D* dgate, D* dup, const D* dy, const X*
 #define FORWARD(X) \
     KERNEL(256, swiglu_forward_##X, X* y, const X* gate, const X* up, u64 len) { forward<X>(y, gate, up, len); }
 
-#define BACKWARD(D, X)                                                                                             \
-    KERNEL(256, swiglu_backward_##D##_##X, D* dgate, D* dup, const D* dy, const X* gate, const X* up, u64 len) {   \
-        backward<D, X>(dgate, dup, dy, gate, up, len);                                                             \
+#define BACKWARD(D, X)                                                                                           \
+    KERNEL(256, swiglu_backward_##D##_##X, D* dgate, D* dup, const D* dy, const X* gate, const X* up, u64 len) { \
+        backward<D, X>(dgate, dup, dy, gate, up, len);                                                           \
     }
 
 FORWARD(f32)

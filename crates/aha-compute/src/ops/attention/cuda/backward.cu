@@ -1,8 +1,9 @@
-// Gradients of attention on tensor cores. What this file follows are tiles.cuh and squares.cuh.
+// Gradients of attention on tensor cores.
+// Compiled behind tiles.cuh, squares.cuh.
 //
-// A block has a tile of sixty-four keys and goes through the rows that see it in order (keys), or has sixty-four rows and
-// goes through the tiles of keys in order (queries). Nobody else adds to its sums. Each of its four warps has sixteen of
-// its keys or rows; what it goes through is copied while the one before is computed.
+// A block has a tile of sixty-four keys and goes through the rows that see it in order (keys), or has sixty-four rows
+// and goes through the tiles of keys in order (queries). Nobody else adds to its sums. Each of its four warps has
+// sixteen of its keys or rows; what it goes through is copied while the one before is computed.
 
 constexpr u32 WARPS = 4;
 constexpr u32 THREADS = WARPS * WARP;
@@ -77,9 +78,9 @@ __device__ __forceinline__ void slope(f32& s, f32& dp, const Row& row, int key, 
 }
 
 template <u32 D>
-__device__ __forceinline__ void queries(f32* dq, const bf16* do_, const bf16* q, const bf16* k, const bf16* v, const f32* lse,
-                                        const f32* delta, const u32* items, const u32* page_ids, const u32* slot_rows,
-                                        Heads heads, f32 scale) {
+__device__ __forceinline__ void queries(f32* dq, const bf16* do_, const bf16* q, const bf16* k, const bf16* v,
+                                        const f32* lse, const f32* delta, const u32* items, const u32* page_ids,
+                                        const u32* slot_rows, Heads heads, f32 scale) {
     constexpr u32 LEN = SIDE * D;
     SHARED_MEMORY(bf16, memory);
     bf16 *q_tile = memory, *do_tile = memory + LEN, *kv_tiles = memory + 2 * LEN;
@@ -138,8 +139,8 @@ constexpr u32 PART = 32;
 
 template <u32 D>
 __device__ __forceinline__ void keys(f32* dk, f32* dv, f32* aside, const bf16* do_, const bf16* q, const bf16* k,
-                                     const bf16* v, const f32* lse, const f32* delta, const u32* items, const u32* page_ids,
-                                     const u32* slot_rows, u64 aside_len, Heads heads, f32 scale) {
+                                     const bf16* v, const f32* lse, const f32* delta, const u32* items,
+                                     const u32* page_ids, const u32* slot_rows, u64 aside_len, Heads heads, f32 scale) {
     constexpr u32 LEN = SIDE * D;
     SHARED_MEMORY(bf16, memory);
     __shared__ Row row_data[2][SIDE];
@@ -208,18 +209,18 @@ __device__ __forceinline__ void keys(f32* dk, f32* dv, f32* aside, const bf16* d
     }
 }
 
-#define BACKWARD(D)                                                                                                       \
-    KERNEL(THREADS, attention_backward_queries_##D, f32* dq, const bf16* do_, const bf16* q, const bf16* k,               \
-           const bf16* v, const f32* lse, const f32* delta, const u32* items, const u32* page_ids, const u32* slot_rows,  \
-           u32 kv_heads, u32 group, f32 scale) {                                                                          \
-        Heads heads{kv_heads, group, blockIdx.y};                                                                         \
-        queries<D>(dq, do_, q, k, v, lse, delta, items, page_ids, slot_rows, heads, scale);                               \
-    }                                                                                                                     \
-    KERNEL(THREADS, attention_backward_keys_##D, f32* dk, f32* dv, f32* aside, const bf16* do_, const bf16* q,            \
-           const bf16* k, const bf16* v, const f32* lse, const f32* delta, const u32* items, const u32* page_ids,         \
-           const u32* slot_rows, u64 aside_len, u32 kv_heads, u32 group, f32 scale) {                                     \
-        Heads heads{kv_heads, group, blockIdx.y};                                                                         \
-        keys<D>(dk, dv, aside, do_, q, k, v, lse, delta, items, page_ids, slot_rows, aside_len, heads, scale);            \
+#define BACKWARD(D)                                                                                               \
+    KERNEL(THREADS, attention_backward_queries_##D, f32* dq, const bf16* do_, const bf16* q, const bf16* k,       \
+           const bf16* v, const f32* lse, const f32* delta, const u32* items, const u32* page_ids,                \
+           const u32* slot_rows, u32 kv_heads, u32 group, f32 scale) {                                            \
+        Heads heads{kv_heads, group, blockIdx.y};                                                                 \
+        queries<D>(dq, do_, q, k, v, lse, delta, items, page_ids, slot_rows, heads, scale);                       \
+    }                                                                                                             \
+    KERNEL(THREADS, attention_backward_keys_##D, f32* dk, f32* dv, f32* aside, const bf16* do_, const bf16* q,    \
+           const bf16* k, const bf16* v, const f32* lse, const f32* delta, const u32* items, const u32* page_ids, \
+           const u32* slot_rows, u64 aside_len, u32 kv_heads, u32 group, f32 scale) {                             \
+        Heads heads{kv_heads, group, blockIdx.y};                                                                 \
+        keys<D>(dk, dv, aside, do_, q, k, v, lse, delta, items, page_ids, slot_rows, aside_len, heads, scale);    \
     }
 
 BACKWARD(64)

@@ -1,9 +1,10 @@
-// Attention on tensor cores, of packed rows and of a cache's pages. What this file follows are tiles.cuh and squares.cuh.
+// Attention on tensor cores, of packed rows and of a cache's pages.
+// Compiled behind tiles.cuh, squares.cuh.
 //
 // One tile of sixty-four keys: s = q k of a warp's rows, weights relative to the tile's own maximum, their sum, and the
 // values that they mix. Tiles are added in order. Which warp or block computes a tile changes no bit of it, so a block
-// may have many rows and take tiles one after the other (rows), or have few rows and take as many tiles at once as it has
-// warps (decode), or leave adding to another kernel (decode, join).
+// may have many rows and take tiles one after the other (rows), or have few rows and take as many tiles at once as it
+// has warps (decode), or leave adding to another kernel (decode, join).
 
 // Rows of a warp: TILES times sixteen.
 template <u32 TILES>
@@ -120,26 +121,32 @@ constexpr u32 ROW_TILES = D == 64 ? 2 : 1;
 template <u32 D>
 constexpr u32 BLOCK_ROWS = ROW_WARPS * ROW_TILES<D> * 16;
 
+// What a block of `rows` keeps of a row in shared memory, so that more of a warp's registers are free for products.
+struct RowState {
+    Softmax all;
+    int position;
+};
+
 // What a warp of `rows` has of its result.
 template <u32 D>
 struct Result {
     static constexpr u32 TILES = ROW_TILES<D>;
     f32 o[TILES][D / 8][4];
-    Softmax all[TILES][2];
 };
 
 // Divides, and stores through the shared memory of the warp's queries, which nobody needs any more.
 template <u32 D>
-__device__ __forceinline__ void store_rows(const Result<D>& from, bf16* o, f32* lse, bf16* q, const Heads& heads,
-                                           const Item& item, u32 first, f32 scale) {
+__device__ __forceinline__ void store_rows(const Result<D>& from, const RowState* states, bf16* o, f32* lse, bf16* q,
+                                           const Heads& heads, const Item& item, u32 first, f32 scale) {
     constexpr u32 TILES = ROW_TILES<D>;
 #pragma unroll
     for (u32 t = 0; t < TILES; ++t) {
 #pragma unroll
         for (u32 half = 0; half < 2; ++half) {
-            const Softmax& all = from.all[t][half];
             u32 row = 16 * t + lane() / QUAD + 8 * half;
-            if (lse && lane() % QUAD == 0 && first + row < item.end) lse[heads.of(item, first + row)] = nats(all, scale);
+            Softmax all = states[row].all;
+            if (lse && lane() % QUAD == 0 && first + row < item.end)
+                lse[heads.of(item, first + row)] = nats(all, scale);
             f32 share = __fdiv_rn(1.0f, all.sum);
 #pragma unroll
             for (u32 n = 0; n < D / 8; ++n) {
@@ -164,6 +171,7 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
                                      const u32* page_ids, const u32* slot_rows, Heads heads, f32 scale) {
     constexpr u32 TILES = ROW_TILES<D>;
     SHARED_MEMORY(bf16, memory);
+    __shared__ RowState row_states[BLOCK_ROWS<D>];
     bf16 *q_tile = memory, *kv_tiles = memory + BLOCK_ROWS<D> * D;
     constexpr u32 TILE_LEN = TILE_KEYS * D;
     Item item = load_item(items);
@@ -181,15 +189,14 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
     u32 first = threadIdx.x / WARP * TILES * 16;
     bf16* own = q_tile + first * D;
     first += item.from;
-    int positions[TILES][2];
+    RowState* states = row_states + (first - item.from);
+    u32 own_row = first + lane();
+    if (lane() < 16 * TILES) {
+        states[lane()] = RowState{Softmax{}, own_row < item.end ? int(item.position + own_row / heads.group) : -1};
+    }
     Result<D> result;
 #pragma unroll
     for (u32 t = 0; t < TILES; ++t) {
-#pragma unroll
-        for (u32 half = 0; half < 2; ++half) {
-            u32 row = first + 16 * t + lane() / QUAD + 8 * half;
-            positions[t][half] = row < item.end ? int(item.position + row / heads.group) : -1;
-        }
 #pragma unroll
         for (u32 n = 0; n < D / 8; ++n) {
 #pragma unroll
@@ -204,13 +211,24 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
         bf16* k_tile = kv_tiles + tile % 2 * 2 * TILE_LEN;
         Products<TILES> products;
         multiply<D>(products, own, k_tile);
+        int positions[TILES][2];
+#pragma unroll
+        for (u32 t = 0; t < TILES; ++t) {
+#pragma unroll
+            for (u32 half = 0; half < 2; ++half)
+                positions[t][half] = states[16 * t + lane() / QUAD + 8 * half].position;
+        }
         weigh(products, positions, tile * TILE_KEYS, scale_log2);
         Factors by[TILES][2];
 #pragma unroll
         for (u32 t = 0; t < TILES; ++t) {
 #pragma unroll
             for (u32 half = 0; half < 2; ++half) {
-                by[t][half] = add_tile(result.all[t][half], products.max[t][half], products.sum[t][half], scale_log2);
+                Softmax& state = states[16 * t + lane() / QUAD + 8 * half].all;
+                Softmax all = state;
+                by[t][half] = add_tile(all, products.max[t][half], products.sum[t][half], scale_log2);
+                __syncwarp();
+                if (lane() % QUAD == 0) state = all;
             }
         }
         mix<D>(products, k_tile + TILE_LEN, [&](u32 pair, const f32(&mixed)[TILES][2][4]) {
@@ -225,12 +243,13 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
         });
         __syncthreads();
     }
-    store_rows<D>(result, o, lse, own, heads, item, first, scale);
+    store_rows<D>(result, states, o, lse, own, heads, item, first, scale);
 }
 
 constexpr u32 FEW_ROWS = 16;
 
-// Where the parts of an item with few rows are that aren't added yet: a softmax and D sums for each row, by tile and head.
+// Where the parts of an item with few rows are that aren't added yet: a softmax and D sums for each row, by tile and
+// head.
 struct Parts {
     f32 *sums, *softmax;
     u32 row_count;
@@ -280,9 +299,9 @@ struct Share {
 
 // Up to sixteen rows of an item; each of KEY_WARPS warps has a tile of keys to itself at a time.
 template <u32 D, u32 KEY_WARPS>
-__device__ __forceinline__ void decode(bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const bf16* q, const bf16* k,
-                                       const bf16* v, const u32* items, const u32* page_ids, const u32* slot_rows,
-                                       Heads heads, f32 scale) {
+__device__ __forceinline__ void decode(bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const bf16* q,
+                                       const bf16* k, const bf16* v, const u32* items, const u32* page_ids,
+                                       const u32* slot_rows, Heads heads, f32 scale) {
     constexpr u32 THREADS = KEY_WARPS * WARP;
     constexpr u32 TILE_LEN = TILE_KEYS * D;
     SHARED_MEMORY(bf16, memory);
@@ -347,8 +366,8 @@ __device__ __forceinline__ void decode(bf16* o, f32* lse, f32* part_sums, f32* p
                     continue;
                 }
                 u64 at = parts.at(item, heads, first + i, row);
-                if (threadIdx.x % share.SHARES < 2) part_softmax[2 * at + threadIdx.x % share.SHARES] =
-                    softmax[i][row][threadIdx.x % share.SHARES];
+                if (threadIdx.x % share.SHARES < 2)
+                    part_softmax[2 * at + threadIdx.x % share.SHARES] = softmax[i][row][threadIdx.x % share.SHARES];
 #pragma unroll
                 for (u32 c = 0; c < share.COUNT; ++c) {
                     store16(part_sums + at * D + share.column(c), load16(sums + share.column(c)));
@@ -362,8 +381,8 @@ __device__ __forceinline__ void decode(bf16* o, f32* lse, f32* part_sums, f32* p
 
 // Adds the parts of items, from tile 0 to `tile_end`.
 template <u32 D>
-__device__ __forceinline__ void join(bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const u32* items, Heads heads,
-                                     f32 scale) {
+__device__ __forceinline__ void join(bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const u32* items,
+                                     Heads heads, f32 scale) {
     Item item = load_item(items);
     Parts parts{part_sums, part_softmax, item.end - item.from};
     Share<D, ROW_THREADS> share;
@@ -377,20 +396,20 @@ __device__ __forceinline__ void join(bf16* o, f32* lse, f32* part_sums, f32* par
     share.store(o, lse, heads, item, scale);
 }
 
-#define FORWARD(D, KEY_WARPS)                                                                                             \
-    KERNEL(ROW_THREADS, attention_rows_##D, bf16* o, f32* lse, const bf16* q, const bf16* k, const bf16* v,               \
-           const u32* items, const u32* page_ids, const u32* slot_rows, u32 kv_heads, u32 group, f32 scale) {             \
-        rows<D>(o, lse, q, k, v, items, page_ids, slot_rows, Heads{kv_heads, group, blockIdx.y}, scale);                  \
-    }                                                                                                                     \
-    KERNEL(KEY_WARPS* WARP, attention_decode_##D, bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const bf16* q,    \
-           const bf16* k, const bf16* v, const u32* items, const u32* page_ids, const u32* slot_rows, u32 kv_heads,       \
-           u32 group, f32 scale) {                                                                                        \
-        Heads heads{kv_heads, group, blockIdx.y};                                                                         \
-        decode<D, KEY_WARPS>(o, lse, part_sums, part_softmax, q, k, v, items, page_ids, slot_rows, heads, scale);         \
-    }                                                                                                                     \
-    KERNEL(ROW_THREADS, attention_join_##D, bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const u32* items,       \
-           u32 kv_heads, u32 group, f32 scale) {                                                                          \
-        join<D>(o, lse, part_sums, part_softmax, items, Heads{kv_heads, group, blockIdx.y}, scale);                       \
+#define FORWARD(D, KEY_WARPS)                                                                                          \
+    KERNEL(ROW_THREADS, attention_rows_##D, bf16* o, f32* lse, const bf16* q, const bf16* k, const bf16* v,            \
+           const u32* items, const u32* page_ids, const u32* slot_rows, u32 kv_heads, u32 group, f32 scale) {          \
+        rows<D>(o, lse, q, k, v, items, page_ids, slot_rows, Heads{kv_heads, group, blockIdx.y}, scale);               \
+    }                                                                                                                  \
+    KERNEL(KEY_WARPS* WARP, attention_decode_##D, bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const bf16* q, \
+           const bf16* k, const bf16* v, const u32* items, const u32* page_ids, const u32* slot_rows, u32 kv_heads,    \
+           u32 group, f32 scale) {                                                                                     \
+        Heads heads{kv_heads, group, blockIdx.y};                                                                      \
+        decode<D, KEY_WARPS>(o, lse, part_sums, part_softmax, q, k, v, items, page_ids, slot_rows, heads, scale);      \
+    }                                                                                                                  \
+    KERNEL(ROW_THREADS, attention_join_##D, bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const u32* items,    \
+           u32 kv_heads, u32 group, f32 scale) {                                                                       \
+        join<D>(o, lse, part_sums, part_softmax, items, Heads{kv_heads, group, blockIdx.y}, scale);                    \
     }
 
 FORWARD(64, 4)

@@ -1,6 +1,6 @@
 //! Keys and values of a sampler's sequences, and attention over them.
 
-use super::super::{Dims, PAGE_LEN, PagedSeqs};
+use super::super::{Dims, PagedSeqs};
 use super::work::PagedLists;
 use super::{
     FORWARD, Items, KEY_WARPS_LEAST, SQUARES_THREADS, SUMS, Sizes, check_dims, check_scale,
@@ -9,8 +9,8 @@ use super::{
 use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, View, ViewMut};
 use crate::ops::cuda::assert_aligned;
 
-/// Keys and values of all layers, in pages of 16 positions: `(layers, 2, pages, 16, KV·D)`, so that a slot of a page is a
-/// row as the packed path has them. A page begins with whatever was there.
+/// Keys and values of all layers, in pages of 16 positions: `(layers, 2, pages, 16, KV·D)`, so that a slot of a page is
+/// a row as the packed path has them. A page begins with whatever was there.
 #[derive(Debug)]
 pub struct KvCache {
     dims: Dims,
@@ -232,8 +232,8 @@ fn join_plan(items: usize, dims: Dims) -> Plan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::attention::Layout;
     use crate::ops::attention::cuda::{Packed, forward};
+    use crate::ops::attention::{Layout, PAGE_LEN};
     use crate::ops::check::{
         MODELS, ROWS, assert_fits, assert_same_bits, contexts, download, rounding, upload,
     };
@@ -262,7 +262,13 @@ mod tests {
     }
 
     /// A sequence whose first positions are those of another.
-    fn case(cx: &Context, (dims, kind): Heads, seed: u64, len: usize, of: Option<(&Case, usize)>) -> Case {
+    fn case(
+        cx: &Context,
+        (dims, kind): Heads,
+        seed: u64,
+        len: usize,
+        of: Option<(&Case, usize)>,
+    ) -> Case {
         let rows = |i, cols: usize, from: fn(&Case) -> &Vec<f32>| {
             let mut values = rounding(3 * seed + i, len * cols, kind);
             if let Some((of, shared)) = of {
@@ -350,8 +356,11 @@ mod tests {
                 let pages: [&[u32]; 3] =
                     [&[7, 3, 11, 0, 1, 2], &[7, 3, 20, 4, 5, 6], &[7, 3, 22, 8, 9, 10]];
                 for (position, count) in [(40, 1), (41, 9), (50, 1)] {
-                    let seqs: Vec<Seq<'_>> =
-                        branches.iter().zip(pages).map(|(case, pages)| (case, position, count, pages)).collect();
+                    let seqs: Vec<Seq<'_>> = branches
+                        .iter()
+                        .zip(pages)
+                        .map(|(case, pages)| (case, position, count, pages))
+                        .collect();
                     step(&cx, &mut cache, &seqs);
                 }
             }

@@ -1,7 +1,7 @@
 // Attention for heads of any width up to 256, in f32 arithmetic: sixteen rows against tiles of sixteen keys.
 //
 // 256 threads: thread 16 a + b has the product of row a and key b, and columns b, b + 16, ... of row (or key) a.
-// What this file follows is tiles.cuh.
+// Compiled behind tiles.cuh.
 
 constexpr u32 SIDE = 16;
 constexpr u32 COLUMNS_MAX = 16;
@@ -44,7 +44,8 @@ __device__ __forceinline__ void fill_rows(Rows to, const T* from, const Heads& h
 }
 
 template <typename T>
-__device__ __forceinline__ void fill_keys(Rows to, const T* from, const Heads& heads, Keys keys, u32 tile, u32 key_end) {
+__device__ __forceinline__ void fill_keys(Rows to, const T* from, const Heads& heads, Keys keys, u32 tile,
+                                          u32 key_end) {
     u32 a = threadIdx.x / SIDE, position = tile * SIDE + a;
     bool is_there = position < key_end;
     fill(to, a, from, is_there ? keys.of(heads, position) : 0, is_there);
@@ -112,19 +113,21 @@ struct Pair {
     f32 p, ds;
 };
 
-__device__ __forceinline__ Pair pair(const f32* q, const f32* k, const f32* do_, const f32* v, f32 lse, f32 delta, u32 width,
-                                     f32 scale) {
+__device__ __forceinline__ Pair pair(const f32* q, const f32* k, const f32* do_, const f32* v, f32 lse, f32 delta,
+                                     u32 width, f32 scale) {
     f32 p = exp2_fast(__fmaf_rn(dot(q, k, width), scale * LOG2_E, -__fmul_rn(lse, LOG2_E)));
     return Pair{p, p * (dot(do_, v, width) - delta)};
 }
 
 template <typename T>
-__device__ __forceinline__ void backward_queries(f32* dq, const T* do_, const T* q, const T* k, const T* v, const f32* lse,
-                                                 const f32* delta, const u32* items, const u32* page_ids,
-                                                 const u32* slot_rows, Heads heads, u32 width, f32 scale) {
+__device__ __forceinline__ void backward_queries(f32* dq, const T* do_, const T* q, const T* k, const T* v,
+                                                 const f32* lse, const f32* delta, const u32* items,
+                                                 const u32* page_ids, const u32* slot_rows, Heads heads, u32 width,
+                                                 f32 scale) {
     SHARED_MEMORY(f32, memory);
     u32 len = Rows::len(width);
-    Rows q_rows{memory, width}, do_rows{memory + len, width}, k_rows{memory + 2 * len, width}, v_rows{memory + 3 * len, width};
+    Rows q_rows{memory, width}, do_rows{memory + len, width}, k_rows{memory + 2 * len, width},
+        v_rows{memory + 3 * len, width};
     f32* slopes = memory + 4 * len;
     Item item = load_item(items);
     Keys keys{page_ids + item.keys, slot_rows};
@@ -158,12 +161,14 @@ __device__ __forceinline__ void backward_queries(f32* dq, const T* do_, const T*
 }
 
 template <typename T>
-__device__ __forceinline__ void backward_keys(f32* dk, f32* dv, f32* aside, const T* do_, const T* q, const T* k, const T* v,
-                                              const f32* lse, const f32* delta, const u32* items, const u32* page_ids,
-                                              const u32* slot_rows, u64 aside_len, Heads heads, u32 width, f32 scale) {
+__device__ __forceinline__ void backward_keys(f32* dk, f32* dv, f32* aside, const T* do_, const T* q, const T* k,
+                                              const T* v, const f32* lse, const f32* delta, const u32* items,
+                                              const u32* page_ids, const u32* slot_rows, u64 aside_len, Heads heads,
+                                              u32 width, f32 scale) {
     SHARED_MEMORY(f32, memory);
     u32 len = Rows::len(width);
-    Rows q_rows{memory, width}, do_rows{memory + len, width}, k_rows{memory + 2 * len, width}, v_rows{memory + 3 * len, width};
+    Rows q_rows{memory, width}, do_rows{memory + len, width}, k_rows{memory + 2 * len, width},
+        v_rows{memory + 3 * len, width};
     f32 *weights = memory + 4 * len, *slopes = weights + SIDE * SIDE;
     Item item = load_item(items);
     u32 shared_end = item.tile_end;
@@ -181,7 +186,8 @@ __device__ __forceinline__ void backward_keys(f32* dk, f32* dv, f32* aside, cons
         Pair own{0.0f, 0.0f};
         if (i < item.end && item.tile * SIDE + b <= item.position + i / heads.group) {
             u64 head = heads.of(item, i);
-            own = pair(q_rows.row(a), k_rows.row(b), do_rows.row(a), v_rows.row(b), lse[head], delta[head], width, scale);
+            own =
+                pair(q_rows.row(a), k_rows.row(b), do_rows.row(a), v_rows.row(b), lse[head], delta[head], width, scale);
         }
         weights[a * SIDE + b] = own.p;
         slopes[a * SIDE + b] = own.ds;
@@ -204,24 +210,24 @@ __device__ __forceinline__ void backward_keys(f32* dk, f32* dv, f32* aside, cons
     }
 }
 
-#define PLAIN(T)                                                                                                          \
-    KERNEL(256, attention_forward_##T, T* o, f32* lse, const T* q, const T* k, const T* v, const u32* items,              \
-           const u32* page_ids, const u32* slot_rows, u32 kv_heads, u32 group, u32 width, f32 scale) {                    \
-        Heads heads{kv_heads, group, blockIdx.y};                                                                         \
-        forward<T>(o, lse, q, k, v, items, page_ids, slot_rows, heads, width, scale);                                     \
-    }                                                                                                                     \
-    KERNEL(256, attention_backward_queries_##T, f32* dq, const T* do_, const T* q, const T* k, const T* v,                \
-           const f32* lse, const f32* delta, const u32* items, const u32* page_ids, const u32* slot_rows, u32 kv_heads,   \
-           u32 group, u32 width, f32 scale) {                                                                             \
-        Heads heads{kv_heads, group, blockIdx.y};                                                                         \
-        backward_queries<T>(dq, do_, q, k, v, lse, delta, items, page_ids, slot_rows, heads, width, scale);               \
-    }                                                                                                                     \
-    KERNEL(256, attention_backward_keys_##T, f32* dk, f32* dv, f32* aside, const T* do_, const T* q, const T* k,          \
-           const T* v, const f32* lse, const f32* delta, const u32* items, const u32* page_ids, const u32* slot_rows,     \
-           u64 aside_len, u32 kv_heads, u32 group, u32 width, f32 scale) {                                                \
-        Heads heads{kv_heads, group, blockIdx.y};                                                                         \
-        backward_keys<T>(dk, dv, aside, do_, q, k, v, lse, delta, items, page_ids, slot_rows, aside_len, heads, width,    \
-                         scale);                                                                                          \
+#define PLAIN(T)                                                                                                       \
+    KERNEL(256, attention_plain_forward_##T, T* o, f32* lse, const T* q, const T* k, const T* v, const u32* items,     \
+           const u32* page_ids, const u32* slot_rows, u32 kv_heads, u32 group, u32 width, f32 scale) {                 \
+        Heads heads{kv_heads, group, blockIdx.y};                                                                      \
+        forward<T>(o, lse, q, k, v, items, page_ids, slot_rows, heads, width, scale);                                  \
+    }                                                                                                                  \
+    KERNEL(256, attention_plain_backward_queries_##T, f32* dq, const T* do_, const T* q, const T* k, const T* v,       \
+           const f32* lse, const f32* delta, const u32* items, const u32* page_ids, const u32* slot_rows,              \
+           u32 kv_heads, u32 group, u32 width, f32 scale) {                                                            \
+        Heads heads{kv_heads, group, blockIdx.y};                                                                      \
+        backward_queries<T>(dq, do_, q, k, v, lse, delta, items, page_ids, slot_rows, heads, width, scale);            \
+    }                                                                                                                  \
+    KERNEL(256, attention_plain_backward_keys_##T, f32* dk, f32* dv, f32* aside, const T* do_, const T* q, const T* k, \
+           const T* v, const f32* lse, const f32* delta, const u32* items, const u32* page_ids, const u32* slot_rows,  \
+           u64 aside_len, u32 kv_heads, u32 group, u32 width, f32 scale) {                                             \
+        Heads heads{kv_heads, group, blockIdx.y};                                                                      \
+        backward_keys<T>(dk, dv, aside, do_, q, k, v, lse, delta, items, page_ids, slot_rows, aside_len, heads, width, \
+                         scale);                                                                                       \
     }
 
 PLAIN(f32)

@@ -5,8 +5,8 @@ constexpr u32 TILE_KEYS = 64;
 constexpr u32 CHUNK = 8;
 constexpr u32 QUAD = 4;
 
-// Sixteen bytes of a row of a tile of width D. Chunks of a row are exchanged so that eight rows' chunks of the same index,
-// which are read at once, are in different banks.
+// Sixteen bytes of a row of a tile of width D. Chunks of a row are exchanged so that eight rows' chunks of the same
+// index, which are read at once, are in different banks.
 template <u32 D>
 __device__ __forceinline__ bf16* chunk_of(bf16* tile, u32 row, u32 chunk) {
     return tile + row * D + (chunk ^ row % 8) * CHUNK;
@@ -82,8 +82,8 @@ __device__ __forceinline__ void start_rows(bf16* tile, const bf16* from, u32 thr
 
 // Starts copies of a tile of keys and of values.
 template <u32 D, u32 THREADS>
-__device__ __forceinline__ void start_keys(bf16* to, const bf16* from, u32 thread, const Heads& heads, Keys keys, u32 tile,
-                                           u32 key_end) {
+__device__ __forceinline__ void start_keys(bf16* to, const bf16* from, u32 thread, const Heads& heads, Keys keys,
+                                           u32 tile, u32 key_end) {
     start_rows<D, TILE_KEYS, THREADS>(to, from, thread, [&](u32 row) {
         u32 position = tile * TILE_KEYS + row;
         return position < key_end ? keys.of(heads, position) : NOWHERE;
@@ -91,8 +91,8 @@ __device__ __forceinline__ void start_keys(bf16* to, const bf16* from, u32 threa
 }
 
 template <u32 D, u32 ROWS, u32 THREADS>
-__device__ __forceinline__ void start_queries(bf16* to, const bf16* from, const Heads& heads, const Item& item, u32 first) {
-    start_rows<D, ROWS, THREADS>(to, from, threadIdx.x, [&](u32 row) {
-        return first + row < item.end ? heads.of(item, first + row) : NOWHERE;
-    });
+__device__ __forceinline__ void start_queries(bf16* to, const bf16* from, const Heads& heads, const Item& item,
+                                              u32 first) {
+    start_rows<D, ROWS, THREADS>(
+        to, from, threadIdx.x, [&](u32 row) { return first + row < item.end ? heads.of(item, first + row) : NOWHERE; });
 }

@@ -52,10 +52,10 @@ __device__ __forceinline__ void copy_pages(T* cache, const u32* pairs, u64 layer
     for (u32 c = threadIdx.x * CHUNK; c < page_len; c += blockDim.x * CHUNK) store16(to + c, load16(from + c));
 }
 
-#define DELTAS(D, T)                                                                                                      \
-    KERNEL(256, attention_deltas_##D##_##T, f32* delta, bf16* rounded, const D* do_, const T* o, u32 head_count,          \
-           u32 width) {                                                                                                   \
-        deltas<D, T>(delta, rounded, do_, o, head_count, width);                                                          \
+#define DELTAS(D, T)                                                                                             \
+    KERNEL(256, attention_deltas_##D##_##T, f32* delta, bf16* rounded, const D* do_, const T* o, u32 head_count, \
+           u32 width) {                                                                                          \
+        deltas<D, T>(delta, rounded, do_, o, head_count, width);                                                 \
     }
 
 DELTAS(f32, f32)
@@ -67,12 +67,12 @@ KERNEL(256, attention_add_aside, f32* dk, f32* dv, const f32* aside, const u32* 
     add_aside(blockIdx.y == 0 ? dk : dv, blockIdx.y == 0 ? aside : aside + aside_len, rows, firsts, len);
 }
 
-#define PAGES(T)                                                                                                          \
-    KERNEL(256, attention_append_##T, T* k_slots, T* v_slots, const T* k, const T* v, const u32* slots, u32 len) {        \
-        append<T>(k_slots, v_slots, k, v, slots, len);                                                                    \
-    }                                                                                                                     \
-    KERNEL(256, attention_copy_pages_##T, T* cache, const u32* pairs, u64 layer_len, u32 page_len) {                      \
-        copy_pages<T>(cache, pairs, layer_len, page_len);                                                                 \
+#define PAGES(T)                                                                                                   \
+    KERNEL(256, attention_append_##T, T* k_slots, T* v_slots, const T* k, const T* v, const u32* slots, u32 len) { \
+        append<T>(k_slots, v_slots, k, v, slots, len);                                                             \
+    }                                                                                                              \
+    KERNEL(256, attention_copy_pages_##T, T* cache, const u32* pairs, u64 layer_len, u32 page_len) {               \
+        copy_pages<T>(cache, pairs, layer_len, page_len);                                                          \
     }
 
 PAGES(f32)

@@ -296,3 +296,141 @@ impl PagedLists {
         self.part_rows += item.tiles.end as usize * kv_heads * item.rows.len() as usize;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::Split;
+    use super::*;
+    use crate::cuda::Kind;
+    use crate::ops::check::MODELS;
+
+    const DIMS: Dims = Dims { heads: 4, kv_heads: 2, head_dim: 64 };
+
+    fn sizes() -> Sizes {
+        Sizes::of(DIMS, Kind::Bf16)
+    }
+
+    /// How often each row of a batch meets each position, by a list of items.
+    fn meetings(items: &[Item], rows: usize, group: usize, tile: usize) -> Vec<Vec<usize>> {
+        let mut met = vec![Vec::new(); rows * group];
+        for item in items {
+            for i in item.rows.start as usize..item.rows.end as usize {
+                let last = item.position + i / group;
+                let seen = item.tiles.start as usize * tile
+                    ..(item.tiles.end as usize * tile).min(last + 1);
+                met[(item.row + i / group) * group + i % group].extend(seen);
+            }
+        }
+        met
+    }
+
+    #[test]
+    fn each_row_meets_each_position_up_to_its_own_once() {
+        let layout = Layout::new([(70, Some(2)), (0, Some(2)), (200, None), (1, None)]);
+        let lists = PackedLists::new(&layout, DIMS, sizes());
+        for items in [&lists.forward, &lists.queries] {
+            let met = meetings(items, layout.row_count(), 2, 64);
+            for (i, &position) in layout.positions().iter().flat_map(|p| [p, p]).enumerate() {
+                let want: Vec<usize> = (0..=position as usize).collect();
+                assert_eq!(met[i], want, "row {i}");
+            }
+        }
+        assert!(
+            lists.forward.is_sorted_by_key(|item| Reverse(item.tiles.end)),
+            "the longest first"
+        );
+    }
+
+    #[test]
+    fn each_key_meets_each_row_that_sees_it_once_and_its_gradient_has_one_place() {
+        let layout = Layout::new([(70, Some(2)), (0, Some(2)), (200, None), (1, None)]);
+        let lists = PackedLists::new(&layout, DIMS, sizes());
+        let [wave] = &lists.waves[..] else { panic!("one wave") };
+        // The completion's tiles see its rows from the first that the tile has; the prompt's likewise.
+        let mut items: Vec<_> =
+            wave.keys.iter().map(|k| (k.row, k.tiles.start, k.rows, k.aside)).collect();
+        items.sort_by_key(|item| (item.0, item.1));
+        let rows = |start, end| Range32 { start, end };
+        let mut want: Vec<_> = (0..4).map(|tile| (0, tile, rows(0, 140), 0)).collect();
+        want.push((0, 4, rows(112, 140), 0));
+        want.extend((0..4).map(|tile| (70, tile, rows(128 * tile, 400), 200)));
+        want.push((270, 0, rows(0, 2), 400));
+        assert_eq!(items, want);
+        // The prompt's rows get what the completion puts aside, and then their own.
+        assert_eq!((wave.aside_rows, &wave.firsts[..]), (400, &[0, 200][..]));
+        let places: Vec<[u32; 4]> = (0..200).map(|i| [70 + i, i, 0, 2]).collect();
+        assert_eq!(wave.rows, places);
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_an_open_segment_has_no_gradients() {
+        let split = Split { begun: None, open: Some(2) };
+        let layout = Layout::with_split([(3, Some(2)), (4, Some(2)), (5, None)], split);
+        let lists = PackedLists::with_limit(&layout, DIMS, sizes(), 5 * 2 * DIMS.kv_cols());
+        assert_eq!(lists.waves.len(), 2, "one for each completion, none for the prompt");
+        for wave in &lists.waves {
+            assert_eq!((wave.aside_rows, &wave.firsts[..], wave.rows.len()), (5, &[0][..], 5));
+        }
+        assert_eq!(lists.queries.iter().map(|item| item.row).collect::<Vec<_>>(), [0, 3]);
+        assert_eq!(lists.forward.len(), 3);
+    }
+
+    /// Items of the parts of what is cut are whole, in order.
+    #[test]
+    fn few_long_sequences_are_cut_and_many_are_not() {
+        let pages: Vec<u32> = (0..40).collect();
+        for (count, cuts) in [(1, true), (127, true), (128, false), (300, false)] {
+            let mut seqs = PagedSeqs::default();
+            (0..count).for_each(|i| seqs.push(1, 500 + i % 3, &pages));
+            let lists = PagedLists::new(&seqs, DIMS, sizes());
+            assert!(lists.rows.is_empty());
+            let met = meetings(&lists.decode, count, 2, 64);
+            for (i, met) in met.iter().enumerate() {
+                let mut met = met.clone();
+                met.sort_unstable();
+                assert_eq!(met, (0..=500 + i / 2 % 3).collect::<Vec<_>>());
+            }
+            let joined = if cuts { count } else { 0 };
+            assert_eq!((lists.join.len(), lists.part_rows), (joined, joined * 8 * 2 * 2));
+            assert_eq!(lists.decode.len(), if cuts { 4 * count } else { count });
+        }
+    }
+
+    #[test]
+    fn new_rows_have_their_slots() {
+        let mut seqs = PagedSeqs::default();
+        seqs.push(3, 15, &[7, 2]);
+        seqs.push(1, 0, &[5]);
+        let lists = PagedLists::new(&seqs, DIMS, sizes());
+        assert_eq!(lists.slots, [7 * 16 + 15, 2 * 16, 2 * 16 + 1, 5 * 16]);
+        assert_eq!(lists.page_ids, [7, 2, 5]);
+        assert_eq!(
+            lists.decode.iter().map(|item| (item.row, item.keys)).collect::<Vec<_>>(),
+            [(0, 0), (3, 2)]
+        );
+    }
+
+    /// Goal: indices stay below 2^32, and lists small beside what they are for, in the largest batches.
+    #[test]
+    fn lists_of_large_batches_are_small() {
+        for model in MODELS {
+            let dims =
+                Dims { heads: model.heads, kv_heads: model.kv_heads, head_dim: model.head_dim };
+            for layout in [
+                Layout::sequences([131_072]),
+                Layout::sequences(vec![4096; 32]),
+                Layout::new((0..128).map(|_| (1000, Some(128))).chain([(3072, None)])),
+            ] {
+                let lists = PackedLists::new(&layout, dims, Sizes::of(dims, Kind::Bf16));
+                let keys: usize = lists.waves.iter().map(|wave| wave.keys.len()).sum();
+                let words = lists.page_ids.len()
+                    + lists.slot_rows.len()
+                    + 8 * (lists.forward.len() + lists.queries.len() + keys);
+                assert!(words * 4 < 2 * layout.row_count() * dims.kv_cols() / 8, "{words} words");
+                for wave in &lists.waves {
+                    assert!(2 * wave.aside_rows * dims.kv_cols() <= ASIDE_LEN_MAX);
+                }
+            }
+        }
+    }
+}
