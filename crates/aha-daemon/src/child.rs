@@ -282,17 +282,23 @@ fn tail(path: &Path, begins_at: u64) -> String {
 
 /// When a process was started, in clock ticks since the machine was; none where there is no such process.
 fn start_ticks(pid: i32) -> Option<u64> {
-    stat(pid)?.1
+    // The start is the 20th field behind the name.
+    fields(pid)?.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// A process's state and start, from `/proc`.
-fn stat(pid: i32) -> Option<(char, Option<u64>)> {
+/// Whether a process has ended with all its threads. Its first thread may be seen to have ended while others still hold
+/// its files open, the lock of a run directory among them.
+fn has_ended(pid: i32) -> bool {
+    let Some(fields) = fields(pid) else { return true };
+    let mut fields = fields.split_whitespace();
+    // The state is the first field, the number of threads the 18th.
+    matches!(fields.next(), Some("Z" | "X")) && fields.nth(16).is_none_or(|count| count == "1")
+}
+
+/// What `/proc` says of a process, from its state on: its name, in parentheses, may hold anything.
+fn fields(pid: i32) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; the state is the first field behind it, the start the 20th.
-    let (_, rest) = text.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18).and_then(|ticks| ticks.parse().ok())))
+    Some(text.rsplit_once(')')?.1.to_owned())
 }
 
 /// A process's resident memory in bytes.
@@ -331,9 +337,7 @@ pub fn cpu_seconds(pid: u32) -> Option<f64> {
 /// Kills what an earlier daemon left behind, and waits until it is gone. Says whether there was something.
 pub fn end_leftover(process: Process) -> bool {
     let Ok(pid) = i32::try_from(process.pid) else { return false };
-    let is_there = || {
-        stat(pid).is_some_and(|(state, ticks)| state != 'Z' && ticks == Some(process.start_ticks))
-    };
+    let is_there = || start_ticks(pid) == Some(process.start_ticks) && !has_ended(pid);
     if !is_there() {
         return false;
     }

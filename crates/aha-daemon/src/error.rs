@@ -106,6 +106,7 @@ impl From<aha_flow::Error> for Error {
         let kind = match error {
             Flow::Input { .. } | Flow::Watchdog { .. } => Kind::Input,
             Flow::Environment { .. } => Kind::Environment,
+            Flow::Held { .. } => Kind::Conflict,
             Flow::Interrupted => Kind::Busy,
             Flow::Bug { .. } => Kind::Bug,
         };

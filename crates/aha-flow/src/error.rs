@@ -23,6 +23,12 @@ pub enum Error {
         /// What was tried and what the machine answered.
         message: String,
     },
+    /// Another process works on the run: it may end.
+    #[error("{message}")]
+    Held {
+        /// Which run.
+        message: String,
+    },
     /// Our own mistake: the run stops.
     #[error("{message}; this is a bug in aha")]
     Bug {
@@ -69,6 +75,9 @@ impl Error {
         match self {
             Error::Input { hint, .. } => hint.as_deref(),
             Error::Watchdog { hint, .. } => Some(hint),
+            Error::Held { .. } => {
+                Some("wait for it, or give this run another directory with --dir")
+            }
             _ => None,
         }
     }
@@ -80,6 +89,7 @@ impl Error {
         match self {
             Error::Input { message, hint } => Error::Input { message: at(message), hint },
             Error::Environment { message } => Error::Environment { message: at(message) },
+            Error::Held { message } => Error::Held { message: at(message) },
             Error::Bug { message } => Error::Bug { message: at(message) },
             Error::Watchdog { message, hint } => Error::Watchdog { message: at(message), hint },
             Error::Interrupted => Error::Interrupted,

@@ -10,14 +10,20 @@
 //! asked/TABLE/    what an endpoint gave, until it is in the table
 //! ```
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::pipeline::RESOLVED_HEADER;
+
+/// How long the lock of a process is waited for that may be ending: the kernel first takes back all its memory.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How often the lock is looked at meanwhile.
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 
 /// The directory that a run owns. Cloning it clones the path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,8 +86,12 @@ impl RunDir {
         Ok(())
     }
 
-    /// Creates the directory and takes its lock.
+    /// Creates the directory and takes its lock. A process that was killed may hold that for a moment longer.
     pub fn open(&self) -> Result<RunLock> {
+        self.open_within(LOCK_WAIT)
+    }
+
+    fn open_within(&self, wait: Duration) -> Result<RunLock> {
         for dir in [&self.root, &self.tables(), &self.models(), &self.root.join("checkpoints")] {
             fs_err::create_dir_all(dir).map_err(Error::io("create", dir))?;
         }
@@ -89,14 +99,7 @@ impl RunDir {
             // A failing metric sink never stops training; the stages warn again.
             tracing::warn!(%error, "Metrics can't be written.");
         }
-        let path = self.root.join("lock");
-        let file = File::create(&path).map_err(Error::io("create", &path))?;
-        file.try_lock().map_err(|_| {
-            Error::input_with(
-                format!("another process works on the run in `{}`", self.root.display()),
-                "wait for it, or give this run another directory with --dir",
-            )
-        })?;
+        let file = self.lock(wait)?;
         // What a killed process has left half-written; nobody else writes while the lock is held.
         for dir in [self.models(), self.adapters(), self.root.join("checkpoints")] {
             if dir.exists() {
@@ -108,6 +111,27 @@ impl RunDir {
             fs_err::remove_dir_all(&spill).map_err(Error::io("remove", &spill))?;
         }
         Ok(RunLock { _file: file, spill })
+    }
+
+    fn lock(&self, wait: Duration) -> Result<File> {
+        let path = self.root.join("lock");
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        let until = Instant::now() + wait;
+        while let Err(error) = file.try_lock() {
+            if let TryLockError::Error(error) = error {
+                return Err(Error::io("lock", &path)(error));
+            }
+            if until <= Instant::now() {
+                return Err(Error::Held {
+                    message: format!(
+                        "another process works on the run in `{}`",
+                        self.root.display()
+                    ),
+                });
+            }
+            std::thread::sleep(LOCK_LOOK);
+        }
+        Ok(file)
     }
 
     /// The directory itself.
@@ -276,9 +300,24 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = RunDir::new(temp.path().join("run"));
         let lock = dir.open().unwrap();
-        assert!(dir.open().unwrap_err().to_string().contains("another process"));
+        assert!(
+            dir.open_within(Duration::ZERO).unwrap_err().to_string().contains("another process")
+        );
         drop(lock);
         dir.open().unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_given_back_soon_is_waited_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(temp.path().join("run"));
+        let lock = dir.open().unwrap();
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(lock);
+        });
+        dir.open().unwrap();
+        ends.join().unwrap();
     }
 
     #[test]

@@ -106,7 +106,7 @@ fn ended(outcome: &Result<RunDir, Failure>) -> Value {
         Ok(_) => ("done", None, None, false),
         Err(Failure::Run(aha_flow::Error::Interrupted)) => ("stopped", None, None, true),
         Err(Failure::Run(error)) => {
-            let may_pass = matches!(error, aha_flow::Error::Environment { .. });
+            let may_pass = may_pass(error);
             ("failed", Some(error.to_string()), error.hint().map(str::to_owned), may_pass)
         }
         Err(Failure::Problems(problems)) => {
@@ -118,6 +118,12 @@ fn ended(outcome: &Result<RunDir, Failure>) -> Value {
     json!({
         "event": "ended", "outcome": name, "message": message, "hint": hint, "may_pass": may_pass,
     })
+}
+
+/// Whether the same again may help.
+fn may_pass(error: &aha_flow::Error) -> bool {
+    use aha_flow::Error as E;
+    matches!(error, E::Environment { .. } | E::Held { .. })
 }
 
 /// The command that goes on with the run.

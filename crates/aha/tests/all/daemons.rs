@@ -2,6 +2,7 @@
 //! kills and stops; and what is refused.
 
 mod dashboard;
+mod kills;
 mod refused;
 mod surviving;
 

@@ -7,6 +7,7 @@ mod daemons;
 mod evaluations;
 mod grading;
 mod models;
+mod operations;
 mod preferences;
 mod queries;
 mod recipes;
