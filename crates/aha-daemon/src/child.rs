@@ -29,6 +29,8 @@ const SAID_BYTES_MAX: u64 = 4 << 10;
 const OUTPUT_BYTES_MAX: u64 = 8 << 20;
 /// How long lines are waited for after the process has ended.
 const LINES_AFTER_END: Duration = Duration::from_secs(2);
+/// How much rather than others the kernel ends runs, from -1000 to 1000.
+const OOM_SCORE: &str = "500";
 /// How long a process is waited for that was killed.
 const KILLED_WAIT: Duration = Duration::from_secs(10);
 
@@ -141,7 +143,10 @@ fn run(
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(output);
     command.process_group(0).env_remove("AHA_TOKEN");
     die_with_parent(&mut command);
+    let killed_before = oom_kills();
     let mut process = command.spawn().map_err(Error::io("start", &spec.program))?;
+    // Where the kernel has to end something for want of memory, it is rather a run than the daemon.
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", process.id()), OOM_SCORE);
     let pid = i32::try_from(process.id()).unwrap_or(i32::MAX);
     child.set_pid(pid);
     tell(Said::Started(Process { pid: process.id(), start_ticks: start_ticks(pid).unwrap_or(0) }));
@@ -162,6 +167,7 @@ fn run(
         last_word: heard.last_word,
         said: tail(&spec.output, begins_at),
         has_stepped: heard.has_stepped,
+        is_out_of_memory: status.signal() == Some(libc::SIGKILL) && oom_kills() > killed_before,
         is_ours: child.state().is_ours(status.signal()),
     })
 }
@@ -233,6 +239,14 @@ fn last_word(event: &Value) -> Option<LastWord> {
             may_pass: event["may_pass"].as_bool().unwrap_or(false),
         },
     })
+}
+
+/// Processes that the kernel has ended for want of memory, of the whole machine. Where another one ended at the same time
+/// as ours was killed by somebody, that is taken for the reason.
+fn oom_kills() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
 }
 
 /// Waits until the process has ended, and leaves its number taken.

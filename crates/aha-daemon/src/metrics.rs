@@ -19,7 +19,7 @@ pub enum Type {
 }
 
 /// Every metric: its name, its kind, and what it says. Dashboards and alerts are held against this list.
-pub const REFERENCE: [(&str, Type, &str); 18] = [
+pub const REFERENCE: [(&str, Type, &str); 19] = [
     ("aha_daemon_info", Type::Gauge, "Always 1; its label says the version."),
     ("aha_runs", Type::Gauge, "Runs of the queue, by their state."),
     ("aha_run_step", Type::Gauge, "Steps done of the stage that a running run is at."),
@@ -28,6 +28,7 @@ pub const REFERENCE: [(&str, Type, &str); 18] = [
     ("aha_run_resident_bytes", Type::Gauge, "Resident memory of a running run's process."),
     ("aha_run_predicted_bytes", Type::Gauge, "Memory that a running run is predicted to want."),
     ("aha_run_failures", Type::Gauge, "Processes of a run in a row that ended early."),
+    ("aha_run_waiting", Type::Gauge, "1 where a running run waits for room on the disk."),
     ("aha_memory_budget_bytes", Type::Gauge, "Memory of all runs and models."),
     ("aha_memory_reserved_bytes", Type::Gauge, "Memory that runs or models have of it."),
     ("aha_memory_available_bytes", Type::Gauge, "Memory that the machine has free for more."),
@@ -138,6 +139,9 @@ fn of_runs(app: &App, name: &str) -> Samples {
                 samples.extend(bytes.map(|bytes| (labels, bytes as f64)));
             }
             "aha_run_predicted_bytes" => samples.push((labels, record.memory_bytes as f64)),
+            "aha_run_waiting" => {
+                samples.push((labels, f64::from(u8::from(record.progress.is_waiting))));
+            }
             "aha_run_failures" => samples.push((labels, f64::from(record.failures))),
             _ => {}
         }

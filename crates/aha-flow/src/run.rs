@@ -22,6 +22,7 @@ use crate::prompts::{self, Prompter};
 use crate::rl::draw::Draw;
 use crate::rl::fault::Faults;
 use crate::rl::stage::Shared;
+use crate::room::Room;
 use crate::rundir::{RunDir, write_file};
 use crate::score::Scorer;
 use crate::stages::{
@@ -48,6 +49,8 @@ pub struct Options {
     pub stop: Stop,
     /// Faults that a test injects.
     pub faults: Faults,
+    /// What is left free on the file system of the run directory, in bytes: the run waits below that.
+    pub disk_reserve_bytes: u64,
 }
 
 /// Why there was no run, or why it ended early.
@@ -69,7 +72,9 @@ pub fn default_dir(pipeline: &Path) -> PathBuf {
 /// Checks the pipeline, then runs its stages. `opened` hears of the run directory before anything is run.
 pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Result<RunDir, Failure> {
     let places = planning::places();
-    let dir = RunDir::new(options.dir.clone().unwrap_or_else(|| default_dir(&options.pipeline)));
+    let dir = options.dir.clone().unwrap_or_else(|| default_dir(&options.pipeline));
+    let room = Room::new(options.disk_reserve_bytes, options.stop.clone(), options.watcher.clone());
+    let dir = RunDir::new(dir).waiting_for(room);
     let plan =
         planning::check(&options.pipeline, &options.sets, &places, pipeline_of(&dir)).await?;
     let (pipeline, resume) = (Arc::new(plan.pipeline.clone()), options.resume);
@@ -121,13 +126,13 @@ pub(crate) async fn execute(
         Opening::Resume(state) => RunState { identity, machine: machine(&device), ..state },
     };
     check_variables(&pipeline, &state)?;
-    let lock = dir.open()?;
+    let lock = dir.write(|| dir.open())?;
     check_tables(&pipeline, &state, dir, depth)?;
     // In this order: the state has a digest of the settings. Where a version with more keys takes a run over and is
     // killed in between, it finds its own digest and goes on; a newer pipeline beside an older digest would look like
     // another run's.
     state.write(dir)?;
-    write_file(&dir.pipeline(), pipeline.to_toml().as_bytes())?;
+    dir.write(|| write_file(&dir.pipeline(), pipeline.to_toml().as_bytes()))?;
     opened();
     let waiting = lend::waiting(&pipeline, dir, &how.stop)?;
     let session = session(&pipeline, &places, dir).await?;

@@ -13,22 +13,26 @@
 use std::fs::{File, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::pipeline::RESOLVED_HEADER;
+use crate::room::Room;
 
-/// How long the lock of a process is waited for that may be ending: the kernel first takes back all its memory.
-const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How long a lock is waited for whose holder may be ending.
+pub const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// How often the lock is looked at meanwhile.
 const LOCK_LOOK: Duration = Duration::from_millis(20);
 
 /// The directory that a run owns. Cloning it clones the path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RunDir {
     root: PathBuf,
+    /// Who waits where the disk is full; none: what is written fails then.
+    room: Option<Arc<Room>>,
 }
 
 /// Held while a process works on a run.
@@ -48,7 +52,27 @@ impl Drop for RunLock {
 impl RunDir {
     /// The directory `root`; nothing is created.
     pub fn new(root: impl Into<PathBuf>) -> RunDir {
-        RunDir { root: root.into() }
+        RunDir { root: root.into(), room: None }
+    }
+
+    /// With somebody who waits where the disk is full.
+    #[must_use]
+    pub fn waiting_for(self, room: Room) -> RunDir {
+        RunDir { room: Some(Arc::new(room)), ..self }
+    }
+
+    /// Who waits where the disk is full.
+    pub fn room(&self) -> Option<&Arc<Room>> {
+        self.room.as_ref()
+    }
+
+    /// Does work that writes into the directory. Where the disk is full it is done again, from its beginning, when there
+    /// is room: everything that a run writes goes through this, but what may be missing (log, metrics).
+    pub fn write<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+        match &self.room {
+            Some(room) => room.write(&self.root, work),
+            None => work(),
+        }
     }
 
     /// Fails if the directory, which has no `run.json`, holds what a run that was just begun doesn't: somebody
@@ -116,20 +140,10 @@ impl RunDir {
     fn lock(&self, wait: Duration) -> Result<File> {
         let path = self.root.join("lock");
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        let until = Instant::now() + wait;
-        while let Err(error) = file.try_lock() {
-            if let TryLockError::Error(error) = error {
-                return Err(Error::io("lock", &path)(error));
-            }
-            if until <= Instant::now() {
-                return Err(Error::Held {
-                    message: format!(
-                        "another process works on the run in `{}`",
-                        self.root.display()
-                    ),
-                });
-            }
-            std::thread::sleep(LOCK_LOOK);
+        if !lock_within(&file, wait).map_err(Error::io("lock", &path))? {
+            let dir = self.root.display();
+            let message = format!("another process works on the run in `{dir}`");
+            return Err(Error::Held { message });
         }
         Ok(file)
     }
@@ -207,6 +221,20 @@ impl RunDir {
     /// A stage's checkpoints.
     pub fn checkpoints(&self, stage: &str) -> PathBuf {
         self.root.join("checkpoints").join(stage)
+    }
+}
+
+/// Locks a file, which a process may still hold that was killed: until the kernel has taken back all its memory, or while
+/// a child of it that was just made has its files. Says whether it could.
+pub fn lock_within(file: &File, wait: Duration) -> io::Result<bool> {
+    let until = Instant::now() + wait;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if until <= Instant::now() => return Ok(false),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_LOOK),
+        }
     }
 }
 

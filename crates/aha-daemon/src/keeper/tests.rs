@@ -29,6 +29,8 @@ fn options(home: &Path, runs_max: usize) -> Options {
         hosts: Vec::new(),
         runs_max,
         memory_bytes: None,
+        memory_reserve_bytes: 0,
+        disk_reserve_bytes: 0,
         allowed: Allowed::default(),
         retries_max: 1,
         drain: Duration::from_secs(60),

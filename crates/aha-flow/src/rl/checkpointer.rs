@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use aha_learn::learner::Learner;
-use aha_model::save::SaveDtype;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::fault::Point;
@@ -164,11 +163,11 @@ fn save(
             ..position
         },
     };
-    checkpoint::save(&shared.dir, content, shared.run.checkpoint_keep as usize)
+    checkpoint::save(&shared.dir, &content, shared.run.checkpoint_keep as usize)
 }
 
 fn finish(shared: &Shared, learner: Learner) -> Result<()> {
     shared.faults.at(Point::Model, shared.settings.steps)?;
     let model = models::finish(&shared.dir, &shared.stage, learner)?;
-    models::save(&shared.dir.model(&shared.stage), &model, &shared.tokenizer, SaveDtype::F32)
+    models::save_final(&shared.dir, &shared.stage, &model, &shared.tokenizer)
 }

@@ -20,10 +20,10 @@ use crate::support::{Outcome, aha, command, write_pipeline};
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A daemon in `dir/home`, which ends with the test.
-struct Daemon {
-    child: Child,
+pub(crate) struct Daemon {
+    pub(crate) child: Child,
     dir: PathBuf,
-    url: String,
+    pub(crate) url: String,
     token: Option<String>,
 }
 
@@ -36,7 +36,12 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
-    fn start(dir: &Path, args: &[&str]) -> Daemon {
+    pub(crate) fn start(dir: &Path, args: &[&str]) -> Daemon {
+        Daemon::start_with(dir, args, &[])
+    }
+
+    /// With these in its environment too.
+    pub(crate) fn start_with(dir: &Path, args: &[&str], variables: &[(&str, String)]) -> Daemon {
         let mut all = vec!["daemon", "--home", "home"];
         if !args.contains(&"--listen") {
             all.extend(["--listen", "127.0.0.1:0"]);
@@ -45,6 +50,7 @@ impl Daemon {
         let mut started = command(dir, &all);
         // The clock of tables stands still, so that runs can be compared byte by byte.
         started.env("SOURCE_DATE_EPOCH", "1700000000").env_remove("AHA_TOKEN");
+        started.envs(variables.iter().map(|(name, value)| (name, value)));
         let log = std::fs::File::options().create(true).append(true).open(dir.join("daemon.log"));
         let child = started.stdout(Stdio::null()).stderr(log.unwrap()).spawn().unwrap();
         let mut daemon = Daemon { child, dir: dir.to_owned(), url: String::new(), token: None };
@@ -62,28 +68,28 @@ impl Daemon {
         daemon
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default()
     }
 
     /// A client command.
-    fn aha(&self, args: &[&str]) -> Outcome {
+    pub(crate) fn aha(&self, args: &[&str]) -> Outcome {
         aha(&self.dir, &[args, &["--home", "home"]].concat())
     }
 
-    fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) fn get(&self, path: &str) -> (u16, Value) {
         let (status, bytes) = self.ask("GET", path, None);
         (status, serde_json::from_slice(&bytes).unwrap_or_default())
     }
 
     #[track_caller]
-    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let (status, bytes) = self.ask("POST", path, Some(body));
         (status, serde_json::from_slice(&bytes).unwrap_or_default())
     }
 
     /// A request and the whole answer.
-    fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Vec<u8>) {
+    pub(crate) fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Vec<u8>) {
         let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
         let agent: ureq::Agent = config.build().into();
         let mut request =
@@ -104,7 +110,7 @@ impl Daemon {
     }
 
     /// What comes back for these bytes; the connection is ours to spoil.
-    fn raw(&self, request: &str) -> String {
+    pub(crate) fn raw(&self, request: &str) -> String {
         let address = self.url.strip_prefix("http://").unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -115,14 +121,14 @@ impl Daemon {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    fn run(&self, id: u64) -> Value {
+    pub(crate) fn run(&self, id: u64) -> Value {
         let (status, run) = self.get(&format!("/api/v1/runs/{id}"));
         assert_eq!(status, 200, "{run}");
         run
     }
 
     #[track_caller]
-    fn until(&self, id: u64, is: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn until(&self, id: u64, is: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + PATIENCE;
         loop {
             let run = self.run(id);
@@ -135,7 +141,7 @@ impl Daemon {
     }
 
     #[track_caller]
-    fn until_is(&self, id: u64, status: &str) -> Value {
+    pub(crate) fn until_is(&self, id: u64, status: &str) -> Value {
         self.until(id, |run| {
             assert!(status == "failed" || run["status"] != "failed", "{run}");
             run["status"] == status
@@ -144,7 +150,7 @@ impl Daemon {
 
     /// Waits until a stage has made so many steps.
     #[track_caller]
-    fn until_step(&self, id: u64, stage: &str, step: u64) -> Value {
+    pub(crate) fn until_step(&self, id: u64, stage: &str, step: u64) -> Value {
         self.until(id, |run| {
             assert_ne!(run["status"], "failed", "{run}");
             run["process"]["pid"].is_u64()
@@ -153,12 +159,12 @@ impl Daemon {
         })
     }
 
-    fn submit(&self, args: &[&str]) -> u64 {
+    pub(crate) fn submit(&self, args: &[&str]) -> u64 {
         let submitted = self.aha(&[&["submit", "tiny.toml", "--json"], args].concat());
         submitted.json()["id"].as_u64().unwrap()
     }
 
-    fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
@@ -269,7 +275,7 @@ fn asks_about_the_daemon(daemon: &Daemon) {
 
 impl Daemon {
     /// As [`Daemon::raw`], of an answer that doesn't end: up to this text.
-    fn raw_until(&self, request: &str, text: &str) -> String {
+    pub(crate) fn raw_until(&self, request: &str, text: &str) -> String {
         let address = self.url.strip_prefix("http://").unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();

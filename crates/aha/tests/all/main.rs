@@ -5,6 +5,7 @@
 mod benches;
 mod daemons;
 mod evaluations;
+mod faults;
 mod grading;
 mod models;
 mod operations;

@@ -45,6 +45,13 @@ pub struct Args {
     /// is free. By default what the machine has free, less a reserve.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<ByteSize>,
+    /// What is left free of the machine's memory: below it no run is started, and models that nobody asks are dropped.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = shared::size)]
+    memory_reserve: ByteSize,
+    /// What is left free on the disks of the home folder and of runs. Below it no run is taken or started, and those that
+    /// run wait, and go on by themselves when there is room.
+    #[arg(long, value_name = "SIZE", default_value = shared::DISK_RESERVE, value_parser = shared::size)]
+    disk_reserve: ByteSize,
     /// A folder whose data and models pipelines may name, and to which they may export. Can be repeated. By default the
     /// one that the daemon is started in.
     #[arg(long = "allow", value_name = "DIR")]
@@ -128,6 +135,8 @@ impl Args {
             hosts: self.hosts,
             runs_max: self.runs as usize,
             memory_bytes: self.memory.map(|size| size.0),
+            memory_reserve_bytes: self.memory_reserve.0,
+            disk_reserve_bytes: self.disk_reserve.0,
             allowed: Allowed {
                 folders: self.allow,
                 commands: self.allow_commands,
