@@ -142,8 +142,8 @@ fn pause_after(failures: u32) -> Duration {
     Duration::from_secs(4_u64.saturating_pow(failures.saturating_sub(1))).min(PAUSE_MAX)
 }
 
-/// Whether a run that may be started again at `at_us` may be now; both in µs since 1970. A time that is further off than
-/// any pause is none: the clock was set back.
+/// Whether a run that may be started again at `at_us` may be now; both in µs since 1970. A time that is further off
+/// than any pause is none: the clock was set back.
 pub fn is_ready(at_us: Option<i64>, now_us: i64) -> bool {
     let longest_us = i64::try_from(PAUSE_MAX.as_micros()).unwrap_or(i64::MAX);
     at_us.is_none_or(|at_us| at_us <= now_us || at_us.saturating_sub(now_us) > longest_us)

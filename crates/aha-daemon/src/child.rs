@@ -241,8 +241,8 @@ fn last_word(event: &Value) -> Option<LastWord> {
     })
 }
 
-/// Processes that the kernel has ended for want of memory, of the whole machine. Where another one ended at the same time
-/// as ours was killed by somebody, that is taken for the reason.
+/// Processes that the kernel has ended for want of memory, of the whole machine. Where another one ended at the same
+/// time as ours was killed by somebody, that is taken for the reason.
 fn oom_kills() -> u64 {
     let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
     let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));

@@ -145,7 +145,8 @@ impl Store {
         })
     }
 
-    /// Works on the database. Where the disk failed, as one does that is full, it is opened anew for whoever comes next.
+    /// Works on the database. Where the disk failed, as one does that is full, it is opened anew for whoever comes
+    /// next.
     fn with<T>(
         &self,
         action: &str,

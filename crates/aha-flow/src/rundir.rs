@@ -66,8 +66,8 @@ impl RunDir {
         self.room.as_ref()
     }
 
-    /// Does work that writes into the directory. Where the disk is full it is done again, from its beginning, when there
-    /// is room: everything that a run writes goes through this, but what may be missing (log, metrics).
+    /// Does work that writes into the directory. Where the disk is full it is done again, from its beginning, when
+    /// there is room: everything that a run writes goes through this, but what may be missing (log, metrics).
     pub fn write<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
         match &self.room {
             Some(room) => room.write(&self.root, work),
@@ -224,8 +224,8 @@ impl RunDir {
     }
 }
 
-/// Locks a file, which a process may still hold that was killed: until the kernel has taken back all its memory, or while
-/// a child of it that was just made has its files. Says whether it could.
+/// Locks a file, which a process may still hold that was killed: until the kernel has taken back all its memory, or
+/// while a child of it that was just made has its files. Says whether it could.
 pub fn lock_within(file: &File, wait: Duration) -> io::Result<bool> {
     let until = Instant::now() + wait;
     loop {

@@ -43,8 +43,8 @@ pub struct Args {
     /// Go on with an unfinished run, from its last checkpoint.
     #[arg(long)]
     resume: bool,
-    /// What is left free on the disk of the run directory. Below it, and where the disk is full, the run waits, and goes
-    /// on by itself when there is room.
+    /// What is left free on the disk of the run directory. Below it, and where the disk is full, the run waits, and
+    /// goes on by itself when there is room.
     #[arg(long, value_name = "SIZE", default_value = shared::DISK_RESERVE, value_parser = shared::size)]
     disk_reserve: ByteSize,
     /// Print what happens to stdout as JSON lines. The last one says how the run ended.

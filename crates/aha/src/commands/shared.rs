@@ -126,8 +126,8 @@ pub fn ranker(written: Written) -> anyhow::Result<Reward> {
     ))
 }
 
-/// What is left free on the disk of a run directory, if nobody says otherwise: enough for logs and for other programs to
-/// end in order.
+/// What is left free on the disk of a run directory, if nobody says otherwise: enough for logs and for other programs
+/// to end in order.
 pub const DISK_RESERVE: &str = "64MiB";
 
 /// A size in bytes.

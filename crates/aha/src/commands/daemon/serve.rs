@@ -48,8 +48,8 @@ pub struct Args {
     /// What is left free of the machine's memory: below it no run is started, and models that nobody asks are dropped.
     #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = shared::size)]
     memory_reserve: ByteSize,
-    /// What is left free on the disks of the home folder and of runs. Below it no run is taken or started, and those that
-    /// run wait, and go on by themselves when there is room.
+    /// What is left free on the disks of the home folder and of runs. Below it no run is taken or started, and those
+    /// that run wait, and go on by themselves when there is room.
     #[arg(long, value_name = "SIZE", default_value = shared::DISK_RESERVE, value_parser = shared::size)]
     disk_reserve: ByteSize,
     /// A folder whose data and models pipelines may name, and to which they may export. Can be repeated. By default the
