@@ -20,6 +20,8 @@ pub enum Point {
     Advantage,
     /// The learner takes a step's groups.
     Learn,
+    /// The learner's thread begins to train on them.
+    Train,
     /// The recorder takes a step's rows.
     Record,
     /// The checkpointer begins a checkpoint.
@@ -48,7 +50,15 @@ impl Faults {
     pub fn of_prompts(
         strike: impl Fn(&str) -> Result<(), Error> + Send + Sync + 'static,
     ) -> Faults {
-        Faults { strike: None, strike_prompt: Some(Arc::new(strike)) }
+        Faults::default().and_of_prompts(strike)
+    }
+
+    /// These, and faults in the sampling of prompts.
+    pub fn and_of_prompts(
+        self,
+        strike: impl Fn(&str) -> Result<(), Error> + Send + Sync + 'static,
+    ) -> Faults {
+        Faults { strike_prompt: Some(Arc::new(strike)), ..self }
     }
 
     /// Lets a fault strike.
