@@ -121,9 +121,7 @@ pub fn device(run: &Run) -> Device {
 
 /// As [`device`], with so many threads.
 pub fn device_of(run: &Run, threads: usize) -> Device {
-    Device::cpu(threads)
-        .with_dtype(run.dtype.into())
-        .with_kv_dtype(run.kv_dtype.into())
+    Device::cpu(threads).with_dtype(run.dtype.into()).with_kv_dtype(run.kv_dtype.into())
 }
 
 /// What a panic said.

@@ -406,11 +406,7 @@ impl Runner {
 }
 
 /// The model that is asked about the tokens of `base`, where the stage names one: it has to know them.
-async fn guide(
-    models: &Models<'_>,
-    stage: &Stage,
-    base: &Loaded,
-) -> Result<Option<Arc<Model>>> {
+async fn guide(models: &Models<'_>, stage: &Stage, base: &Loaded) -> Result<Option<Arc<Model>>> {
     let Some((key, name)) = stage.kind.guide() else { return Ok(None) };
     let Loaded { model, tokenizer } = models.load(name).await?;
     if let Some(difference) = base.tokenizer.difference(&tokenizer) {

@@ -359,7 +359,10 @@ pub fn check_reward_names(reward_names: &[String]) -> Result<()> {
 
 fn sampled_fields() -> Vec<Field> {
     vec![
-        text(col::ROLLOUT_ID, "stage/round/prompt_id/sample_idx, the round being the step that its prompt was asked for; unique in a run"),
+        text(
+            col::ROLLOUT_ID,
+            "stage/round/prompt_id/sample_idx, the round being the step that its prompt was asked for; unique in a run",
+        ),
         text(col::STAGE, "stage that sampled it"),
         whole(
             col::STEP,

@@ -304,7 +304,8 @@ impl<'a> RolloutsView<'a> {
     /// [`RolloutsView::policy_version`] for all.
     pub fn completion_policy_versions(&self, row: usize) -> Option<impl Iterator<Item = u64> + 'a> {
         let versions = &self.completion_policy_versions;
-        let list = versions.lists.is_valid(row).then(|| &versions.values.values()[versions.range(row)]);
+        let list =
+            versions.lists.is_valid(row).then(|| &versions.values.values()[versions.range(row)]);
         list.map(|list| list.iter().map(|&version| version as u64))
     }
 

@@ -217,8 +217,8 @@ impl State {
     /// Hands a group on as it is: it is compared with those that its step takes.
     fn pass_on(&self, round: u64, attempt: u64, rows: RecordBatch) -> Result<()> {
         let settings = &self.args.shared.settings;
-        let has_spread = settings.resample_rounds == 0
-            || has_spread(&rows, &settings.objective.advantage)?;
+        let has_spread =
+            settings.resample_rounds == 0 || has_spread(&rows, &settings.objective.advantage)?;
         self.args.learner.arrived(attempt, round, Arrival::scored(rows, has_spread)?);
         Ok(())
     }
@@ -307,7 +307,13 @@ pub fn normalise(
         [] => (vec![Some(0.0); samples.len()], vec![true; lens.len()]),
         _ => compare(&slices, &left_out, rule)?,
     };
-    Ok(Groups { rows: steps::add_advantages(&scored, &values)?, lens, has_signal, left_out, failed })
+    Ok(Groups {
+        rows: steps::add_advantages(&scored, &values)?,
+        lens,
+        has_signal,
+        left_out,
+        failed,
+    })
 }
 
 /// The advantages of all completions, none where one has no reward, and which groups have a signal.

@@ -12,6 +12,8 @@ pub enum Point {
     Feed,
     /// The sampler begins a step.
     Sample,
+    /// A sampler that runs ahead begins a forward pass; the step is 0.
+    Decode,
     /// The reward actor takes a batch.
     Reward,
     /// A thread of the reward actor begins to score a batch.

@@ -267,7 +267,7 @@ impl Actor for Learner {
             })
             .await?;
         let begins = (args.position.version, step);
-        let intake = Intake::new(&args.shared.settings, &args.position.asked, begins);
+        let intake = Intake::new(&args.shared, &args.position.asked, begins);
         let problems = &args.shared.problems;
         let seen = args.shared.draw.as_ref().map(|draw| draw.begin(problems, &args.position.seen));
         Ok(State {

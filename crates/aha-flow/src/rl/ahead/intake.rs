@@ -12,7 +12,6 @@ use super::idle::Idle;
 use super::lane::Lane;
 use super::ledger::{Again, Asked, Fate, Group, Ledger, Outcome, Rule, Taken};
 use crate::error::Result;
-use crate::pipeline::RlStage;
 use crate::rl::advantage::{self, Groups, NO_SIGNAL};
 use crate::rl::feeder::Wanted;
 use crate::rl::stage::Shared;
@@ -56,7 +55,8 @@ pub struct Intake {
 
 impl Intake {
     /// What a stage begins with after `step` steps, or goes on with; none where the sampler doesn't run ahead.
-    pub fn new(settings: &RlStage, asked: &Asked, (version, step): (u64, u64)) -> Option<Intake> {
+    pub fn new(shared: &Shared, asked: &Asked, (version, step): (u64, u64)) -> Option<Intake> {
+        let settings = &shared.settings;
         if settings.max_staleness == 0 {
             return None;
         }
@@ -65,6 +65,7 @@ impl Intake {
             per_step: settings.prompts_per_step as usize,
             resample_rounds: settings.resample_rounds as usize,
             steps: settings.steps,
+            one_by_one: shared.draw.is_some(),
         };
         let mut ledger = Ledger::new(rule, asked.clone());
         ledger.publish(version, step);
@@ -120,7 +121,12 @@ impl Intake {
     }
 
     /// The groups of step `step`, if it is time; else the learner waits from now on.
-    pub fn take(&mut self, shared: &Shared, step: u64, lane: Option<&Lane>) -> Result<Option<Groups>> {
+    pub fn take(
+        &mut self,
+        shared: &Shared,
+        step: u64,
+        lane: Option<&Lane>,
+    ) -> Result<Option<Groups>> {
         let Some(taken) = self.ledger.take(step) else {
             self.idle.begin(Instant::now());
             return Ok(None);

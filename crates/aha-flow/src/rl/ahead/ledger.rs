@@ -29,6 +29,8 @@ pub struct Rule {
     pub resample_rounds: usize,
     /// Steps of the stage.
     pub steps: u64,
+    /// Whether a round's prompts depend on which are on their way: the next is asked for once they are known.
+    pub one_by_one: bool,
 }
 
 /// What a checkpoint keeps: everything that was asked for and that no step has taken. It is sampled again.
@@ -159,7 +161,8 @@ impl<T> Ledger<T> {
     pub fn next_round(&mut self, step: u64) -> Option<u64> {
         let Rule { max_staleness, per_step, steps, .. } = self.rule;
         let (kept, apart) = self.counts(step);
-        if self.is_dry || self.is_worn_out(kept, apart) {
+        let has_to_wait = self.rule.one_by_one && !self.feeding.is_empty();
+        if self.is_dry || has_to_wait || self.is_worn_out(kept, apart) {
             return None;
         }
         let begun = self.open.len() + self.feeding.len() * per_step + kept + self.training;

@@ -17,6 +17,7 @@ use crate::compute::panic_text;
 use crate::error::{Error, Result};
 use crate::generate::{self, Drawn};
 use crate::rl::credit::Credit;
+use crate::rl::fault::Point;
 use crate::rl::stage::Shared;
 use crate::rl::{learner, reward};
 
@@ -26,7 +27,7 @@ pub struct Ask {
     pub round: u64,
     /// A row of `aha_rollout::schema::prompts`.
     pub prompt: RecordBatch,
-    /// Pays for the place of the round's prompts, all of which have it.
+    /// Pays for the place of the round's prompts, all of which have it until they begin.
     pub credit: Arc<Credit>,
 }
 
@@ -169,7 +170,8 @@ fn prompt_id(prompt: &RecordBatch) -> Result<String> {
 
 /// A group that is being drawn.
 struct Open {
-    ask: Ask,
+    round: u64,
+    prompt: RecordBatch,
     completions: Vec<(Completion, i64)>,
 }
 
@@ -203,7 +205,9 @@ impl Desk<'_> {
             return Ok(None);
         }
         let completions = Vec::with_capacity(request.samples.len());
-        self.open.insert(self.next_idx, Open { ask, completions });
+        let Ask { round, prompt, credit } = ask;
+        drop(credit);
+        self.open.insert(self.next_idx, Open { round, prompt, completions });
         self.next_idx += 1;
         Ok(Some(request))
     }
@@ -217,11 +221,10 @@ impl Desk<'_> {
         if open.completions.len() < shared.settings.group_size as usize {
             return Ok(());
         }
-        let Open { ask, completions } = self.open.remove(&idx).ok_or_else(unknown)?;
-        let view = PromptsView::new(&ask.prompt)?;
-        let rows =
-            generate::group_rows((&view, 0), completions, &shared.tokenizer, Drawn::ByEach)?;
-        if reward.score(ask.round, *attempt, rows) {
+        let Open { round, prompt, completions } = self.open.remove(&idx).ok_or_else(unknown)?;
+        let view = PromptsView::new(&prompt)?;
+        let rows = generate::group_rows((&view, 0), completions, &shared.tokenizer, Drawn::ByEach)?;
+        if reward.score(round, *attempt, rows) {
             return Ok(());
         }
         cancel.store(true, Ordering::Relaxed);
@@ -251,6 +254,9 @@ impl Audience for Desk<'_> {
     }
 
     fn weights(&mut self) -> Option<Weights> {
+        if let Err(error) = self.stream.shared.faults.at(Point::Decode, 0) {
+            self.outcome = Err(error);
+        }
         let newer = self.stream.checked(self.stream.lane.newer()?);
         self.model = Arc::clone(&newer.model);
         Some(newer)

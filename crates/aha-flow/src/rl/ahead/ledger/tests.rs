@@ -3,7 +3,7 @@
 use super::*;
 
 fn rule(k: u64) -> Rule {
-    Rule { max_staleness: k, per_step: 2, resample_rounds: 0, steps: 10 }
+    Rule { max_staleness: k, per_step: 2, resample_rounds: 0, steps: 10, one_by_one: false }
 }
 
 /// A ledger of a stage that begins, whose first weights are published.
@@ -52,6 +52,14 @@ fn no_more_groups_begin_than_the_staleness_allows() {
         ledger.publish(1, 1);
         assert_eq!(feed(&mut ledger, 1), [k + 2]);
     }
+}
+
+#[test]
+fn rounds_that_depend_on_each_other_begin_one_by_one() {
+    let mut ledger = begun(Rule { one_by_one: true, ..rule(2) });
+    assert_eq!((ledger.next_round(0), ledger.next_round(0)), (Some(1), None));
+    ledger.fed(1, ids(1));
+    assert_eq!((ledger.next_round(0), ledger.next_round(0)), (Some(2), None));
 }
 
 #[test]
@@ -146,12 +154,7 @@ fn the_last_step_leaves_nothing_behind() {
     assert!(ledger.take(1).is_none(), "2.0 is on its way");
     assert!(ledger.arrive(2, "2.0", group("c", 0)));
     let taken = ledger.take(1).unwrap();
-    let wanted = [
-        (Fate::NoSignal, "a"),
-        (Fate::Kept, "b"),
-        (Fate::Kept, "c"),
-        (Fate::Unused, "d"),
-    ];
+    let wanted = [(Fate::NoSignal, "a"), (Fate::Kept, "b"), (Fate::Kept, "c"), (Fate::Unused, "d")];
     assert_eq!(rows(&taken), wanted);
 }
 
