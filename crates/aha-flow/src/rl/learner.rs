@@ -410,8 +410,8 @@ impl State {
         self.links.as_ref()?.sampler.lane().cloned()
     }
 
-    /// Gives a sampler that runs ahead the newest weights, once for each step and spawn of the left side. They are
-    /// copied on the thread that changes them, so that nobody changes them meanwhile.
+    /// Gives a sampler that runs ahead, and hasn't got them with the end of their step, the newest weights. They are copied
+    /// on the thread that changes them, so that nobody changes them meanwhile.
     fn give(&mut self) {
         let Some(lane) = self.lane() else { return };
         let (Some(links), Some(engine), Some(intake)) =
@@ -427,6 +427,14 @@ impl State {
             (Arc::clone(engine.model()), engine.version(), self.checksum);
         let given = self.thread.run(move || lane.publish(&model, version, checksum));
         drop(given); // It answers the sampler, not us.
+    }
+
+    /// The lane that is given the weights that `step` leaves, if they are wanted.
+    fn lane_after(&mut self, step: u64) -> Option<Arc<Lane>> {
+        let lane = self.lane().filter(|_| step < self.shared.settings.steps)?;
+        let attempt = self.links.as_ref()?.attempt;
+        self.intake.as_mut()?.has_to_give(attempt, step);
+        Some(lane)
     }
 
     /// Asks whoever is left of it now for what those before can't give any more.
@@ -517,9 +525,14 @@ impl State {
         let (shared, cancel, me) = (Arc::clone(&self.shared), Arc::clone(&self.cancel), me.clone());
         let reference_version = self.position.reference_version;
         self.learning_since = Instant::now();
+        let lane = self.lane_after(step);
         let trained = self.thread.run(move || {
             let trained =
                 train::train(&mut engine, &shared, step, &groups, reference_version, &cancel)?;
+            // Before a round is asked for that may begin with the step's end: it is drawn from these.
+            if let Some(lane) = lane {
+                lane.publish(engine.model(), engine.version(), trained.checksum);
+            }
             Ok((engine, trained))
         });
         crate::task::spawn("learner job", async move {

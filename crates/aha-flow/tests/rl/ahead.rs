@@ -296,7 +296,9 @@ async fn a_prompt_at_which_sampling_fails_is_set_aside_and_the_run_goes_on() {
         let outcome = world.run(&name, How { sets: &sets, faults, ..How::default() }).await;
         outcome.result.unwrap_or_else(|error| panic!("{name}: {error}"));
         let seen = look(&world.dir(&name), 2, 1);
-        assert_eq!(seen.trained.values().sum::<usize>(), 6 * ROWS - 4, "{seen:?}");
+        // Another round may ask it before it is set aside.
+        let lost = 6 * ROWS - seen.trained.values().sum::<usize>();
+        assert!(lost == 4 || lost == 8, "{seen:?}");
         let set_aside = rows(&world.dir(&name), "zero_set_aside");
         assert_eq!(set_aside.iter().map(|batch| batch.num_rows()).sum::<usize>(), 1);
         each_rollout(&world.dir(&name), "zero", |view, row| assert_ne!(view.prompt_id(row), "p1"));
@@ -315,7 +317,6 @@ async fn sampling_that_fails_at_every_prompt_stops_the_run_and_blames_none() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stage_whose_every_prompt_fails_says_so() {
     let world = World::with(&problem("bad-text", "what?", "2"));
-    world.append("");
     let tokenizer = "models.blank.tokenizer.train=SELECT '0123456789+=' AS text FROM problems";
     let sets = [AHEAD, tokenizer, "stage.zero.watchdogs.trains_on_nothing_steps_max=3"];
     let outcome = world.run("run", How { sets: &sets, ..How::default() }).await;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use aha_model::Model;
 use aha_rollout::view::PromptsView;
@@ -20,6 +21,9 @@ use crate::rl::credit::Credit;
 use crate::rl::fault::Point;
 use crate::rl::stage::Shared;
 use crate::rl::{learner, reward};
+
+/// How long one that was struck waits for another prompt, which tells whose fault it is.
+const OTHERS_WAIT: Duration = Duration::from_millis(500);
 
 /// A prompt to complete.
 pub struct Ask {
@@ -91,7 +95,8 @@ impl Stream {
         has_drawn: bool,
         struck: &mut Vec<(u64, String, Error)>,
     ) -> Result<Option<Ask>> {
-        if !has_drawn && let Ok(ask) = self.asks.try_recv() {
+        let is_open = !has_drawn && !struck.is_empty();
+        if is_open && let Ok(ask) = self.asks.recv_timeout(OTHERS_WAIT) {
             return Ok(Some(ask));
         }
         if !has_drawn && struck.len() > 1 {
