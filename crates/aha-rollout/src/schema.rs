@@ -474,7 +474,7 @@ fn trained_fields() -> Vec<Field> {
         ),
         maybe_text(
             col::SKIP_REASON,
-            "why the learner left it out, such as `no_signal`; null where it is trained on",
+            "why the learner left it out, such as `no_signal` or `stale`; null where it is trained on",
         ),
     ]
 }

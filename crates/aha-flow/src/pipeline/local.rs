@@ -8,8 +8,8 @@ use super::reader::Reader;
 use super::rewards::Reward;
 use super::sampling::Thinking;
 use super::stages::{
-    DpoStage, EvalStage, OnNull, PairLoss, Pipeline, RlStage, SampleStage, SftStage, Stage,
-    StageKind,
+    DpoStage, EvalStage, OnNull, OnStale, PairLoss, Pipeline, RlStage, SampleStage, SftStage,
+    Stage, StageKind,
 };
 use super::values::Sql;
 
@@ -540,6 +540,17 @@ fn check_rl(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
             .to_owned();
         let hint = "1.0 samples from the policy itself".to_owned();
         reader.report_at(&format!("{path}.sampling.temperature"), message, Some(hint));
+    }
+    if good(reader, &["max_staleness", "on_stale"])
+        && rl.max_staleness == 0
+        && rl.on_stale == OnStale::Wait
+    {
+        let key = format!("{path}.on_stale");
+        let message = format!(
+            "`{key}` is about groups that are too old, but with `max_staleness = 0` none ever is"
+        );
+        let hint = "leave it out, or set `max_staleness` to 1 or more".to_owned();
+        reader.report_at(&key, message, Some(hint));
     }
     let shares = [("sampler_threads", rl.sampler_threads), ("learner_threads", rl.learner_threads)];
     for (key, _) in shares.into_iter().filter(|(_, threads)| *threads > 0) {

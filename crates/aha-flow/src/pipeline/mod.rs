@@ -74,8 +74,8 @@ pub use sampling::{
 pub use settings::{Settings, Written};
 pub use stages::{
     Critic, Curriculum, DpoStage, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull,
-    Overlong, OverlongPair, PairLoss, Pipeline, QueryStage, Reference, RewardModelStage, RlStage,
-    SampleStage, SftForm, SftStage, Stage, StageKind,
+    OnStale, Overlong, OverlongPair, PairLoss, Pipeline, QueryStage, Reference, RewardModelStage,
+    RlStage, SampleStage, SftForm, SftStage, Stage, StageKind,
 };
 pub use values::{ByteSize, Names, Sql, Weights};
 pub use watchdogs::{NanWatchdog, SftWatchdogs, Watch, Watchdogs};

@@ -486,6 +486,16 @@ section! {
 }
 
 choice! {
+    /// What happens to groups that would be too old when they arrive.
+    pub enum OnStale {
+        /// They are left out: steps go on without them, and the table has them as `stale`.
+        Drop = "drop",
+        /// Steps wait for them.
+        Wait = "wait",
+    }
+}
+
+choice! {
     /// What happens to a completion that no verifier could score.
     pub enum OnNull {
         /// It is left out of its group and not trained on.
@@ -627,6 +637,9 @@ section! {
         /// once, however many optimizer steps it makes. Results then depend on how fast either side is. It takes memory
         /// for two copies of the weights, and for sampling and learning at once.
         pub max_staleness: u32 = 0, "at most 64" |n| *n <= 64;
+        /// With `max_staleness` above 0: what happens to groups that others overtake. `drop` leaves out those that are too
+        /// old when they arrive, which are the long ones first; `wait` makes steps wait for them.
+        pub on_stale: OnStale = OnStale::Drop;
         /// With `max_staleness` above 0: threads that sample. 0: what `learner_threads` leaves of `run.threads`, or half
         /// of them.
         @neutral

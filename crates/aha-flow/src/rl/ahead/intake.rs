@@ -12,6 +12,7 @@ use super::idle::Idle;
 use super::lane::Lane;
 use super::ledger::{Again, Asked, Fate, Group, Ledger, Outcome, Rule, Taken};
 use crate::error::Result;
+use crate::pipeline::OnStale;
 use crate::rl::advantage::{self, Groups, NO_SIGNAL};
 use crate::rl::feeder::Wanted;
 use crate::rl::stage::Shared;
@@ -65,9 +66,10 @@ impl Intake {
             per_step: settings.prompts_per_step as usize,
             resample_rounds: settings.resample_rounds as usize,
             steps: settings.steps,
+            waits: settings.on_stale == OnStale::Wait,
             one_by_one: shared.draw.is_some(),
         };
-        let mut ledger = Ledger::new(rule, asked.clone());
+        let mut ledger = Ledger::new(rule, asked.clone(), step);
         ledger.publish(version, step);
         let (idle, measured) = Default::default();
         Some(Intake { ledger, idle, since: Instant::now(), given: None, measured })

@@ -11,10 +11,14 @@
 //! **Order.** A step takes of the groups that have arrived those of the earliest rounds, by their places: the ones that
 //! have waited longest go first.
 //!
+//! **Waiting.** Groups differ in length, and one that was overtaken may be too old by the time that it arrives. A stage
+//! either leaves it out then, or its steps wait: none is taken after which a group on its way could not be taken in time,
+//! were all groups taken by age from then on.
+//!
 //! **Age.** A step publishes weights once, however many optimizer steps it makes. A token's age is the number of times
 //! that weights were published after those that drew it; a group is as old as its oldest token.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +33,8 @@ pub struct Rule {
     pub resample_rounds: usize,
     /// Steps of the stage.
     pub steps: u64,
+    /// Whether a step waits for groups that would be too old after it.
+    pub waits: bool,
     /// Whether a round's prompts depend on which are on their way: the next is asked for once they are known.
     pub one_by_one: bool,
 }
@@ -102,10 +108,10 @@ pub struct Ledger<T> {
     rule: Rule,
     /// Rounds that were asked for.
     rounds: u64,
-    /// Those of them whose prompts nobody has named yet.
-    feeding: BTreeSet<u64>,
+    /// Those of them whose prompts nobody has named yet, and the steps that were done when they were asked for.
+    feeding: BTreeMap<u64, u64>,
     /// Prompts whose groups are on their way, by round and place.
-    open: BTreeMap<(u64, usize), String>,
+    open: BTreeMap<(u64, usize), Open>,
     /// What has arrived, likewise.
     ready: BTreeMap<(u64, usize), (String, Outcome<T>)>,
     /// Groups of the step that is being trained on.
@@ -116,14 +122,25 @@ pub struct Ledger<T> {
     published: BTreeMap<u64, u64>,
 }
 
+/// A prompt whose group is on its way.
+#[derive(Debug)]
+struct Open {
+    prompt_id: String,
+    /// Steps that were done when it was asked for: its first token is of no older weights.
+    since: u64,
+}
+
 impl<T> Ledger<T> {
-    /// What a stage begins with, or goes on with.
-    pub fn new(rule: Rule, asked: Asked) -> Ledger<T> {
-        let open = asked.open.into_iter().map(|(round, place, id)| ((round, place), id));
+    /// What a stage begins with, or goes on with after `step` steps.
+    pub fn new(rule: Rule, asked: Asked, step: u64) -> Ledger<T> {
+        let open = asked
+            .open
+            .into_iter()
+            .map(|(round, place, prompt_id)| ((round, place), Open { prompt_id, since: step }));
         Ledger {
             rule,
             rounds: asked.rounds,
-            feeding: BTreeSet::new(),
+            feeding: BTreeMap::new(),
             open: open.collect(),
             ready: BTreeMap::new(),
             training: 0,
@@ -134,7 +151,8 @@ impl<T> Ledger<T> {
 
     /// What a checkpoint keeps.
     pub fn asked(&self) -> Asked {
-        let open = self.open.iter().map(|(&(round, place), id)| (round, place, id.clone()));
+        let open =
+            self.open.iter().map(|(&(round, place), open)| (round, place, open.prompt_id.clone()));
         let ready = self.ready.iter().map(|(&(round, place), (id, _))| (round, place, id.clone()));
         let mut open: Vec<_> = open.chain(ready).collect();
         open.sort();
@@ -172,39 +190,40 @@ impl<T> Ledger<T> {
             return None;
         }
         self.rounds += 1;
-        self.feeding.insert(self.rounds);
+        self.feeding.insert(self.rounds, step);
         Some(self.rounds)
     }
 
     /// The prompts of a round, in order.
     pub fn fed(&mut self, round: u64, prompt_ids: Vec<String>) {
-        if !self.feeding.remove(&round) {
-            return;
-        }
+        let Some(since) = self.feeding.remove(&round) else { return };
         self.is_dry |= prompt_ids.is_empty();
         let places = prompt_ids.into_iter().enumerate();
-        self.open.extend(places.map(|(place, id)| ((round, place), id)));
+        self.open
+            .extend(places.map(|(place, prompt_id)| ((round, place), Open { prompt_id, since })));
     }
 
     /// What became of a prompt. False where nobody waits for it.
     pub fn arrive(&mut self, round: u64, prompt_id: &str, outcome: Outcome<T>) -> bool {
         let mut of_round = self.open.range((round, 0)..=(round, usize::MAX));
-        let Some((&key, _)) = of_round.find(|(_, id)| *id == prompt_id) else { return false };
-        let Some(id) = self.open.remove(&key) else { return false };
-        self.ready.insert(key, (id, outcome));
+        let Some((&key, _)) = of_round.find(|(_, open)| open.prompt_id == prompt_id) else {
+            return false;
+        };
+        self.open.remove(&key);
+        self.ready.insert(key, (prompt_id.to_owned(), outcome));
         true
     }
 
     /// What has to be asked for again of those who come in place of others that ended.
     pub fn again(&self) -> Vec<Again> {
         let mut rounds: BTreeMap<u64, Again> = BTreeMap::new();
-        for (&(round, _), id) in &self.open {
+        for (&(round, _), open) in &self.open {
             let of_round = rounds.entry(round).or_insert(Again::Prompts(round, Vec::new()));
             if let Again::Prompts(_, ids) = of_round {
-                ids.push(id.clone());
+                ids.push(open.prompt_id.clone());
             }
         }
-        let feeding = self.feeding.iter().map(|&round| (round, Again::Round(round)));
+        let feeding = self.feeding.keys().map(|&round| (round, Again::Round(round)));
         rounds.extend(feeding);
         rounds.into_values().collect()
     }
@@ -212,7 +231,7 @@ impl<T> Ledger<T> {
     /// Prompts that have begun and that no step has taken.
     pub fn prompt_ids(&self) -> impl Iterator<Item = &str> {
         let ready = self.ready.values().map(|(id, _)| id.as_str());
-        self.open.values().map(String::as_str).chain(ready)
+        self.open.values().map(|open| open.prompt_id.as_str()).chain(ready)
     }
 
     /// Tokens of the groups that have arrived and that no step has taken.
@@ -232,7 +251,7 @@ impl<T> Ledger<T> {
             (true, false) => true,
             (false, is_on_its_way) => self.is_dry && !is_on_its_way,
         };
-        if !is_time {
+        if !is_time || (self.rule.waits && self.makes_late(step)) {
             return None;
         }
         self.is_dry = false;
@@ -253,6 +272,24 @@ impl<T> Ledger<T> {
             }
         }
         Some(taken)
+    }
+
+    /// Whether a group that is on its way would be too old after `step`, even if groups were taken by age from then on.
+    fn makes_late(&self, step: u64) -> bool {
+        let Rule { max_staleness, per_step, .. } = self.rule;
+        let ages = self.ready.values().filter_map(|(_, outcome)| match outcome {
+            Ok(group) => self.age(group.oldest, step - 1),
+            Err(_) => Some(0),
+        });
+        let left = ages.skip(per_step).map(|age| (step - 1 - age, false));
+        let open = self.open.values().map(|open| (open.since, true));
+        let mut all: Vec<(u64, bool)> = left.chain(open).collect();
+        all.sort_unstable();
+        // The one at `idx` is taken so many steps after `step` at the earliest.
+        let is_late = |(idx, &(since, is_open)): (usize, &(u64, bool))| {
+            is_open && since + max_staleness < step + (idx / per_step) as u64
+        };
+        all.iter().enumerate().any(is_late)
     }
 
     fn fate(&self, outcome: &Outcome<T>, step: u64) -> Fate {

@@ -3,12 +3,19 @@
 use super::*;
 
 fn rule(k: u64) -> Rule {
-    Rule { max_staleness: k, per_step: 2, resample_rounds: 0, steps: 10, one_by_one: false }
+    Rule {
+        max_staleness: k,
+        per_step: 2,
+        resample_rounds: 0,
+        steps: 10,
+        waits: false,
+        one_by_one: false,
+    }
 }
 
 /// A ledger of a stage that begins, whose first weights are published.
 fn begun(rule: Rule) -> Ledger<&'static str> {
-    let mut ledger = Ledger::new(rule, Asked::default());
+    let mut ledger = Ledger::new(rule, Asked::default(), 0);
     ledger.publish(0, 0);
     ledger
 }
@@ -117,6 +124,47 @@ fn a_group_that_was_overtaken_too_often_is_stale_and_another_comes_in_its_place(
 }
 
 #[test]
+fn a_step_may_wait_for_groups_that_would_be_too_old_after_it() {
+    let mut ledger = begun(Rule { waits: true, ..rule(1) });
+    feed(&mut ledger, 0);
+    for (round, id) in [(1, "1.1"), (2, "2.0")] {
+        assert!(ledger.arrive(round, id, group("young", 0)));
+    }
+    assert_eq!(
+        ledger.take(1).unwrap().groups.len(),
+        2,
+        "two are left, and the next step takes two"
+    );
+    ledger.publish(1, 1);
+    feed(&mut ledger, 1);
+    for (round, id) in [(2, "2.1"), (3, "3.0"), (3, "3.1")] {
+        assert!(ledger.arrive(round, id, group("younger", round / 3)));
+        assert!(ledger.take(2).is_none(), "1.0 would be too old for step 3");
+    }
+    assert!(ledger.arrive(1, "1.0", group("old", 0)));
+    assert_eq!(rows(&ledger.take(2).unwrap()), [(Fate::Kept, "old"), (Fate::Kept, "younger")]);
+    ledger.publish(2, 2);
+    assert_eq!(ledger.take(3).unwrap().groups.len(), 2);
+    // Three steps ahead a whole step's groups can be too late together.
+    let mut ledger = begun(Rule { waits: true, ..rule(2) });
+    feed(&mut ledger, 0);
+    for id in ["1.0", "1.1"] {
+        assert!(ledger.arrive(1, id, group("a", 0)));
+    }
+    assert!(ledger.take(1).is_some());
+    ledger.publish(1, 1);
+    feed(&mut ledger, 1);
+    for id in ["4.0", "4.1"] {
+        assert!(ledger.arrive(4, id, group("b", 1)));
+    }
+    assert!(ledger.take(2).is_none(), "four of the first weights are left, and step 3 takes two");
+    for id in ["3.0", "3.1"] {
+        assert!(ledger.arrive(3, id, group("c", 0)));
+    }
+    assert_eq!(rows(&ledger.take(2).unwrap()), [(Fate::Kept, "c"), (Fate::Kept, "c")]);
+}
+
+#[test]
 fn weights_that_a_step_leaves_as_they_are_make_nothing_older() {
     let mut ledger = begun(rule(1));
     for step in 1..5 {
@@ -205,7 +253,7 @@ fn what_no_step_has_taken_is_asked_for_again() {
     // The process is gone, and what had arrived with it.
     let asked = ledger.asked();
     assert_eq!(asked.rounds, 3);
-    let mut resumed: Ledger<&str> = Ledger::new(rule(2), asked);
+    let mut resumed: Ledger<&str> = Ledger::new(rule(2), asked, 1);
     resumed.publish(1, 1);
     assert_eq!(resumed.again(), [Again::Prompts(2, ids(2)), Again::Prompts(3, ids(3))]);
     assert_eq!(resumed.next_round(1), Some(4));
