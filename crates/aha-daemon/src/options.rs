@@ -48,6 +48,8 @@ pub struct Allowed {
     pub commands: bool,
     /// Whether rewards and stages may ask servers.
     pub network: bool,
+    /// Environment variables that they may take keys for servers from.
+    pub keys: Vec<String>,
 }
 
 /// The limits of a query.

@@ -287,7 +287,7 @@ impl Daemon {
 #[test]
 fn models_of_runs_answer_in_openais_form() {
     let temp = write_pipeline(3);
-    let daemon = Daemon::start(temp.path(), &["--model-idle-seconds", "60"]);
+    let daemon = Daemon::start(temp.path(), &["--model-idle-seconds", "600"]);
     daemon.aha(&["submit", "tiny.toml", "--wait"]);
     let (_, models) = daemon.get("/v1/models");
     let ids: Vec<&str> =
@@ -316,8 +316,7 @@ fn models_of_runs_answer_in_openais_form() {
     streams(&daemon, &chat, &first);
     scores(&daemon);
     refuses(&daemon);
-    let (_, metrics) = daemon.ask("GET", "/metrics", None);
-    assert!(String::from_utf8(metrics).unwrap().contains("aha_models_loaded 1"));
+    forgets(&daemon);
 }
 
 /// A stream's pieces, put together, are the answer.
@@ -395,5 +394,19 @@ fn refuses(daemon: &Daemon) {
     assert_eq!(status, 400, "{problem}");
     assert!(problem["error"]["message"].as_str().unwrap().contains("positions"), "{problem}");
     let (status, problem) = daemon.post("/v1/completions", &json!({ "model": "1/zero" }));
-    assert_eq!(status, 400, "{problem}");
+    assert_eq!((status, &problem["error"]["code"]), (400, &json!("bad-request")), "{problem}");
+    let (status, problem) = daemon.get("/v1/none");
+    assert_eq!((status, &problem["error"]["code"]), (404, &json!("not-found")), "{problem}");
+}
+
+/// What a run that is removed has in memory goes with it.
+fn forgets(daemon: &Daemon) {
+    let loaded = || String::from_utf8(daemon.ask("GET", "/metrics", None).1).unwrap();
+    assert!(loaded().contains("\naha_models_loaded 1\n"), "{}", loaded());
+    assert_eq!(daemon.ask("DELETE", "/api/v1/runs/1", None).0, 204);
+    let start = Instant::now();
+    while !loaded().contains("\naha_models_loaded 0\n") {
+        assert!(start.elapsed() < PATIENCE, "{}", loaded());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

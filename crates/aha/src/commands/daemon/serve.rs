@@ -55,6 +55,10 @@ pub struct Args {
     /// Let pipelines ask servers: rewards of kind `http`, judges with a `url`, stages with an `endpoint`.
     #[arg(long)]
     allow_network: bool,
+    /// An environment variable of the daemon that pipelines may name as `api_key_env`, with --allow-network. Can be
+    /// repeated. What is in the others is sent nowhere.
+    #[arg(long = "allow-key", value_name = "NAME")]
+    allow_key: Vec<String>,
     /// How often in a row a run is tried again that failed of something that may pass, or whose process was killed. A
     /// step in between begins the count anew.
     #[arg(long, value_name = "N", default_value_t = 3)]
@@ -132,6 +136,7 @@ impl Args {
                 folders: self.allow,
                 commands: self.allow_commands,
                 network: self.allow_network,
+                keys: self.allow_key,
             },
             retries_max: self.retries,
             drain: Duration::from_secs(self.drain_seconds),
