@@ -102,8 +102,8 @@ pub const REFERENCE: [(&str, &str); 55] = [
     ("reward_rejected", "`dpo`: the same of the rejected ones."),
     (
         "sampler_gap_mean",
-        "`rl` with `max_staleness` above 0 or `sampling.weights = \"int8\"`: mean distance in nats between the log-prob of \
-         a trained token that the learner computes before the step, and the one that it was sampled with.",
+        "`rl` with `max_staleness` above 0 or `sampling.weights = \"int8\"`: mean distance in nats between the log-prob \
+         of a trained token that the learner computes before the step, and the one that it was sampled with.",
     ),
     (
         "sampler_idle_seconds",
@@ -123,7 +123,8 @@ pub const REFERENCE: [(&str, &str); 55] = [
     ("source_share_NAME", "Likewise: share of the step's prompts that are from the source `NAME`."),
     (
         "stale_groups",
-        "`rl` with `max_staleness` above 0: groups that were too old when the step took its own, and are not trained on.",
+        "`rl` with `max_staleness` above 0: groups that were too old when the step took its own, and are not trained \
+         on.",
     ),
     (
         "staleness_max",

@@ -74,8 +74,8 @@ pub enum OldLogps<'a> {
     /// The behaviour log-probs are these, bit for bit: sampler and learner run the same kernels.
     #[default]
     Behaviour,
-    /// The sampler computes otherwise, or from older weights, and the step hasn't changed them yet: the forward pass gives
-    /// them.
+    /// The sampler computes otherwise, or from older weights, and the step hasn't changed them yet: the forward pass
+    /// gives them.
     Current,
     /// The sampler computes otherwise, or from older weights; [`score`] gave these before the weights changed.
     Scored(&'a [f32]),

@@ -133,9 +133,9 @@ impl Sampler {
         self.running(Held::Lent(model), Vec::new(), settings, random).serve(audience)
     }
 
-    /// As [`Sampler::serve`], from weights that change: before each forward pass `audience` is asked for newer ones too.
-    /// Sequences that are under way go on. Leaves the weights that the last token was drawn from. Weights that change
-    /// have one shape.
+    /// As [`Sampler::serve`], from weights that change: before each forward pass `audience` is asked for newer ones
+    /// too. Sequences that are under way go on. Leaves the weights that the last token was drawn from. Weights that
+    /// change have one shape.
     pub fn serve_changing(
         &mut self,
         weights: &mut Weights,

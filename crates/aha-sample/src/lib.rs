@@ -11,8 +11,8 @@
 //! - [`engine`]: admits groups, prefills prompts once, decodes all sequences together.
 //!
 //! # Invariants
-//! - Unless weights change under it, a completion is a function of weights, prompt, settings and its address alone: not of the batch, the
-//!   limits, or the threads.
+//! - Unless weights change under it, a completion is a function of weights, prompt, settings and its address alone: not
+//!   of the batch, the limits, or the threads.
 //! - Behaviour log-probs have the bits of the learner's forward pass over the same tokens.
 //! - Admitted sequences can always finish: their pages are reserved when they start.
 

@@ -6,10 +6,10 @@ use super::models::{ModelSource, RandomModel, TokenizerSource};
 use super::problem::suggest;
 use super::reader::Reader;
 use super::rewards::Reward;
-use super::sampling::Thinking;
+use super::sampling::{OnStale, Thinking};
 use super::stages::{
-    DpoStage, EvalStage, OnNull, OnStale, PairLoss, Pipeline, RlStage, SampleStage, SftStage,
-    Stage, StageKind,
+    DpoStage, EvalStage, OnNull, PairLoss, Pipeline, RlStage, SampleStage, SftStage, Stage,
+    StageKind,
 };
 use super::values::Sql;
 

@@ -34,8 +34,8 @@
 //! | spare buffers | half of activations, backward and logits, at most 32 MiB; `rl` 64 MiB | freed ones, other sizes |
 //! | rollouts | rows * tokens * 48 | `rl`, `sample`, `eval`: ids, log-probs, text of a step or chunk, copied twice |
 //!
-//! With `resample_rounds` a step has the rollouts of as many further steps, at most; with `max_staleness = k` those of k
-//! further steps are on their way or wait.
+//! With `resample_rounds` a step has the rollouts of as many further steps, at most; with `max_staleness = k` those of
+//! k further steps are on their way or wait.
 //!
 //! What one block keeps for its backward pass, B: both sums of the residual stream and their norms (4 H),
 //! queries and the attention's output (2 Q), keys and values (2 K), the softmax's sums (N), and the MLP's

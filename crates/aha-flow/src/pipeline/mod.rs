@@ -69,13 +69,13 @@ pub use resolve::Facts;
 pub use rewards::Reward;
 pub use run::{Device, Run};
 pub use sampling::{
-    Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
+    OnStale, Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
 };
 pub use settings::{Settings, Written};
 pub use stages::{
     Critic, Curriculum, DpoStage, Dtype, EvalStage, Expect, ExportStage, Format, LossOn, OnNull,
-    OnStale, Overlong, OverlongPair, PairLoss, Pipeline, QueryStage, Reference, RewardModelStage,
-    RlStage, SampleStage, SftForm, SftStage, Stage, StageKind,
+    Overlong, OverlongPair, PairLoss, Pipeline, QueryStage, Reference, RewardModelStage, RlStage,
+    SampleStage, SftForm, SftStage, Stage, StageKind,
 };
 pub use values::{ByteSize, Names, Sql, Weights};
 pub use watchdogs::{NanWatchdog, SftWatchdogs, Watch, Watchdogs};

@@ -456,7 +456,7 @@ fn details_of_rl(rl: &RlStage) -> Vec<String> {
             rl.prompts_per_step
         ));
         lines.push(format!(
-            "          token older than {} publications of weights; each token's term is weighted by w_t, at most {:?};",
+            "          token older than {} publications of weights; each token's term has the weight w_t, at most {:?};",
             rl.max_staleness, rl.objective.importance_cap
         ));
         lines.push("          results depend on timing".to_owned());

@@ -12,7 +12,7 @@ use super::reader::{choice, section, section_fields};
 use super::rewards::Reward;
 use super::run::Run;
 use super::sampling::{
-    Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
+    OnStale, Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
     is_temperature,
 };
 use super::values::{ByteSize, Names, Sql, Weights};
@@ -486,16 +486,6 @@ section! {
 }
 
 choice! {
-    /// What happens to groups that would be too old when they arrive.
-    pub enum OnStale {
-        /// They are left out: steps go on without them, and the table has them as `stale`.
-        Drop = "drop",
-        /// Steps wait for them.
-        Wait = "wait",
-    }
-}
-
-choice! {
     /// What happens to a completion that no verifier could score.
     pub enum OnNull {
         /// It is left out of its group and not trained on.
@@ -637,11 +627,11 @@ section! {
         /// once, however many optimizer steps it makes. Results then depend on how fast either side is. It takes memory
         /// for two copies of the weights, and for sampling and learning at once.
         pub max_staleness: u32 = 0, "at most 64" |n| *n <= 64;
-        /// With `max_staleness` above 0: what happens to groups that others overtake. `drop` leaves out those that are too
-        /// old when they arrive, which are the long ones first; `wait` makes steps wait for them.
+        /// With `max_staleness` above 0: what happens to groups that others overtake. `drop` leaves out those that are
+        /// too old when they arrive, which are the long ones first; `wait` makes steps wait for them.
         pub on_stale: OnStale = OnStale::Drop;
-        /// With `max_staleness` above 0: threads that sample. 0: what `learner_threads` leaves of `run.threads`, or half
-        /// of them.
+        /// With `max_staleness` above 0: threads that sample. 0: what `learner_threads` leaves of `run.threads`, or
+        /// half of them.
         @neutral
         pub sampler_threads: u32 = 0, "at most 256" |n| *n <= 256;
         /// With `max_staleness` above 0: threads that learn. 0: what `sampler_threads` leaves of `run.threads`, or half

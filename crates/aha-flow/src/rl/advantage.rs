@@ -109,6 +109,11 @@ pub struct Groups {
 pub const NO_SIGNAL: &str = "no_signal";
 
 impl Groups {
+    /// Indices of the groups that are trained on.
+    pub fn kept(&self) -> Vec<usize> {
+        (0..self.lens.len()).filter(|&group| self.left_out[group].is_none()).collect()
+    }
+
     /// Of the groups whose rewards were compared, whether each has a signal.
     pub fn compared(&self) -> impl Iterator<Item = bool> + '_ {
         let both = self.left_out.iter().zip(&self.has_signal);

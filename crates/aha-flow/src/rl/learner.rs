@@ -1,6 +1,6 @@
 //! Learner actor: trains on one step's groups after another, and drives the ring.
-//! - Inbox: a step's groups (one step is on its way at a time), and answers of those it has asked. Where the sampler runs
-//!   ahead, group after group, as many as its ledger lets begin.
+//! - Inbox: a step's groups (one step is on its way at a time), and answers of those it has asked. Where the sampler
+//!   runs ahead, group after group, as many as its ledger lets begin.
 //! - State: weights, optimizer, position. After a failure the stage goes on from its last checkpoint.
 //! - Fails with [`Error`]; a watchdog that stops is such an error, after a checkpoint where the weights are sound.
 
@@ -410,8 +410,8 @@ impl State {
         self.links.as_ref()?.sampler.lane().cloned()
     }
 
-    /// Gives a sampler that runs ahead, and hasn't got them with the end of their step, the newest weights. They are copied
-    /// on the thread that changes them, so that nobody changes them meanwhile.
+    /// Gives a sampler that runs ahead, and hasn't got them with the end of their step, the newest weights. They are
+    /// copied on the thread that changes them, so that nobody changes them meanwhile.
     fn give(&mut self) {
         let Some(lane) = self.lane() else { return };
         let (Some(links), Some(engine), Some(intake)) =

@@ -59,8 +59,7 @@ pub fn train(
     let settings = &shared.settings;
     let mut outcomes = first_outcomes(&view, groups, shared);
     let starts = starts(&groups.lens);
-    let kept: Vec<usize> =
-        (0..groups.lens.len()).filter(|&g| groups.left_out[g].is_none()).collect();
+    let kept = groups.kept();
     let old = Old::of(learner, shared, &view, &outcomes);
     let moves = !shared.is_warming_up(step);
     let returns = appraised.as_ref().and_then(|appraised| appraised.returns.as_deref());

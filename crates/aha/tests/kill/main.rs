@@ -1,7 +1,7 @@
 //! P2 and P3: a run that is killed as hard as can be, at twenty moments, ends with the bits of one that was
 //! left alone; so does one with another number of threads and other batch limits. What not every run has is killed in
-//! runs of its own: preferences without a reward model, PPO's critic, adapters. A sampler that runs ahead of its learner
-//! gives other bits each time; such a run loses nothing.
+//! runs of its own: preferences without a reward model, PPO's critic, adapters. A sampler that runs ahead of its
+//! learner gives other bits each time; such a run loses nothing.
 //!
 //! `SOURCE_DATE_EPOCH` stops the clock of the runs, so that tables are compared byte by byte.
 

@@ -1,7 +1,7 @@
 //! The lane between learner and sampler: copies of weights one way, what the sampler says of itself the other.
 //!
-//! The learner changes its weights in place, so what the sampler draws from is a copy. A copy that nobody has taken when
-//! the next is made goes first: there are two at most, the one that is drawn from and the one that waits.
+//! The learner changes its weights in place, so what the sampler draws from is a copy. A copy that nobody has taken
+//! when the next is made goes first: there are two at most, the one that is drawn from and the one that waits.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -12,8 +12,8 @@
 //! have waited longest go first.
 //!
 //! **Waiting.** Groups differ in length, and one that was overtaken may be too old by the time that it arrives. A stage
-//! either leaves it out then, or its steps wait: none is taken after which a group on its way could not be taken in time,
-//! were all groups taken by age from then on.
+//! either leaves it out then, or its steps wait: none is taken after which a group on its way could not be taken in
+//! time, were all groups taken by age from then on.
 //!
 //! **Age.** A step publishes weights once, however many optimizer steps it makes. A token's age is the number of times
 //! that weights were published after those that drew it; a group is as old as its oldest token.

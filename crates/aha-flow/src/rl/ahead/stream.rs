@@ -64,8 +64,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Draws each prompt by itself, so that one at which sampling fails costs no other. What fails at every prompt isn't
-    /// a prompt's own fault.
+    /// Draws each prompt by itself, so that one at which sampling fails costs no other. What fails at every prompt
+    /// isn't a prompt's own fault.
     pub fn one_by_one(self) -> Result<()> {
         let Some(mut weights) = self.first_weights() else { return Ok(()) };
         let mut engine = None;
