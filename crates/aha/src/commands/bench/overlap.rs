@@ -109,7 +109,7 @@ max_staleness = {staleness}
 checkpoint_every = {steps}
 sampling = {{ max_tokens = 2 }}
 rewards = [{{ kind = "regex", pattern = "a" }}]
-watchdogs = {{ trains_on_nothing = "off", trains_on_nothing_steps_max = 10000 }}
+watchdogs = {{ truncated = "off", no_signal = "off", trains_on_nothing = "off", trains_on_nothing_steps_max = 10000 }}
 "#
     )
 }
