@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::models;
 use crate::parts::{Parts, tables_of_training};
+use crate::rl::ahead::ledger::Asked;
 use crate::rl::draw::Seen;
 use crate::rundir::{RunDir, aside, replace_dir, sha256_of_file, write_file};
 
@@ -60,6 +61,9 @@ pub struct Position {
     /// What is known of each prompt that was asked, where that decides which are drawn.
     #[serde(default)]
     pub seen: BTreeMap<String, Seen>,
+    /// What was asked for and that no step had taken, where the sampler runs ahead of the learner.
+    #[serde(default, skip_serializing_if = "Asked::is_empty")]
+    pub asked: Asked,
     /// The parts of tables that the stage had written: what the weights were trained on is among them.
     #[serde(default)]
     pub parts: Parts,

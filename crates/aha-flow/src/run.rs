@@ -330,15 +330,21 @@ impl Runner {
     async fn dpo(&self, stage: &Stage, settings: &DpoStage) -> Result<()> {
         let base = self.load(&settings.model).await?;
         self.set_tokenizer(&base);
-        let reference = self.guide(stage, &base).await?;
+        let reference = guide(&self.models(), stage, &base).await?;
         Dpo { context: self.context(stage), settings }.run(base, reference).await
     }
 
     async fn rl(&self, of: &Stage, settings: &RlStage) -> Result<()> {
         let stage = of.name.as_str();
-        let base = self.load(&settings.model).await?;
+        // Where sampler and learner compute at once, each has its share of the cores.
+        let own = (settings.max_staleness > 0).then(|| {
+            let shares = compute::shares(&self.pipeline.run, settings);
+            compute::device_of(&self.pipeline.run, shares.learner)
+        });
+        let training = self.models_on(own.as_ref().unwrap_or(&self.device));
+        let base = training.load(&settings.model).await?;
         self.set_tokenizer(&base);
-        let teacher = self.guide(of, &base).await?;
+        let teacher = guide(&training, of, &base).await?;
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
         let (on_null, models) = (settings.reward_null, self.models());
         let lender = Lender::new(stage, &specs, &models, &self.waiting).await?;
@@ -362,20 +368,7 @@ impl Runner {
             watcher: Arc::clone(&self.how.watcher),
             faults: self.how.faults.clone(),
         };
-        rl::run(Arc::new(shared), base, &self.models(), &self.how.stop).await
-    }
-
-    /// The model that is asked about the tokens of `base`, where the stage names one: it has to know them.
-    async fn guide(&self, stage: &Stage, base: &Loaded) -> Result<Option<Arc<Model>>> {
-        let Some((key, name)) = stage.kind.guide() else { return Ok(None) };
-        let Loaded { model, tokenizer } = self.load(name).await?;
-        if let Some(difference) = base.tokenizer.difference(&tokenizer) {
-            return Err(Error::input_with(
-                format!("`{key}` is `{name}`, whose tokenizer is another one: {difference}"),
-                "give it a model of the same family, or one trained from it",
-            ));
-        }
-        Ok(Some(model))
+        rl::run(Arc::new(shared), base, &training, &self.how.stop).await
     }
 
     fn context<'a>(&'a self, stage: &'a Stage) -> Context<'a> {
@@ -391,10 +384,14 @@ impl Runner {
     }
 
     fn models(&self) -> Models<'_> {
+        self.models_on(&self.device)
+    }
+
+    fn models_on<'a>(&'a self, device: &'a Device) -> Models<'a> {
         Models {
             pipeline: &self.pipeline,
             dir: &self.dir,
-            device: &self.device,
+            device,
             session: &self.session,
             places: &self.places,
         }
@@ -411,4 +408,17 @@ impl Runner {
             tokenizer.encode(text, false).map(|ids| ids.len()).map_err(|error| error.to_string())
         }));
     }
+}
+
+/// The model that is asked about the tokens of `base`, where the stage names one: it has to know them.
+async fn guide(models: &Models<'_>, stage: &Stage, base: &Loaded) -> Result<Option<Arc<Model>>> {
+    let Some((key, name)) = stage.kind.guide() else { return Ok(None) };
+    let Loaded { model, tokenizer } = models.load(name).await?;
+    if let Some(difference) = base.tokenizer.difference(&tokenizer) {
+        return Err(Error::input_with(
+            format!("`{key}` is `{name}`, whose tokenizer is another one: {difference}"),
+            "give it a model of the same family, or one trained from it",
+        ));
+    }
+    Ok(Some(model))
 }

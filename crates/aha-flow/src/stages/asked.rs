@@ -210,6 +210,7 @@ impl Asked {
             completion_token_ids: &completion.token_ids,
             completion_logprobs: &completion.logprobs,
             completion_forced_mask: None,
+            completion_policy_versions: None,
             finish_reason: &completion.finish_reason,
             finished_at_us: completion.finished_at_us,
         });
