@@ -77,8 +77,6 @@ fn of_stage() -> Vec<Case> {
         model("inner_epochs", "1", &[]),
         table("zero", "max_staleness", "1", &[]),
         error("none ever is", "on_stale", "wait", &[]),
-        error("shares the threads", "sampler_threads", "1", &[]),
-        error("shares the threads", "learner_threads", "1", &[]),
         model("lora.rank", "3", &[LORA]),
         model("lora.alpha", "9", &[LORA]),
         model("lora.targets", "['q_proj']", &[LORA]),
