@@ -56,6 +56,7 @@ fn steps_per_second(bench: &Bench<'_>, staleness: u32) -> anyhow::Result<f64> {
         pipeline,
         sets: Vec::new(),
         dir: Some(scratch.path().join("run")),
+        disk_reserve_bytes: 0,
         resume: false,
         watcher: Arc::new(move |event| {
             if let Event::Step { .. } = event {
