@@ -6,6 +6,9 @@ use crate::bounded;
 use crate::record::{RunId, Trouble};
 use crate::status::Change;
 
+/// The longest pause before a run is tried again.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
 /// A run that waits for its turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
@@ -62,6 +65,8 @@ pub struct Ending {
     pub said: String,
     /// Whether it made a step.
     pub has_stepped: bool,
+    /// Whether the kernel ended it for want of memory.
+    pub is_out_of_memory: bool,
     /// Whether a signal of ours ended it, and not the run itself: it took too long to stop, or had just begun.
     pub is_ours: bool,
 }
@@ -134,12 +139,34 @@ pub fn verdict(ending: &Ending, failures_before: u32, retries_max: u32) -> Verdi
 
 /// The pause before the next try: 1, 4, 16, then 60 seconds.
 fn pause_after(failures: u32) -> Duration {
-    let seconds = 4_u64.saturating_pow(failures.saturating_sub(1)).min(60);
-    Duration::from_secs(seconds)
+    Duration::from_secs(4_u64.saturating_pow(failures.saturating_sub(1))).min(PAUSE_MAX)
+}
+
+/// Whether a run that may be started again at `at_us` may be now; both in µs since 1970. A time that is further off
+/// than any pause is none: the clock was set back.
+pub fn is_ready(at_us: Option<i64>, now_us: i64) -> bool {
+    let longest_us = i64::try_from(PAUSE_MAX.as_micros()).unwrap_or(i64::MAX);
+    at_us.is_none_or(|at_us| at_us <= now_us || at_us.saturating_sub(now_us) > longest_us)
+}
+
+/// The memory to keep for a run whose process the kernel ended for want of it: half as much again, at most all. Fewer
+/// runs work beside it then; no result changes.
+pub fn more_memory(bytes: u64, total_bytes: u64) -> u64 {
+    bytes.saturating_add(bytes / 2).min(total_bytes.max(bytes))
 }
 
 /// What is known of a process that ended without a word.
 fn unexplained(ending: &Ending) -> Trouble {
+    if ending.is_out_of_memory {
+        return Trouble {
+            message: "the kernel ended the run's process for want of memory".to_owned(),
+            hint: Some(
+                "it is tried again with more memory kept for it; lower `micro_batch_tokens` or `run.kv_cache`, or \
+                 start the daemon with less --memory"
+                    .to_owned(),
+            ),
+        };
+    }
     let how = match (ending.signal, ending.code) {
         (Some(signal), _) => format!("was ended by signal {signal}"),
         (None, Some(code)) => format!("ended with code {code}"),
@@ -147,9 +174,6 @@ fn unexplained(ending: &Ending) -> Trouble {
     };
     let (error, hint) = told(&ending.said);
     let because = error.map(|error| format!(": {error}")).unwrap_or_default();
-    let out_of_memory = "where the kernel ran out of memory, lower `micro_batch_tokens` or `run.kv_cache`, or \
-                         start the daemon with less --memory";
-    let hint = hint.or((ending.signal == Some(libc::SIGKILL)).then(|| out_of_memory.to_owned()));
     Trouble { message: format!("the run's process {how}{because}"), hint }
 }
 
@@ -231,9 +255,25 @@ mod tests {
         assert_eq!(trouble.hint.as_deref(), Some("take less"));
         let ours = Ending { is_ours: true, ..ending };
         assert_eq!(verdict(&ours, 0, 3).change, Change::Stopped, "it was told to stop");
-        let silent = Ending { signal: Some(9), ..Ending::default() };
-        let trouble = verdict(&silent, 0, 3).trouble.unwrap();
-        assert!(trouble.hint.unwrap().contains("out of memory"));
+        let silent = Ending { signal: Some(9), is_out_of_memory: true, ..Ending::default() };
+        let verdict = verdict(&silent, 0, 3);
+        assert_eq!(verdict.change, Change::Lost, "it is tried again");
+        assert!(verdict.trouble.unwrap().message.contains("for want of memory"));
+    }
+
+    #[test]
+    fn a_pause_ends_though_the_clock_is_set_back() {
+        let second = 1_000_000;
+        assert!(is_ready(None, 0) && is_ready(Some(5 * second), 5 * second));
+        assert!(!is_ready(Some(65 * second), 5 * second));
+        assert!(is_ready(Some(66 * second), 5 * second), "no pause is so long");
+    }
+
+    #[test]
+    fn a_run_that_was_short_of_memory_is_kept_more_of_all_there_is() {
+        assert_eq!(more_memory(100, 1000), 150);
+        assert_eq!(more_memory(800, 1000), 1000);
+        assert_eq!(more_memory(1200, 1000), 1200);
     }
 
     #[test]

@@ -140,6 +140,7 @@ pub fn router(app: Arc<App>, guard: Guard) -> Router {
         .method_not_allowed_fallback(not_so)
         .layer(from_fn(limits::check))
         .layer(from_fn_with_state(guard, guard::check))
+        .layer(from_fn(problem::in_openai_form))
         .layer(from_fn(headers::add))
         .layer(from_fn_with_state(counts, limits::count))
 }

@@ -29,6 +29,8 @@ const SAID_BYTES_MAX: u64 = 4 << 10;
 const OUTPUT_BYTES_MAX: u64 = 8 << 20;
 /// How long lines are waited for after the process has ended.
 const LINES_AFTER_END: Duration = Duration::from_secs(2);
+/// How much rather than others the kernel ends runs, from -1000 to 1000.
+const OOM_SCORE: &str = "500";
 /// How long a process is waited for that was killed.
 const KILLED_WAIT: Duration = Duration::from_secs(10);
 
@@ -141,7 +143,10 @@ fn run(
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(output);
     command.process_group(0).env_remove("AHA_TOKEN");
     die_with_parent(&mut command);
+    let killed_before = oom_kills();
     let mut process = command.spawn().map_err(Error::io("start", &spec.program))?;
+    // Where the kernel has to end something for want of memory, it is rather a run than the daemon.
+    let _ = std::fs::write(format!("/proc/{}/oom_score_adj", process.id()), OOM_SCORE);
     let pid = i32::try_from(process.id()).unwrap_or(i32::MAX);
     child.set_pid(pid);
     tell(Said::Started(Process { pid: process.id(), start_ticks: start_ticks(pid).unwrap_or(0) }));
@@ -162,6 +167,7 @@ fn run(
         last_word: heard.last_word,
         said: tail(&spec.output, begins_at),
         has_stepped: heard.has_stepped,
+        is_out_of_memory: status.signal() == Some(libc::SIGKILL) && oom_kills() > killed_before,
         is_ours: child.state().is_ours(status.signal()),
     })
 }
@@ -235,6 +241,14 @@ fn last_word(event: &Value) -> Option<LastWord> {
     })
 }
 
+/// Processes that the kernel has ended for want of memory, of the whole machine. Where another one ended at the same
+/// time as ours was killed by somebody, that is taken for the reason.
+fn oom_kills() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
 /// Waits until the process has ended, and leaves its number taken.
 fn wait_without_reaping(pid: i32) {
     loop {
@@ -282,17 +296,23 @@ fn tail(path: &Path, begins_at: u64) -> String {
 
 /// When a process was started, in clock ticks since the machine was; none where there is no such process.
 fn start_ticks(pid: i32) -> Option<u64> {
-    stat(pid)?.1
+    // The start is the 20th field behind the name.
+    fields(pid)?.split_whitespace().nth(19)?.parse().ok()
 }
 
-/// A process's state and start, from `/proc`.
-fn stat(pid: i32) -> Option<(char, Option<u64>)> {
+/// Whether a process has ended with all its threads. Its first thread may be seen to have ended while others still hold
+/// its files open, the lock of a run directory among them.
+fn has_ended(pid: i32) -> bool {
+    let Some(fields) = fields(pid) else { return true };
+    let mut fields = fields.split_whitespace();
+    // The state is the first field, the number of threads the 18th.
+    matches!(fields.next(), Some("Z" | "X")) && fields.nth(16).is_none_or(|count| count == "1")
+}
+
+/// What `/proc` says of a process, from its state on: its name, in parentheses, may hold anything.
+fn fields(pid: i32) -> Option<String> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; the state is the first field behind it, the start the 20th.
-    let (_, rest) = text.rsplit_once(')')?;
-    let mut fields = rest.split_whitespace();
-    let state = fields.next()?.chars().next()?;
-    Some((state, fields.nth(18).and_then(|ticks| ticks.parse().ok())))
+    Some(text.rsplit_once(')')?.1.to_owned())
 }
 
 /// A process's resident memory in bytes.
@@ -331,9 +351,7 @@ pub fn cpu_seconds(pid: u32) -> Option<f64> {
 /// Kills what an earlier daemon left behind, and waits until it is gone. Says whether there was something.
 pub fn end_leftover(process: Process) -> bool {
     let Ok(pid) = i32::try_from(process.pid) else { return false };
-    let is_there = || {
-        stat(pid).is_some_and(|(state, ticks)| state != 'Z' && ticks == Some(process.start_ticks))
-    };
+    let is_there = || start_ticks(pid) == Some(process.start_ticks) && !has_ended(pid);
     if !is_there() {
         return false;
     }

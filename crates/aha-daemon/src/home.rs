@@ -11,7 +11,9 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use aha_flow::rundir::{LOCK_WAIT, lock_within};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
@@ -54,8 +56,13 @@ impl Home {
         Home { root: root.into() }
     }
 
-    /// Creates the folder, for its owner alone, and takes its lock.
+    /// Creates the folder, for its owner alone, and takes its lock. A daemon that was killed may hold that for a moment
+    /// longer, by a process that it was just starting.
     pub fn open(root: &Path) -> Result<(Home, Lock)> {
+        Home::open_within(root, LOCK_WAIT)
+    }
+
+    fn open_within(root: &Path, wait: Duration) -> Result<(Home, Lock)> {
         let root = std::path::absolute(root).map_err(Error::io("find", root))?;
         let mut builder = fs::DirBuilder::new();
         builder.recursive(true).mode(0o700);
@@ -66,11 +73,11 @@ impl Home {
         }
         let path = home.root.join("lock");
         let file = File::create(&path).map_err(Error::io("create", &path))?;
-        file.try_lock().map_err(|_| {
+        if !lock_within(&file, wait).map_err(Error::io("lock", &path))? {
             let message = format!("another daemon works in `{}`", home.root.display());
-            Error::new(crate::error::Kind::Conflict, message)
-                .hint("use that one, stop it, or give this one another folder with --home")
-        })?;
+            return Err(Error::new(crate::error::Kind::Conflict, message)
+                .hint("use that one, stop it, or give this one another folder with --home"));
+        }
         Ok((home, Lock { _file: file }))
     }
 
@@ -180,7 +187,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let root = temp.path().join("home");
         let (home, lock) = Home::open(&root).unwrap();
-        let error = Home::open(&root).unwrap_err();
+        let error = Home::open_within(&root, Duration::ZERO).unwrap_err();
         assert!(error.message.contains("another daemon works in"), "{error}");
         assert_eq!(fs::metadata(home.root()).unwrap().permissions().mode() & 0o777, 0o700);
         drop(lock);

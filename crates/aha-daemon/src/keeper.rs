@@ -6,10 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use aha_flow::clock;
+use aha_flow::machine;
 use aha_flow::rundir::RunDir;
 use aha_flow::state::{self, RunState};
 use serde_json::{Value, json};
@@ -111,8 +113,14 @@ impl Handle {
 pub async fn begin(args: Args) -> Result<(Handle, impl Future<Output = ()> + Send)> {
     let (sender, inbox) = mpsc::channel(INBOX_MAX);
     let home = args.home.clone();
-    let mut keeper =
-        Keeper { args, inbox, sender: sender.clone(), running: BTreeMap::new(), drained: None };
+    let mut keeper = Keeper {
+        args,
+        inbox,
+        sender: sender.clone(),
+        running: BTreeMap::new(),
+        held: None,
+        drained: None,
+    };
     keeper.recover().await?;
     Ok((Handle { inbox: sender, home }, keeper.work()))
 }
@@ -122,6 +130,8 @@ struct Keeper {
     inbox: mpsc::Receiver<Msg>,
     sender: mpsc::Sender<Msg>,
     running: BTreeMap<RunId, Running>,
+    /// The run that was held back last.
+    held: Option<RunId>,
     /// Who waits until no process is left; the daemon is stopping.
     drained: Option<oneshot::Sender<()>>,
 }
@@ -198,6 +208,10 @@ impl Keeper {
         if self.drained.is_some() {
             return Err(Error::new(crate::error::Kind::Busy, "the daemon is stopping")
                 .hint("submit again when it is back"));
+        }
+        if let Some(trouble) = self.no_room(self.args.home.root()) {
+            let hint = trouble.hint.unwrap_or_default();
+            return Err(Error::environment(trouble.message).hint(hint));
         }
         let (store, home) = (Arc::clone(&self.args.store), self.args.home.clone());
         let record = blocking(move || {
@@ -329,7 +343,10 @@ impl Keeper {
             };
             let next = admit::next(&waiting, beside(self.args.budget.models_bytes()), limits);
             match next {
-                Next::Start(id) => self.start(id).await,
+                Next::Start(id) => match self.shortage() {
+                    None => self.start(id).await,
+                    Some(trouble) => return self.hold(id, trouble),
+                },
                 Next::Refuse(id) => self.refuse(id).await,
                 Next::Wait => {
                     // With the memory of models that nobody asks it might start; it goes back when they are gone.
@@ -342,6 +359,51 @@ impl Keeper {
         }
     }
 
+    /// Why no run may be started now.
+    fn shortage(&self) -> Option<Trouble> {
+        let reserve = self.args.options.memory_reserve_bytes;
+        let available = machine::memory().available_bytes.filter(|bytes| *bytes < reserve);
+        if let Some(bytes) = available {
+            return Some(Trouble {
+                message: format!(
+                    "not started: the machine has {} MiB of memory free, less than the {} MiB to be left",
+                    bytes >> 20,
+                    reserve >> 20
+                ),
+                hint: Some("end other programs; the run starts by itself then".to_owned()),
+            });
+        }
+        self.no_room(&self.args.home.runs())
+    }
+
+    /// Why nothing is to be written to the disk of this folder.
+    fn no_room(&self, dir: &Path) -> Option<Trouble> {
+        let reserve = self.args.options.disk_reserve_bytes;
+        let bytes = machine::room_bytes(dir).filter(|bytes| *bytes < reserve)?;
+        Some(Trouble {
+            message: format!(
+                "the disk of `{}` has {} MiB free, less than the {} MiB to be left",
+                dir.display(),
+                bytes >> 20,
+                reserve >> 20
+            ),
+            hint: Some(
+                "free some space on it, or start the daemon with less --disk-reserve".to_owned(),
+            ),
+        })
+    }
+
+    /// Lets a run wait whose turn has come, and says why.
+    fn hold(&mut self, id: RunId, trouble: Trouble) {
+        (self.args.spare)();
+        let Ok(record) = self.args.board.run(id) else { return };
+        if self.held != Some(id) || record.problem.is_none() {
+            tracing::warn!(run = id.0, reason = trouble.message, "Run held back.");
+            self.show(Record { problem: Some(trouble), ..Record::clone(&record) });
+        }
+        self.held = Some(id);
+    }
+
     fn waiting(&self) -> Vec<Waiting> {
         let now = clock_us();
         let runs = self.args.board.runs();
@@ -349,7 +411,7 @@ impl Keeper {
         let waiting = queued.map(|record| Waiting {
             id: record.id,
             memory_bytes: record.memory_bytes,
-            is_ready: record.not_before_us.is_none_or(|at| at <= now),
+            is_ready: admit::is_ready(record.not_before_us, now),
         });
         waiting.collect()
     }
@@ -376,7 +438,11 @@ impl Keeper {
     async fn start(&mut self, id: RunId) {
         let Ok(record) = self.args.board.run(id) else { return };
         let record = self.with_stages(Record::clone(&record)).await;
+        let was_held = self.held.take_if(|held| *held == id).is_some();
         let started = self.change(record, Change::Start, |record| {
+            if was_held {
+                record.problem = None;
+            }
             record.starts += 1;
             record.started_at_us = Some(clock::now_us());
             record.not_before_us = None;
@@ -435,6 +501,8 @@ impl Keeper {
             "--dir".into(),
             record.run_dir.clone().into(),
             "--json".into(),
+            "--disk-reserve".into(),
+            self.args.options.disk_reserve_bytes.to_string().into(),
         ];
         let memory = record.memory_set_bytes.map(|bytes| format!("run.memory={bytes}"));
         for set in record.sets.iter().chain(&memory) {
@@ -481,6 +549,16 @@ impl Keeper {
         let kind = event["event"].as_str().unwrap_or("other").to_owned();
         follow(&mut record.progress, &event);
         match kind.as_str() {
+            "waiting" | "goes_on" => {
+                let text = |key: &str| event[key].as_str().map(str::to_owned);
+                record.progress.is_waiting = kind == "waiting";
+                record.problem = text("message").map(|message| Trouble {
+                    message: format!("the run waits for room on the disk: {message}"),
+                    hint: text("hint"),
+                });
+                self.args.events.tell(record.id, &kind, event);
+                return self.show(record);
+            }
             "actors" => self.args.events.mention(record.id, &kind, event),
             _ => self.args.events.tell(record.id, &kind, event),
         }
@@ -491,9 +569,14 @@ impl Keeper {
         let id = record.id;
         let record = self.with_stages(record).await;
         let verdict = admit::verdict(ending, record.failures, self.args.options.retries_max);
+        let total_bytes = self.args.budget.total_bytes();
         let wait_us = i64::try_from(verdict.retry_after.as_micros()).unwrap_or(0);
         let changed = self.change(record.clone(), verdict.change, |record| {
             record.process = None;
+            record.progress.is_waiting = false;
+            if ending.is_out_of_memory {
+                record.memory_bytes = admit::more_memory(record.memory_bytes, total_bytes);
+            }
             record.failures = verdict.failures;
             record.problem = verdict.trouble.clone();
             record.not_before_us = (wait_us > 0).then(|| clock_us() + wait_us);

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
+use aha_flow::machine;
+
 use crate::api::App;
 use crate::child;
 use crate::status::Status;
@@ -17,7 +19,7 @@ pub enum Type {
 }
 
 /// Every metric: its name, its kind, and what it says. Dashboards and alerts are held against this list.
-pub const REFERENCE: [(&str, Type, &str); 16] = [
+pub const REFERENCE: [(&str, Type, &str); 19] = [
     ("aha_daemon_info", Type::Gauge, "Always 1; its label says the version."),
     ("aha_runs", Type::Gauge, "Runs of the queue, by their state."),
     ("aha_run_step", Type::Gauge, "Steps done of the stage that a running run is at."),
@@ -26,8 +28,11 @@ pub const REFERENCE: [(&str, Type, &str); 16] = [
     ("aha_run_resident_bytes", Type::Gauge, "Resident memory of a running run's process."),
     ("aha_run_predicted_bytes", Type::Gauge, "Memory that a running run is predicted to want."),
     ("aha_run_failures", Type::Gauge, "Processes of a run in a row that ended early."),
+    ("aha_run_waiting", Type::Gauge, "1 where a running run waits for room on the disk."),
     ("aha_memory_budget_bytes", Type::Gauge, "Memory of all runs and models."),
     ("aha_memory_reserved_bytes", Type::Gauge, "Memory that runs or models have of it."),
+    ("aha_memory_available_bytes", Type::Gauge, "Memory that the machine has free for more."),
+    ("aha_disk_available_bytes", Type::Gauge, "Room on the home folder's file system."),
     ("aha_models_loaded", Type::Gauge, "Models that are loaded."),
     ("aha_event_streams", Type::Gauge, "Connections that watch events."),
     ("aha_http_requests_total", Type::Counter, "Requests that were answered, by status."),
@@ -75,6 +80,12 @@ fn samples(app: &App, name: &str) -> Samples {
                 by("runs", app.budget.runs().memory_bytes),
                 by("models", app.budget.models_bytes()),
             ]
+        }
+        "aha_memory_available_bytes" => {
+            machine::memory().available_bytes.map(|bytes| one(bytes as f64)).unwrap_or_default()
+        }
+        "aha_disk_available_bytes" => {
+            machine::room_bytes(app.home.root()).map(|bytes| one(bytes as f64)).unwrap_or_default()
         }
         "aha_models_loaded" => one(app.hub.loaded() as f64),
         "aha_event_streams" => one(app.events.watchers() as f64),
@@ -128,6 +139,9 @@ fn of_runs(app: &App, name: &str) -> Samples {
                 samples.extend(bytes.map(|bytes| (labels, bytes as f64)));
             }
             "aha_run_predicted_bytes" => samples.push((labels, record.memory_bytes as f64)),
+            "aha_run_waiting" => {
+                samples.push((labels, f64::from(u8::from(record.progress.is_waiting))));
+            }
             "aha_run_failures" => samples.push((labels, f64::from(record.failures))),
             _ => {}
         }

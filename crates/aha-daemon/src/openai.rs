@@ -24,7 +24,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use self::answer::{Ask, Asker};
 pub use self::hub::Hub;
 use crate::api::App;
-use crate::api::problem::{At, Body, OpenAiProblem, Problems};
+use crate::api::problem::{At, Body, Problem, Problems};
 use crate::error::{Error, blocking};
 use crate::record::RunId;
 use crate::token;
@@ -39,7 +39,7 @@ use worker::Job;
     get, path = "/v1/models", tag = "models",
     responses((status = 200, description = "The models.", body = ModelList), Problems)
 )]
-pub async fn list_models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, OpenAiProblem> {
+pub async fn list_models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, Problem> {
     let found = blocking(move || Ok(catalogue::list(&app.board))).await?;
     Ok(Json(ModelList { object: "list", data: found.into_iter().map(object).collect() }))
 }
@@ -53,7 +53,7 @@ pub async fn list_models(State(app): State<Arc<App>>) -> Result<Json<ModelList>,
 pub async fn show_model(
     State(app): State<Arc<App>>,
     At(model): At<String>,
-) -> Result<Json<ModelObject>, OpenAiProblem> {
+) -> Result<Json<ModelObject>, Problem> {
     let found = blocking(move || catalogue::find(&app.board, &model)).await?;
     Ok(Json(object(found)))
 }
@@ -70,7 +70,7 @@ pub async fn show_model(
 pub async fn show_model_of_run(
     State(app): State<Arc<App>>,
     At((run, stage)): At<(RunId, String)>,
-) -> Result<Json<ModelObject>, OpenAiProblem> {
+) -> Result<Json<ModelObject>, Problem> {
     let found = blocking(move || catalogue::find(&app.board, &format!("{run}/{stage}"))).await?;
     Ok(Json(object(found)))
 }
@@ -97,7 +97,7 @@ fn object(found: Found) -> ModelObject {
 pub async fn completions(
     State(app): State<Arc<App>>,
     Body(request): Body<CompletionRequest>,
-) -> Result<Response, OpenAiProblem> {
+) -> Result<Response, Problem> {
     let model = request.common.model.clone();
     let order = request.order()?;
     let ask = ask(&app, model, order, Asker::Plain).await?;
@@ -117,7 +117,7 @@ pub async fn completions(
 pub async fn chat_completions(
     State(app): State<Arc<App>>,
     Body(request): Body<ChatRequest>,
-) -> Result<Response, OpenAiProblem> {
+) -> Result<Response, Problem> {
     let model = request.common.model.clone();
     let order = request.order()?;
     let ask = ask(&app, model, order, Asker::Chat).await?;

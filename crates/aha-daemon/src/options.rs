@@ -24,6 +24,10 @@ pub struct Options {
     pub runs_max: usize,
     /// Memory of all runs and loaded models together, in bytes; none: what the machine has free.
     pub memory_bytes: Option<u64>,
+    /// What is left free of the machine's memory, in bytes: below it no run is started.
+    pub memory_reserve_bytes: u64,
+    /// What is left free on disks, in bytes: below it no run is taken or started, and those that run wait.
+    pub disk_reserve_bytes: u64,
     /// What pipelines may name.
     pub allowed: Allowed,
     /// How often in a row a run is tried again after a failure that may pass.
@@ -48,6 +52,8 @@ pub struct Allowed {
     pub commands: bool,
     /// Whether rewards and stages may ask servers.
     pub network: bool,
+    /// Environment variables that they may take keys for servers from.
+    pub keys: Vec<String>,
 }
 
 /// The limits of a query.

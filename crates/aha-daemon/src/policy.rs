@@ -24,6 +24,7 @@ pub struct Policy {
     runs: PathBuf,
     commands: bool,
     network: bool,
+    keys: Vec<String>,
 }
 
 impl Policy {
@@ -38,8 +39,8 @@ impl Policy {
             folders.push(base_dir.clone());
         }
         let runs = found(runs)?;
-        let (commands, network) = (allowed.commands, allowed.network);
-        Ok(Policy { base_dir, folders, runs, commands, network })
+        let Allowed { commands, network, keys, .. } = allowed.clone();
+        Ok(Policy { base_dir, folders, runs, commands, network, keys })
     }
 
     /// The folder that relative paths start from where a submission names none.
@@ -68,8 +69,9 @@ impl Policy {
             for reward in stage.kind.rewards() {
                 self.check_reward(reward, &of)?;
             }
-            if stage.kind.endpoint().is_some() {
+            if let Some(endpoint) = stage.kind.endpoint() {
                 self.check_network(&format!("{of} asks an endpoint"))?;
+                self.check_key(endpoint.api_key_env.as_deref(), &of)?;
             }
             if let StageKind::Export(export) = &stage.kind {
                 let out = export.out.as_ref().map(|out| places.base_dir.join(out));
@@ -122,6 +124,7 @@ impl Policy {
 
     fn check_reward(&self, reward: &Reward, of: &str) -> Result<()> {
         let of = format!("reward `{}` of {of}", reward.name());
+        self.check_key(reward.0.settings.variable(), &of)?;
         match &reward.0.settings {
             Settings::Command(_) => self.check_commands(&format!("{of} runs a command")),
             Settings::Code(code) if code.sandbox == Isolation::Weak => {
@@ -145,6 +148,17 @@ impl Policy {
         let hint = "start the daemon with --allow-network, or run the pipeline with `aha run`";
         let refused = || Error::forbidden(format!("{what}, which this daemon doesn't allow"), hint);
         if self.network { Ok(()) } else { Err(refused()) }
+    }
+
+    /// Fails where the value of an environment variable would be sent that isn't meant for it: the daemon has others.
+    fn check_key(&self, variable: Option<&str>, of: &str) -> Result<()> {
+        let Some(name) = variable.filter(|name| !self.keys.iter().any(|key| key == name)) else {
+            return Ok(());
+        };
+        let what = format!("{of} sends the environment variable `{name}` as a key");
+        let hint =
+            format!("start the daemon with --allow-key {name}, or run the pipeline with `aha run`");
+        Err(Error::forbidden(format!("{what}, which this daemon doesn't allow"), hint))
     }
 
     /// Fails for a path that leads out of the allowed folders.
@@ -241,7 +255,8 @@ mod tests {
         symlink(temp.path().join("secret/a.jsonl"), weights).unwrap();
         fs::write(temp.path().join("data/linked/config.json"), "{}\n").unwrap();
         let data = temp.path().join("data");
-        let allowed = Allowed { folders: vec![data.clone()], commands, network };
+        let keys = vec!["JUDGE_KEY".to_owned()];
+        let allowed = Allowed { folders: vec![data.clone()], commands, network, keys };
         let policy = Policy::new(&allowed, &data, &temp.path().join("runs")).unwrap();
         World { policy, places: Places { base_dir: data, hf_cache: None }, temp }
     }
@@ -353,6 +368,32 @@ mod tests {
             network.check(text).unwrap();
         }
         none.check(&with("{ kind = \"math\" }")).unwrap();
+    }
+
+    #[test]
+    fn only_variables_that_are_named_are_sent_as_keys() {
+        let reward = |key: &str| {
+            let url = "url = \"http://127.0.0.1:1/\"";
+            with_model("\"model\"")
+                + &format!("rewards = [{{ kind = \"http\", {url}, api_key_env = \"{key}\" }}]\n")
+        };
+        let stage = |key: &str| {
+            format!(
+                "[tables]\nt = \"a.jsonl\"\n[[stage]]\nname = \"s\"\nkind = \"sample\"\n\
+                 prompts = \"SELECT id, prompt FROM t\"\n\
+                 endpoint = {{ url = \"http://127.0.0.1:1/v1\", model = \"m\", api_key_env = \"{key}\" }}\n"
+            )
+        };
+        let world = world(false, true);
+        for text in [reward as fn(&str) -> String, stage]
+            .map(|of| (of("JUDGE_KEY"), of("AWS_SECRET_ACCESS_KEY")))
+        {
+            world.check(&text.0).unwrap();
+            assert_refused(
+                world.check(&text.1),
+                "the environment variable `AWS_SECRET_ACCESS_KEY`",
+            );
+        }
     }
 
     #[test]

@@ -113,6 +113,9 @@ pub struct Progress {
     /// The newest step's measures.
     #[serde(default)]
     pub metrics: BTreeMap<String, f64>,
+    /// Whether its process waits for room on the disk.
+    #[serde(skip)]
+    pub is_waiting: bool,
     /// What waits for the actors of the stage, where it has some.
     #[serde(default)]
     pub actors: Vec<ActorQueue>,

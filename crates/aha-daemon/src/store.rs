@@ -7,9 +7,12 @@
 //! log-structured tree, made for many writes, and leaves the flush to whoever writes. A row is JSON: a field that a
 //! later version adds has a default.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use aha_flow::rundir::LOCK_WAIT;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::error::{Error, Result};
 use crate::record::{Record, RunId};
@@ -26,20 +29,15 @@ const TOKEN_KEY: &str = "token_sha256";
 
 /// The queue on the disk. Its methods wait for the disk.
 pub struct Store {
-    database: Database,
-    path: String,
+    /// None where it could not be opened again: after the disk has failed, redb wants it opened anew.
+    database: RwLock<Option<Database>>,
+    path: PathBuf,
 }
 
 impl Store {
     /// Opens the file at `path`, or makes it.
     pub fn open(path: &Path) -> Result<Store> {
-        let shown = path.display().to_string();
-        let database = Database::create(path).map_err(|error| {
-            Error::environment(format!("can't open the queue `{shown}`: {error}")).hint(
-                "put it back from a copy; runs in `runs/` go on without it with `aha run --resume`",
-            )
-        })?;
-        let store = Store { database, path: shown };
+        let store = Store { database: RwLock::new(Some(opened(path)?)), path: path.to_owned() };
         store.check_format()?;
         Ok(store)
     }
@@ -58,7 +56,7 @@ impl Store {
             true => Ok(()),
             false => Err(Error::environment(format!(
                 "the queue `{}` has format {found}, and this version reads {FORMAT}",
-                self.path
+                self.path.display()
             ))
             .hint("start the version of aha that wrote it")),
         }
@@ -97,18 +95,19 @@ impl Store {
 
     /// All runs, in the order of their numbers.
     pub fn all(&self) -> Result<Vec<Record>> {
-        let rows = || -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(RUNS)?;
+        let rows = |database: &Database| -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
+            let table = database.begin_read()?.open_table(RUNS)?;
             let rows = table.iter()?.map(|row| {
                 let (key, value) = row?;
                 Ok((key.value(), value.value().to_vec()))
             });
             rows.collect()
         };
-        let rows = rows().map_err(|error| self.failed("read", &error))?;
+        let rows = self.with("read", rows)?;
         let records = rows.into_iter().map(|(id, row)| {
             serde_json::from_slice(&row).map_err(|error| {
-                Error::environment(format!("run {id} of the queue `{}`: {error}", self.path))
+                let queue = self.path.display();
+                Error::environment(format!("run {id} of the queue `{queue}`: {error}"))
                     .hint("start the version of aha that wrote it")
             })
         });
@@ -117,11 +116,11 @@ impl Store {
 
     /// The digest of the token that clients must send, if one was made.
     pub fn token(&self) -> Result<Option<TokenDigest>> {
-        let read = || -> Result<Option<Vec<u8>>, redb::Error> {
-            let table = self.database.begin_read()?.open_table(META)?;
+        let read = |database: &Database| -> Result<Option<Vec<u8>>, redb::Error> {
+            let table = database.begin_read()?.open_table(META)?;
             Ok(table.get(TOKEN_KEY)?.map(|value| value.value().to_vec()))
         };
-        let found = read().map_err(|error| self.failed("read", &error))?;
+        let found = self.with("read", read)?;
         Ok(found.and_then(|bytes| TokenDigest::from_bytes(&bytes)))
     }
 
@@ -138,19 +137,60 @@ impl Store {
         &self,
         change: impl FnOnce(&redb::WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T> {
-        let write = || -> Result<T, redb::Error> {
-            let transaction = self.database.begin_write()?;
+        self.with("write", |database| {
+            let transaction = database.begin_write()?;
             let value = change(&transaction)?;
             transaction.commit()?;
             Ok(value)
-        };
-        write().map_err(|error| self.failed("write", &error))
+        })
     }
 
-    fn failed(&self, action: &str, error: &redb::Error) -> Error {
-        Error::environment(format!("can't {action} the queue `{}`: {error}", self.path))
-            .hint("see that the disk has room and works")
+    /// Works on the database. Where the disk failed, as one does that is full, it is opened anew for whoever comes
+    /// next.
+    fn with<T>(
+        &self,
+        action: &str,
+        work: impl FnOnce(&Database) -> Result<T, redb::Error>,
+    ) -> Result<T> {
+        self.reopen()?;
+        let outcome = match &*self.database.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(database) => work(database),
+            None => return Err(Error::environment("the queue is being opened anew")),
+        };
+        outcome.map_err(|error| {
+            if matches!(error, redb::Error::Io(_) | redb::Error::PreviousIo) {
+                *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+            }
+            let message = format!("can't {action} the queue `{}`: {error}", self.path.display());
+            Error::environment(message).hint("see that the disk has room and works")
+        })
     }
+
+    fn reopen(&self) -> Result<()> {
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(());
+        }
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() {
+            *database = Some(opened(&self.path)?);
+        }
+        Ok(())
+    }
+}
+
+fn opened(path: &Path) -> Result<Database> {
+    let until = Instant::now() + LOCK_WAIT;
+    let mut opened = Database::create(path);
+    // A daemon that was killed may have it open for a moment longer, by a process that it was just starting.
+    while matches!(opened, Err(DatabaseError::DatabaseAlreadyOpen)) && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(20));
+        opened = Database::create(path);
+    }
+    opened.map_err(|error| {
+        Error::environment(format!("can't open the queue `{}`: {error}", path.display())).hint(
+            "put it back from a copy; runs in `runs/` go on without it with `aha run --resume`",
+        )
+    })
 }
 
 fn number(bytes: &[u8]) -> u64 {

@@ -123,6 +123,7 @@ fn refused(error: &std::io::Error) -> Error {
     Error::Environment {
         message: format!("can't start a thread for queries: {error}"),
         hint: Some("raise the limits on threads and on virtual memory (`ulimit -u -v`)".to_owned()),
+        is_full: false,
     }
 }
 

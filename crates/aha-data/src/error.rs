@@ -33,6 +33,8 @@ pub enum Error {
         message: String,
         /// What to do about it, where that is known.
         hint: Option<String>,
+        /// Whether the disk is full.
+        is_full: bool,
     },
     /// Our own mistake, or DataFusion's: the run should stop.
     #[error("{message}; this is a bug")]
@@ -89,6 +91,7 @@ impl Error {
         Self::Environment {
             message: format!("can't {action} `{}`: {error}", path.display()),
             hint: Some("check the path, and who may read it".to_owned()),
+            is_full: aha_rollout::is_full(error),
         }
     }
 
@@ -98,6 +101,10 @@ impl Error {
             DataFusionError::Collection(errors) => errors.first().unwrap_or(error),
             error => error,
         };
+        if aha_rollout::is_full(error) {
+            let message = error.find_root().strip_backtrace();
+            return Self::Environment { message, hint: None, is_full: true };
+        }
         let span = error.diagnostic().and_then(|diagnostic| diagnostic.span);
         let location =
             span.map(|span| Location { line: span.start.line, column: span.start.column });
@@ -112,10 +119,10 @@ impl Error {
                  fewer rows or columns",
             ),
             DataFusionError::IoError(error) => {
-                Self::Environment { message: error.to_string(), hint: None }
+                Self::Environment { message: error.to_string(), hint: None, is_full: false }
             }
             DataFusionError::ObjectStore(error) => {
-                Self::Environment { message: error.to_string(), hint: None }
+                Self::Environment { message: error.to_string(), hint: None, is_full: false }
             }
             DataFusionError::Internal(message) => Self::bug(first_paragraph(message)),
             DataFusionError::Execution(message) | DataFusionError::NotImplemented(message) => {
@@ -137,9 +144,10 @@ impl From<aha_rollout::Error> for Error {
     fn from(error: aha_rollout::Error) -> Self {
         let hint = error.hint().map(str::to_owned);
         let message = error.to_string();
+        let is_full = aha_rollout::is_full(&error);
         match error {
             aha_rollout::Error::Input { .. } => Self::Input { message, hint, location: None },
-            aha_rollout::Error::Environment { .. } => Self::Environment { message, hint },
+            aha_rollout::Error::Environment { .. } => Self::Environment { message, hint, is_full },
             aha_rollout::Error::Bug { message } => Self::Bug { message },
         }
     }

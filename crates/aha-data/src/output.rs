@@ -207,6 +207,7 @@ fn write_parquet(
     write().map(drop).map_err(|error| Error::Environment {
         message: format!("can't write the answer as Parquet: {error}"),
         hint: None,
+        is_full: aha_rollout::is_full(&error),
     })
 }
 
@@ -261,7 +262,11 @@ fn failed(error: &ArrowError) -> Error {
 }
 
 fn refused(error: &std::io::Error) -> Error {
-    Error::Environment { message: format!("can't write the answer: {error}"), hint: None }
+    Error::Environment {
+        message: format!("can't write the answer: {error}"),
+        hint: None,
+        is_full: false,
+    }
 }
 
 #[cfg(test)]

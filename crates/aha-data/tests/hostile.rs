@@ -175,6 +175,7 @@ fn write_run(run: &Path) -> PathBuf {
             completion_token_ids: &ids[..sample_idx as usize],
             completion_logprobs: &logprobs[..sample_idx as usize],
             completion_forced_mask: None,
+            completion_policy_versions: None,
             finish_reason: "stop",
             finished_at_us: 5,
         };

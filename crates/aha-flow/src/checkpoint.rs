@@ -29,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::models;
 use crate::parts::{Parts, tables_of_training};
+use crate::rl::ahead::ledger::Asked;
 use crate::rl::draw::Seen;
 use crate::rundir::{RunDir, aside, replace_dir, sha256_of_file, write_file};
 
@@ -60,6 +61,9 @@ pub struct Position {
     /// What is known of each prompt that was asked, where that decides which are drawn.
     #[serde(default)]
     pub seen: BTreeMap<String, Seen>,
+    /// What was asked for and that no step had taken, where the sampler runs ahead of the learner.
+    #[serde(default, skip_serializing_if = "Asked::is_empty")]
+    pub asked: Asked,
     /// The parts of tables that the stage had written: what the weights were trained on is among them.
     #[serde(default)]
     pub parts: Parts,
@@ -138,7 +142,11 @@ pub struct Content<'a> {
 
 /// Writes a checkpoint and removes all but the newest `keep` of the stage. Returns the parts of tables that it
 /// stands on: the next one needn't read them again.
-pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<Parts> {
+pub fn save(dir: &RunDir, content: &Content<'_>, keep: usize) -> Result<Parts> {
+    dir.write(|| save_once(dir, content, keep))
+}
+
+fn save_once(dir: &RunDir, content: &Content<'_>, keep: usize) -> Result<Parts> {
     let stage = content.position.stage.clone();
     let parent = dir.checkpoints(&stage);
     fs_err::create_dir_all(&parent).map_err(Error::io("create", &parent))?;
@@ -165,8 +173,8 @@ pub fn save(dir: &RunDir, content: Content<'_>, keep: usize) -> Result<Parts> {
         models::save(&temporary.join("critic"), critic, content.tokenizer, SaveDtype::F32)?;
         optimizer::write(&temporary.join(CRITIC_OPTIMIZER), moments, critic.params())?;
     }
-    let parts = content.position.parts.with(dir, &stage, &tables_of_training(&stage))?;
-    let position = Position { parts, files: digests(&temporary)?, ..content.position };
+    let parts = content.position.parts.clone().with(dir, &stage, &tables_of_training(&stage))?;
+    let position = Position { parts, files: digests(&temporary)?, ..content.position.clone() };
     let text = serde_json::to_vec_pretty(&position)
         .map_err(|error| Error::bug(format!("a checkpoint's position has no JSON: {error}")))?;
     write_file(&temporary.join("position.json"), &text)?;

@@ -9,7 +9,7 @@ use aha_compute::Device;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
-use crate::pipeline::Run;
+use crate::pipeline::{RlStage, Run};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -88,11 +88,40 @@ pub fn threads(wanted: u32) -> usize {
     }
 }
 
+/// Threads of sampler and learner, where both compute at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares {
+    /// Those of the sampler.
+    pub sampler: usize,
+    /// Those of the learner.
+    pub learner: usize,
+}
+
+/// What `sampler_threads` and `learner_threads` mean: a number is that many, and 0 what the other leaves of
+/// `run.threads`; both 0 are a half for each. Each has one at least.
+pub fn shares(run: &Run, stage: &RlStage) -> Shares {
+    split(threads(run.threads), stage.sampler_threads, stage.learner_threads)
+}
+
+fn split(all: usize, sampler: u32, learner: u32) -> Shares {
+    let rest = |taken: usize| all.saturating_sub(taken).max(1);
+    let (sampler, learner) = match (sampler, learner) {
+        (0, 0) => (all.div_ceil(2), rest(all.div_ceil(2))),
+        (0, learner) => (rest(threads(learner)), threads(learner)),
+        (sampler, 0) => (threads(sampler), rest(threads(sampler))),
+        (sampler, learner) => (threads(sampler), threads(learner)),
+    };
+    Shares { sampler, learner }
+}
+
 /// What computes, by `run.threads`, `run.dtype` and `run.kv_dtype`.
 pub fn device(run: &Run) -> Device {
-    Device::cpu(threads(run.threads))
-        .with_dtype(run.dtype.into())
-        .with_kv_dtype(run.kv_dtype.into())
+    device_of(run, threads(run.threads))
+}
+
+/// As [`device`], with so many threads.
+pub fn device_of(run: &Run, threads: usize) -> Device {
+    Device::cpu(threads).with_dtype(run.dtype.into()).with_kv_dtype(run.kv_dtype.into())
 }
 
 /// What a panic said.
@@ -130,6 +159,21 @@ mod tests {
         let cores = threads(0);
         assert_eq!(threads(1), 1);
         assert!((cores..=2 * cores).contains(&threads(256)), "{} on {cores}", threads(256));
+    }
+
+    #[test]
+    fn cores_are_shared_as_the_stage_says() {
+        let shares = |all, sampler, learner| {
+            let found = split(all, sampler, learner);
+            (found.sampler, found.learner)
+        };
+        assert_eq!(shares(2, 0, 0), (1, 1));
+        assert_eq!(shares(1, 0, 0), (1, 1));
+        assert_eq!(shares(9, 0, 0), (5, 4));
+        assert_eq!(shares(8, 1, 0), (1, 7));
+        assert_eq!(shares(8, 0, 1), (7, 1));
+        assert_eq!(shares(8, 1, 1), (1, 1));
+        assert_eq!(shares(1, 1, 0), (1, 1));
     }
 
     #[test]

@@ -23,6 +23,18 @@ pub enum Error {
         /// What was tried and what the machine answered.
         message: String,
     },
+    /// The disk is full: there may be room later.
+    #[error("{message}")]
+    Full {
+        /// What was tried and what the machine answered.
+        message: String,
+    },
+    /// Another process works on the run: it may end.
+    #[error("{message}")]
+    Held {
+        /// Which run.
+        message: String,
+    },
     /// Our own mistake: the run stops.
     #[error("{message}; this is a bug in aha")]
     Bug {
@@ -61,7 +73,12 @@ impl Error {
     /// From what the system answered to `action` on `path`.
     pub fn io(action: &str, path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
         let what = format!("can't {action} `{}`", path.display());
-        move |error| Error::Environment { message: format!("{what}: {error}") }
+        move |error| Error::refused(aha_rollout::is_full(&error), format!("{what}: {error}"))
+    }
+
+    /// The machine refused, because the disk is full or for another reason.
+    fn refused(is_full: bool, message: String) -> Error {
+        if is_full { Error::Full { message } } else { Error::Environment { message } }
     }
 
     /// The remedy, where one is known.
@@ -69,6 +86,10 @@ impl Error {
         match self {
             Error::Input { hint, .. } => hint.as_deref(),
             Error::Watchdog { hint, .. } => Some(hint),
+            Error::Full { .. } => Some("free some space and resume the run"),
+            Error::Held { .. } => {
+                Some("wait for it, or give this run another directory with --dir")
+            }
             _ => None,
         }
     }
@@ -80,6 +101,8 @@ impl Error {
         match self {
             Error::Input { message, hint } => Error::Input { message: at(message), hint },
             Error::Environment { message } => Error::Environment { message: at(message) },
+            Error::Full { message } => Error::Full { message: at(message) },
+            Error::Held { message } => Error::Held { message: at(message) },
             Error::Bug { message } => Error::Bug { message: at(message) },
             Error::Watchdog { message, hint } => Error::Watchdog { message: at(message), hint },
             Error::Interrupted => Error::Interrupted,
@@ -103,11 +126,11 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 impl From<aha_model::Error> for Error {
     fn from(error: aha_model::Error) -> Error {
-        let message = chain(&error);
+        let (message, is_full) = (chain(&error), aha_rollout::is_full(&error));
         match error {
             aha_model::Error::Input { .. } => Error::input(message),
             aha_model::Error::Environment { .. } | aha_model::Error::Device(_) => {
-                Error::Environment { message }
+                Error::refused(is_full, message)
             }
             aha_model::Error::Bug(_) => Error::Bug { message },
         }
@@ -117,9 +140,10 @@ impl From<aha_model::Error> for Error {
 impl From<aha_rollout::Error> for Error {
     fn from(error: aha_rollout::Error) -> Error {
         let (message, hint) = (chain(&error), error.hint().map(str::to_owned));
+        let is_full = aha_rollout::is_full(&error);
         match error {
             aha_rollout::Error::Input { .. } => Error::Input { message, hint },
-            aha_rollout::Error::Environment { .. } => Error::Environment { message },
+            aha_rollout::Error::Environment { .. } => Error::refused(is_full, message),
             aha_rollout::Error::Bug { .. } => Error::Bug { message },
         }
     }
@@ -130,7 +154,7 @@ impl From<aha_data::Error> for Error {
         let (message, hint) = (error.message().to_owned(), error.hint().map(str::to_owned));
         match error {
             aha_data::Error::Input { .. } => Error::Input { message, hint },
-            aha_data::Error::Environment { .. } => Error::Environment { message },
+            aha_data::Error::Environment { is_full, .. } => Error::refused(is_full, message),
             aha_data::Error::Bug { .. } => Error::Bug { message },
         }
     }

@@ -106,40 +106,65 @@ impl Groups<'_> {
         if group.len() < self.source.samples as usize {
             return Ok(());
         }
-        let mut group = std::mem::take(group);
-        group.sort_by_key(|(completion, _)| completion.sample_idx);
+        let group = std::mem::take(group);
         let row = self.served[idx];
-        done(row, self.rows(row, &group)?)
+        let by = Drawn::By(self.source.policy_version);
+        done(row, group_rows((self.view, row), group, self.source.tokenizer, by)?)
     }
+}
 
-    fn rows(&self, row: usize, group: &[(Completion, i64)]) -> Result<RecordBatch> {
-        let view = self.view;
-        let decode = |c: &Completion| self.source.tokenizer.decode(&c.token_ids, true);
-        let texts = group.iter().map(|(c, _)| decode(c)).collect::<Result<Vec<_>, _>>()?;
-        let rows: Vec<RolloutRow<'_>> = group
-            .iter()
-            .zip(&texts)
-            .map(|((completion, finished_at_us), text)| RolloutRow {
-                stage: view.stage(row),
-                step: view.step(row),
-                prompt_id: view.prompt_id(row),
-                source: view.source(row),
-                sample_idx: completion.sample_idx,
-                policy_version: self.source.policy_version,
-                prompt: view.prompt(row),
-                completion: text,
-                answer: view.answer(row),
-                tests: view.tests(row),
-                prompt_token_ids: view.prompt_token_ids(row),
-                completion_token_ids: &completion.token_ids,
-                completion_logprobs: &completion.logprobs,
-                completion_forced_mask: completion.forced_mask.as_deref(),
-                finish_reason: completion.finish_reason.as_str(),
-                finished_at_us: *finished_at_us,
-            })
-            .collect();
-        Ok(rows::rollouts(&rows)?)
-    }
+/// Which weights drew the completions of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drawn {
+    /// Those of this version.
+    By(u64),
+    /// Those that each completion says.
+    ByEach,
+}
+
+/// A group's completions, and when each had ended, as rows of `aha_rollout::schema::sampled` in the order of their
+/// samples. Its prompt is a row of a view.
+pub fn group_rows(
+    (view, row): (&PromptsView<'_>, usize),
+    mut group: Vec<(Completion, i64)>,
+    tokenizer: &Tokenizer,
+    by: Drawn,
+) -> Result<RecordBatch> {
+    group.sort_by_key(|(completion, _)| completion.sample_idx);
+    let decode = |c: &Completion| tokenizer.decode(&c.token_ids, true);
+    let texts = group.iter().map(|(c, _)| decode(c)).collect::<Result<Vec<_>, _>>()?;
+    let versions: Vec<Option<Vec<u64>>> = group
+        .iter()
+        .map(|(c, _)| (by == Drawn::ByEach).then(|| c.versions.expand(c.token_ids.len())))
+        .collect();
+    let rows: Vec<RolloutRow<'_>> = group
+        .iter()
+        .zip(&texts)
+        .zip(&versions)
+        .map(|(((completion, finished_at_us), text), versions)| RolloutRow {
+            stage: view.stage(row),
+            step: view.step(row),
+            prompt_id: view.prompt_id(row),
+            source: view.source(row),
+            sample_idx: completion.sample_idx,
+            policy_version: match by {
+                Drawn::By(version) => version,
+                Drawn::ByEach => completion.versions.first(),
+            },
+            prompt: view.prompt(row),
+            completion: text,
+            answer: view.answer(row),
+            tests: view.tests(row),
+            prompt_token_ids: view.prompt_token_ids(row),
+            completion_token_ids: &completion.token_ids,
+            completion_logprobs: &completion.logprobs,
+            completion_forced_mask: completion.forced_mask.as_deref(),
+            completion_policy_versions: versions.as_deref(),
+            finish_reason: completion.finish_reason.as_str(),
+            finished_at_us: *finished_at_us,
+        })
+        .collect();
+    Ok(rows::rollouts(&rows)?)
 }
 
 /// The family of a stage's draws.

@@ -1,6 +1,7 @@
 //! What a stage lends its rewards: models, and what those need that wait for others.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aha_compute::random::Philox;
@@ -25,11 +26,20 @@ pub fn waiting(pipeline: &Pipeline, dir: &RunDir, stop: &Stop) -> Result<Waiting
     let mut rewards = pipeline.stages.iter().flat_map(|stage| stage.kind.rewards());
     let answers = if rewards.any(|reward| reward.0.kind().waits()) {
         let path = dir.answers();
-        Some(Arc::new(Answers::open(&path).map_err(Error::io("open", &path))?))
+        Some(Arc::new(answers(dir, &path)?))
     } else {
         None
     };
     Ok(Waiting { cancel: stop.cancel(), answers, ..Waiting::default() })
+}
+
+/// Opens a file of answers in a run directory, which waits where the disk is full.
+pub fn answers(dir: &RunDir, path: &Path) -> Result<Answers> {
+    let answers = dir.write(|| Answers::open(path).map_err(Error::io("open", path)))?;
+    let (dir, path) = (dir.clone(), path.to_owned());
+    Ok(answers.written_by(Box::new(move |work| {
+        dir.write(|| work().map_err(Error::io("write", &path))).map_err(|error| error.to_string())
+    })))
 }
 
 /// Lends to the rewards of one stage.

@@ -42,6 +42,7 @@ pub mod progress;
 pub mod prompts;
 pub mod reward_model;
 pub mod rl;
+pub mod room;
 pub mod run;
 pub mod rundir;
 pub mod score;

@@ -1,4 +1,4 @@
-//! The memory that the operating system says there is.
+//! The memory and the room on disks that the operating system says there is.
 
 use std::path::Path;
 
@@ -33,6 +33,12 @@ pub fn memory() -> Memory {
         available_bytes: meminfo(&text, "MemAvailable"),
         limit_bytes: limit(Path::new("/sys/fs/cgroup"), &groups),
     }
+}
+
+/// What may still be written to the file system of `path`, in bytes; none where the system doesn't say.
+pub fn room_bytes(path: &Path) -> Option<u64> {
+    let found = rustix::fs::statvfs(path).ok()?;
+    found.f_bavail.checked_mul(found.f_frsize)
 }
 
 /// The smallest limit of a control group (version 2) and those above it. `groups` is what the system says of a

@@ -15,7 +15,7 @@ use crate::rundir::RunDir;
 
 /// What each metric of a training stage says. `reward_NAME` has a row for each part of the reward,
 /// `source_…_NAME` for each source.
-pub const REFERENCE: [(&str, &str); 49] = [
+pub const REFERENCE: [(&str, &str); 55] = [
     (
         "accuracy",
         "`rl`: share of completions to which the first reward that compares with answers gives 1, of those that it \
@@ -53,8 +53,8 @@ pub const REFERENCE: [(&str, &str); 49] = [
     ("held_out_margin", "`reward-model`, `dpo`: `margin` on the held-out pairs, after the step."),
     (
         "importance_cut_share",
-        "`rl` with `sampling.weights = \"int8\"`: share of trained tokens whose importance weight is cut off at \
-         `objective.importance_cap`.",
+        "`rl` with `max_staleness` above 0 or `sampling.weights = \"int8\"`: share of trained tokens whose importance \
+         weight is cut off at `objective.importance_cap`.",
     ),
     ("importance_max", "Likewise: the largest importance weight of a trained token."),
     ("importance_mean", "Likewise: mean importance weight over trained tokens."),
@@ -63,6 +63,10 @@ pub const REFERENCE: [(&str, &str); 49] = [
         "`rl` with a curriculum: share of the step's prompts whose pass rate was in the band when they were asked.",
     ),
     ("kl", "`rl`: mean KL estimate between policy and reference over trained tokens."),
+    (
+        "learner_idle_seconds",
+        "`rl` with `max_staleness` above 0: wall-clock time that the learner waited for the step's groups.",
+    ),
     ("learning_seconds", "`rl`: wall-clock time that the learner worked on the step."),
     (
         "logp_chosen",
@@ -98,10 +102,18 @@ pub const REFERENCE: [(&str, &str); 49] = [
     ("reward_rejected", "`dpo`: the same of the rejected ones."),
     (
         "sampler_gap_mean",
-        "`rl` with `sampling.weights = \"int8\"`: mean distance in nats between the learner's and the sampler's \
-         log-prob of a trained token, under the weights that sampled it.",
+        "`rl` with `max_staleness` above 0 or `sampling.weights = \"int8\"`: mean distance in nats between the log-prob \
+         of a trained token that the learner computes before the step, and the one that it was sampled with.",
     ),
-    ("sampling_seconds", "`rl`: wall-clock time from the step's prompts to its last completion."),
+    (
+        "sampler_idle_seconds",
+        "`rl` with `max_staleness` above 0: wall-clock time since the step before in which the sampler had no prompt.",
+    ),
+    (
+        "sampling_seconds",
+        "`rl`: wall-clock time from the step's prompts to its last completion; with `max_staleness` above 0 that since \
+         the step before in which the sampler worked.",
+    ),
     ("score_mean", "`reward-model`: mean score of the step's completions."),
     ("score_std", "`reward-model`: standard deviation of the scores of the step's completions."),
     (
@@ -110,9 +122,23 @@ pub const REFERENCE: [(&str, &str); 49] = [
     ),
     ("source_share_NAME", "Likewise: share of the step's prompts that are from the source `NAME`."),
     (
+        "stale_groups",
+        "`rl` with `max_staleness` above 0: groups that were too old when the step took its own, and are not trained \
+         on.",
+    ),
+    (
+        "staleness_max",
+        "Likewise: the oldest token that the step trains on, in publications of weights since it was drawn.",
+    ),
+    ("staleness_mean", "Likewise: mean age of the tokens that the step trains on."),
+    (
         "teacher_kl",
         "`rl` with a teacher: mean reverse KL divergence from the teacher over trained tokens, in nats, over the whole \
          vocabulary.",
+    ),
+    (
+        "tokens_in_flight",
+        "`rl` with `max_staleness` above 0: tokens that were drawn and not trained on when the step began.",
     ),
     ("tokens_per_second", "Tokens of the step per second of wall-clock time."),
     ("trained_tokens", "`sft`: tokens in the loss."),

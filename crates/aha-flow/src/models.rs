@@ -169,13 +169,18 @@ pub fn to_train(model: Arc<Model>, lora: Option<&Lora>, random: Philox) -> Resul
     }
 }
 
+/// Writes a stage's final model.
+pub fn save_final(dir: &RunDir, stage: &str, model: &Model, tokenizer: &Tokenizer) -> Result<()> {
+    dir.write(|| save(&dir.model(stage), model, tokenizer, SaveDtype::F32))
+}
+
 /// Writes a stage's adapter, if it has trained one, and returns its model without.
 pub fn finish(dir: &RunDir, stage: &str, learner: Learner) -> Result<Arc<Model>> {
     let model = learner.into_model();
     if model.lora().is_none() {
         return Ok(model);
     }
-    save_adapter(&dir.adapter(stage), &model)?;
+    dir.write(|| save_adapter(&dir.adapter(stage), &model))?;
     Ok(Arc::new(Arc::unwrap_or_clone(model).merged()?))
 }
 

@@ -42,6 +42,15 @@ pub enum Event {
         /// What to do about it.
         hint: String,
     },
+    /// The run waits for room on the disk.
+    Waiting {
+        /// What couldn't be written.
+        message: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// The run waits no more.
+    GoesOn,
     /// A stage is done.
     StageDone {
         /// Its name.

@@ -22,6 +22,7 @@ use crate::prompts::{self, Prompter};
 use crate::rl::draw::Draw;
 use crate::rl::fault::Faults;
 use crate::rl::stage::Shared;
+use crate::room::Room;
 use crate::rundir::{RunDir, write_file};
 use crate::score::Scorer;
 use crate::stages::{
@@ -48,6 +49,8 @@ pub struct Options {
     pub stop: Stop,
     /// Faults that a test injects.
     pub faults: Faults,
+    /// What is left free on the file system of the run directory, in bytes: the run waits below that.
+    pub disk_reserve_bytes: u64,
 }
 
 /// Why there was no run, or why it ended early.
@@ -69,7 +72,9 @@ pub fn default_dir(pipeline: &Path) -> PathBuf {
 /// Checks the pipeline, then runs its stages. `opened` hears of the run directory before anything is run.
 pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Result<RunDir, Failure> {
     let places = planning::places();
-    let dir = RunDir::new(options.dir.clone().unwrap_or_else(|| default_dir(&options.pipeline)));
+    let dir = options.dir.clone().unwrap_or_else(|| default_dir(&options.pipeline));
+    let room = Room::new(options.disk_reserve_bytes, options.stop.clone(), options.watcher.clone());
+    let dir = RunDir::new(dir).waiting_for(room);
     let plan =
         planning::check(&options.pipeline, &options.sets, &places, pipeline_of(&dir)).await?;
     let (pipeline, resume) = (Arc::new(plan.pipeline.clone()), options.resume);
@@ -121,13 +126,13 @@ pub(crate) async fn execute(
         Opening::Resume(state) => RunState { identity, machine: machine(&device), ..state },
     };
     check_variables(&pipeline, &state)?;
-    let lock = dir.open()?;
+    let lock = dir.write(|| dir.open())?;
     check_tables(&pipeline, &state, dir, depth)?;
     // In this order: the state has a digest of the settings. Where a version with more keys takes a run over and is
     // killed in between, it finds its own digest and goes on; a newer pipeline beside an older digest would look like
     // another run's.
     state.write(dir)?;
-    write_file(&dir.pipeline(), pipeline.to_toml().as_bytes())?;
+    dir.write(|| write_file(&dir.pipeline(), pipeline.to_toml().as_bytes()))?;
     opened();
     let waiting = lend::waiting(&pipeline, dir, &how.stop)?;
     let session = session(&pipeline, &places, dir).await?;
@@ -325,15 +330,21 @@ impl Runner {
     async fn dpo(&self, stage: &Stage, settings: &DpoStage) -> Result<()> {
         let base = self.load(&settings.model).await?;
         self.set_tokenizer(&base);
-        let reference = self.guide(stage, &base).await?;
+        let reference = guide(&self.models(), stage, &base).await?;
         Dpo { context: self.context(stage), settings }.run(base, reference).await
     }
 
     async fn rl(&self, of: &Stage, settings: &RlStage) -> Result<()> {
         let stage = of.name.as_str();
-        let base = self.load(&settings.model).await?;
+        // Where sampler and learner compute at once, each has its share of the cores.
+        let own = (settings.max_staleness > 0).then(|| {
+            let shares = compute::shares(&self.pipeline.run, settings);
+            compute::device_of(&self.pipeline.run, shares.learner)
+        });
+        let training = self.models_on(own.as_ref().unwrap_or(&self.device));
+        let base = training.load(&settings.model).await?;
         self.set_tokenizer(&base);
-        let teacher = self.guide(of, &base).await?;
+        let teacher = guide(&training, of, &base).await?;
         let specs: Vec<_> = settings.rewards.iter().map(|reward| reward.0.clone()).collect();
         let (on_null, models) = (settings.reward_null, self.models());
         let lender = Lender::new(stage, &specs, &models, &self.waiting).await?;
@@ -357,20 +368,7 @@ impl Runner {
             watcher: Arc::clone(&self.how.watcher),
             faults: self.how.faults.clone(),
         };
-        rl::run(Arc::new(shared), base, &self.models(), &self.how.stop).await
-    }
-
-    /// The model that is asked about the tokens of `base`, where the stage names one: it has to know them.
-    async fn guide(&self, stage: &Stage, base: &Loaded) -> Result<Option<Arc<Model>>> {
-        let Some((key, name)) = stage.kind.guide() else { return Ok(None) };
-        let Loaded { model, tokenizer } = self.load(name).await?;
-        if let Some(difference) = base.tokenizer.difference(&tokenizer) {
-            return Err(Error::input_with(
-                format!("`{key}` is `{name}`, whose tokenizer is another one: {difference}"),
-                "give it a model of the same family, or one trained from it",
-            ));
-        }
-        Ok(Some(model))
+        rl::run(Arc::new(shared), base, &training, &self.how.stop).await
     }
 
     fn context<'a>(&'a self, stage: &'a Stage) -> Context<'a> {
@@ -386,10 +384,14 @@ impl Runner {
     }
 
     fn models(&self) -> Models<'_> {
+        self.models_on(&self.device)
+    }
+
+    fn models_on<'a>(&'a self, device: &'a Device) -> Models<'a> {
         Models {
             pipeline: &self.pipeline,
             dir: &self.dir,
-            device: &self.device,
+            device,
             session: &self.session,
             places: &self.places,
         }
@@ -406,4 +408,17 @@ impl Runner {
             tokenizer.encode(text, false).map(|ids| ids.len()).map_err(|error| error.to_string())
         }));
     }
+}
+
+/// The model that is asked about the tokens of `base`, where the stage names one: it has to know them.
+async fn guide(models: &Models<'_>, stage: &Stage, base: &Loaded) -> Result<Option<Arc<Model>>> {
+    let Some((key, name)) = stage.kind.guide() else { return Ok(None) };
+    let Loaded { model, tokenizer } = models.load(name).await?;
+    if let Some(difference) = base.tokenizer.difference(&tokenizer) {
+        return Err(Error::input_with(
+            format!("`{key}` is `{name}`, whose tokenizer is another one: {difference}"),
+            "give it a model of the same family, or one trained from it",
+        ));
+    }
+    Ok(Some(model))
 }

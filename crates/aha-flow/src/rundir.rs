@@ -10,19 +10,29 @@
 //! asked/TABLE/    what an endpoint gave, until it is in the table
 //! ```
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Result};
 use crate::pipeline::RESOLVED_HEADER;
+use crate::room::Room;
+
+/// How long a lock is waited for whose holder may be ending.
+pub const LOCK_WAIT: Duration = Duration::from_secs(5);
+/// How often the lock is looked at meanwhile.
+const LOCK_LOOK: Duration = Duration::from_millis(20);
 
 /// The directory that a run owns. Cloning it clones the path.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct RunDir {
     root: PathBuf,
+    /// Who waits where the disk is full; none: what is written fails then.
+    room: Option<Arc<Room>>,
 }
 
 /// Held while a process works on a run.
@@ -42,7 +52,27 @@ impl Drop for RunLock {
 impl RunDir {
     /// The directory `root`; nothing is created.
     pub fn new(root: impl Into<PathBuf>) -> RunDir {
-        RunDir { root: root.into() }
+        RunDir { root: root.into(), room: None }
+    }
+
+    /// With somebody who waits where the disk is full.
+    #[must_use]
+    pub fn waiting_for(self, room: Room) -> RunDir {
+        RunDir { room: Some(Arc::new(room)), ..self }
+    }
+
+    /// Who waits where the disk is full.
+    pub fn room(&self) -> Option<&Arc<Room>> {
+        self.room.as_ref()
+    }
+
+    /// Does work that writes into the directory. Where the disk is full it is done again, from its beginning, when
+    /// there is room: everything that a run writes goes through this, but what may be missing (log, metrics).
+    pub fn write<T>(&self, mut work: impl FnMut() -> Result<T>) -> Result<T> {
+        match &self.room {
+            Some(room) => room.write(&self.root, work),
+            None => work(),
+        }
     }
 
     /// Fails if the directory, which has no `run.json`, holds what a run that was just begun doesn't: somebody
@@ -80,8 +110,12 @@ impl RunDir {
         Ok(())
     }
 
-    /// Creates the directory and takes its lock.
+    /// Creates the directory and takes its lock. A process that was killed may hold that for a moment longer.
     pub fn open(&self) -> Result<RunLock> {
+        self.open_within(LOCK_WAIT)
+    }
+
+    fn open_within(&self, wait: Duration) -> Result<RunLock> {
         for dir in [&self.root, &self.tables(), &self.models(), &self.root.join("checkpoints")] {
             fs_err::create_dir_all(dir).map_err(Error::io("create", dir))?;
         }
@@ -89,14 +123,7 @@ impl RunDir {
             // A failing metric sink never stops training; the stages warn again.
             tracing::warn!(%error, "Metrics can't be written.");
         }
-        let path = self.root.join("lock");
-        let file = File::create(&path).map_err(Error::io("create", &path))?;
-        file.try_lock().map_err(|_| {
-            Error::input_with(
-                format!("another process works on the run in `{}`", self.root.display()),
-                "wait for it, or give this run another directory with --dir",
-            )
-        })?;
+        let file = self.lock(wait)?;
         // What a killed process has left half-written; nobody else writes while the lock is held.
         for dir in [self.models(), self.adapters(), self.root.join("checkpoints")] {
             if dir.exists() {
@@ -108,6 +135,17 @@ impl RunDir {
             fs_err::remove_dir_all(&spill).map_err(Error::io("remove", &spill))?;
         }
         Ok(RunLock { _file: file, spill })
+    }
+
+    fn lock(&self, wait: Duration) -> Result<File> {
+        let path = self.root.join("lock");
+        let file = File::create(&path).map_err(Error::io("create", &path))?;
+        if !lock_within(&file, wait).map_err(Error::io("lock", &path))? {
+            let dir = self.root.display();
+            let message = format!("another process works on the run in `{dir}`");
+            return Err(Error::Held { message });
+        }
+        Ok(file)
     }
 
     /// The directory itself.
@@ -183,6 +221,20 @@ impl RunDir {
     /// A stage's checkpoints.
     pub fn checkpoints(&self, stage: &str) -> PathBuf {
         self.root.join("checkpoints").join(stage)
+    }
+}
+
+/// Locks a file, which a process may still hold that was killed: until the kernel has taken back all its memory, or
+/// while a child of it that was just made has its files. Says whether it could.
+pub fn lock_within(file: &File, wait: Duration) -> io::Result<bool> {
+    let until = Instant::now() + wait;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(true),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if until <= Instant::now() => return Ok(false),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_LOOK),
+        }
     }
 }
 
@@ -276,9 +328,24 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let dir = RunDir::new(temp.path().join("run"));
         let lock = dir.open().unwrap();
-        assert!(dir.open().unwrap_err().to_string().contains("another process"));
+        assert!(
+            dir.open_within(Duration::ZERO).unwrap_err().to_string().contains("another process")
+        );
         drop(lock);
         dir.open().unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_is_given_back_soon_is_waited_for() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::new(temp.path().join("run"));
+        let lock = dir.open().unwrap();
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(100));
+            drop(lock);
+        });
+        dir.open().unwrap();
+        ends.join().unwrap();
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl RunState {
         let mut text = serde_json::to_vec_pretty(self)
             .map_err(|error| Error::bug(format!("the run's state has no JSON: {error}")))?;
         text.push(b'\n');
-        write_file(&dir.state(), &text)
+        dir.write(|| write_file(&dir.state(), &text))
     }
 
     /// Notes that a stage runs, and writes the state.

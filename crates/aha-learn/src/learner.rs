@@ -58,7 +58,7 @@ pub struct Rollout<'a> {
     pub completion_ids: &'a [u32],
     /// Log-probs of the completion's tokens under the weights that sampled them, as the sampler computed them.
     pub behaviour_logps: &'a [f32],
-    /// The same, as the learner computes them.
+    /// The same, as the learner computes them; of weights that were older, under those before the step.
     pub old: OldLogps<'a>,
     /// The completion's advantage.
     pub advantage: f32,
@@ -74,9 +74,10 @@ pub enum OldLogps<'a> {
     /// The behaviour log-probs are these, bit for bit: sampler and learner run the same kernels.
     #[default]
     Behaviour,
-    /// The sampler computes otherwise, and the weights haven't changed since: the forward pass gives them.
+    /// The sampler computes otherwise, or from older weights, and the step hasn't changed them yet: the forward pass
+    /// gives them.
     Current,
-    /// The sampler computes otherwise; [`score`] gave these before the weights changed.
+    /// The sampler computes otherwise, or from older weights; [`score`] gave these before the weights changed.
     Scored(&'a [f32]),
 }
 

@@ -42,8 +42,9 @@ use crate::value::ValueRule;
 /// ```
 ///
 /// `w` is 1 where [`SequenceTerms::behaviour_logps`] are absent: where `old`, computed by the learner, is what the
-/// sampler computed too. It multiplies the policy term only. In a file and in its serialised form the keys are those
-/// of [`ObjectiveFile`].
+/// sampler computed too. Where that drew from older weights, `old` is of those before the step, and the whole is
+/// AReaL's decoupled objective (arXiv:2505.24298, eq. 5) with a weight that is cut off. It multiplies the policy term
+/// only. In a file and in its serialised form the keys are those of [`ObjectiveFile`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(into = "ObjectiveFile", try_from = "ObjectiveFile")]
 pub struct Objective {
@@ -62,8 +63,9 @@ pub struct Objective {
     pub ratio: RatioLevel,
     /// The log-ratio is clamped to ± this before the exponential (verl: 20); outside, its gradient is 0.
     pub log_ratio_clamp: Option<f64>,
-    /// Upper bound of the importance weight of a token that was sampled by other kernels than the learner's:
-    /// truncated importance sampling (Ionides 2008; for the gap between sampler and trainer Yao et al. 2025). verl:
+    /// Upper bound of the importance weight of a token that was sampled by other kernels than the learner's, or from
+    /// older weights: truncated importance sampling (Ionides 2008; for the gap between sampler and trainer Yao et al.
+    /// 2025). verl:
     /// `tis_imp_ratio_cap`, 2; TRL: `vllm_importance_sampling_cap`, 3 and by sequences.
     pub importance_cap: f64,
     /// Lower bound of that weight.

@@ -240,6 +240,14 @@ impl Model {
         &self.device
     }
 
+    /// The same model for `device`: weights that are trained are copied there, and frozen ones shared, since nobody
+    /// changes them.
+    pub fn copy_on(&self, device: &Device) -> Model {
+        let mut copy = Model { device: device.clone(), ..self.clone() };
+        copy.params = self.params.copy_on(device);
+        copy
+    }
+
     /// The weights, under their Hugging Face names.
     pub fn params(&self) -> &Params {
         &self.params

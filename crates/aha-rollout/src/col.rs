@@ -38,6 +38,8 @@ pub const COMPLETION_LEN_TOKENS_MEDIAN: &str = "completion_len_tokens_median";
 pub const COMPLETION_LEN_TOKENS_P95: &str = "completion_len_tokens_p95";
 /// Behaviour log-prob of each of a completion's tokens.
 pub const COMPLETION_LOGPROBS: &str = "completion_logprobs";
+/// Version of the policy that drew each of a completion's tokens.
+pub const COMPLETION_POLICY_VERSIONS: &str = "completion_policy_versions";
 /// A completion's tokens.
 pub const COMPLETION_TOKEN_IDS: &str = "completion_token_ids";
 /// What a critic expected before each of a completion's tokens.

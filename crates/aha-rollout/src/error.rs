@@ -72,3 +72,33 @@ impl Error {
         )
     }
 }
+
+/// Whether the system said, somewhere on the way to this error, that the disk or a quota is full.
+pub fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let kind = error.downcast_ref::<io::Error>().map(io::Error::kind);
+        if matches!(kind, Some(io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_seen_through_what_is_wrapped_around_it() {
+        let full = || io::Error::from(io::ErrorKind::StorageFull);
+        let wrapped =
+            io::Error::other(std::sync::Arc::new(parquet::errors::ParquetError::from(full())));
+        for source in [full(), io::Error::from_raw_os_error(122), wrapped] {
+            assert!(is_full(&Error::io("write", Path::new("x"))(source)));
+        }
+        let broken = io::Error::from_raw_os_error(5);
+        assert!(!is_full(&Error::io("write", Path::new("x"))(broken)));
+    }
+}

@@ -43,4 +43,4 @@ pub mod table;
 pub mod time;
 pub mod view;
 
-pub use error::{Error, Result};
+pub use error::{Error, Result, is_full};

@@ -36,6 +36,8 @@ pub struct PartWriter {
     aside: PathBuf,
     schema: SchemaRef,
     rows_count: usize,
+    /// The file once more, to make it durable.
+    file: File,
     writer: Option<ArrowWriter<File>>,
 }
 
@@ -50,9 +52,11 @@ impl PartWriter {
     /// must be on one file system.
     pub(crate) fn create_aside(path: &Path, aside: PathBuf, schema: SchemaRef) -> Result<Self> {
         let file = File::create(&aside).map_err(Error::io("create", &aside))?;
-        let writer = ArrowWriter::try_new(file, schema.clone(), Some(properties(&schema)))
+        let written = file.try_clone().map_err(Error::io("open", &aside))?;
+        let writer = ArrowWriter::try_new(written, schema.clone(), Some(properties(&schema)))
             .map_err(|error| Error::bug(format!("no Parquet for this schema: {error}")))?;
-        Ok(Self { path: path.to_owned(), aside, schema, rows_count: 0, writer: Some(writer) })
+        let path = path.to_owned();
+        Ok(Self { path, aside, schema, rows_count: 0, file, writer: Some(writer) })
     }
 
     /// Adds rows, which must have the columns of the file's schema; metadata may differ.
@@ -68,11 +72,12 @@ impl PartWriter {
 
     /// Makes the file durable and visible.
     pub fn finish(mut self) -> Result<PartSize> {
-        let writer = self.writer.take().expect("the writer is there until it is finished");
-        let file = writer.into_inner().map_err(|error| write_error(&self.aside, error))?;
-        file.sync_all().map_err(Error::io("flush", &self.aside))?;
-        let size_bytes = file.metadata().map_err(Error::io("read", &self.aside))?.len();
-        drop(file);
+        let writer = self.writer.as_mut().expect("the writer is there until it is finished");
+        // `into_inner` would make a text of what the system said.
+        writer.finish().map_err(|error| write_error(&self.aside, error))?;
+        self.file.sync_all().map_err(Error::io("flush", &self.aside))?;
+        let size_bytes = self.file.metadata().map_err(Error::io("read", &self.aside))?.len();
+        self.writer = None;
         fs_err::rename(&self.aside, &self.path).map_err(Error::io("rename", &self.aside))?;
         sync_directory_of(&self.path)?;
         Ok(PartSize { rows_count: self.rows_count, size_bytes })

@@ -71,6 +71,9 @@ pub struct RolloutRow<'a> {
     pub completion_logprobs: &'a [f32],
     /// Whether each of them was forced and not drawn; as many, or none where nothing could be.
     pub completion_forced_mask: Option<&'a [bool]>,
+    /// Optimizer steps that the weights which drew each of them had seen; as many, or none where that is
+    /// `policy_version` for all.
+    pub completion_policy_versions: Option<&'a [u64]>,
     /// Why it ended.
     pub finish_reason: &'a str,
     /// When, in µs since 1970, UTC.
@@ -273,6 +276,13 @@ pub fn rollouts_of_lens(rows: &[RolloutRow<'_>], lens_tokens: &[u64]) -> Result<
                 mask.len()
             )));
         }
+        if let Some(versions) = row.completion_policy_versions.filter(|of| of.len() != tokens) {
+            let id = rollout_id(row.stage, row.step, row.prompt_id, row.sample_idx);
+            return Err(Error::bug(format!(
+                "rollout `{id}` has {tokens} completion tokens and {} policy versions of them",
+                versions.len()
+            )));
+        }
     }
     Ok(batch(
         schema::sampled(),
@@ -292,6 +302,7 @@ pub fn rollouts_of_lens(rows: &[RolloutRow<'_>], lens_tokens: &[u64]) -> Result<
             lists_u32(rows.iter().map(|r| r.completion_token_ids)),
             lists_f32(rows.iter().map(|r| r.completion_logprobs)),
             lists_maybe_bool(rows.iter().map(|r| r.completion_forced_mask)),
+            maybe_lists_whole(rows.iter().map(|r| r.completion_policy_versions)),
             whole(lens_tokens.iter().copied()),
             text(rows.iter().map(|r| r.finish_reason)),
             times(rows.iter().map(|r| r.finished_at_us)),
@@ -478,7 +489,7 @@ pub(crate) fn booleans(values: impl Iterator<Item = bool>) -> ArrayRef {
 }
 
 /// Counts and indices. None is ever near 2^63, where the conversion would stop being exact.
-fn whole(values: impl Iterator<Item = u64>) -> ArrayRef {
+pub(crate) fn whole(values: impl Iterator<Item = u64>) -> ArrayRef {
     Arc::new(Int64Array::from_iter_values(values.map(|v| v as i64)))
 }
 
@@ -545,6 +556,19 @@ fn lists_maybe_bool<'a>(lists: impl Iterator<Item = Option<&'a [bool]>>) -> Arra
     Arc::new(ListArray::new(field, offsets, values, nulls))
 }
 
+fn maybe_lists_whole<'a>(lists: impl Iterator<Item = Option<&'a [u64]>>) -> ArrayRef {
+    let (mut values, mut lens, mut valid) = (Vec::new(), Vec::new(), Vec::new());
+    for list in lists {
+        values.extend(list.unwrap_or_default().iter().map(|value| *value as i64));
+        lens.push(list.map_or(0, <[u64]>::len));
+        valid.push(list.is_some());
+    }
+    let field = Arc::new(Field::new("item", DataType::Int64, false));
+    let nulls = Some(NullBuffer::from(valid)).filter(|nulls| nulls.null_count() > 0);
+    let (values, offsets) = (Arc::new(Int64Array::from(values)), OffsetBuffer::from_lengths(lens));
+    Arc::new(ListArray::new(field, offsets, values, nulls))
+}
+
 fn lists_whole<'a>(lists: impl Iterator<Item = &'a [u64]>) -> ArrayRef {
     let (mut values, mut lens) = (Vec::new(), Vec::new());
     for list in lists {
@@ -606,6 +630,7 @@ pub(crate) mod tests {
                 completion_token_ids: ids,
                 completion_logprobs: logprobs,
                 completion_forced_mask: None,
+                completion_policy_versions: None,
                 finish_reason: "stop",
                 finished_at_us: 1_000,
             })
@@ -635,6 +660,7 @@ pub(crate) mod tests {
             completion_token_ids: &[1, 2],
             completion_logprobs: &[-1.0],
             completion_forced_mask: None,
+            completion_policy_versions: None,
             finish_reason: "stop",
             finished_at_us: 0,
         };
@@ -644,6 +670,9 @@ pub(crate) mod tests {
         let flagged = RolloutRow { completion_forced_mask: Some(&[true]), ..whole.clone() };
         let message = RolloutsBuilder::new().push(&flagged).unwrap_err().to_string();
         assert!(message.contains("has 2 completion tokens and 1 flags"), "{message}");
+        let dated = RolloutRow { completion_policy_versions: Some(&[1; 3]), ..whole.clone() };
+        let message = RolloutsBuilder::new().push(&dated).unwrap_err().to_string();
+        assert!(message.contains("has 2 completion tokens and 3 policy versions"), "{message}");
         let mut builder = RolloutsBuilder::new();
         builder.push(&whole).unwrap();
         builder.push(&whole).unwrap();

@@ -359,9 +359,16 @@ pub fn check_reward_names(reward_names: &[String]) -> Result<()> {
 
 fn sampled_fields() -> Vec<Field> {
     vec![
-        text(col::ROLLOUT_ID, "stage/step/prompt_id/sample_idx; unique in a run"),
+        text(
+            col::ROLLOUT_ID,
+            "stage/round/prompt_id/sample_idx, the round being the step that its prompt was asked for; unique in a run",
+        ),
         text(col::STAGE, "stage that sampled it"),
-        whole(col::STEP, "step that it was sampled for, from 1"),
+        whole(
+            col::STEP,
+            "step that took it, from 1; with `max_staleness` above 0 that may be another than the one that its \
+             prompt was asked for",
+        ),
         text(col::PROMPT_ID, "identity of the prompt in its data set"),
         maybe_text(
             col::SOURCE,
@@ -370,7 +377,8 @@ fn sampled_fields() -> Vec<Field> {
         whole(col::SAMPLE_IDX, "which of its group it is, from 0"),
         whole(
             col::POLICY_VERSION,
-            "optimizer steps that the weights that sampled it had seen, in its stage",
+            "optimizer steps that the weights that sampled it had seen, in its stage; of a completion whose \
+             weights changed while it was sampled those that drew its first token",
         ),
         text(col::PROMPT, "problem as the data set states it, before any template"),
         text(col::COMPLETION, "text that the model wrote, without special tokens"),
@@ -396,6 +404,11 @@ fn sampled_fields() -> Vec<Field> {
             Field::new(col::COMPLETION_FORCED_MASK, list_of(DataType::Boolean), true),
             "per token of completion_token_ids, whether `thinking` of the stage put it there and it was not \
              drawn; null where the stage has none",
+        ),
+        doc(
+            Field::new(col::COMPLETION_POLICY_VERSIONS, list_of(DataType::Int64), true),
+            "per token of completion_token_ids, optimizer steps that the weights that drew it had seen; null where \
+             that is policy_version for all, as with `max_staleness = 0`",
         ),
         whole(
             col::COMPLETION_LEN_TOKENS,
@@ -461,7 +474,7 @@ fn trained_fields() -> Vec<Field> {
         ),
         maybe_text(
             col::SKIP_REASON,
-            "why the learner left it out, such as `no_signal`; null where it is trained on",
+            "why the learner left it out, such as `no_signal` or `stale`; null where it is trained on",
         ),
     ]
 }

@@ -131,6 +131,17 @@ pub fn add_outcomes(grouped: &RecordBatch, outcomes: &[Outcome]) -> Result<Recor
     add(grouped, &target, vec![is_trained, skip_reason])
 }
 
+/// Rows of any step as rows of `step`, which took them. Their identities stay.
+pub fn set_step(batch: &RecordBatch, step: u64) -> Result<RecordBatch> {
+    let Ok(at) = batch.schema_ref().index_of(col::STEP) else {
+        return Err(Error::bug("rows without a step have none to set"));
+    };
+    let mut columns = batch.columns().to_vec();
+    columns[at] = rows::whole((0..batch.num_rows()).map(|_| step));
+    RecordBatch::try_new(batch.schema(), columns)
+        .map_err(|error| Error::bug(format!("columns don't fit their fields: {error}")))
+}
+
 /// Rows that will never be trained on (those of a `sample` or `eval` stage) as whole rows of
 /// `rollouts`: no advantage, left out for `reason`.
 pub fn add_untrained(scored: &RecordBatch, reason: &str) -> Result<RecordBatch> {
@@ -211,6 +222,16 @@ mod tests {
         let few = Appraisal { advantages: vec![0.5], values: vec![0.0] };
         let few = appraise(&grouped, &[None, None, Some(few)]).unwrap();
         assert!(RolloutsView::new(&few, schema::Progress::Grouped).is_err());
+    }
+
+    #[test]
+    fn rows_keep_their_identity_in_the_step_that_takes_them() {
+        let sampled = rows::tests::examples(2, 3);
+        let taken = set_step(&sampled, 5).unwrap();
+        assert_eq!(taken.schema(), sampled.schema());
+        let view = RolloutsView::new(&taken, schema::Progress::Sampled).unwrap();
+        assert_eq!((view.step(1), view.rollout_id(1)), (5, "zero/2/p17/1"));
+        assert!(set_step(&sampled.project(&[0]).unwrap(), 5).is_err());
     }
 
     #[test]

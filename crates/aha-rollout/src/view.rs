@@ -107,6 +107,7 @@ pub struct RolloutsView<'a> {
     prompt_token_ids: Lists<'a, UInt32Array>,
     completion_token_ids: Lists<'a, UInt32Array>,
     completion_logprobs: Lists<'a, Float32Array>,
+    completion_policy_versions: Lists<'a, Int64Array>,
     completion_len_tokens: &'a Int64Array,
     finish_reason: &'a StringArray,
     finished_at: &'a TimestampMicrosecondArray,
@@ -173,6 +174,7 @@ impl<'a> RolloutsView<'a> {
             prompt_token_ids: columns.lists(col::PROMPT_TOKEN_IDS)?,
             completion_token_ids: columns.lists(col::COMPLETION_TOKEN_IDS)?,
             completion_logprobs: columns.lists(col::COMPLETION_LOGPROBS)?,
+            completion_policy_versions: columns.lists(col::COMPLETION_POLICY_VERSIONS)?,
             completion_len_tokens: columns.counts(col::COMPLETION_LEN_TOKENS)?,
             finish_reason: columns.get(col::FINISH_REASON)?,
             finished_at: columns.get(col::FINISHED_AT)?,
@@ -197,12 +199,19 @@ impl<'a> RolloutsView<'a> {
                     "read rollouts as a stage wrote them, without changing their lists",
                 ));
             }
-            let Some(grouped) = &self.grouped else { continue };
-            for (name, list) in [
-                (col::COMPLETION_ADVANTAGES, grouped.advantages.maybe(row)),
-                (col::COMPLETION_VALUES, grouped.values.maybe(row)),
+            let versions = &self.completion_policy_versions;
+            let versions = versions.lists.is_valid(row).then(|| versions.range(row).len());
+            let lists = self.grouped.as_ref().map(|grouped| {
+                let len = |list: &Lists<'_, Float32Array>| list.maybe(row).map(<[f32]>::len);
+                (len(&grouped.advantages), len(&grouped.values))
+            });
+            let (advantages, values) = lists.unwrap_or_default();
+            for (name, found) in [
+                (col::COMPLETION_POLICY_VERSIONS, versions),
+                (col::COMPLETION_ADVANTAGES, advantages),
+                (col::COMPLETION_VALUES, values),
             ] {
-                if let Some(found) = list.map(<[f32]>::len).filter(|&found| found != tokens) {
+                if let Some(found) = found.filter(|&found| found != tokens) {
                     let id = self.rollout_id(row);
                     return Err(Error::input(
                         format!(
@@ -289,6 +298,15 @@ impl<'a> RolloutsView<'a> {
     /// Their log-probs under the weights that sampled them; as many.
     pub fn completion_logprobs(&self, row: usize) -> &'a [f32] {
         self.completion_logprobs.get(row)
+    }
+
+    /// Optimizer steps that the weights which drew each of them had seen; as many, or none where that is
+    /// [`RolloutsView::policy_version`] for all.
+    pub fn completion_policy_versions(&self, row: usize) -> Option<impl Iterator<Item = u64> + 'a> {
+        let versions = &self.completion_policy_versions;
+        let list =
+            versions.lists.is_valid(row).then(|| &versions.values.values()[versions.range(row)]);
+        list.map(|list| list.iter().map(|&version| version as u64))
     }
 
     /// Its tokens' number, also where they themselves aren't known.
@@ -485,6 +503,7 @@ mod tests {
         assert_eq!(view.rows_count(), 3);
         assert_eq!(view.rollout_id(2), "zero/3/p17/2");
         assert_eq!((view.stage(2), view.step(2), view.policy_version(2)), ("zero", 3, 2));
+        assert!(view.completion_policy_versions(2).is_none());
         assert_eq!((view.prompt_id(2), view.sample_idx(2), view.source(2)), ("p17", 2, None));
         assert_eq!((view.prompt(0), view.completion(0)), ("1+1?", "<think>x</think>"));
         assert_eq!((view.answer(0), view.tests(0)), (Some("2"), None));

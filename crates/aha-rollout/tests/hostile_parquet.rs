@@ -69,6 +69,7 @@ fn sound_file(dir: &Path) -> Vec<u8> {
         completion_token_ids: &ids[..sample_idx as usize],
         completion_logprobs: &logprobs[..sample_idx as usize],
         completion_forced_mask: None,
+        completion_policy_versions: None,
         finish_reason: "stop",
         finished_at_us: 5,
     };

@@ -1,6 +1,6 @@
 //! Who hears of completions while they are drawn.
 
-use crate::{Completion, Request};
+use crate::{Completion, Request, Weights};
 
 /// What a completion has so far. With [`crate::Thinking`] tokens may be taken back: then there are fewer than before.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +20,11 @@ pub struct News<'a> {
 pub trait Audience {
     /// The next request, if there is one now. [`crate::Sampler::serve`] counts them from 0.
     fn next(&mut self) -> Option<Request>;
+
+    /// Newer weights, where [`crate::Sampler::serve_changing`] is to go on with others.
+    fn weights(&mut self) -> Option<Weights> {
+        None
+    }
 
     /// A completion has a new token. Says whether it is still wanted: if not, it is dropped, and never done.
     fn hears(&mut self, news: News<'_>) -> bool;

@@ -4,12 +4,14 @@
 //! still being prefilled. When a prompt is through, the first tokens of all its completions are drawn from
 //! the one row of logits, and each completion takes a place in the batch as soon as there is one.
 
+mod plan;
+
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aha_compute::ops::attention::{KvCache, PAGE_LEN, PagedSeqs};
+use aha_compute::ops::attention::{KvCache, PAGE_LEN};
 use aha_compute::ops::{draw, lm_head, select};
 use aha_compute::profile::{self, Work, bytes, moving};
 use aha_compute::random::Philox;
@@ -22,7 +24,9 @@ use crate::audience::{Audience, Listener, News};
 use crate::draw::{Address, Drawer, Drawn};
 use crate::pages::Pages;
 use crate::thinking::{Forcing, Next, Thought};
+use crate::weights::{Held, Versions, Weights};
 use crate::{Error, FinishReason, Limits, Sampling};
+use plan::Plan;
 
 /// Most logits kept at a time, in floats; a row always is.
 pub const LOGITS_LEN_MAX: usize = 4 << 20;
@@ -53,6 +57,8 @@ pub struct Completion {
     pub token_ids: Vec<u32>,
     /// Log-prob of each token under the weights and temperature that drew it.
     pub logprobs: Vec<f32>,
+    /// The version of the weights that drew each token, where they change; 0 where they don't.
+    pub versions: Versions,
     /// Whether each token was put there by [`crate::Thinking`] and not drawn; none without it.
     pub forced_mask: Option<Vec<bool>>,
     /// Why it ended.
@@ -100,7 +106,7 @@ impl Sampler {
         let tokenizer = Arc::clone(&self.tokenizer);
         let forcing = Forcing::of(sampling, &tokenizer)?;
         let settings = (sampling, forcing.as_ref());
-        let mut batch = self.running(model, requests.to_vec(), settings, random);
+        let mut batch = self.running(Held::Lent(model), requests.to_vec(), settings, random);
         let mut listener = Listener { done };
         while !batch.stopped && !cancel.load(Ordering::Relaxed) && batch.admit() {
             batch.step(&mut listener);
@@ -123,20 +129,33 @@ impl Sampler {
         sampling.check()?;
         let tokenizer = Arc::clone(&self.tokenizer);
         let forcing = Forcing::of(sampling, &tokenizer)?;
-        let mut batch = self.running(model, Vec::new(), (sampling, forcing.as_ref()), random);
-        let mut outcome = batch.take_more(audience);
-        while outcome.is_ok() && !batch.stopped && batch.admit() {
-            batch.step(audience);
-            outcome = batch.take_more(audience);
-        }
-        batch.release_all();
-        model.check_device()?;
-        outcome
+        let settings = (sampling, forcing.as_ref());
+        self.running(Held::Lent(model), Vec::new(), settings, random).serve(audience)
+    }
+
+    /// As [`Sampler::serve`], from weights that change: before each forward pass `audience` is asked for newer ones
+    /// too. Sequences that are under way go on. Leaves the weights that the last token was drawn from. Weights that
+    /// change have one shape.
+    pub fn serve_changing(
+        &mut self,
+        weights: &mut Weights,
+        sampling: &Sampling,
+        random: Philox,
+        audience: &mut dyn Audience,
+    ) -> Result<(), Error> {
+        sampling.check()?;
+        let tokenizer = Arc::clone(&self.tokenizer);
+        let forcing = Forcing::of(sampling, &tokenizer)?;
+        let held = Held::Shared(Arc::clone(&weights.model));
+        let mut batch = self.running(held, Vec::new(), (sampling, forcing.as_ref()), random);
+        batch.version = weights.version;
+        batch.weights = Some(weights);
+        batch.serve(audience)
     }
 
     fn running<'a>(
         &'a mut self,
-        model: &'a Model,
+        model: Held<'a>,
         requests: Vec<Request>,
         (sampling, forcing): (&'a Sampling, Option<&'a Forcing<'a>>),
         random: Philox,
@@ -144,6 +163,8 @@ impl Sampler {
         Running {
             room: self.room(),
             model,
+            version: 0,
+            weights: None,
             tokenizer: &self.tokenizer,
             limits: self.limits,
             cache: &mut self.cache,
@@ -238,6 +259,8 @@ struct Group {
     prefilled: usize,
     /// First tokens of the completions that have not started, last one first.
     waiting: Vec<(u32, Drawn)>,
+    /// The version of the weights that drew them.
+    version: u64,
     /// Completions being decoded.
     live_count: usize,
 }
@@ -251,6 +274,7 @@ struct Sequence {
     cached: usize,
     token_ids: Vec<u32>,
     logprobs: Vec<f32>,
+    versions: Versions,
     /// Whether the newest token was looked at for an end.
     is_checked: bool,
     /// The end of the text, as long as the longest stop text needs.
@@ -260,7 +284,8 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn push(&mut self, drawn: Drawn) {
+    fn push(&mut self, drawn: Drawn, version: u64) {
+        self.versions.push(self.token_ids.len(), version);
         self.token_ids.push(drawn.id);
         self.logprobs.push(drawn.logprob);
         self.is_checked = false;
@@ -283,6 +308,7 @@ impl Sequence {
     fn rewind(&mut self, len: usize, prompt_len: usize) {
         self.token_ids.truncate(len);
         self.logprobs.truncate(len);
+        self.versions.truncate(len);
         self.cached = prompt_len + len - 1;
         self.tail.clear();
     }
@@ -290,7 +316,10 @@ impl Sequence {
 
 struct Running<'a> {
     room: Room,
-    model: &'a Model,
+    model: Held<'a>,
+    version: u64,
+    /// Where weights that change are left for the caller.
+    weights: Option<&'a mut Weights>,
     tokenizer: &'a Tokenizer,
     limits: Limits,
     cache: &'a mut KvCache,
@@ -308,6 +337,28 @@ struct Running<'a> {
 }
 
 impl Running<'_> {
+    /// Draws for the audience until nothing is left to do.
+    fn serve(mut self, audience: &mut dyn Audience) -> Result<(), Error> {
+        let mut outcome = self.take_more(audience);
+        while outcome.is_ok() && !self.stopped && self.admit() {
+            self.take_weights(audience);
+            self.step(audience);
+            outcome = self.take_more(audience);
+        }
+        self.release_all();
+        self.model.check_device()?;
+        outcome
+    }
+
+    /// Goes on with newer weights, where they change and there are some.
+    fn take_weights(&mut self, audience: &mut dyn Audience) {
+        let Some(weights) = &mut self.weights else { return };
+        if let Some(newer) = audience.weights() {
+            (self.model, self.version) = (Held::Shared(Arc::clone(&newer.model)), newer.version);
+            **weights = newer;
+        }
+    }
+
     /// Takes in what fits; false when nothing is left to do.
     fn admit(&mut self) -> bool {
         self.start_waiting();
@@ -334,6 +385,7 @@ impl Running<'_> {
                 holds_next: true,
                 prefilled: 0,
                 waiting: Vec::new(),
+                version: self.version,
                 live_count: 0,
             });
             self.next_request += 1;
@@ -346,7 +398,7 @@ impl Running<'_> {
     fn take_more(&mut self, audience: &mut dyn Audience) -> Result<(), Error> {
         while self.requests.len() < REQUESTS_MAX {
             let Some(request) = audience.next() else { break };
-            self.room.check(self.model, &request, self.sampling)?;
+            self.room.check(&self.model, &request, self.sampling)?;
             self.requests.push(request);
         }
         Ok(())
@@ -418,6 +470,7 @@ impl Running<'_> {
             cached: prompt_len,
             token_ids: started(first.id, max_tokens),
             logprobs: started(first.logprob, max_tokens),
+            versions: Versions::new(group.version),
             is_checked: false,
             tail: Vec::new(),
             thought,
@@ -441,14 +494,15 @@ impl Running<'_> {
     }
 
     fn forward(&mut self, plan: &mut Plan) {
-        let (device, params) = (self.model.device(), self.model.params());
+        let model = self.model.clone();
+        let (device, params) = (model.device(), model.params());
         let mut tape = Tape::inference_with(device, params, self.sampling.weights);
         let batch = Batch {
             ids: &plan.ids,
             positions: Arc::clone(&plan.positions.shared),
             rows: Rows::Paged { cache: self.cache, seqs: &mut plan.seqs },
         };
-        let hidden = self.model.hidden(&mut tape, batch, false);
+        let hidden = model.hidden(&mut tape, batch, false);
         let hidden = tape.select_rows(&hidden, &plan.wanted_rows.shared);
         let live_count = self.live.len();
         self.draw_decoded(&hidden.value().rows_range(0..live_count));
@@ -547,7 +601,7 @@ impl Running<'_> {
         for draw in draws {
             let draw = draw.lock().unwrap_or_else(PoisonError::into_inner);
             for (drawn, sequence) in draw.drawn.iter().zip(&mut live) {
-                sequence.push(*drawn);
+                sequence.push(*drawn, self.version);
             }
         }
     }
@@ -561,8 +615,9 @@ impl Running<'_> {
         if self.fails() {
             return;
         }
+        let version = self.version;
         for (sequence, drawn) in self.live[start..].iter_mut().zip(drawn) {
-            sequence.push(drawn);
+            sequence.push(drawn, version);
         }
     }
 
@@ -615,7 +670,9 @@ impl Running<'_> {
                 Address { prompt: request.address, sample: u64::from(sample_idx), position: 0 };
             (sample_idx, forced.map_or_else(|| row.draw(self.random, address), |id| row.take(id)))
         };
-        self.groups[group_idx].waiting = request.samples.clone().rev().map(first).collect();
+        let waiting = request.samples.clone().rev().map(first).collect();
+        let group = &mut self.groups[group_idx];
+        (group.waiting, group.version) = (waiting, self.version);
     }
 
     /// As [`Running::draw_first`], where the logits are.
@@ -629,7 +686,9 @@ impl Running<'_> {
         let forced = samples.clone().map(|_| forced);
         let drawn = self.drawn(&rows, samples.clone().map(address), forced);
         if !self.fails() {
-            self.groups[group_idx].waiting = samples.zip(drawn).rev().collect();
+            let group = &mut self.groups[group_idx];
+            group.version = self.version;
+            group.waiting = samples.zip(drawn).rev().collect();
         }
     }
 
@@ -670,6 +729,7 @@ impl Running<'_> {
                 sample_idx: sequence.sample_idx,
                 token_ids: sequence.token_ids,
                 logprobs: sequence.logprobs,
+                versions: sequence.versions,
                 forced_mask: sequence.thought.map(|thought| thought.into_mask()),
                 finish_reason,
             });
@@ -714,56 +774,6 @@ fn started<T>(first: T, max_tokens: usize) -> Vec<T> {
     let mut list = Vec::with_capacity(max_tokens.min(TOKENS_SET_ASIDE_MAX));
     list.push(first);
     list
-}
-
-/// What a forward pass computes; its memory serves step after step.
-#[derive(Default)]
-struct Plan {
-    ids: Vec<u32>,
-    positions: Shared<u32>,
-    seqs: PagedSeqs,
-    /// The last row of each sequence or chunk.
-    wanted_rows: Shared<usize>,
-    /// Groups, and how many of their prompt's tokens this pass takes.
-    prefilled: Vec<(usize, usize)>,
-}
-
-impl Plan {
-    fn clear(&mut self) {
-        self.ids.clear();
-        self.positions.values.clear();
-        self.seqs.clear();
-        self.wanted_rows.values.clear();
-        self.prefilled.clear();
-    }
-
-    fn push(&mut self, ids: &[u32], position: usize, pages: &[u32]) {
-        self.ids.extend(ids);
-        self.positions.values.extend((position..position + ids.len()).map(|p| p as u32));
-        self.seqs.push(ids.len(), position, pages);
-        self.wanted_rows.values.push(self.ids.len() - 1);
-    }
-}
-
-/// A list that ops share: made anew only if its length has changed.
-struct Shared<T> {
-    values: Vec<T>,
-    shared: Arc<[T]>,
-}
-
-impl<T> Default for Shared<T> {
-    fn default() -> Shared<T> {
-        Shared { values: Vec::new(), shared: Arc::new([]) }
-    }
-}
-
-impl<T: Copy> Shared<T> {
-    fn share(&mut self) {
-        match Arc::get_mut(&mut self.shared) {
-            Some(to) if to.len() == self.values.len() => to.copy_from_slice(&self.values),
-            _ => self.shared = self.values.as_slice().into(),
-        }
-    }
 }
 
 /// Parts of a chunk's rows that a thread draws from, so that both end together.

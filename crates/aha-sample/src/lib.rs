@@ -6,12 +6,13 @@
 //! - [`thinking`]: budget forcing: what may be forced into a completion, and where. Pure but for the tokenizer.
 //! - [`pages`]: which pages of the cache are free, and who shares them.
 //! - [`audience`]: who asks for more meanwhile, and hears of each token.
+//! - [`weights`]: weights that change while completions are drawn, and which of them drew what.
 //! - [`score()`]: log-probs of tokens that are given, with the likeliest ones beside them.
 //! - [`engine`]: admits groups, prefills prompts once, decodes all sequences together.
 //!
 //! # Invariants
-//! - A completion is a function of weights, prompt, settings and its address alone: not of the batch, the
-//!   limits, or the threads.
+//! - Unless weights change under it, a completion is a function of weights, prompt, settings and its address alone: not
+//!   of the batch, the limits, or the threads.
 //! - Behaviour log-probs have the bits of the learner's forward pass over the same tokens.
 //! - Admitted sequences can always finish: their pages are reserved when they start.
 
@@ -23,6 +24,7 @@ pub mod pages;
 pub mod score;
 pub mod settings;
 pub mod thinking;
+pub mod weights;
 
 pub use audience::{Audience, News};
 pub use engine::{Completion, Request, Room, Sampler};
@@ -30,3 +32,4 @@ pub use error::Error;
 pub use score::{Scored, score};
 pub use settings::{FinishReason, Limits, Sampling};
 pub use thinking::Thinking;
+pub use weights::{Versions, Weights};

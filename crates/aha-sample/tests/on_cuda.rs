@@ -35,7 +35,8 @@ fn tokenizer() -> Arc<Tokenizer> {
 
 fn requests() -> Vec<Request> {
     let random = Philox::new(7);
-    let ids = |i: u64, len: u64| (0..len).map(|t| 3 + (random.bits(&[i, t]) % 250) as u32).collect();
+    let ids =
+        |i: u64, len: u64| (0..len).map(|t| 3 + (random.bits(&[i, t]) % 250) as u32).collect();
     let requests = (0..).zip(PROMPT_LENS).map(|(i, len)| Request {
         prompt_ids: ids(i, len),
         address: 100 + i,
@@ -56,8 +57,7 @@ fn sampling() -> Sampling {
 }
 
 fn sample(model: &Model, sequences_max: usize, prefill: usize) -> Result<Vec<Completion>, Error> {
-    let limits =
-        Limits { sequences_max, prefill_tokens_max: prefill, cache_bytes: 1 << 20 };
+    let limits = Limits { sequences_max, prefill_tokens_max: prefill, cache_bytes: 1 << 20 };
     let mut sampler = Sampler::new(model, tokenizer(), limits);
     let mut completions = Vec::new();
     let mut take = |completion| {

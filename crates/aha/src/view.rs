@@ -82,6 +82,11 @@ impl View {
                 }
             }
             Event::Actors { .. } => {}
+            Event::Waiting { message, hint } => {
+                self.screen.line(&format!("the run waits: {}", text::one_line(&message)));
+                self.screen.line(&format!("hint: {hint}"));
+            }
+            Event::GoesOn => self.screen.line("there is room again, and the run goes on"),
             Event::StageDone { stage } => self.done(&mut state, &stage),
             Event::Print { stage, description, text } => {
                 let title = if description.is_empty() { stage } else { description };
@@ -222,6 +227,10 @@ fn event_json(event: &Event) -> Value {
         Event::Warning { stage, message, hint } => {
             json!({"event": "warning", "stage": stage, "message": message, "hint": hint})
         }
+        Event::Waiting { message, hint } => {
+            json!({"event": "waiting", "message": message, "hint": hint})
+        }
+        Event::GoesOn => json!({"event": "goes_on"}),
         Event::StageDone { stage } => json!({"event": "stage_done", "stage": stage}),
         Event::Print { stage, description, text } => {
             json!({"event": "print", "stage": stage, "description": description, "text": text})

@@ -4,7 +4,8 @@ use axum::Json;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -54,9 +55,9 @@ pub struct ErrorObject {
     pub code: String,
 }
 
-/// An error, as the answer to a request in OpenAI's form.
-#[derive(Debug)]
-pub struct OpenAiProblem(pub Error);
+/// What an answer was made of, for [`in_openai_form`].
+#[derive(Clone, Debug)]
+struct Told(Error);
 
 /// Status, name and title of each kind.
 pub fn class(kind: Kind) -> (StatusCode, &'static str, &'static str) {
@@ -84,47 +85,51 @@ impl From<Error> for Problem {
     }
 }
 
-impl From<Error> for OpenAiProblem {
-    fn from(error: Error) -> OpenAiProblem {
-        OpenAiProblem(error)
-    }
-}
-
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        respond(self.0, false)
+        let Problem(error) = self;
+        if error.kind == Kind::Bug || error.kind == Kind::Environment {
+            tracing::error!(message = %error.message, "Request failed.");
+        }
+        let kind = error.kind;
+        let mut response = (class(kind).0, Json(details(error.clone()))).into_response();
+        response.extensions_mut().insert(Told(error));
+        add_headers(kind, response.headers_mut());
+        response
     }
 }
 
-impl IntoResponse for OpenAiProblem {
-    fn into_response(self) -> Response {
-        respond(self.0, true)
-    }
+/// Adds the error object that OpenAI's clients read to problems of requests in OpenAI's form, whoever found them.
+pub async fn in_openai_form(request: Request, next: Next) -> Response {
+    let is_openai = request.uri().path().starts_with("/v1/");
+    let mut response = next.run(request).await;
+    let told = response.extensions_mut().remove::<Told>();
+    let Some(Told(error)) = told.filter(|_| is_openai) else { return response };
+    let object = object(&error);
+    let body = Json(Details { error: Some(object), ..details(error) }).into_response().into_body();
+    response.map(|_| body)
 }
 
-fn respond(error: Error, is_openai: bool) -> Response {
-    let Error { kind, message, hint, problems } = error;
-    let (status, name, title) = class(kind);
-    if kind == Kind::Bug || kind == Kind::Environment {
-        tracing::error!(%message, "Request failed.");
-    }
-    let error = is_openai.then(|| ErrorObject {
-        message: message.clone(),
-        r#type: if status.is_server_error() { "server_error" } else { "invalid_request_error" }
-            .to_owned(),
-        code: name.to_owned(),
-    });
-    let details = Details {
-        error,
+fn details(error: Error) -> Details {
+    let (status, name, title) = class(error.kind);
+    Details {
         r#type: format!("/problems/{name}"),
         title: title.to_owned(),
         status: status.as_u16(),
-        detail: message,
-        hint,
-        problems: problems.map(|problems| *problems),
-    };
-    let mut response = (status, Json(details)).into_response();
-    let headers = response.headers_mut();
+        detail: error.message,
+        hint: error.hint,
+        problems: error.problems.map(|problems| *problems),
+        error: None,
+    }
+}
+
+fn object(error: &Error) -> ErrorObject {
+    let (status, name, _) = class(error.kind);
+    let kind = if status.is_server_error() { "server_error" } else { "invalid_request_error" };
+    ErrorObject { message: error.message.clone(), r#type: kind.to_owned(), code: name.to_owned() }
+}
+
+fn add_headers(kind: Kind, headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(MEDIA_TYPE));
     match kind {
         Kind::Unauthorized => {
@@ -135,7 +140,6 @@ fn respond(error: Error, is_openai: bool) -> Response {
         }
         _ => {}
     }
-    response
 }
 
 /// The problems that any request may meet, for the OpenAPI document.
@@ -243,6 +247,28 @@ mod tests {
             "hint": "look for another",
         });
         assert_eq!(document, expected);
+    }
+
+    /// Goal: clients of OpenAI's API read our errors. Method: a problem that a layer found before any handler.
+    #[tokio::test]
+    async fn problems_of_openai_s_paths_have_its_error_object() {
+        use tower_service::Service;
+        let refuse = async || Problem(Error::new(Kind::Unauthorized, "no token").hint("send one"));
+        let layer = axum::middleware::from_fn(in_openai_form);
+        let mut router = axum::Router::<()>::new().fallback(refuse).layer(layer);
+        for (path, has_object) in [("/v1/models", true), ("/api/v1/runs", false)] {
+            let request = Request::builder().uri(path).body(axum::body::Body::empty()).unwrap();
+            let response = router.call(request).await.unwrap();
+            assert_eq!(response.headers()[header::WWW_AUTHENTICATE], "Bearer");
+            assert_eq!(response.headers()[header::CONTENT_TYPE], MEDIA_TYPE);
+            let body = axum::body::to_bytes(response.into_body(), 1 << 20).await.unwrap();
+            let document: serde_json::Value = serde_json::from_slice(&body).unwrap();
+            assert_eq!(document["detail"], "no token", "{path}");
+            let object = serde_json::json!({
+                "message": "no token", "type": "invalid_request_error", "code": "unauthorized",
+            });
+            assert_eq!(document.get("error"), has_object.then_some(&object), "{path}");
+        }
     }
 
     #[test]

@@ -29,6 +29,8 @@ fn options(home: &Path, runs_max: usize) -> Options {
         hosts: Vec::new(),
         runs_max,
         memory_bytes: None,
+        memory_reserve_bytes: 0,
+        disk_reserve_bytes: 0,
         allowed: Allowed::default(),
         retries_max: 1,
         drain: Duration::from_secs(60),
@@ -131,7 +133,8 @@ async fn runs_go_through_in_order_as_many_as_fit() {
     let done = world.until_is(ids[3], Status::Finished).await;
     assert!(done.ended_at_us.is_some() && done.process.is_none());
     let call = &world.calls(ids[3])[0];
-    assert!(call.ends_with("--json --set run.seed=2 --set run.memory=5"), "{call}");
+    let end = "--json --disk-reserve 0 --set run.seed=2 --set run.memory=5";
+    assert!(call.ends_with(end), "{call}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -24,6 +24,8 @@ const SEQUENCES_MAX: u32 = 32;
 pub struct Found {
     /// Its name: `RUN/STAGE`.
     pub id: String,
+    /// The run that it is of.
+    pub run_id: RunId,
     /// Where it is.
     pub path: PathBuf,
     /// When it was written, in µs since 1970. With the path this tells one state of it from another.
@@ -106,6 +108,7 @@ fn model(run: RunId, name: &str, path: &Path, pipeline: &Pipeline) -> Option<Fou
     let logits = u64::from(SEQUENCES_MAX) * config.vocab_size as u64 * 4;
     Some(Found {
         id: format!("{run}/{name}"),
+        run_id: run,
         written_at_us: changed_us(&path.join("config.json"))?,
         memory_bytes: weights.saturating_add(run_settings.kv_cache.0).saturating_add(logits),
         path: path.to_owned(),

@@ -4,12 +4,14 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::catalogue::Found;
 use super::worker::{self, Job};
 use crate::board::{Budget, Share};
 use crate::error::{Error, Kind, Result};
+use crate::record::RunId;
 
 /// How often it is tried to get memory for a model, and the pause between tries: other models may be going.
 const TRIES: u32 = 20;
@@ -40,6 +42,8 @@ struct Entry {
     jobs: Sender<Job>,
     /// Jobs that are not done.
     open: Arc<AtomicUsize>,
+    /// Ends when the model has been idle too long, or is dropped and has done its jobs.
+    thread: JoinHandle<()>,
 }
 
 /// Counts a job as long as it is not done.
@@ -70,6 +74,11 @@ impl Hub {
     /// Drops the models that have no job.
     pub fn drop_idle(&self) {
         self.models().retain(|_, entry| entry.open.load(Ordering::Relaxed) > 0);
+    }
+
+    /// Drops the models of a run that is removed. Those that are at a job end it first.
+    pub fn forget(&self, run: RunId) {
+        self.models().retain(|_, entry| entry.found.run_id != run);
     }
 
     /// Gives a job to a model, which is loaded first if it isn't.
@@ -103,8 +112,9 @@ impl Hub {
                 return Ok(true);
             }
         }
-        // What was there is of older weights, or has just ended.
+        // What was there is of older weights, or has just ended; so have others that nobody asked for.
         models.remove(&found.id);
+        models.retain(|_, entry| !entry.thread.is_finished());
         let Some(share) = self.budget.take_for_model(found.memory_bytes) else { return Ok(false) };
         let entry = self.start(found, share)?;
         let is_given = entry.give(job);
@@ -122,10 +132,10 @@ impl Hub {
             drop(share);
         };
         let thread = std::thread::Builder::new().name("aha-model".to_owned());
-        thread
+        let thread = thread
             .spawn(work)
             .map_err(|error| Error::environment(format!("can't start a thread: {error}")))?;
-        Ok(Entry { found: found.clone(), jobs, open: Arc::default() })
+        Ok(Entry { found: found.clone(), jobs, open: Arc::default(), thread })
     }
 
     /// Each change is one call, so a poisoned lock is taken.

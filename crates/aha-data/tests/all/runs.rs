@@ -25,6 +25,7 @@ fn rollouts(stage: &str, step: u64, rows_count: u32, rewards: &[&str]) -> Record
         completion_token_ids: &[3, 4, 5],
         completion_logprobs: &[-0.5, -0.25, 0.0],
         completion_forced_mask: None,
+        completion_policy_versions: None,
         finish_reason: "stop",
         finished_at_us: 1,
     };

@@ -6,7 +6,7 @@ use super::models::{ModelSource, RandomModel, TokenizerSource};
 use super::problem::suggest;
 use super::reader::Reader;
 use super::rewards::Reward;
-use super::sampling::Thinking;
+use super::sampling::{OnStale, Thinking};
 use super::stages::{
     DpoStage, EvalStage, OnNull, PairLoss, Pipeline, RlStage, SampleStage, SftStage, Stage,
     StageKind,
@@ -541,13 +541,27 @@ fn check_rl(rl: &RlStage, path: &str, reader: &mut Reader<'_>) {
         let hint = "1.0 samples from the policy itself".to_owned();
         reader.report_at(&format!("{path}.sampling.temperature"), message, Some(hint));
     }
-    if good(reader, &["max_staleness"]) && rl.max_staleness > 0 {
+    if good(reader, &["max_staleness", "on_stale"])
+        && rl.max_staleness == 0
+        && rl.on_stale == OnStale::Wait
+    {
+        let key = format!("{path}.on_stale");
         let message = format!(
-            "`{path}.max_staleness` is {}, but the asynchronous mode isn't built in this version",
-            rl.max_staleness
+            "`{key}` is about groups that are too old, but with `max_staleness = 0` none ever is"
         );
-        let hint = "set it to 0, or leave it out".to_owned();
-        reader.report_at(&format!("{path}.max_staleness"), message, Some(hint));
+        let hint = "leave it out, or set `max_staleness` to 1 or more".to_owned();
+        reader.report_at(&key, message, Some(hint));
+    }
+    let shares = [("sampler_threads", rl.sampler_threads), ("learner_threads", rl.learner_threads)];
+    for (key, _) in shares.into_iter().filter(|(_, threads)| *threads > 0) {
+        let key = format!("{path}.{key}");
+        if rl.max_staleness == 0 && good(reader, &["max_staleness"]) && reader.is_good(&key) {
+            let message = format!(
+                "`{key}` shares the threads, but with `max_staleness = 0` sampler and learner take turns on all of them"
+            );
+            let hint = "leave it out, or set `max_staleness` to 1 or more".to_owned();
+            reader.report_at(&key, message, Some(hint));
+        }
     }
 }
 

@@ -29,10 +29,13 @@
 //! | backward | 4 T (3 H + 2 I), and 2 T I with bf16 | training: gradients on their way |
 //! | logits | 4 V * rows of a chunk, half more in bf16 | training; sampling, and a row per draw |
 //! | scratch | threads * (2 MiB + 16 T head_dim) | panels of matrix products, pages of keys |
+//! | sampler's copies | 8 P and A P of what is trained | `rl` with `max_staleness` above 0: two copies, one packed |
+//! | sampling | all that sampling takes without a backward pass | the same, while it trains |
 //! | spare buffers | half of activations, backward and logits, at most 32 MiB; `rl` 64 MiB | freed ones, other sizes |
 //! | rollouts | rows * tokens * 48 | `rl`, `sample`, `eval`: ids, log-probs, text of a step or chunk, copied twice |
 //!
-//! With `resample_rounds` a step has the rollouts of as many further steps, at most.
+//! With `resample_rounds` a step has the rollouts of as many further steps, at most; with `max_staleness = k` those of
+//! k further steps are on their way or wait.
 //!
 //! What one block keeps for its backward pass, B: both sums of the residual stream and their norms (4 H),
 //! queries and the attention's output (2 Q), keys and values (2 K), the softmax's sums (N), and the MLP's
@@ -617,12 +620,20 @@ impl<'a> Phase<'a> {
         self.add_training_state(rl.lora.as_ref());
         self.add_reference(rl.objective.kl_coef > 0.0, rl.sampling.weights);
         self.add_int8(rl.sampling.weights);
-        let batches = 1 + u64::from(rl.resample_rounds);
+        let batches = 1 + u64::from(rl.resample_rounds) + u64::from(rl.max_staleness);
         self.add_sampler(rows, batches, rl.sampling.max_tokens);
         self.add_critic(critic, rows.saturating_mul(u64::from(rl.sampling.max_tokens)));
         let asking = teacher.map(|teacher| self.add_teacher(teacher, tokens));
+        let is_ahead = rl.max_staleness > 0;
+        if is_ahead {
+            self.add_copies(rl.sampling.weights);
+        }
         let mut sampling = self.clone();
         sampling.add_sampling();
+        if is_ahead {
+            let beside = sampling.found.total_bytes() - self.found.total_bytes();
+            self.found.add("sampling", beside);
+        }
         if let Some(teacher) = teacher {
             self.add_predictions(teacher, tokens);
         }
@@ -635,6 +646,25 @@ impl<'a> Phase<'a> {
             phases.push(training);
         }
         phases
+    }
+
+    /// Two copies of what is trained: the one that is sampled from, which is packed, and the next.
+    fn add_copies(&mut self, sampled: SamplingWeights) {
+        let bytes = match self.lora {
+            Some(lora) => {
+                let values = F32.saturating_mul(adapter_len(self.model, lora));
+                self.adapter_bytes(lora).saturating_add(values)
+            }
+            None => {
+                let mut copy = Phase::new(self.run, self.model);
+                if sampled == SamplingWeights::Same {
+                    copy.add_packed();
+                }
+                copy.add_int8(sampled);
+                self.weights().saturating_mul(2).saturating_add(copy.found.total_bytes())
+            }
+        };
+        self.found.add("sampler's copies", bytes);
     }
 
     /// What a sampler holds between its steps, and what it hands on.

@@ -69,7 +69,7 @@ pub use resolve::Facts;
 pub use rewards::Reward;
 pub use run::{Device, Run};
 pub use sampling::{
-    Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
+    OnStale, Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
 };
 pub use settings::{Settings, Written};
 pub use stages::{

@@ -449,6 +449,18 @@ fn details_of_rl(rl: &RlStage) -> Vec<String> {
             "          their log-probs differ; each token's term is weighted by w_t, at most {cap:?}"
         ));
     }
+    if rl.max_staleness > 0 {
+        lines.push(format!(
+            "ahead     the sampler goes on while the learner steps: at most {} x {} groups on their way, no trained",
+            rl.max_staleness + 1,
+            rl.prompts_per_step
+        ));
+        lines.push(format!(
+            "          token older than {} publications of weights; each token's term has the weight w_t, at most {:?};",
+            rl.max_staleness, rl.objective.importance_cap
+        ));
+        lines.push("          results depend on timing".to_owned());
+    }
     lines.push("objective".to_owned());
     lines.extend(formula(&rl.objective).lines().map(|line| format!("    {line}")));
     if rl.objective.kl_coef > 0.0 {

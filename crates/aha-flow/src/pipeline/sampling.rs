@@ -102,6 +102,16 @@ impl Thinking {
 }
 
 choice! {
+    /// What happens to groups that would be too old when they arrive.
+    pub enum OnStale {
+        /// They are left out: steps go on without them, and the table has them as `stale`.
+        Drop = "drop",
+        /// Steps wait for them.
+        Wait = "wait",
+    }
+}
+
+choice! {
     /// How the learning rate moves after the warm-up.
     pub enum ScheduleKind {
         /// It stays.

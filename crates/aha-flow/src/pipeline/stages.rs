@@ -12,7 +12,7 @@ use super::reader::{choice, section, section_fields};
 use super::rewards::Reward;
 use super::run::Run;
 use super::sampling::{
-    Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
+    OnStale, Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
     is_temperature,
 };
 use super::values::{ByteSize, Names, Sql, Weights};
@@ -619,8 +619,25 @@ section! {
         pub optimizer: Optimizer = Optimizer::default();
         /// Largest global norm of the gradient; a larger one is scaled down to it; 0 is off.
         pub grad_clip: f64 = 1.0, "at least 0" |x| *x >= 0.0;
-        /// Policy versions that the sampler may run ahead of the learner; only 0 in this version.
-        pub max_staleness: u32 = 0;
+        /// How often weights may be published between a token and the step that trains on it, at most. 0: sampler and
+        /// learner take turns, and a run gives the same bits each time. With more the sampler goes on while the learner
+        /// steps, from newer weights as soon as there are some, also in the middle of a completion; a step takes the
+        /// groups that have arrived, tokens of older weights have an importance weight of at most
+        /// `objective.importance_cap`, and groups that are too old are left out as `stale`. A step publishes weights
+        /// once, however many optimizer steps it makes. Results then depend on how fast either side is. It takes memory
+        /// for two copies of the weights, and for sampling and learning at once.
+        pub max_staleness: u32 = 0, "at most 64" |n| *n <= 64;
+        /// With `max_staleness` above 0: what happens to groups that others overtake. `drop` leaves out those that are
+        /// too old when they arrive, which are the long ones first; `wait` makes steps wait for them.
+        pub on_stale: OnStale = OnStale::Drop;
+        /// With `max_staleness` above 0: threads that sample. 0: what `learner_threads` leaves of `run.threads`, or
+        /// half of them.
+        @neutral
+        pub sampler_threads: u32 = 0, "at most 256" |n| *n <= 256;
+        /// With `max_staleness` above 0: threads that learn. 0: what `sampler_threads` leaves of `run.threads`, or half
+        /// of them.
+        @neutral
+        pub learner_threads: u32 = 0, "at most 256" |n| *n <= 256;
         /// Steps between checkpoints.
         @neutral
         pub checkpoint_every: u64 = 20, "at least 1" |n| *n >= 1;

@@ -1,6 +1,7 @@
 //! Advantage actor: collects a step's groups, and sends them on with their advantages.
 //! - Inbox: scored groups; each keeps its credit until it is taken in here.
-//! - State: groups of the current step. After a restart the step is issued again.
+//! - State: groups of the current step. After a restart the step is issued again. None where the sampler runs ahead:
+//!   each group goes on by itself, and is compared with others by the learner.
 //! - With `resample_rounds`, groups whose rewards are all equal are kept apart, and the learner is asked for others in
 //!   their place (DAPO's dynamic sampling, arXiv:2503.14476, section 3.2).
 //! - Fails with [`Error`] for a reward that isn't a number.
@@ -16,6 +17,7 @@ use arrow::array::RecordBatch;
 use arrow::compute::concat_batches;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use super::ahead::intake::Arrival;
 use super::credit::Credit;
 use super::fault::Point;
 use super::feeder::Refill;
@@ -97,10 +99,26 @@ pub struct Groups {
     pub lens: Vec<usize>,
     /// Whether each group teaches anything but closeness to the reference, and to a teacher beside rewards.
     pub has_signal: Vec<bool>,
-    /// Whether each group is trained on; without, others were sampled in its place.
-    pub is_kept: Vec<bool>,
+    /// Why a group isn't trained on as a whole; none where it is.
+    pub left_out: Vec<Option<&'static str>>,
     /// Prompts that could not be served, with their errors.
     pub failed: Vec<(String, String)>,
+}
+
+/// Why groups without a spread of rewards are left out where others were sampled in their place.
+pub const NO_SIGNAL: &str = "no_signal";
+
+impl Groups {
+    /// Indices of the groups that are trained on.
+    pub fn kept(&self) -> Vec<usize> {
+        (0..self.lens.len()).filter(|&group| self.left_out[group].is_none()).collect()
+    }
+
+    /// Of the groups whose rewards were compared, whether each has a signal.
+    pub fn compared(&self) -> impl Iterator<Item = bool> + '_ {
+        let both = self.left_out.iter().zip(&self.has_signal);
+        both.filter(|(reason, _)| reason.is_none_or(|reason| reason == NO_SIGNAL)).map(|(_, &s)| s)
+    }
 }
 
 /// What the advantage actor needs.
@@ -160,6 +178,11 @@ impl Actor for Advantage {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match msg {
+            Msg::Group { step, attempt, rows, credit } if state.is_ahead() => {
+                state.args.shared.faults.at(Point::Advantage, step)?;
+                state.pass_on(step, attempt, rows)?;
+                drop(credit);
+            }
             Msg::Expect { step, attempt, prompt_ids, is_refill: true } => {
                 if (step, attempt) == (state.step, state.attempt) {
                     state.prompt_ids.extend(prompt_ids);
@@ -191,6 +214,20 @@ impl Actor for Advantage {
 }
 
 impl State {
+    /// Whether the sampler runs ahead of the learner, which then takes groups one by one.
+    fn is_ahead(&self) -> bool {
+        self.args.shared.settings.max_staleness > 0
+    }
+
+    /// Hands a group on as it is: it is compared with those that its step takes.
+    fn pass_on(&self, round: u64, attempt: u64, rows: RecordBatch) -> Result<()> {
+        let settings = &self.args.shared.settings;
+        let has_spread =
+            settings.resample_rounds == 0 || has_spread(&rows, &settings.objective.advantage)?;
+        self.args.learner.arrived(attempt, round, Arrival::scored(rows, has_spread)?);
+        Ok(())
+    }
+
     fn send_if_complete(&mut self) -> Result<()> {
         let waiting = self.groups.len() + self.failed.len() < self.prompt_ids.len();
         if self.step == 0 || waiting || self.refills.is_pending {
@@ -225,7 +262,8 @@ impl State {
             return Ok(());
         }
         let failed = std::mem::take(&mut self.failed).into_iter().collect();
-        let groups = normalise(&ordered, is_kept, rule, self.args.shared.scorer.names(), failed)?;
+        let left_out = is_kept.iter().map(|is_kept| (!is_kept).then_some(NO_SIGNAL)).collect();
+        let groups = normalise(&ordered, left_out, rule, self.args.shared.scorer.names(), failed)?;
         self.groups.clear();
         self.args.learner.learn(self.step, self.attempt, groups);
         self.step = 0;
@@ -259,7 +297,7 @@ pub(super) fn samples(view: &RolloutsView<'_>) -> Vec<Sample> {
 /// and what the groups teach is the teacher's.
 pub fn normalise(
     groups: &[&RecordBatch],
-    is_kept: Vec<bool>,
+    left_out: Vec<Option<&'static str>>,
     rule: &AdvantageRule,
     reward_names: &[String],
     failed: Vec<(String, String)>,
@@ -272,23 +310,29 @@ pub fn normalise(
     let slices = split(&samples, &lens);
     let (values, has_signal) = match reward_names {
         [] => (vec![Some(0.0); samples.len()], vec![true; lens.len()]),
-        _ => compare(&slices, &is_kept, rule)?,
+        _ => compare(&slices, &left_out, rule)?,
     };
-    Ok(Groups { rows: steps::add_advantages(&scored, &values)?, lens, has_signal, is_kept, failed })
+    Ok(Groups {
+        rows: steps::add_advantages(&scored, &values)?,
+        lens,
+        has_signal,
+        left_out,
+        failed,
+    })
 }
 
 /// The advantages of all completions, none where one has no reward, and which groups have a signal.
 pub(super) fn compare(
     groups: &[&[Sample]],
-    is_kept: &[bool],
+    left_out: &[Option<&'static str>],
     rule: &AdvantageRule,
 ) -> Result<(Vec<Option<f64>>, Vec<bool>)> {
-    let kept = groups.iter().zip(is_kept).filter(|(_, is_kept)| **is_kept);
+    let kept = groups.iter().zip(left_out).filter(|(_, left_out)| left_out.is_none());
     let kept: Vec<&[Sample]> = kept.map(|(group, _)| *group).collect();
     let mut found = advantages(&kept, rule)?.into_iter();
     let (mut values, mut has_signal) = (Vec::new(), Vec::with_capacity(groups.len()));
-    for (group, is_kept) in groups.iter().zip(is_kept) {
-        let found = if *is_kept { found.next() } else { None };
+    for (group, left_out) in groups.iter().zip(left_out) {
+        let found = if left_out.is_none() { found.next() } else { None };
         has_signal.push(found.as_ref().is_some_and(|found| found.has_signal));
         match found {
             Some(found) => values.extend(

@@ -39,10 +39,10 @@ pub(super) fn appraise(
     }
     let view = RolloutsView::new(&groups.rows, Progress::Grouped)?;
     let samples = advantage::samples(&view);
-    let is_kept = by_row(groups, &groups.is_kept);
-    let rows = is_kept
+    let left_out = by_row(groups, &groups.left_out);
+    let rows = left_out
         .enumerate()
-        .filter(|&(row, is_kept)| is_kept && samples[row].reward.is_some())
+        .filter(|&(row, left_out)| left_out.is_none() && samples[row].reward.is_some())
         .map(|(row, _)| row);
     let mut asked = Asked { learner, shared, view, rows: rows.collect(), kl: None };
     asked.kl = asked.kl_estimates()?;
@@ -61,7 +61,7 @@ pub(super) fn appraise(
         rows,
         lens: groups.lens.clone(),
         has_signal,
-        is_kept: groups.is_kept.clone(),
+        left_out: groups.left_out.clone(),
         failed: groups.failed.clone(),
     };
     Ok(Some(Appraised { groups, metrics, returns }))
@@ -136,7 +136,7 @@ impl Asked<'_> {
         }
         let slices = advantage::split(&samples, &groups.lens);
         let (values, has_signal) =
-            advantage::compare(&slices, &groups.is_kept, &objective.advantage)?;
+            advantage::compare(&slices, &groups.left_out, &objective.advantage)?;
         Ok((steps::replace_advantages(&groups.rows, &values)?, has_signal))
     }
 

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use aha_learn::learner::Learner;
-use aha_model::save::SaveDtype;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::fault::Point;
@@ -33,7 +32,7 @@ impl Handle {
     /// Writes a checkpoint; the learner gets its state back when it is durable.
     pub fn save(&self, state: Box<Learner>, position: Position, checksum: Option<u64>) {
         // A checkpointer that has ended ends the stage.
-        let _ = self.actor.cast(Msg::Save { state, position, checksum });
+        let _ = self.actor.cast(Msg::Save { state, position: Box::new(position), checksum });
     }
 
     /// Writes the stage's model; the learner hears when it is durable.
@@ -56,7 +55,7 @@ pub enum Msg {
         /// The learner's state, given back when it is durable.
         state: Box<Learner>,
         /// Where the stage is.
-        position: Position,
+        position: Box<Position>,
         /// What the weights' checksum has to be; none where nobody minds.
         checksum: Option<u64>,
     },
@@ -116,7 +115,7 @@ impl Actor for Checkpointer {
             Msg::Save { state: learner, position, checksum } => {
                 let step = position.step;
                 shared.faults.at(Point::Checkpoint, step)?;
-                let position = Position { parts: state.args.parts.clone(), ..position };
+                let position = Position { parts: state.args.parts.clone(), ..*position };
                 let job = move || {
                     save(&shared, &learner, position, checksum).map(|parts| (parts, learner))
                 };
@@ -164,11 +163,11 @@ fn save(
             ..position
         },
     };
-    checkpoint::save(&shared.dir, content, shared.run.checkpoint_keep as usize)
+    checkpoint::save(&shared.dir, &content, shared.run.checkpoint_keep as usize)
 }
 
 fn finish(shared: &Shared, learner: Learner) -> Result<()> {
     shared.faults.at(Point::Model, shared.settings.steps)?;
     let model = models::finish(&shared.dir, &shared.stage, learner)?;
-    models::save(&shared.dir.model(&shared.stage), &model, &shared.tokenizer, SaveDtype::F32)
+    models::save_final(&shared.dir, &shared.stage, &model, &shared.tokenizer)
 }

@@ -77,8 +77,10 @@ impl Draw {
             None => vec![None; problems.len()],
         };
         let ids = problems.iter().enumerate();
+        let pools = pools(&settings.source_weights.0, problems, per_step)?;
+        check_room(&pools, settings)?;
         Ok(Some(Draw {
-            pools: pools(&settings.source_weights.0, problems, per_step)?,
+            pools,
             curriculum: settings.curriculum.clone(),
             pass_parts,
             idx_by_id: ids.map(|(idx, problem)| (problem.id.clone(), idx)).collect(),
@@ -342,6 +344,26 @@ fn pools(
         Ok(Pool { share, problems })
     };
     by_source.into_iter().map(pool).collect()
+}
+
+/// What is on its way to a learner that a sampler runs ahead of isn't drawn again.
+fn check_room(pools: &[Pool], settings: &RlStage) -> Result<()> {
+    let steps = f64::from(settings.max_staleness) + 1.0;
+    for pool in pools.iter().filter(|_| settings.max_staleness > 0) {
+        let wanted = (pool.share * f64::from(settings.prompts_per_step)).ceil() * steps;
+        if (pool.problems.len() as f64) < wanted {
+            return Err(Error::input_with(
+                format!(
+                    "with `max_staleness = {}` up to {wanted} prompts are on their way at once, none of which is drawn \
+                     again, but the query finds {} of a source",
+                    settings.max_staleness,
+                    pool.problems.len()
+                ),
+                "give the stage more prompts, or lower `max_staleness` or `prompts_per_step`",
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// By problem, the part of the reward that says whether a completion of it passed.

@@ -12,6 +12,8 @@ pub enum Point {
     Feed,
     /// The sampler begins a step.
     Sample,
+    /// A sampler that runs ahead begins a forward pass; the step is 0.
+    Decode,
     /// The reward actor takes a batch.
     Reward,
     /// A thread of the reward actor begins to score a batch.
@@ -20,6 +22,8 @@ pub enum Point {
     Advantage,
     /// The learner takes a step's groups.
     Learn,
+    /// The learner's thread begins to train on them.
+    Train,
     /// The recorder takes a step's rows.
     Record,
     /// The checkpointer begins a checkpoint.
@@ -48,7 +52,15 @@ impl Faults {
     pub fn of_prompts(
         strike: impl Fn(&str) -> Result<(), Error> + Send + Sync + 'static,
     ) -> Faults {
-        Faults { strike: None, strike_prompt: Some(Arc::new(strike)) }
+        Faults::default().and_of_prompts(strike)
+    }
+
+    /// These, and faults in the sampling of prompts.
+    pub fn and_of_prompts(
+        self,
+        strike: impl Fn(&str) -> Result<(), Error> + Send + Sync + 'static,
+    ) -> Faults {
+        Faults { strike_prompt: Some(Arc::new(strike)), ..self }
     }
 
     /// Lets a fault strike.

@@ -1,4 +1,4 @@
-//! Feeder: the prompts of a step, as rows.
+//! Feeder: the prompts of a step, as rows; where the sampler runs ahead, those of a round.
 //! - Inbox: one credit per step, and one for each time that groups of it are replaced, from the learner; unbounded only
 //!   in name, since they follow each other.
 //! - State: none. Which prompts a step has, and which come in place of others, is a function of the step, the seed, and
@@ -13,10 +13,11 @@ use aha_rollout::rows::{self, PromptRow};
 use arrow::array::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use super::ahead::intake::Arrival;
 use super::draw::Seen;
 use super::fault::Point;
 use super::stage::Shared;
-use super::{advantage, sampler};
+use super::{advantage, learner, sampler};
 use crate::error::{Error, Result};
 
 /// Others talk to the feeder through this.
@@ -29,6 +30,11 @@ impl Handle {
     /// The actor, for its supervisor.
     pub fn cell(&self) -> ractor::ActorCell {
         self.actor.get_cell()
+    }
+
+    /// Asks for prompts of a round, where the sampler runs ahead. `seen` is what is known of each problem.
+    pub fn round(&self, round: u64, wanted: Wanted, seen: Arc<Vec<Seen>>) {
+        let _ = self.actor.cast(Msg::Round { round, wanted, seen }); // As below.
     }
 
     /// Says that the learner can take the groups of a step, or those that replace some of them.
@@ -64,6 +70,15 @@ pub struct Refill {
     pub kept_ids: Vec<String>,
 }
 
+/// Which prompts of a round are wanted, where the sampler runs ahead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// All but these. The learner hears which they are.
+    Round(BTreeSet<String>),
+    /// These, whose groups were lost.
+    Prompts(Vec<String>),
+}
+
 /// What the feeder is told.
 pub enum Msg {
     /// The learner can take the groups of this step.
@@ -77,6 +92,15 @@ pub enum Msg {
         /// Which groups of the step; none: the first.
         refill: Option<Refill>,
     },
+    /// The prompts of a round are wanted, where the sampler runs ahead.
+    Round {
+        /// The round.
+        round: u64,
+        /// Which of its prompts.
+        wanted: Wanted,
+        /// What is known of each problem, where that decides which are drawn.
+        seen: Arc<Vec<Seen>>,
+    },
 }
 
 /// What the feeder needs.
@@ -87,6 +111,8 @@ pub struct Args {
     pub sampler: sampler::Handle,
     /// Who has to know which groups to wait for.
     pub advantage: advantage::Handle,
+    /// Who has to know which groups are on their way, where the sampler runs ahead.
+    pub learner: learner::Handle,
     /// Which spawn of the left side this is.
     pub attempt: u64,
 }
@@ -117,7 +143,14 @@ impl Actor for Feeder {
         msg: Msg,
         args: &mut Args,
     ) -> Result<(), ActorProcessingErr> {
-        let Msg::Credit { step, set_aside, seen, refill } = msg;
+        let (step, set_aside, seen, refill) = match msg {
+            Msg::Credit { step, set_aside, seen, refill } => (step, set_aside, seen, refill),
+            Msg::Round { round, wanted, seen } => {
+                args.shared.faults.at(Point::Feed, round)?;
+                args.feed_round(round, wanted, &seen).await;
+                return Ok(());
+            }
+        };
         let shared = &args.shared;
         shared.faults.at(Point::Feed, step)?;
         let chosen = choose(shared, step, &set_aside, &seen, refill.as_ref());
@@ -128,6 +161,31 @@ impl Actor for Feeder {
         }
         args.sampler.sample(step, rows).await;
         Ok(())
+    }
+}
+
+impl Args {
+    async fn feed_round(&self, round: u64, wanted: Wanted, seen: &[Seen]) {
+        let shared = &self.shared;
+        let (left_out, chosen) = match &wanted {
+            Wanted::Round(left_out) => {
+                (left_out.clone(), choose(shared, round, left_out, seen, None))
+            }
+            Wanted::Prompts(prompt_ids) => {
+                let all = 0..shared.problems.len();
+                let is_wanted = |&idx: &usize| prompt_ids.contains(&shared.problems[idx].id);
+                (BTreeSet::new(), all.filter(is_wanted).collect())
+            }
+        };
+        let Prompts { rows, prompt_ids, failed } = prompts_of(shared, round, &left_out, &chosen);
+        if let Wanted::Round(_) = wanted {
+            self.learner.fed(self.attempt, round, prompt_ids);
+        }
+        for (prompt_id, error) in failed {
+            let arrival = Arrival::failed(prompt_id, error.to_string());
+            self.learner.arrived(self.attempt, round, arrival);
+        }
+        self.sampler.sample(round, rows).await;
     }
 }
 

@@ -1,12 +1,13 @@
 //! Learner actor: trains on one step's groups after another, and drives the ring.
-//! - Inbox: a step's groups (one step is on its way at a time), and answers of those it has asked.
+//! - Inbox: a step's groups (one step is on its way at a time), and answers of those it has asked. Where the sampler
+//!   runs ahead, group after group, as many as its ledger lets begin.
 //! - State: weights, optimizer, position. After a failure the stage goes on from its last checkpoint.
 //! - Fails with [`Error`]; a watchdog that stops is such an error, after a checkpoint where the weights are sound.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use aha_learn::learner::Learner as Engine;
 use aha_rollout::schema::Progress;
@@ -15,9 +16,11 @@ use arrow::array::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
 use super::advantage::Groups;
+use super::ahead::intake::{Arrival, Intake};
+use super::ahead::lane::Lane;
 use super::draw::Seen;
 use super::fault::Point;
-use super::feeder::Refill;
+use super::feeder::{Refill, Wanted};
 use super::recorder::{self, Record};
 use super::sampler::{self, Weights};
 use super::stage::Shared;
@@ -62,6 +65,16 @@ impl Handle {
     /// Asks for other groups in place of some of a step's.
     pub fn refill(&self, step: u64, attempt: u64, refill: Refill) {
         let _ = self.actor.cast(Msg::Refill { step, attempt, refill });
+    }
+
+    /// Says which prompts a round has, where the sampler runs ahead.
+    pub fn fed(&self, attempt: u64, round: u64, prompt_ids: Vec<String>) {
+        let _ = self.actor.cast(Msg::Ahead { attempt, round, news: News::Fed(prompt_ids) });
+    }
+
+    /// Hands over what became of a prompt of a round, likewise.
+    pub fn arrived(&self, attempt: u64, round: u64, arrival: Arrival) {
+        let _ = self.actor.cast(Msg::Ahead { attempt, round, news: News::Arrived(arrival) });
     }
 
     /// Says that a step's rows are durable.
@@ -119,6 +132,15 @@ pub enum Msg {
         /// Which.
         refill: Refill,
     },
+    /// News of a round, where the sampler runs ahead.
+    Ahead {
+        /// Which spawn of the left side has them.
+        attempt: u64,
+        /// The round.
+        round: u64,
+        /// What is new.
+        news: News,
+    },
     /// The compute thread is through with a step.
     Trained(Result<(Box<Engine>, Trained)>),
     /// A step's rows are durable.
@@ -144,6 +166,14 @@ pub enum Msg {
     },
     /// Write a checkpoint and leave.
     Stop,
+}
+
+/// What the learner hears of a round of prompts.
+pub enum News {
+    /// These are its prompts, in order.
+    Fed(Vec<String>),
+    /// What became of one of them.
+    Arrived(Arrival),
 }
 
 /// Who the learner talks to. The left side is spawned anew after a failure there.
@@ -195,6 +225,8 @@ pub struct State {
     issued: (u64, u64),
     /// Groups that came while the engine was away.
     parked: Option<Groups>,
+    /// Groups that come one by one, where the sampler runs ahead.
+    intake: Option<Intake>,
     /// What was asked for while the engine was away, and which spawn of the left side did.
     refill: Option<(u64, Refill)>,
     /// Raised when nobody waits for the compute thread any more.
@@ -234,6 +266,8 @@ impl Actor for Learner {
                 (engine, checksum)
             })
             .await?;
+        let begins = (args.position.version, step);
+        let intake = Intake::new(&args.shared, &args.position.asked, begins);
         let problems = &args.shared.problems;
         let seen = args.shared.draw.as_ref().map(|draw| draw.begin(problems, &args.position.seen));
         Ok(State {
@@ -250,6 +284,7 @@ impl Actor for Learner {
             recorded: step,
             issued: (0, 0),
             parked: None,
+            intake,
             refill: None,
             cancel: Arc::default(),
             ending: None,
@@ -269,17 +304,17 @@ impl Actor for Learner {
         match msg {
             Msg::Connect(links) => {
                 state.links = Some(links);
+                state.go_on_ahead();
                 state.issue();
                 state.settle();
             }
+            Msg::Ahead { attempt, round, news } => {
+                state.hear(attempt, round, news);
+                state.learn(&me)?;
+                state.issue();
+            }
             Msg::Groups { step, attempt, groups } => {
-                // A step is trained on once: what another attempt sends late is dropped.
-                let current = state.links.as_ref().map(|links| links.attempt);
-                if step == state.position.step + 1
-                    && Some(attempt) == current
-                    && state.parked.is_none()
-                    && state.ending.is_none()
-                {
+                if state.waits_for(step, attempt) {
                     state.sampling_seconds = state.issued_at.elapsed().as_secs_f64();
                     state.parked = Some(groups);
                     state.learn(&me)?;
@@ -295,6 +330,8 @@ impl Actor for Learner {
                 let (engine, trained) = outcome?;
                 state.engine = Some(engine);
                 state.finish_step(trained).await?;
+                // Where the sampler runs ahead, the next groups may be here.
+                state.learn(&me)?;
             }
             Msg::Recorded { step } => {
                 state.recorded = state.recorded.max(step);
@@ -304,6 +341,7 @@ impl Actor for Learner {
             Msg::Checkpointed { step, state: engine } => {
                 state.engine = Some(engine);
                 state.checkpointed = step;
+                state.give();
                 state.settle();
                 state.learn(&me)?;
                 // The left side may have been spawned anew meanwhile.
@@ -337,8 +375,107 @@ impl Actor for Learner {
 }
 
 impl State {
+    fn is_current(&self, attempt: u64) -> bool {
+        self.links.as_ref().is_some_and(|links| links.attempt == attempt)
+    }
+
+    /// A step is trained on once: what another attempt sends late is dropped.
+    fn waits_for(&self, step: u64, attempt: u64) -> bool {
+        let is_next = step == self.position.step + 1 && self.is_current(attempt);
+        is_next && self.parked.is_none() && self.ending.is_none()
+    }
+
+    /// Takes in what a round has become, where the sampler runs ahead. What an earlier left side sends late was asked
+    /// for again.
+    fn hear(&mut self, attempt: u64, round: u64, news: News) {
+        if !self.is_current(attempt) {
+            return;
+        }
+        let lane = self.lane();
+        let Some(intake) = &mut self.intake else { return };
+        match news {
+            News::Fed(prompt_ids) => intake.fed(round, prompt_ids),
+            News::Arrived(arrival) => intake.arrive(round, arrival, lane.as_deref()),
+        }
+    }
+
+    /// Gives a sampler that has come anew, and runs ahead, what those before had.
+    fn go_on_ahead(&mut self) {
+        self.give();
+        self.ask_again();
+    }
+
+    /// The lane to the sampler that is there now, if it runs ahead.
+    fn lane(&self) -> Option<Arc<Lane>> {
+        self.links.as_ref()?.sampler.lane().cloned()
+    }
+
+    /// Gives a sampler that runs ahead, and hasn't got them with the end of their step, the newest weights. They are
+    /// copied on the thread that changes them, so that nobody changes them meanwhile.
+    fn give(&mut self) {
+        let Some(lane) = self.lane() else { return };
+        let (Some(links), Some(engine), Some(intake)) =
+            (&self.links, &self.engine, &mut self.intake)
+        else {
+            return;
+        };
+        let step = self.position.step;
+        if step >= self.shared.settings.steps || !intake.has_to_give(links.attempt, step) {
+            return;
+        }
+        let (model, version, checksum) =
+            (Arc::clone(engine.model()), engine.version(), self.checksum);
+        let given = self.thread.run(move || lane.publish(&model, version, checksum));
+        drop(given); // It answers the sampler, not us.
+    }
+
+    /// The lane that is given the weights that `step` leaves, if they are wanted.
+    fn lane_after(&mut self, step: u64) -> Option<Arc<Lane>> {
+        let lane = self.lane().filter(|_| step < self.shared.settings.steps)?;
+        let attempt = self.links.as_ref()?.attempt;
+        self.intake.as_mut()?.has_to_give(attempt, step);
+        Some(lane)
+    }
+
+    /// Asks whoever is left of it now for what those before can't give any more.
+    fn ask_again(&mut self) {
+        let (Some(links), Some(intake)) = (&self.links, &self.intake) else { return };
+        if self.ending.is_some() || self.has_ended {
+            return;
+        }
+        for (round, wanted) in intake.again(&self.left_out()) {
+            links.feeder.round(round, wanted, Arc::clone(&self.seen));
+        }
+    }
+
+    /// Prompts that a round leaves out. Where it is drawn by what is known of them, those that are on their way are
+    /// among them: nothing is known of them yet.
+    fn left_out(&self) -> BTreeSet<String> {
+        let mut left_out = self.set_aside();
+        if let (Some(intake), Some(_)) = (&self.intake, &self.shared.draw) {
+            left_out.extend(intake.prompt_ids().map(str::to_owned));
+        }
+        left_out
+    }
+
+    /// Asks for the rounds that may begin, where the sampler runs ahead.
+    fn issue_rounds(&mut self) {
+        if self.ending.is_some() || self.has_ended {
+            return;
+        }
+        loop {
+            let left_out = self.left_out();
+            let (Some(links), Some(intake)) = (&self.links, &mut self.intake) else { return };
+            let Some(round) = intake.next_round(self.position.step) else { return };
+            links.feeder.round(round, Wanted::Round(left_out), Arc::clone(&self.seen));
+        }
+    }
+
     /// Publishes the weights and grants the feeder the next step, once for each spawn of the left side.
     fn issue(&mut self) {
+        if self.intake.is_some() {
+            return self.issue_rounds();
+        }
         let step = self.position.step + 1;
         let (Some(links), Some(_)) = (&self.links, &self.engine) else { return };
         if step > self.shared.settings.steps || self.ending.is_some() || self.has_ended {
@@ -379,18 +516,23 @@ impl State {
         if self.is_checkpoint_due() || self.has_ended {
             return Ok(());
         }
-        let Some(groups) = self.parked.take() else { return Ok(()) };
-        let Some(mut engine) = self.engine.take() else {
-            self.parked = Some(groups);
+        if self.engine.is_none() {
             return Ok(());
-        };
+        }
+        let Some(groups) = self.next_groups(step)? else { return Ok(()) };
+        let Some(mut engine) = self.engine.take() else { return Ok(()) };
         self.shared.faults.at(Point::Learn, step)?;
         let (shared, cancel, me) = (Arc::clone(&self.shared), Arc::clone(&self.cancel), me.clone());
         let reference_version = self.position.reference_version;
         self.learning_since = Instant::now();
+        let lane = self.lane_after(step);
         let trained = self.thread.run(move || {
             let trained =
                 train::train(&mut engine, &shared, step, &groups, reference_version, &cancel)?;
+            // Before a round is asked for that may begin with the step's end: it is drawn from these.
+            if let Some(lane) = lane {
+                lane.publish(engine.model(), engine.version(), trained.checksum);
+            }
             Ok((engine, trained))
         });
         crate::task::spawn("learner job", async move {
@@ -398,6 +540,16 @@ impl State {
             let _ = me.cast(Msg::Trained(outcome)); // A learner that has ended needs no answer.
         });
         Ok(())
+    }
+
+    /// The groups of the next step, if they are there.
+    fn next_groups(&mut self, step: u64) -> Result<Option<Groups>> {
+        let lane = self.lane();
+        match &mut self.intake {
+            None => Ok(self.parked.take()),
+            Some(_) if self.ending.is_some() || step > self.shared.settings.steps => Ok(None),
+            Some(intake) => intake.take(&self.shared, step, lane.as_deref()),
+        }
     }
 
     /// Hands on what a step gave, and issues the next.
@@ -410,6 +562,11 @@ impl State {
         self.position.version = version;
         self.position.reference_version = reference_version;
         self.position.nan_batches += facts.nan_batches;
+        if let Some(intake) = &mut self.intake {
+            intake.step_done(version, self.position.step);
+            metrics.extend(intake.measured());
+        }
+        self.give();
         let idle = &mut self.position.steps_without_training;
         *idle = if facts.trained == 0 { *idle + 1 } else { 0 };
         facts.steps_without_training = *idle;
@@ -484,13 +641,30 @@ impl State {
     }
 
     /// Adds what the step took; a stopped clock measures nothing.
-    fn time(&self, metrics: &mut BTreeMap<String, f64>, rows: &RecordBatch) -> Result<()> {
+    fn time(&mut self, metrics: &mut BTreeMap<String, f64>, rows: &RecordBatch) -> Result<()> {
         if clock::is_stopped() {
             return Ok(());
         }
         let view = RolloutsView::new(rows, Progress::Trained)?;
         let tokens: usize =
             (0..view.rows_count()).map(|r| view.completion_token_ids(r).len()).sum();
+        if let Some(lane) = self.lane()
+            && let Some(intake) = &mut self.intake
+        {
+            let (all, learner_idle) = intake.take_times();
+            let sampler_idle = lane.take_idle().min(all);
+            let times = [
+                ("sampling_seconds", all - sampler_idle),
+                ("learning_seconds", self.learning_since.elapsed()),
+                ("sampler_idle_seconds", sampler_idle),
+                ("learner_idle_seconds", learner_idle),
+            ];
+            let seconds = |(name, time): (&str, Duration)| (name.to_owned(), time.as_secs_f64());
+            metrics.extend(times.map(seconds));
+            let rate = tokens as f64 / all.as_secs_f64().max(1e-9);
+            metrics.insert("tokens_per_second".to_owned(), rate);
+            return Ok(());
+        }
         let learning = self.learning_since.elapsed().as_secs_f64();
         metrics.insert("sampling_seconds".to_owned(), self.sampling_seconds);
         metrics.insert("learning_seconds".to_owned(), learning);
@@ -559,7 +733,9 @@ impl State {
         let minds = self.shared.settings.watchdogs.weights_differ == Watch::Stop;
         let draw = self.shared.draw.as_ref();
         let seen = draw.map(|draw| draw.saved(&self.shared.problems, &self.seen));
-        let position = Position { seen: seen.unwrap_or_default(), ..self.position.clone() };
+        let asked = self.intake.as_ref().map(Intake::asked).unwrap_or_default();
+        let seen = seen.unwrap_or_default();
+        let position = Position { seen, asked, ..self.position.clone() };
         links.checkpointer.save(engine, position, minds.then_some(self.checksum));
     }
 

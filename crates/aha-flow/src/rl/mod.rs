@@ -12,6 +12,7 @@
 //! - [`supervisor`]: spawns the actors and decides what a failure means; [`credit`]: bounded edges.
 //! - [`feeder`], [`sampler`], [`reward`], [`advantage`], [`learner`], [`recorder`], [`checkpointer`]:
 //!   the actors, in the order of the data.
+//! - [`ahead`]: what is different where the sampler runs ahead of the learner, with `max_staleness` above 0.
 //! - [`draw`]: which prompts a step asks, by sources and by how hard prompts are. Pure.
 //! - [`train`]: what the learner does with a step's rows. Pure but for the weights. `appraise`: advantages that need
 //!   the learner's models, KL in the reward and a critic's. `critic`: the critic's optimizer steps.
@@ -25,9 +26,10 @@
 //!   their sink fails.
 //! - What computes or writes for long does so on threads of its actor's own, never in a handler.
 //! - A stage holds the model that it trains, the reference if the objective has one, and the critic if it has one; no
-//!   other outlives a step.
+//!   other outlives a step. A sampler that runs ahead has copies of the first, two at most.
 
 pub mod advantage;
+pub mod ahead;
 mod appraise;
 pub mod checkpointer;
 pub mod credit;

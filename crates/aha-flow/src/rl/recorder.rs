@@ -148,13 +148,14 @@ impl Actor for Recorder {
 impl Tables {
     /// The tables of a stage, without what they have of steps after `after`.
     fn open(shared: &Shared, after: u64) -> Result<Tables> {
-        let rollouts = TableWriter::open(
-            &shared.dir.table(&shared.stage),
-            schema::rollouts(shared.scorer.names())?,
-        )?;
+        let dir = &shared.dir;
+        let columns = schema::rollouts(shared.scorer.names())?;
+        let rollouts =
+            dir.write(|| Ok(TableWriter::open(&dir.table(&shared.stage), columns.clone())?))?;
         rollouts.truncate_after(after)?;
         let name = format!("{}_set_aside", shared.stage);
-        let set_aside = TableWriter::open(&shared.dir.table(&name), schema::set_aside())?;
+        let set_aside =
+            dir.write(|| Ok(TableWriter::open(&dir.table(&name), schema::set_aside())?))?;
         set_aside.truncate_after(after)?;
         let metrics = MetricsLog::open(&shared.dir, &shared.stage, after, &shared.watcher);
         Ok(Tables { rollouts, set_aside, metrics })
@@ -175,9 +176,11 @@ impl Tables {
                     at_us: clock::now_us(),
                 })
                 .collect();
-            self.set_aside.write(&name, &[rows::set_aside(&rows)])?;
+            let rows = [rows::set_aside(&rows)];
+            shared.dir.write(|| Ok(self.set_aside.write(&name, &rows)?))?;
         }
-        self.rollouts.write(&name, std::slice::from_ref(&record.rows))?;
+        let rows = std::slice::from_ref(&record.rows);
+        shared.dir.write(|| Ok(self.rollouts.write(&name, rows)?))?;
         self.metrics.record(record.step, &record.metrics);
         self.metrics.flush();
         Ok(())

@@ -1,12 +1,13 @@
-//! Sampler actor: draws the completions of a step's prompts on a thread of its own.
+//! Sampler actor: draws the completions of a step's prompts on a thread of its own. Where it runs ahead of the learner,
+//! that draws what comes without end: `ahead::stream`.
 //! - Inbox: one batch of prompts, paid for by a credit; weights as they are published.
 //! - State: the key/value cache, rebuilt empty after a restart; the learner publishes its weights again.
 //! - Fails with [`Error`]. Prompts that can't be served are reported, not fatal; one at which sampling itself
 //!   fails shows when the step is sampled prompt by prompt.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
 
 use aha_model::Model;
 use aha_rollout::view::PromptsView;
@@ -14,11 +15,13 @@ use aha_sample::Sampler as Engine;
 use arrow::array::RecordBatch;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 
+use super::ahead::lane::Lane;
+use super::ahead::stream::{Ask, Stream};
 use super::credit::{Credit, Credits};
 use super::fault::Point;
 use super::stage::Shared;
 use super::{advantage, learner, reward};
-use crate::compute::{ComputeThread, panic_text};
+use crate::compute::{self, ComputeThread, panic_text};
 use crate::error::{Error, Result};
 use crate::generate::{self, Source};
 use crate::progress::Waiting;
@@ -28,6 +31,8 @@ use crate::progress::Waiting;
 pub struct Handle {
     actor: ActorRef<Msg>,
     credits: Credits,
+    /// Where it runs ahead of the learner.
+    lane: Option<Arc<Lane>>,
 }
 
 impl Handle {
@@ -47,6 +52,11 @@ impl Handle {
             // A sampler that has ended is restarted, and the step issued again.
             let _ = self.actor.cast(Msg::Sample { step, prompts, credit });
         }
+    }
+
+    /// How weights get to a sampler that runs ahead of the learner; none to one that doesn't.
+    pub fn lane(&self) -> Option<&Arc<Lane>> {
+        self.lane.as_ref()
     }
 
     /// Publishes weights: prompts that come later are drawn from these.
@@ -86,6 +96,8 @@ pub enum Msg {
         /// What is left of it.
         outcome: Result<Drawn>,
     },
+    /// The compute thread, which draws without end, has ended.
+    Ended(Result<()>),
 }
 
 /// What is left of a step whose groups are on their way.
@@ -118,6 +130,8 @@ pub struct State {
     engine: Option<Engine>,
     weights: Option<Weights>,
     cancel: Arc<AtomicBool>,
+    /// Prompts for the thread that draws without end, where it runs ahead.
+    asks: Option<mpsc::Sender<Ask>>,
 }
 
 /// Draws completions.
@@ -125,20 +139,33 @@ pub struct Sampler;
 
 /// Spawns the sampler under `supervisor`.
 pub async fn spawn(args: Args, supervisor: ractor::ActorCell) -> Result<Handle> {
-    let (actor, _) = Actor::spawn_linked(None, Sampler, args, supervisor)
+    let lane = (args.shared.settings.max_staleness > 0).then(|| {
+        let shares = compute::shares(&args.shared.run, &args.shared.settings);
+        Arc::new(Lane::new(compute::device_of(&args.shared.run, shares.sampler)))
+    });
+    let (actor, _) = Actor::spawn_linked(None, Sampler, (args, lane.clone()), supervisor)
         .await
         .map_err(|error| Error::bug(format!("the sampler doesn't start: {error}")))?;
-    Ok(Handle { actor, credits: Credits::new(1) })
+    Ok(Handle { actor, credits: Credits::new(1), lane })
 }
 
 impl Actor for Sampler {
     type Msg = Msg;
     type State = State;
-    type Arguments = Args;
+    type Arguments = (Args, Option<Arc<Lane>>);
 
-    async fn pre_start(&self, _: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
+    async fn pre_start(
+        &self,
+        me: ActorRef<Msg>,
+        (args, lane): (Args, Option<Arc<Lane>>),
+    ) -> Result<State, ActorProcessingErr> {
         let thread = ComputeThread::start("aha-sampler")?;
-        Ok(State { args, thread, engine: None, weights: None, cancel: Arc::default() })
+        let (engine, weights, cancel) = Default::default();
+        let mut state = State { args, thread, engine, weights, cancel, asks: None };
+        if let Some(lane) = lane {
+            state.asks = Some(state.stream(me, lane));
+        }
+        Ok(state)
     }
 
     async fn handle(
@@ -151,11 +178,14 @@ impl Actor for Sampler {
             Msg::Weights(weights) => state.take(weights),
             Msg::Sample { step, prompts, credit } => {
                 state.args.shared.faults.at(Point::Sample, step)?;
-                state.start(me, step, prompts, credit)?;
+                match &state.asks {
+                    Some(asks) => ask(asks, step, &prompts, credit),
+                    None => state.start(me, step, prompts, credit)?,
+                }
             }
             // Nobody wants the step any more. If it was the reward actor that ended, the supervisor hears of
             // its failure, which must not be taken for ours.
-            Msg::Done { .. } if state.cancel.load(Ordering::Relaxed) => {}
+            Msg::Ended(_) | Msg::Done { .. } if state.cancel.load(Ordering::Relaxed) => {}
             Msg::Done { step, outcome } => {
                 let Drawn { engine, failed } = outcome?;
                 state.engine = engine;
@@ -163,6 +193,7 @@ impl Actor for Sampler {
                     state.args.advantage.failed(step, state.args.attempt, prompt_id, error);
                 }
             }
+            Msg::Ended(outcome) => outcome?,
         }
         Ok(())
     }
@@ -184,7 +215,42 @@ impl Drop for State {
     }
 }
 
+/// Gives the prompts of a round to the thread that draws without end.
+fn ask(asks: &mpsc::Sender<Ask>, round: u64, prompts: &RecordBatch, credit: Credit) {
+    let credit = Arc::new(credit);
+    for row in 0..prompts.num_rows() {
+        let prompt = prompts.slice(row, 1);
+        // A thread that has ended says why.
+        let _ = asks.send(Ask { round, prompt, credit: Arc::clone(&credit) });
+    }
+}
+
 impl State {
+    /// Has the thread draw without end.
+    fn stream(&self, me: ActorRef<Msg>, lane: Arc<Lane>) -> mpsc::Sender<Ask> {
+        let (sender, asks) = mpsc::channel();
+        let args = &self.args;
+        let stream = Stream {
+            shared: Arc::clone(&args.shared),
+            lane,
+            asks,
+            reward: args.reward.clone(),
+            learner: args.learner.clone(),
+            attempt: args.attempt,
+            cancel: Arc::clone(&self.cancel),
+        };
+        let is_one_by_one = args.is_one_by_one;
+        let ended = self.thread.run(move || match is_one_by_one {
+            true => stream.one_by_one(),
+            false => stream.together(),
+        });
+        crate::task::spawn("sampler job", async move {
+            let outcome = ended.await.and_then(|outcome| outcome);
+            let _ = me.cast(Msg::Ended(outcome)); // A sampler that has ended needs no answer.
+        });
+        sender
+    }
+
     /// Keeps weights for the prompts that come next, and looks whether they are those that were published.
     fn take(&mut self, weights: Weights) {
         let (given, learner) = (weights.clone(), self.args.learner.clone());

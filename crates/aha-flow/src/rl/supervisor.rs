@@ -241,6 +241,7 @@ impl State {
             shared: shared(),
             sampler: sampler.clone(),
             advantage: advantage.clone(),
+            learner: learner.clone(),
             attempt,
         };
         let feeder = feeder::spawn(feeder_args, me.get_cell()).await?;

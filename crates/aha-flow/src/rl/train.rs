@@ -15,9 +15,10 @@ use aha_rollout::steps::{self, Outcome};
 use aha_rollout::view::RolloutsView;
 use arrow::array::RecordBatch;
 
-use super::advantage::Groups;
+use super::advantage::{Groups, NO_SIGNAL};
 use super::appraise::appraise;
 use super::critic::CriticSteps;
+use super::fault::Point;
 use super::stage::Shared;
 use crate::error::{Error, Result};
 use crate::pipeline::{Optimizer, ScheduleKind};
@@ -51,13 +52,14 @@ pub fn train(
     mut reference_version: u64,
     cancel: &AtomicBool,
 ) -> Result<Trained> {
+    shared.faults.at(Point::Train, step)?;
     let appraised = appraise(learner, shared, groups)?;
     let groups = appraised.as_ref().map_or(groups, |appraised| &appraised.groups);
     let view = RolloutsView::new(&groups.rows, Progress::Grouped)?;
     let settings = &shared.settings;
     let mut outcomes = first_outcomes(&view, groups, shared);
     let starts = starts(&groups.lens);
-    let kept: Vec<usize> = (0..groups.lens.len()).filter(|&g| groups.is_kept[g]).collect();
+    let kept = groups.kept();
     let old = Old::of(learner, shared, &view, &outcomes);
     let moves = !shared.is_warming_up(step);
     let returns = appraised.as_ref().and_then(|appraised| appraised.returns.as_deref());
@@ -125,11 +127,11 @@ fn failures(view: &RolloutsView<'_>, groups: &Groups, starts: &[usize]) -> Vec<(
 }
 
 /// What is said of groups, for each of their rows.
-pub(super) fn by_row<'a>(
+pub(super) fn by_row<'a, T: Copy>(
     groups: &'a Groups,
-    of_groups: &'a [bool],
-) -> impl Iterator<Item = bool> + 'a {
-    let of_group = |(&len, &flag): (&usize, &bool)| std::iter::repeat_n(flag, len);
+    of_groups: &'a [T],
+) -> impl Iterator<Item = T> + 'a {
+    let of_group = |(&len, &said): (&usize, &T)| std::iter::repeat_n(said, len);
     groups.lens.iter().zip(of_groups).flat_map(of_group)
 }
 
@@ -162,19 +164,27 @@ fn first_outcomes(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> 
         teacher.is_none_or(|size| ids.all(|&id| (id as usize) < size))
     };
     let masks_truncated = shared.settings.overlong_filter;
-    let groups = by_row(groups, &groups.is_kept).zip(by_row(groups, &groups.has_signal));
+    let groups = by_row(groups, &groups.left_out).zip(by_row(groups, &groups.has_signal));
     groups
         .enumerate()
-        .map(|(row, (is_kept, has_signal))| match view.advantage(row) {
-            None => skip("reward_null"),
-            // Others were sampled in its place.
-            Some(_) if !is_kept => skip("no_signal"),
-            Some(_) if masks_truncated && is_truncated(view, row) => skip("truncated"),
+        .map(|(row, (left_out, has_signal))| {
+            if view.advantage(row).is_none() {
+                return skip("reward_null");
+            }
+            // Others are in its place.
+            if let Some(reason) = left_out {
+                return skip(reason);
+            }
+            if masks_truncated && is_truncated(view, row) {
+                return skip("truncated");
+            }
             // A row of the embedding that no token has.
-            Some(_) if !is_known(row) => skip("unknown_to_teacher"),
+            if !is_known(row) {
+                return skip("unknown_to_teacher");
+            }
             // Its gradient is exactly zero; it still counts in the loss's mean.
-            Some(_) if !has_signal && !needs_all => skip("no_signal"),
-            Some(_) => Outcome::Trained,
+            let is_idle = !has_signal && !needs_all;
+            if is_idle { skip(NO_SIGNAL) } else { Outcome::Trained }
         })
         .collect()
 }
@@ -197,7 +207,8 @@ impl Old {
         outcomes: &[Outcome],
     ) -> Old {
         let settings = &shared.settings;
-        if shared.sampling.weights == WeightForm::Same {
+        // With weights that changed meanwhile, `Current` and `Scored` are those before the step: the proximal policy.
+        if shared.sampling.weights == WeightForm::Same && settings.max_staleness == 0 {
             return Old::Behaviour;
         }
         if settings.minibatches == 1 && settings.inner_epochs == 1 {
@@ -427,7 +438,7 @@ fn measure(view: &RolloutsView<'_>, groups: &Groups, shared: &Shared) -> BTreeMa
         &mut (0..count).map(|r| Some(view.completion_token_ids(r).len() as f64)),
     );
     mean("truncated_share".to_owned(), &mut (0..count).map(|r| flag(is_truncated(view, r))));
-    mean("no_signal_share".to_owned(), &mut groups.has_signal.iter().map(|&s| flag(!s)));
+    mean("no_signal_share".to_owned(), &mut groups.compared().map(|s| flag(!s)));
     if shared.tells_sources() {
         metrics.extend(measure_sources(view, &groups.lens));
     }
@@ -492,11 +503,11 @@ fn facts(
         stop_outside_mask: stops_outside_mask(view, &shared.sampling.stop_token_ids),
         answerable: parsed.len(),
         unparsed: parsed.iter().filter(|is_parsed| !**is_parsed).count(),
-        groups: groups.lens.len(),
+        groups: groups.compared().count(),
         // From a teacher there is always something to learn.
         without_signal: match shared.teacher {
             Some(_) => 0,
-            None => groups.has_signal.iter().filter(|&&s| !s).count(),
+            None => groups.compared().filter(|s| !s).count(),
         },
         trained: outcomes.iter().filter(|o| **o == Outcome::Trained).count(),
         nan_batches,
@@ -567,6 +578,7 @@ mod tests {
             completion_token_ids,
             completion_logprobs: &[-0.5, -0.5][..completion_token_ids.len()],
             completion_forced_mask: None,
+            completion_policy_versions: None,
             finish_reason,
             finished_at_us: 0,
         };

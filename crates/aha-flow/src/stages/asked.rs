@@ -21,6 +21,7 @@ use super::completions::{
 use crate::compute::ComputeThread;
 use crate::endpoint::{Given, Outcome, Server};
 use crate::error::{Error, Result};
+use crate::lend;
 use crate::prompts::Problem;
 use crate::rundir::RunDir;
 use crate::score::Scorer;
@@ -129,7 +130,7 @@ impl Work {
     fn chunk(&self, idx: usize) -> Result<Report> {
         let path =
             self.asked.dir.asked(&self.asked.table).join(part_name(idx)).with_extension("jsonl");
-        let answers = Answers::open(&path).map_err(Error::io("open", &path))?;
+        let answers = lend::answers(&self.asked.dir, &path)?;
         let chunk = self.asked.chunk(idx, &Arc::new(answers))?;
         self.tables.write(idx, &chunk)?;
         fs_err::remove_file(&path).map_err(Error::io("remove", &path))?;
@@ -209,6 +210,7 @@ impl Asked {
             completion_token_ids: &completion.token_ids,
             completion_logprobs: &completion.logprobs,
             completion_forced_mask: None,
+            completion_policy_versions: None,
             finish_reason: &completion.finish_reason,
             finished_at_us: completion.finished_at_us,
         });

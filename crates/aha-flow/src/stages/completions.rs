@@ -292,6 +292,7 @@ fn measure(view: &RolloutsView<'_>, speed: Speed) -> BTreeMap<String, f64> {
 
 /// The table of completions, and that of the prompts set aside.
 pub(super) struct Tables {
+    dir: RunDir,
     name: String,
     completions: TableWriter,
     set_aside: TableWriter,
@@ -302,10 +303,13 @@ impl Tables {
     pub fn open(dir: &RunDir, table: &str, reward_names: &[String]) -> Result<Tables> {
         let schema = schema::rollouts(reward_names)?;
         let set_aside = dir.table(&format!("{table}_set_aside"));
-        Ok(Tables {
-            name: table.to_owned(),
-            completions: TableWriter::open(&dir.table(table), schema)?,
-            set_aside: TableWriter::open(&set_aside, schema::set_aside())?,
+        dir.write(|| {
+            Ok(Tables {
+                dir: dir.clone(),
+                name: table.to_owned(),
+                completions: TableWriter::open(&dir.table(table), schema.clone())?,
+                set_aside: TableWriter::open(&set_aside, schema::set_aside())?,
+            })
         })
     }
 
@@ -338,9 +342,11 @@ impl Tables {
                     at_us: clock::now_us(),
                 })
                 .collect();
-            self.set_aside.write(&name, &[rows::set_aside(&rows)])?;
+            let rows = [rows::set_aside(&rows)];
+            self.dir.write(|| Ok(self.set_aside.write(&name, &rows)?))?;
         }
-        self.completions.write(&name, std::slice::from_ref(&chunk.rows))?;
+        let rows = std::slice::from_ref(&chunk.rows);
+        self.dir.write(|| Ok(self.completions.write(&name, rows)?))?;
         Ok(())
     }
 }

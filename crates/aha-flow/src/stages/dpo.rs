@@ -18,7 +18,7 @@ use std::time::Instant;
 
 use aha_learn::dpo::{LossKind, Objective, Totals};
 use aha_learn::learner::{self, DpoPair, Learner, compare_dpo};
-use aha_model::{Model, SaveDtype};
+use aha_model::Model;
 
 use super::Context;
 use super::pairs::{self, Pair};
@@ -57,12 +57,7 @@ impl Dpo<'_> {
         let training = self.training();
         let learner = training.run(model, Some(reference), Arc::clone(&tokenizer), task).await?;
         let model = models::finish(self.context.dir, self.context.stage, learner)?;
-        models::save(
-            &self.context.dir.model(self.context.stage),
-            &model,
-            &tokenizer,
-            SaveDtype::F32,
-        )
+        models::save_final(self.context.dir, self.context.stage, &model, &tokenizer)
     }
 
     /// The pairs, once the watchdogs have seen them; both models know all of their tokens.

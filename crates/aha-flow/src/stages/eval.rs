@@ -158,8 +158,11 @@ impl Eval<'_> {
         let own = part_name(model_idx);
         let all = format!("{}-{model_idx:06}.parquet", self.context.stage);
         for (table, part) in [(self.context.stage, own), ("evals", all)] {
-            let writer = TableWriter::open(&self.context.dir.table(table), schema::evals())?;
-            writer.write(&part, std::slice::from_ref(&batch))?;
+            let dir = self.context.dir;
+            dir.write(|| {
+                let writer = TableWriter::open(&dir.table(table), schema::evals())?;
+                Ok(writer.write(&part, std::slice::from_ref(&batch))?)
+            })?;
         }
         Ok(())
     }

@@ -114,7 +114,8 @@ impl Source<'_> {
     /// The stage's table: what it trains and is measured on.
     pub fn write_table(&self, pairs: &[Pair]) -> Result<()> {
         let Context { stage, dir, .. } = self.context;
-        let table = TableWriter::open(&dir.table(stage), schema::preferences())?;
+        let table =
+            dir.write(|| Ok(TableWriter::open(&dir.table(stage), schema::preferences())?))?;
         for (part, pairs) in pairs.chunks(PART_ROWS).enumerate() {
             let rows: Vec<PreferenceRow<'_>> = pairs
                 .iter()
@@ -131,7 +132,8 @@ impl Source<'_> {
                     rejected_token_ids: &pair.rejected_example.ids,
                 })
                 .collect();
-            table.write(&part_name(part as u64), &[rows::preferences(&rows)])?;
+            let rows = [rows::preferences(&rows)];
+            dir.write(|| Ok(table.write(&part_name(part as u64), &rows)?))?;
         }
         Ok(())
     }

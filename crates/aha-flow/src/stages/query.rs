@@ -39,12 +39,30 @@ impl Query<'_> {
             step: 0,
             steps: 1,
         });
-        let dir = self.dir.table(self.stage);
-        fs_err::create_dir_all(&dir).map_err(Error::io("create", &dir))?;
-        let size =
-            self.session.write_parquet(&self.settings.sql.0, &dir.join(part_name(0))).await?;
-        self.check(size.rows_count)?;
+        self.check(self.write_when_there_is_room().await?)?;
         if self.settings.print { self.print().await } else { Ok(()) }
+    }
+
+    /// As [`Query::write`]. Where the disk is full, what it spilled and wrote is gone, and it is asked again later.
+    async fn write_when_there_is_room(&self) -> Result<usize> {
+        let mut wait = None;
+        loop {
+            match (self.write().await, self.dir.room()) {
+                (Err(Error::Full { message }), Some(room)) => {
+                    wait.get_or_insert_with(|| room.begin(&message));
+                    room.pause()?;
+                }
+                (outcome, _) => return outcome,
+            }
+        }
+    }
+
+    /// Writes the result, and returns the count of its rows.
+    async fn write(&self) -> Result<usize> {
+        let dir = self.dir.table(self.stage);
+        self.dir.write(|| fs_err::create_dir_all(&dir).map_err(Error::io("create", &dir)))?;
+        let path = dir.join(part_name(0));
+        Ok(self.session.write_parquet(&self.settings.sql.0, &path).await?.rows_count)
     }
 
     /// Shows the stage's table.

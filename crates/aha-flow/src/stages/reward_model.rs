@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use aha_learn::learner::{self, Learner, PreferenceOutcome, compare};
 use aha_learn::preference::Totals;
-use aha_model::{Model, SaveDtype, Tokenizer};
+use aha_model::{Model, Tokenizer};
 
 use super::Context;
 use super::pairs::{self, Pair};
@@ -67,7 +67,7 @@ impl RewardModel<'_> {
             let moments = [totals.score_mean() as f32, totals.score_std() as f32];
             let card = Card { template: Some(template.text().to_owned()), moments: Some(moments) };
             card.put(Arc::make_mut(&mut model))?;
-            models::save(&dir.model(&stage), &model, &tokenizer, SaveDtype::F32)
+            models::save_final(&dir, &stage, &model, &tokenizer)
         };
         thread.run(job).await?
     }

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use aha_learn::learner::{self, Learner, StepOutcome};
-use aha_model::SaveDtype;
 
 use self::plan::Plan;
 use super::Context;
@@ -52,12 +51,7 @@ impl Sft<'_> {
         let training = self.training();
         let learner = training.run(model, None, Arc::clone(&tokenizer), task).await?;
         let model = models::finish(self.context.dir, self.context.stage, learner)?;
-        models::save(
-            &self.context.dir.model(self.context.stage),
-            &model,
-            &tokenizer,
-            SaveDtype::F32,
-        )
+        models::save_final(self.context.dir, self.context.stage, &model, &tokenizer)
     }
 
     fn training(&self) -> Training<'_> {

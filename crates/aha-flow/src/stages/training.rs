@@ -191,7 +191,9 @@ impl Training<'_> {
     /// Everything but the weights; what was set aside after step `after` will be again.
     fn work(&self, task: Arc<dyn Task>, tokenizer: Arc<Tokenizer>, after: u64) -> Result<Work> {
         let name = format!("{}_set_aside", self.context.stage);
-        let set_aside = TableWriter::open(&self.context.dir.table(&name), schema::set_aside())?;
+        let dir = self.context.dir;
+        let set_aside =
+            dir.write(|| Ok(TableWriter::open(&dir.table(&name), schema::set_aside())?))?;
         set_aside.truncate_after(after)?;
         Ok(Work { thread: ComputeThread::start("aha-learner")?, tokenizer, task, set_aside })
     }
@@ -214,7 +216,8 @@ impl Training<'_> {
                 at_us: clock::now_us(),
             })
             .collect();
-        work.set_aside.write(&part_name(step), &[rows::set_aside(&rows)])?;
+        let rows = [rows::set_aside(&rows)];
+        self.context.dir.write(|| Ok(work.set_aside.write(&part_name(step), &rows)?))?;
         if let Err(error) = check_weights(model, step) {
             return Ok(Some(error));
         }
@@ -250,7 +253,7 @@ impl Training<'_> {
                 critic: None,
                 position,
             };
-            let parts = checkpoint::save(&dir, content, keep as usize)?;
+            let parts = checkpoint::save(&dir, &content, keep as usize)?;
             Ok((learner, parts))
         };
         work.thread.run(job).await?

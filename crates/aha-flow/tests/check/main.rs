@@ -53,6 +53,7 @@ golden! {
     a_group_of_one_is_refused: "group_size_1",
     a_missing_model_is_refused: "missing_model",
     what_int8_weights_break_is_said: "good_int8",
+    what_a_sampler_that_runs_ahead_costs_is_said: "good_ahead",
     adapters_are_planned: "good_lora",
     adapters_that_can_not_be_are_refused: "bad_lora",
     temperatures_out_of_range_are_refused: "temperatures",

@@ -148,7 +148,7 @@ pub fn groups(dir: &RunDir, names: &[String], logprob: fn(f32) -> f32) -> Groups
         rows: with_logprobs(&first, names, logprob),
         lens: vec![4; 4],
         has_signal: vec![true; 4],
-        is_kept: vec![true; 4],
+        left_out: vec![None; 4],
         failed: Vec::new(),
     }
 }

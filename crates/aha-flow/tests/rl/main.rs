@@ -10,7 +10,7 @@
 //!   trained on. [`mixing`]: which prompts are drawn, and rewards by source. [`asking`]: completions of an endpoint.
 //!   [`distilling`]: learning from a teacher. [`int8`]: sampling from rounded weights. [`critic`]: PPO. [`adapters`]:
 //!   stages that train low-rank adapters. [`options`]: every key of every stage. [`versions`]: runs of another version
-//!   of the program.
+//!   of the program. [`ahead`]: samplers that run ahead of their learners.
 //!
 //! Kills from outside are the business of the program's tests.
 
@@ -18,6 +18,7 @@
 
 mod actors;
 mod adapters;
+mod ahead;
 mod asking;
 mod bits;
 mod critic;

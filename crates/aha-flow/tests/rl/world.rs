@@ -228,6 +228,7 @@ impl World {
             watcher,
             stop: how.stop,
             faults: how.faults,
+            disk_reserve_bytes: 0,
         };
         let run = tokio::time::timeout(RUN_MAX, run::run(options, |_, _| ()));
         let result = run.await.expect("the run hangs").map(|_| ());

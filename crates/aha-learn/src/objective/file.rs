@@ -53,8 +53,11 @@ pub struct ObjectiveFile {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub log_ratio_clamp: Option<Switch>,
     /// Upper bound of the weight that a token's policy term has where the sampler computes otherwise than the learner,
-    /// as with `sampling.weights = "int8"`: `min(exp(old - behaviour), importance_cap)` (verl's `tis_imp_ratio_cap`,
-    /// TRL's `vllm_importance_sampling_cap`). At least 1; 2 in every preset.
+    /// as with `sampling.weights = "int8"`, or from older weights, with `max_staleness` above 0:
+    /// `min(exp(old - behaviour), importance_cap)` (verl's `tis_imp_ratio_cap`, TRL's `vllm_importance_sampling_cap`).
+    /// `old` is then of the weights before the step, the proximal policy, and `rho` is measured from it: AReaL's
+    /// decoupled objective (arXiv:2505.24298, eq. 5, after Hilton et al. 2021, arXiv:2110.00641). At least 1; 2 in
+    /// every preset.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub importance_cap: Option<f64>,
     /// Lower bound of that weight (TRL's `C_min`). From 0 to 1; 0 in every preset.

@@ -228,7 +228,7 @@ fn loss_lines(objective: &Objective) -> Vec<String> {
     }
     lines.push(format!("         {legend}"));
     lines.push(format!(
-        "         w_t = {}: 1 unless the sampler's weights are int8",
+        "         w_t = {}: 1 unless the sampler's weights are int8 or older",
         importance(objective)
     ));
     lines
@@ -273,7 +273,7 @@ KL_t   = exp(d_t) - d_t - 1
          d_t = ref_t - logp_t
 loss   = 1/B sum_i 1/|o_i| sum_t (w_t L_t + 0.001 KL_t)
          B: completions of the minibatch, empty ones too
-         w_t = min(exp(old_t - behaviour_t), 2.0): 1 unless the sampler's weights are int8",
+         w_t = min(exp(old_t - behaviour_t), 2.0): 1 unless the sampler's weights are int8 or older",
         );
     }
 
@@ -290,7 +290,7 @@ L_t    = -min(rho_t A_i, clip(rho_t, 1 - 0.2, 1 + 0.2) A_i)
          where A_i < 0: L_t = min(L_t, -3.0 A_i)
 loss   = 1/N sum_i sum_t (w_t L_t)
          N: trained tokens of the minibatch
-         w_t = min(exp(old_t - behaviour_t), 2.0): 1 unless the sampler's weights are int8",
+         w_t = min(exp(old_t - behaviour_t), 2.0): 1 unless the sampler's weights are int8 or older",
         );
     }
 
@@ -313,7 +313,7 @@ L_t    = -min(rho_t A_t, clip(rho_t, 1 - 0.2, 1 + 0.2) A_t)
 KL_t   = logp_t - ref_t
 loss   = 1/N sum_i sum_t (w_t L_t)
          N: trained tokens of the minibatch
-         w_t = min(exp(old_t - behaviour_t), 2.0): 1 unless the sampler's weights are int8",
+         w_t = min(exp(old_t - behaviour_t), 2.0): 1 unless the sampler's weights are int8 or older",
         );
     }
 

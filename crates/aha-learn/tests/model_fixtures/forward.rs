@@ -19,7 +19,7 @@ fn log_probs_and_entropies_are_those_of_transformers() {
         assert_eq!(keys(sequences), SEQUENCES.map(|(key, _)| key), "{name}");
         let token_ids = SEQUENCES.map(|(key, _)| ids(&sequences[key]["ids"]));
         let views: Vec<&[u32]> = token_ids.iter().map(Vec::as_slice).collect();
-        for setup in Setup::all() {
+        for setup in Setup::all(name) {
             let (model, device) = (setup.load(name), &setup.device);
             let together = model.log_probs(&views).unwrap();
             for ((key, len), (ids, packed)) in SEQUENCES.iter().zip(views.iter().zip(&together)) {
@@ -57,7 +57,7 @@ fn the_largest_logits_are_those_of_transformers() {
     let mut comparison = Comparison::default();
     for name in NAMES {
         let fixture = fixture(name);
-        for setup in Setup::all() {
+        for setup in Setup::all(name) {
             let (model, device) = (setup.load(name), &setup.device);
             for (key, len) in SEQUENCES {
                 let what = format!("{name} {key}");

@@ -56,7 +56,7 @@ fn six_optimizer_steps_are_those_of_torch() {
         let settings = settings(trajectory);
         let steps = trajectory["steps"].as_array().unwrap();
         assert_eq!(steps.len(), 6, "{name}");
-        for setup in Setup::all() {
+        for setup in Setup::all(name) {
             let (device, bounds) = (&setup.device, setup.bounds);
             let mut learner = Learner::new(Arc::new(setup.load(name)));
             for (i, step) in steps.iter().enumerate() {

@@ -20,11 +20,15 @@ use super::{Key, hex};
 pub type Outcome = Result<String, String>;
 
 /// Answers that are kept. One process at a time may have the file open.
-#[derive(Debug)]
 pub struct Answers {
     path: PathBuf,
     file: Mutex<Lines>,
+    writes: Option<Writes>,
 }
+
+/// Does work that writes, and may do it again: where the disk is full, once there is room.
+pub type Writes =
+    Box<dyn Fn(&mut dyn FnMut() -> io::Result<()>) -> Result<(), String> + Send + Sync>;
 
 #[derive(Debug)]
 struct Lines {
@@ -50,7 +54,13 @@ impl Answers {
             File::options().read(true).write(true).create(true).truncate(false).open(path)?;
         let mut lines = Lines { file, len_bytes: 0, places: HashMap::new() };
         lines.load()?;
-        Ok(Answers { path: path.to_owned(), file: Mutex::new(lines) })
+        Ok(Answers { path: path.to_owned(), file: Mutex::new(lines), writes: None })
+    }
+
+    /// With somebody who has it written.
+    #[must_use]
+    pub fn written_by(self, writes: Writes) -> Answers {
+        Answers { writes: Some(writes), ..self }
     }
 
     /// What was answered, if anything was.
@@ -60,7 +70,16 @@ impl Answers {
 
     /// Keeps an outcome, and returns the one that counts: that of whoever was first.
     pub fn keep(&self, key: &Key, outcome: Outcome) -> Result<Outcome, String> {
-        self.lines().keep(key, outcome).map_err(|error| self.told("write", &error))
+        let mut kept = None;
+        let mut keep = || -> io::Result<()> {
+            kept = Some(self.lines().keep(key, outcome.clone())?);
+            Ok(())
+        };
+        match &self.writes {
+            Some(writes) => writes(&mut keep)?,
+            None => keep().map_err(|error| self.told("write", &error))?,
+        }
+        kept.ok_or_else(|| "nothing was written".to_owned())
     }
 
     fn lines(&self) -> MutexGuard<'_, Lines> {
@@ -69,6 +88,12 @@ impl Answers {
 
     fn told(&self, action: &str, error: &io::Error) -> String {
         format!("can't {action} `{}`: {error}", self.path.display())
+    }
+}
+
+impl std::fmt::Debug for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Answers").field("path", &self.path).finish_non_exhaustive()
     }
 }
 

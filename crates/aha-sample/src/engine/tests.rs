@@ -51,7 +51,7 @@ fn with_engine<T>(
 ) -> T {
     let model = model();
     let mut sampler = Sampler::new(&model, tokenizer(), limits);
-    f(&mut sampler.running(&model, requests.to_vec(), (sampling, None), Philox::new(5)))
+    f(&mut sampler.running(Held::Lent(&model), requests.to_vec(), (sampling, None), Philox::new(5)))
 }
 
 #[test]
@@ -112,4 +112,76 @@ fn a_completion_that_ends_leaves_at_once_and_another_takes_its_place() {
         assert_eq!((ended, engine.pages.used()), (12, 0));
         assert!(steps < 12 * 40 / 3, "{steps} steps");
     });
+}
+
+/// Asks for its requests at once, and changes weights before each forward pass whose number is given.
+struct Changing {
+    requests: Vec<Request>,
+    passes: usize,
+    changes: Vec<(usize, Weights)>,
+    found: Vec<Completion>,
+}
+
+impl Audience for Changing {
+    fn next(&mut self) -> Option<Request> {
+        self.requests.pop()
+    }
+
+    fn weights(&mut self) -> Option<Weights> {
+        self.passes += 1;
+        let is_due = self.changes.first().is_some_and(|(pass, _)| *pass == self.passes);
+        is_due.then(|| self.changes.remove(0).1)
+    }
+
+    fn hears(&mut self, _: News<'_>) -> bool {
+        true
+    }
+
+    fn done(&mut self, completion: Completion) -> bool {
+        self.found.push(completion);
+        true
+    }
+}
+
+/// The same model with other weights.
+fn moved(model: &Model) -> Model {
+    let mut model = model.copy_on(&Device::cpu(1));
+    for id in model.params().ids() {
+        model.params_mut().value_mut(id).as_mut_slice().iter_mut().for_each(|x| *x *= 1.5);
+    }
+    model
+}
+
+fn drawn_with(changes: Vec<(usize, Weights)>) -> (Vec<Completion>, Weights) {
+    let mut weights = Weights { model: Arc::new(model()), version: 3 };
+    let mut sampler = Sampler::new(&weights.model, tokenizer(), Limits::default());
+    let sampling = Sampling { max_tokens: 8, ..Sampling::default() };
+    let requests = vec![request(1, 5, 2)];
+    let mut audience = Changing { requests, passes: 0, changes, found: Vec::new() };
+    sampler.serve_changing(&mut weights, &sampling, Philox::new(5), &mut audience).unwrap();
+    audience.found.sort_by_key(|completion| completion.sample_idx);
+    (audience.found, weights)
+}
+
+#[test]
+fn sequences_go_on_under_new_weights_and_each_token_says_which_drew_it() {
+    let (before, _) = drawn_with(Vec::new());
+    let newer = Weights { model: Arc::new(moved(&model())), version: 7 };
+    // The first pass draws the first tokens, so the fourth draws the fourth.
+    let (found, last) = drawn_with(vec![(4, newer)]);
+    assert_eq!(last.version, 7);
+    for (before, found) in before.iter().zip(&found) {
+        assert_eq!(before.versions.expand(8), [3; 8]);
+        assert_eq!(found.versions.expand(8), [3, 3, 3, 7, 7, 7, 7, 7]);
+        assert_eq!(before.token_ids[..3], found.token_ids[..3]);
+        assert_eq!(before.logprobs[..3], found.logprobs[..3]);
+        assert_ne!(before.logprobs[3], found.logprobs[3]);
+    }
+    // The same weights under another number change no bit but the number.
+    let same = Weights { model: Arc::new(model()), version: 4 };
+    let (found, _) = drawn_with(vec![(2, same)]);
+    for (before, found) in before.iter().zip(&found) {
+        assert_eq!((&before.token_ids, &before.logprobs), (&found.token_ids, &found.logprobs));
+        assert_eq!(found.versions.expand(8), [3, 4, 4, 4, 4, 4, 4, 4]);
+    }
 }

@@ -189,6 +189,8 @@ fn watcher(screen: &Screen, bar: indicatif::ProgressBar, is_in_chunks: bool) -> 
             screen.line(&format!("warning: {message}\nhint: {hint}"));
         }
         Event::Actors { .. } | Event::StageDone { .. } | Event::Print { .. } => {}
+        // Nobody gives an evaluation somebody who waits.
+        Event::Waiting { .. } | Event::GoesOn => {}
     })
 }
 

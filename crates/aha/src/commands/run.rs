@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
+use aha_flow::pipeline::ByteSize;
 use aha_flow::progress::Watcher;
 use aha_flow::run::{self, Failure, Options};
 use aha_flow::rundir::RunDir;
@@ -42,6 +43,10 @@ pub struct Args {
     /// Go on with an unfinished run, from its last checkpoint.
     #[arg(long)]
     resume: bool,
+    /// What is left free on the disk of the run directory. Below it, and where the disk is full, the run waits, and
+    /// goes on by itself when there is room.
+    #[arg(long, value_name = "SIZE", default_value = shared::DISK_RESERVE, value_parser = shared::size)]
+    disk_reserve: ByteSize,
     /// Print what happens to stdout as JSON lines. The last one says how the run ended.
     #[arg(long)]
     json: bool,
@@ -66,6 +71,7 @@ pub fn run(args: Args, screen: &Screen, log: &Log) -> anyhow::Result<()> {
         watcher,
         stop,
         faults: aha_flow::rl::fault::Faults::default(),
+        disk_reserve_bytes: args.disk_reserve.0,
     };
     let outcome = shared::runtime()?.block_on(run::run(options, |dir, plan| {
         view.plan(plan.pipeline.stages.iter().map(|stage| stage.name.clone()).collect());
@@ -106,7 +112,7 @@ fn ended(outcome: &Result<RunDir, Failure>) -> Value {
         Ok(_) => ("done", None, None, false),
         Err(Failure::Run(aha_flow::Error::Interrupted)) => ("stopped", None, None, true),
         Err(Failure::Run(error)) => {
-            let may_pass = matches!(error, aha_flow::Error::Environment { .. });
+            let may_pass = may_pass(error);
             ("failed", Some(error.to_string()), error.hint().map(str::to_owned), may_pass)
         }
         Err(Failure::Problems(problems)) => {
@@ -118,6 +124,12 @@ fn ended(outcome: &Result<RunDir, Failure>) -> Value {
     json!({
         "event": "ended", "outcome": name, "message": message, "hint": hint, "may_pass": may_pass,
     })
+}
+
+/// Whether the same again may help.
+fn may_pass(error: &aha_flow::Error) -> bool {
+    use aha_flow::Error as E;
+    matches!(error, E::Environment { .. } | E::Full { .. } | E::Held { .. })
 }
 
 /// The command that goes on with the run.
@@ -214,6 +226,7 @@ mod tests {
             dir: Some("runs/a".into()),
             sets: vec!["run.seed=2".into(), "a='b'".into()],
             resume: false,
+            disk_reserve: ByteSize(0),
             json: false,
         };
         let expected =

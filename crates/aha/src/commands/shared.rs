@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use aha_compute::{Device, Dtype, WeightForm};
-use aha_flow::pipeline::{Plan, Reward, Template, Thinking, parse_thinking};
+use aha_flow::pipeline::{ByteSize, Plan, Reward, Template, Thinking, parse_thinking};
 use aha_flow::planning;
 use aha_reward::{NoBackends, Spec, Verifier, Written};
 use anyhow::Context;
@@ -124,6 +124,15 @@ pub fn ranker(written: Written) -> anyhow::Result<Reward> {
         format!("the reward `{}` can't rank so: {}", reward.0.kind(), problems.join("; ")),
         "give its keys as in a pipeline, such as --rank-by '{ kind = \"model\", model = \"DIR\" }'",
     ))
+}
+
+/// What is left free on the disk of a run directory, if nobody says otherwise: enough for logs and for other programs
+/// to end in order.
+pub const DISK_RESERVE: &str = "64MiB";
+
+/// A size in bytes.
+pub fn size(text: &str) -> Result<ByteSize, String> {
+    ByteSize::parse(text).ok_or_else(|| "write a size such as 64MiB".to_owned())
 }
 
 /// A count of at least one.

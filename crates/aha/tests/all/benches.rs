@@ -72,6 +72,20 @@ fn every_kind_gives_its_figures() {
     assert_eq!(found["model"]["name"], "tiny");
 }
 
+/// How much is gained is for people to look at; that the actors go through with it isn't.
+#[test]
+fn a_sampler_ahead_of_its_learner_is_simulated() {
+    let found = bench(&["overlap"], &["--unit-ms", "8", "--steps", "4"]);
+    let names = rows(&found, "overlap", &["steps_per_second", "step_units", "speedup"]);
+    assert_eq!(names, [0, 1, 2, 4].map(|k| format!("max_staleness = {k}")));
+    let first = &found["results"][0]["figures"];
+    assert_eq!(first["speedup"], 1.0);
+    assert!(
+        first["step_units"].as_f64().unwrap() >= 1.99,
+        "in turns, two waits follow each other: {first}"
+    );
+}
+
 #[test]
 fn products_are_chosen_by_name() {
     let found = bench(&["matmul"], &["--filter", "quick_out"]);

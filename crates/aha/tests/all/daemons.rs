@@ -2,6 +2,7 @@
 //! kills and stops; and what is refused.
 
 mod dashboard;
+mod kills;
 mod refused;
 mod surviving;
 
@@ -19,10 +20,10 @@ use crate::support::{Outcome, aha, command, write_pipeline};
 const PATIENCE: Duration = Duration::from_secs(180);
 
 /// A daemon in `dir/home`, which ends with the test.
-struct Daemon {
-    child: Child,
+pub(crate) struct Daemon {
+    pub(crate) child: Child,
     dir: PathBuf,
-    url: String,
+    pub(crate) url: String,
     token: Option<String>,
 }
 
@@ -35,7 +36,12 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
-    fn start(dir: &Path, args: &[&str]) -> Daemon {
+    pub(crate) fn start(dir: &Path, args: &[&str]) -> Daemon {
+        Daemon::start_with(dir, args, &[])
+    }
+
+    /// With these in its environment too.
+    pub(crate) fn start_with(dir: &Path, args: &[&str], variables: &[(&str, String)]) -> Daemon {
         let mut all = vec!["daemon", "--home", "home"];
         if !args.contains(&"--listen") {
             all.extend(["--listen", "127.0.0.1:0"]);
@@ -44,6 +50,7 @@ impl Daemon {
         let mut started = command(dir, &all);
         // The clock of tables stands still, so that runs can be compared byte by byte.
         started.env("SOURCE_DATE_EPOCH", "1700000000").env_remove("AHA_TOKEN");
+        started.envs(variables.iter().map(|(name, value)| (name, value)));
         let log = std::fs::File::options().create(true).append(true).open(dir.join("daemon.log"));
         let child = started.stdout(Stdio::null()).stderr(log.unwrap()).spawn().unwrap();
         let mut daemon = Daemon { child, dir: dir.to_owned(), url: String::new(), token: None };
@@ -61,28 +68,28 @@ impl Daemon {
         daemon
     }
 
-    fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.join("daemon.log")).unwrap_or_default()
     }
 
     /// A client command.
-    fn aha(&self, args: &[&str]) -> Outcome {
+    pub(crate) fn aha(&self, args: &[&str]) -> Outcome {
         aha(&self.dir, &[args, &["--home", "home"]].concat())
     }
 
-    fn get(&self, path: &str) -> (u16, Value) {
+    pub(crate) fn get(&self, path: &str) -> (u16, Value) {
         let (status, bytes) = self.ask("GET", path, None);
         (status, serde_json::from_slice(&bytes).unwrap_or_default())
     }
 
     #[track_caller]
-    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+    pub(crate) fn post(&self, path: &str, body: &Value) -> (u16, Value) {
         let (status, bytes) = self.ask("POST", path, Some(body));
         (status, serde_json::from_slice(&bytes).unwrap_or_default())
     }
 
     /// A request and the whole answer.
-    fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Vec<u8>) {
+    pub(crate) fn ask(&self, method: &str, path: &str, body: Option<&Value>) -> (u16, Vec<u8>) {
         let config = ureq::Agent::config_builder().http_status_as_error(false).proxy(None);
         let agent: ureq::Agent = config.build().into();
         let mut request =
@@ -103,7 +110,7 @@ impl Daemon {
     }
 
     /// What comes back for these bytes; the connection is ours to spoil.
-    fn raw(&self, request: &str) -> String {
+    pub(crate) fn raw(&self, request: &str) -> String {
         let address = self.url.strip_prefix("http://").unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -114,14 +121,14 @@ impl Daemon {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    fn run(&self, id: u64) -> Value {
+    pub(crate) fn run(&self, id: u64) -> Value {
         let (status, run) = self.get(&format!("/api/v1/runs/{id}"));
         assert_eq!(status, 200, "{run}");
         run
     }
 
     #[track_caller]
-    fn until(&self, id: u64, is: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn until(&self, id: u64, is: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + PATIENCE;
         loop {
             let run = self.run(id);
@@ -134,7 +141,7 @@ impl Daemon {
     }
 
     #[track_caller]
-    fn until_is(&self, id: u64, status: &str) -> Value {
+    pub(crate) fn until_is(&self, id: u64, status: &str) -> Value {
         self.until(id, |run| {
             assert!(status == "failed" || run["status"] != "failed", "{run}");
             run["status"] == status
@@ -143,7 +150,7 @@ impl Daemon {
 
     /// Waits until a stage has made so many steps.
     #[track_caller]
-    fn until_step(&self, id: u64, stage: &str, step: u64) -> Value {
+    pub(crate) fn until_step(&self, id: u64, stage: &str, step: u64) -> Value {
         self.until(id, |run| {
             assert_ne!(run["status"], "failed", "{run}");
             run["process"]["pid"].is_u64()
@@ -152,12 +159,12 @@ impl Daemon {
         })
     }
 
-    fn submit(&self, args: &[&str]) -> u64 {
+    pub(crate) fn submit(&self, args: &[&str]) -> u64 {
         let submitted = self.aha(&[&["submit", "tiny.toml", "--json"], args].concat());
         submitted.json()["id"].as_u64().unwrap()
     }
 
-    fn signal(&self, signal: &str) {
+    pub(crate) fn signal(&self, signal: &str) {
         let id = self.child.id().to_string();
         assert!(Command::new("kill").args([signal, &id]).status().unwrap().success());
     }
@@ -268,7 +275,7 @@ fn asks_about_the_daemon(daemon: &Daemon) {
 
 impl Daemon {
     /// As [`Daemon::raw`], of an answer that doesn't end: up to this text.
-    fn raw_until(&self, request: &str, text: &str) -> String {
+    pub(crate) fn raw_until(&self, request: &str, text: &str) -> String {
         let address = self.url.strip_prefix("http://").unwrap();
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
@@ -287,7 +294,7 @@ impl Daemon {
 #[test]
 fn models_of_runs_answer_in_openais_form() {
     let temp = write_pipeline(3);
-    let daemon = Daemon::start(temp.path(), &["--model-idle-seconds", "60"]);
+    let daemon = Daemon::start(temp.path(), &["--model-idle-seconds", "600"]);
     daemon.aha(&["submit", "tiny.toml", "--wait"]);
     let (_, models) = daemon.get("/v1/models");
     let ids: Vec<&str> =
@@ -316,8 +323,7 @@ fn models_of_runs_answer_in_openais_form() {
     streams(&daemon, &chat, &first);
     scores(&daemon);
     refuses(&daemon);
-    let (_, metrics) = daemon.ask("GET", "/metrics", None);
-    assert!(String::from_utf8(metrics).unwrap().contains("aha_models_loaded 1"));
+    forgets(&daemon);
 }
 
 /// A stream's pieces, put together, are the answer.
@@ -395,5 +401,19 @@ fn refuses(daemon: &Daemon) {
     assert_eq!(status, 400, "{problem}");
     assert!(problem["error"]["message"].as_str().unwrap().contains("positions"), "{problem}");
     let (status, problem) = daemon.post("/v1/completions", &json!({ "model": "1/zero" }));
-    assert_eq!(status, 400, "{problem}");
+    assert_eq!((status, &problem["error"]["code"]), (400, &json!("bad-request")), "{problem}");
+    let (status, problem) = daemon.get("/v1/none");
+    assert_eq!((status, &problem["error"]["code"]), (404, &json!("not-found")), "{problem}");
+}
+
+/// What a run that is removed has in memory goes with it.
+fn forgets(daemon: &Daemon) {
+    let loaded = || String::from_utf8(daemon.ask("GET", "/metrics", None).1).unwrap();
+    assert!(loaded().contains("\naha_models_loaded 1\n"), "{}", loaded());
+    assert_eq!(daemon.ask("DELETE", "/api/v1/runs/1", None).0, 204);
+    let start = Instant::now();
+    while !loaded().contains("\naha_models_loaded 0\n") {
+        assert!(start.elapsed() < PATIENCE, "{}", loaded());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }

@@ -5,8 +5,10 @@
 mod benches;
 mod daemons;
 mod evaluations;
+mod faults;
 mod grading;
 mod models;
+mod operations;
 mod preferences;
 mod queries;
 mod recipes;

@@ -155,6 +155,7 @@ fn write_hostile_run(temp: &Path) {
         completion_token_ids: &ids,
         completion_logprobs: &logprobs,
         completion_forced_mask: None,
+        completion_policy_versions: None,
         finish_reason: "stop",
         finished_at_us: 0,
     };

@@ -117,6 +117,7 @@ pub fn write_run(dir: &Path) {
             completion_token_ids: &[3, 4, 5],
             completion_logprobs: &[-0.5, -1.5, -2.5],
             completion_forced_mask: None,
+            completion_policy_versions: None,
             finish_reason: "stop",
             finished_at_us: 0,
         };

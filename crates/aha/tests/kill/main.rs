@@ -1,6 +1,7 @@
 //! P2 and P3: a run that is killed as hard as can be, at twenty moments, ends with the bits of one that was
 //! left alone; so does one with another number of threads and other batch limits. What not every run has is killed in
-//! runs of its own: preferences without a reward model, PPO's critic, adapters.
+//! runs of its own: preferences without a reward model, PPO's critic, adapters. A sampler that runs ahead of its
+//! learner gives other bits each time; such a run loses nothing.
 //!
 //! `SOURCE_DATE_EPOCH` stops the clock of the runs, so that tables are compared byte by byte.
 
@@ -274,7 +275,16 @@ fn preferences_and_critics_that_are_killed_end_with_the_bits_of_those_that_were_
     let folder = folder(PREFERENCES_AND_CRITICS);
     let folder = folder.path();
     finish(folder, "whole", &[]);
-    let mut moments = MOMENTS.iter().peekable();
+    kill_at(folder, &MOMENTS, |dir| {
+        assert_same_run(&folder.join("whole"), dir);
+        assert_same_adapters(&folder.join("whole"), dir);
+    });
+}
+
+/// Kills runs when they have come to these moments, one after the other, and looks at each that has ended.
+#[track_caller]
+fn kill_at(folder: &Path, moments: &[&str], look: impl Fn(&Path)) {
+    let mut moments = moments.iter().peekable();
     for run in 0.. {
         assert!(run < TRIES_MAX, "no run was seen with {:?}", moments.peek());
         let dir = format!("killed-{run}");
@@ -295,12 +305,44 @@ fn preferences_and_critics_that_are_killed_end_with_the_bits_of_those_that_were_
             moments.next();
         }
         finish(folder, &dir, args);
-        assert_same_run(&folder.join("whole"), &folder.join(&dir));
-        assert_same_adapters(&folder.join("whole"), &folder.join(&dir));
+        look(&folder.join(&dir));
         if moments.peek().is_none() {
             break;
         }
     }
+}
+
+/// Goal: where the sampler runs ahead, a run that is killed ends with each step trained on once and each rollout there
+/// once, and what was on its way is asked for again. Its bits depend on timing.
+#[test]
+fn a_run_whose_sampler_is_ahead_loses_nothing_when_it_is_killed() {
+    let stages = STAGES.replace("minibatches = 2\n", "max_staleness = 2\n");
+    assert_ne!(stages, STAGES);
+    let folder = folder(&stages);
+    let moments = [
+        "tables/zero/step-000001.parquet",
+        "checkpoints/zero/step-000002",
+        "tables/zero/step-000003.parquet",
+        "tables/zero/step-000005.parquet",
+        "checkpoints/zero/step-000006",
+    ];
+    kill_at(folder.path(), &moments, assert_each_once);
+}
+
+/// Eight steps of sixteen rows that they took to train on, of 32 prompts; each rollout once.
+#[track_caller]
+fn assert_each_once(run: &Path) {
+    let taken = "skip_reason IS NULL OR skip_reason NOT IN ('stale', 'unused')";
+    let sql = format!(
+        "SELECT count(*) = count(DISTINCT rollout_id) AS once, min(n) AS least, max(n) AS most, count(DISTINCT step) AS \
+         steps, count(DISTINCT prompt_id) AS prompts, min(completion_policy_versions[1] = policy_version) AS dated FROM \
+         (SELECT *, count(*) FILTER (WHERE {taken}) OVER (PARTITION BY step) AS n FROM zero)"
+    );
+    let query = ["query", &sql, "--run", run.to_str().unwrap(), "--format", "csv"];
+    let output = Command::new(env!("CARGO_BIN_EXE_aha")).args(query).output().unwrap();
+    let [out, err] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    let wanted = "once,least,most,steps,prompts,dated\ntrue,16,16,8,32,true\n";
+    assert_eq!(out, wanted, "{err}");
 }
 
 /// Their configs say where a model was read from, which is another directory.

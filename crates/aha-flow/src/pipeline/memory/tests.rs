@@ -189,6 +189,23 @@ fn int8_weights_are_beside_the_learner_s_and_in_place_of_others() {
 }
 
 #[test]
+fn a_sampler_that_runs_ahead_has_two_copies_and_samples_while_the_learner_trains() {
+    let [tied, _] = models();
+    let ahead = |k: u32| format!("{RL}\nmax_staleness = {k}");
+    let copies = part("sampler's copies", &ahead(1), &tied);
+    assert_eq!(copies, (8 + 4) * tied.param_count);
+    let int8 = format!("{}\nsampling = {{ weights = 'int8' }}", ahead(1));
+    let of_int8 = part("sampler's copies", &int8, &tied);
+    assert!(8 * tied.param_count < of_int8 && of_int8 < 10 * tied.param_count, "{of_int8}");
+    let lora = format!("{}\nlora = {{ rank = 8 }}", ahead(1));
+    assert_eq!(part("sampler's copies", &lora, &tied), part("adapters", &lora, &tied) * 3 / 2);
+    assert!(part("sampling", &ahead(1), &tied) > 0);
+    assert_eq!(part("sampling", RL, &tied) + part("sampler's copies", RL, &tied), 0);
+    let rollouts = |stage: &str| part("rollouts", stage, &tied);
+    assert_eq!(rollouts(&ahead(3)), 4 * rollouts(RL));
+}
+
+#[test]
 fn a_critic_is_a_second_model_that_is_trained() {
     let rows = 32 * 16 * 256;
     for model in models() {

@@ -250,13 +250,14 @@ impl Sft<'_> {
 
     /// The stage's table: what it trains on.
     pub(super) fn write_table(&self, rows: &[Row]) -> Result<()> {
+        let (stage, dir) = (self.context.stage, self.context.dir);
         let table =
-            TableWriter::open(&self.context.dir.table(self.context.stage), schema::sft_examples())?;
+            dir.write(|| Ok(TableWriter::open(&dir.table(stage), schema::sft_examples())?))?;
         for (part, rows) in rows.chunks(PART_ROWS).enumerate() {
             let rows: Vec<SftExampleRow<'_>> = rows
                 .iter()
                 .map(|row| SftExampleRow {
-                    stage: self.context.stage,
+                    stage,
                     example_id: &row.id,
                     source: row.source.as_deref(),
                     prompt: row.prompt.as_deref(),
@@ -266,7 +267,8 @@ impl Sft<'_> {
                     loss_mask: &row.example.loss_mask,
                 })
                 .collect();
-            table.write(&part_name(part as u64), &[rows::sft_examples(&rows)?])?;
+            let rows = [rows::sft_examples(&rows)?];
+            dir.write(|| Ok(table.write(&part_name(part as u64), &rows)?))?;
         }
         Ok(())
     }

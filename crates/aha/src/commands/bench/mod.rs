@@ -6,7 +6,7 @@
 //! - `job`: one configuration, measured in a child process, so that its peak of memory is its own.
 //! - `limits`: the machine's peaks, taken around each job, and the FLOPs of a model. `needs`: what a job takes.
 //! - `row`: figures of a configuration, as JSON and as a table. `profile`: its time by op.
-//! - A module per kind: `peak`, `matmul`, `train` (and log-probs), `decode`, `grpo`, `growth`, `start`.
+//! - A module per kind: `peak`, `matmul`, `train` (and log-probs), `decode`, `grpo`, `growth`, `start`, `overlap`.
 
 mod decode;
 mod growth;
@@ -15,6 +15,7 @@ mod job;
 mod limits;
 mod matmul;
 mod needs;
+mod overlap;
 mod peak;
 mod profile;
 mod row;
@@ -57,10 +58,12 @@ enum Kind {
     Start,
     /// Tokens per second by length of context, number of sequences and size of model. Takes long.
     Growth,
+    /// Steps per second of a stage `rl` whose sampler runs ahead of its learner, where both only wait. Takes a while.
+    Overlap,
 }
 
 impl Kind {
-    /// What is measured where nothing is named: all that doesn't take long.
+    /// What is measured where nothing is named: all of the model that doesn't take long.
     const DEFAULT: [Kind; 7] = [
         Kind::Peak,
         Kind::Matmul,
@@ -81,6 +84,7 @@ impl Kind {
             Kind::Grpo => "grpo",
             Kind::Start => "start",
             Kind::Growth => "growth",
+            Kind::Overlap => "overlap",
         }
     }
 }
@@ -160,7 +164,7 @@ medians. Text is made of random token ids, the same at each call. Shares are of 
 right before and after, since others may use it as well; of arithmetic by 6 FLOPs per token and parameter (embedding \
 lookups left out; 2 where nothing is trained) and those of causal attention.")]
 pub struct Args {
-    /// What to measure; by default everything but growth.
+    /// What to measure; by default everything but growth and overlap.
     #[arg(value_enum, value_name = "WHAT")]
     what: Vec<Kind>,
     /// The model: a Hugging Face directory, a .gguf file, or hf://owner/name in the local cache.
@@ -208,6 +212,13 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 128)]
     #[arg(value_parser = clap::value_parser!(u32).range(2..))]
     new_tokens: u32,
+    /// For overlap: milliseconds that sampling a step's groups waits, and that training on them does.
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = at_least_one())]
+    unit_ms: u32,
+    /// For overlap: steps of each run.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    #[arg(value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    steps: u32,
     /// For matmul and growth: only rows whose name contains this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
@@ -246,7 +257,7 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     let subject = Subject::of(args.model.as_deref(), args.shape_of)?;
     let device = Device::cpu(args.threads as usize).with_dtype(args.dtype.dtype());
     let bench = Bench { args, subject, device, screen };
-    if kinds.iter().any(|kind| !matches!(kind, Kind::Peak | Kind::Matmul)) {
+    if kinds.iter().any(|kind| !matches!(kind, Kind::Peak | Kind::Matmul | Kind::Overlap)) {
         bench.check_lens(kinds)?;
     }
     let mut rows = Vec::new();
@@ -276,6 +287,7 @@ impl Bench<'_> {
             Kind::Grpo => grpo::rows(self),
             Kind::Start => start::rows(self),
             Kind::Growth => growth::rows(self),
+            Kind::Overlap => overlap::rows(self),
         }
     }
 

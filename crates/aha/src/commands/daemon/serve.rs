@@ -45,6 +45,13 @@ pub struct Args {
     /// is free. By default what the machine has free, less a reserve.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<ByteSize>,
+    /// What is left free of the machine's memory: below it no run is started, and models that nobody asks are dropped.
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = shared::size)]
+    memory_reserve: ByteSize,
+    /// What is left free on the disks of the home folder and of runs. Below it no run is taken or started, and those
+    /// that run wait, and go on by themselves when there is room.
+    #[arg(long, value_name = "SIZE", default_value = shared::DISK_RESERVE, value_parser = shared::size)]
+    disk_reserve: ByteSize,
     /// A folder whose data and models pipelines may name, and to which they may export. Can be repeated. By default the
     /// one that the daemon is started in.
     #[arg(long = "allow", value_name = "DIR")]
@@ -55,6 +62,10 @@ pub struct Args {
     /// Let pipelines ask servers: rewards of kind `http`, judges with a `url`, stages with an `endpoint`.
     #[arg(long)]
     allow_network: bool,
+    /// An environment variable of the daemon that pipelines may name as `api_key_env`, with --allow-network. Can be
+    /// repeated. What is in the others is sent nowhere.
+    #[arg(long = "allow-key", value_name = "NAME")]
+    allow_key: Vec<String>,
     /// How often in a row a run is tried again that failed of something that may pass, or whose process was killed. A
     /// step in between begins the count anew.
     #[arg(long, value_name = "N", default_value_t = 3)]
@@ -128,10 +139,13 @@ impl Args {
             hosts: self.hosts,
             runs_max: self.runs as usize,
             memory_bytes: self.memory.map(|size| size.0),
+            memory_reserve_bytes: self.memory_reserve.0,
+            disk_reserve_bytes: self.disk_reserve.0,
             allowed: Allowed {
                 folders: self.allow,
                 commands: self.allow_commands,
                 network: self.allow_network,
+                keys: self.allow_key,
             },
             retries_max: self.retries,
             drain: Duration::from_secs(self.drain_seconds),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::*;
 
 /// The bytes of all files below a run's tables and models.
-fn files(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+pub(super) fn files(run: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     let mut found = BTreeMap::new();
     let mut open: Vec<PathBuf> = ["models", "tables", "metrics"].map(|dir| run.join(dir)).into();
     while let Some(dir) = open.pop() {

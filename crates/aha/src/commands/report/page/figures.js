@@ -67,7 +67,15 @@ const panels = {
       { title: "Pass rate", keys: ["pass_rate", "all_pass_rate"], labels: ["asked", "all prompts"], ...share,
         unit: "% of completions that pass", max: 1 },
     ] },
-    { title: "Sampling from int8 weights", panels: [
+    { title: "Sampling ahead of the learner", panels: [
+      { title: "Age of tokens", keys: ["staleness_mean", "staleness_max"], labels: ["mean", "oldest"],
+        unit: "publications of weights", ...zero },
+      { title: "Groups too old", keys: ["stale_groups"], unit: "per step, not trained on", ...zero },
+      { title: "Waiting", keys: ["sampler_idle_seconds", "learner_idle_seconds"], labels: ["sampler", "learner"],
+        unit: "seconds per step", ...zero },
+      { title: "Tokens in flight", keys: ["tokens_in_flight"], unit: "drawn and not trained on", ...zero },
+    ] },
+    { title: "Sampler and learner apart", panels: [
       { title: "Mean importance weight", keys: ["importance_mean"], unit: "learner over sampler" },
       { title: "Largest importance weight", keys: ["importance_max"], unit: "learner over sampler", ...zero },
       { title: "Weights cut off", keys: ["importance_cut_share"], ...ofTokens },
