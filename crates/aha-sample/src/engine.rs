@@ -4,6 +4,7 @@
 //! still being prefilled. When a prompt is through, the first tokens of all its completions are drawn from
 //! the one row of logits, and each completion takes a place in the batch as soon as there is one.
 
+mod on_cuda;
 mod plan;
 
 use std::collections::VecDeque;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aha_compute::ops::attention::{KvCache, PAGE_LEN};
-use aha_compute::ops::{draw, lm_head, select};
+use aha_compute::ops::lm_head;
 use aha_compute::profile::{self, Work, bytes, moving};
 use aha_compute::random::Philox;
 use aha_compute::tape::Rows;
@@ -606,44 +607,6 @@ impl Running<'_> {
         }
     }
 
-    /// As [`Running::draw_chunk`], where the logits are.
-    fn draw_on_device(&mut self, logits: &Tensor, start: usize) {
-        let live = &self.live[start..start + logits.rows()];
-        let forced = live.iter().map(|sequence| sequence.thought.as_ref().and_then(|t| t.next()));
-        let addresses = live.iter().map(|sequence| self.next_address(sequence));
-        let drawn = self.drawn(logits, addresses, forced);
-        if self.fails() {
-            return;
-        }
-        let version = self.version;
-        for (sequence, drawn) in self.live[start..].iter_mut().zip(drawn) {
-            sequence.push(drawn, version);
-        }
-    }
-
-    /// What is drawn from each row of logits on a device.
-    fn drawn(
-        &self,
-        logits: &Tensor,
-        addresses: impl Iterator<Item = Address>,
-        forced: impl Iterator<Item = Option<u32>>,
-    ) -> Vec<Drawn> {
-        let addresses: Vec<[u64; 3]> =
-            addresses.map(|at| [at.prompt, at.sample, at.position]).collect();
-        let forced: Vec<u32> = forced.map(|id| id.unwrap_or(draw::NOTHING)).collect();
-        let Sampling { temperature, top_k, top_p, .. } = *self.sampling;
-        let settings = draw::Settings { temperature, top_k, top_p, key: self.random.key() };
-        let drawn = draw::rows(logits, &addresses, &forced, &settings);
-        drawn.into_iter().map(|(id, logprob)| Drawn { id, logprob }).collect()
-    }
-
-    /// Stops where the device has failed.
-    fn fails(&mut self) -> bool {
-        let fails = self.model.check_device().is_err();
-        self.stopped |= fails;
-        fails
-    }
-
     /// The address of a sequence's next token. Tokens that were taken back count: no number is drawn twice.
     fn next_address(&self, sequence: &Sequence) -> Address {
         let removed = sequence.thought.as_ref().map_or(0, |thought| thought.removed_count());
@@ -673,23 +636,6 @@ impl Running<'_> {
         let waiting = request.samples.clone().rev().map(first).collect();
         let group = &mut self.groups[group_idx];
         (group.waiting, group.version) = (waiting, self.version);
-    }
-
-    /// As [`Running::draw_first`], where the logits are.
-    fn draw_first_on_device(&mut self, group_idx: usize, logits: &Tensor) {
-        let request = &self.requests[self.groups[group_idx].request_idx];
-        let (prompt, samples) = (request.address, request.samples.clone());
-        let mut rows = Tensor::uninit(logits.device(), &[samples.len(), logits.cols()]);
-        select::forward(&mut rows, logits, &vec![0; samples.len()]);
-        let address = |sample| Address { prompt, sample: u64::from(sample), position: 0 };
-        let forced = self.forcing.and_then(|forcing| forcing.start().next());
-        let forced = samples.clone().map(|_| forced);
-        let drawn = self.drawn(&rows, samples.clone().map(address), forced);
-        if !self.fails() {
-            let group = &mut self.groups[group_idx];
-            group.version = self.version;
-            group.waiting = samples.zip(drawn).rev().collect();
-        }
     }
 
     fn logits(&self, hidden: &Tensor) -> Tensor {
