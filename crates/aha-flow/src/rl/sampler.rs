@@ -94,7 +94,7 @@ pub enum Msg {
         /// The step.
         step: u64,
         /// What is left of it.
-        outcome: Result<Drawn>,
+        outcome: Box<Result<Drawn>>,
     },
     /// The compute thread, which draws without end, has ended.
     Ended(Result<()>),
@@ -187,7 +187,7 @@ impl Actor for Sampler {
             // its failure, which must not be taken for ours.
             Msg::Ended(_) | Msg::Done { .. } if state.cancel.load(Ordering::Relaxed) => {}
             Msg::Done { step, outcome } => {
-                let Drawn { engine, failed } = outcome?;
+                let Drawn { engine, failed } = (*outcome)?;
                 state.engine = engine;
                 for (prompt_id, error) in failed {
                     state.args.advantage.failed(step, state.args.attempt, prompt_id, error);
@@ -291,7 +291,7 @@ impl State {
             if is_one_by_one { job.one_by_one(&prompts) } else { job.together(engine, &prompts) }
         });
         crate::task::spawn("sampler job", async move {
-            let outcome = drawn.await.and_then(|outcome| outcome);
+            let outcome = Box::new(drawn.await.and_then(|outcome| outcome));
             let _ = me.cast(Msg::Done { step, outcome }); // A sampler that has ended needs no answer.
         });
         Ok(())
