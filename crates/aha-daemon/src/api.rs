@@ -18,9 +18,10 @@ pub mod usage;
 use std::sync::Arc;
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, SemaphorePermit, watch};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -61,6 +62,10 @@ pub struct App {
     pub usages: Arc<Usages>,
     /// Places for queries.
     pub queries: Semaphore,
+    /// The place of whoever reads many files of a run: one at a time, so that reads take no processor from training.
+    pub readers: Semaphore,
+    /// What runs measured, as far as it was read.
+    pub curves: curves::Remembered,
     /// Places for checks of pipelines.
     pub checks: Semaphore,
     /// Answers, counted.
@@ -69,6 +74,13 @@ pub struct App {
     pub query_counts: query::Counts,
     /// Whether the daemon is stopping.
     pub stop: watch::Receiver<bool>,
+}
+
+impl App {
+    /// Waits for the place of a reader; it is given back with the answer.
+    pub async fn reader(&self) -> Option<SemaphorePermit<'_>> {
+        self.readers.acquire().await.ok() // Never closed.
+    }
 }
 
 /// The head of the document.
@@ -138,6 +150,7 @@ pub fn router(app: Arc<App>, guard: Guard) -> Router {
         .merge(dashboard::router())
         .fallback(nothing)
         .method_not_allowed_fallback(not_so)
+        .layer(DefaultBodyLimit::disable()) // The one below says what is too large.
         .layer(from_fn(limits::check))
         .layer(from_fn_with_state(guard, guard::check))
         .layer(from_fn(problem::in_openai_form))

@@ -217,13 +217,10 @@ impl Keeper {
         let record = blocking(move || {
             let text = draft.text.clone();
             // Without its row the file is nobody's, and is written over by the next one of that number.
-            let record = store.add(|id| draft.record(id, home.run(id), clock::now_us()))?;
-            let written = aha_flow::rundir::write_file(&home.pipeline(record.id), text.as_bytes());
-            if let Err(error) = written {
-                store.remove(record.id)?;
-                return Err(error.into());
-            }
-            Ok(record)
+            store.add(|id| {
+                aha_flow::rundir::write_file(&home.pipeline(id), text.as_bytes())?;
+                Ok(draft.record(id, home.run(id), clock::now_us()))
+            })
         });
         let record = record.await?;
         self.show(record.clone());

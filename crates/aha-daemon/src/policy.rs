@@ -20,6 +20,8 @@ use crate::options::Allowed;
 pub struct Policy {
     base_dir: PathBuf,
     folders: Vec<PathBuf>,
+    /// The daemon's own folder, of which nothing but the runs is anybody's.
+    home: PathBuf,
     /// The runs' directories: read, and written by their own runs alone.
     runs: PathBuf,
     commands: bool,
@@ -28,9 +30,9 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// What the operator allowed, and the runs in `runs`. Without a folder, the one that the daemon was started in is
+    /// What the operator allowed, and the runs in `runs` of the daemon's `home`. Without a folder, the one that the daemon was started in is
     /// allowed, unless that is the root of all.
-    pub fn new(allowed: &Allowed, base_dir: &Path, runs: &Path) -> Result<Policy> {
+    pub fn new(allowed: &Allowed, base_dir: &Path, home: &Path, runs: &Path) -> Result<Policy> {
         let found = |path: &Path| path.canonicalize().map_err(Error::io("find", path));
         let base_dir = found(base_dir)?;
         let mut folders =
@@ -38,9 +40,9 @@ impl Policy {
         if folders.is_empty() && base_dir != Path::new("/") {
             folders.push(base_dir.clone());
         }
-        let runs = found(runs)?;
+        let (home, runs) = (found(home)?, found(runs)?);
         let Allowed { commands, network, keys, .. } = allowed.clone();
-        Ok(Policy { base_dir, folders, runs, commands, network, keys })
+        Ok(Policy { base_dir, folders, home, runs, commands, network, keys })
     }
 
     /// The folder that relative paths start from where a submission names none.
@@ -186,9 +188,9 @@ impl Policy {
     fn check_out(&self, path: &Path, of: &str) -> Result<()> {
         self.check_near(path, of)?;
         let real = path.ancestors().find_map(|at| at.canonicalize().ok());
-        match real.is_some_and(|real| real.starts_with(&self.runs)) {
+        match real.is_some_and(|real| real.starts_with(&self.home)) {
             true => Err(Error::forbidden(
-                format!("{of}: `{}` is in the directory of a run", path.display()),
+                format!("{of}: `{}` is in the folder of the daemon", path.display()),
                 "leave `out` away, which puts the model into the run's own directory, or name another",
             )),
             false => Ok(()),
@@ -206,8 +208,9 @@ impl Policy {
     }
 
     fn check_inside(&self, real: &Path, path: &Path, of: &str) -> Result<()> {
-        let mut folders = self.folders.iter().chain([&self.runs]);
-        match folders.any(|folder| real.starts_with(folder)) {
+        let is_in = |folder: &PathBuf| real.starts_with(folder);
+        let is_allowed = self.folders.iter().any(is_in) && !is_in(&self.home);
+        match is_allowed || is_in(&self.runs) {
             true => Ok(()),
             false => Err(self.refused(path, of)),
         }
@@ -240,7 +243,7 @@ mod tests {
     /// A folder `data` that is allowed and a folder `secret` beside it that isn't.
     fn world(commands: bool, network: bool) -> World {
         let temp = tempfile::tempdir().unwrap();
-        for dir in ["data/model", "secret/model", "runs"] {
+        for dir in ["data/model", "secret/model", "data/home/runs"] {
             fs::create_dir_all(temp.path().join(dir)).unwrap();
         }
         for file in
@@ -257,7 +260,10 @@ mod tests {
         let data = temp.path().join("data");
         let keys = vec!["JUDGE_KEY".to_owned()];
         let allowed = Allowed { folders: vec![data.clone()], commands, network, keys };
-        let policy = Policy::new(&allowed, &data, &temp.path().join("runs")).unwrap();
+        let policy = {
+            let home = data.join("home");
+            Policy::new(&allowed, &data, &home, &home.join("runs")).unwrap()
+        };
         World { policy, places: Places { base_dir: data, hf_cache: None }, temp }
     }
 
@@ -322,6 +328,7 @@ mod tests {
             "\"../secret/model\"",
             "\"link/model\"",
             "\"linked\"",
+            "\"home\"",
             "\"/nowhere\"",
             "{ base = \"model\", adapter = \"ROOT/secret/model\" }",
             "{ init = \"random\", tokenizer = \"../secret/model\" }",
@@ -334,15 +341,20 @@ mod tests {
             )
         };
         world.check(&export("out/of/here")).unwrap();
-        for bad in
-            ["ROOT/secret/out", "../out", "link/out", "none/../../x", "../runs/7/models/zero"]
-        {
+        for bad in [
+            "ROOT/secret/out",
+            "../out",
+            "link/out",
+            "none/../../x",
+            "home/runs/7/models/zero",
+            "home/output",
+        ] {
             assert_refused(world.check(&export(bad)), "stage `e`");
         }
-        let made = world.temp.path().join("runs/7/models/zero");
+        let made = world.temp.path().join("data/home/runs/7/models/zero");
         fs::create_dir_all(&made).unwrap();
         fs::write(made.join("config.json"), "{}\n").unwrap();
-        world.check(&with_model("\"../runs/7/models/zero\"")).unwrap();
+        world.check(&with_model("\"home/runs/7/models/zero\"")).unwrap();
     }
 
     #[test]
@@ -399,9 +411,10 @@ mod tests {
     #[test]
     fn without_a_folder_the_one_of_the_start_is_allowed_unless_it_is_the_root() {
         let temp = tempfile::tempdir().unwrap();
-        let here = Policy::new(&Allowed::default(), temp.path(), temp.path()).unwrap();
+        let here = Policy::new(&Allowed::default(), temp.path(), temp.path(), temp.path()).unwrap();
         assert!(here.folders.contains(&temp.path().canonicalize().unwrap()));
-        let root = Policy::new(&Allowed::default(), Path::new("/"), temp.path()).unwrap();
+        let root =
+            Policy::new(&Allowed::default(), Path::new("/"), temp.path(), temp.path()).unwrap();
         assert!(root.folders.is_empty(), "the runs alone");
     }
 }

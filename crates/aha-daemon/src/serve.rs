@@ -38,6 +38,8 @@ pub struct Listening {
     pub requires_token: bool,
     /// Whether a token was made now, and is in the home folder.
     pub is_token_new: bool,
+    /// Whether the token is one that was given, and not the one in the home folder.
+    pub is_token_given: bool,
 }
 
 /// Serves until `stop` is over; then stops all runs after a checkpoint and returns. `listening` hears where.
@@ -58,8 +60,9 @@ pub async fn serve(
     .await?;
     let store = Arc::new(store);
     let (guard, is_token_new) = guard(&options, &home, &store).await?;
+    let is_token_given = options.token.is_some();
     let base_dir = std::env::current_dir().map_err(Error::io("find", ".".as_ref()))?;
-    let policy = Policy::new(&options.allowed, &base_dir, &home.runs())?;
+    let policy = Policy::new(&options.allowed, &base_dir, home.root(), &home.runs())?;
     let listener = TcpListener::bind(options.listen).await.map_err(|error| {
         Error::environment(format!("can't listen on {}: {error}", options.listen))
             .hint("give another address with --listen, or stop who listens there")
@@ -81,7 +84,13 @@ pub async fn serve(
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })?;
     tracing::info!(%address, home = %home.root().display(), "Daemon listens.");
-    listening(&Listening { address, home: home.clone(), requires_token, is_token_new });
+    listening(&Listening {
+        address,
+        home: home.clone(),
+        requires_token,
+        is_token_new,
+        is_token_given,
+    });
     tokio::select! {
         () = stop => {}
         // Neither ends by itself. Runs end with this process, and go on when it is started again.
@@ -129,6 +138,8 @@ impl Parts {
         .await?;
         let app = App {
             queries: Semaphore::new(options.query.parallel_max),
+            readers: Semaphore::new(1),
+            curves: api::curves::Remembered::default(),
             checks: Semaphore::new(CHECKS_MAX),
             options,
             home,

@@ -62,18 +62,20 @@ impl Store {
         }
     }
 
-    /// Adds a run, made by `make` of its number; durable when this returns.
-    pub fn add(&self, make: impl FnOnce(RunId) -> Record) -> Result<Record> {
-        let record = self.write(|transaction| {
+    /// Adds a run, made by `make` of its number before it is there; durable when this returns.
+    pub fn add(&self, make: impl FnOnce(RunId) -> Result<Record>) -> Result<Record> {
+        let mut outcome = None;
+        self.write(|transaction| {
             let mut meta = transaction.open_table(META)?;
             let next = meta.get(NEXT_KEY)?.map_or(1, |value| number(value.value()));
             meta.insert(NEXT_KEY, (next + 1).to_le_bytes().as_slice())?;
-            let record = make(RunId(next));
-            transaction.open_table(RUNS)?.insert(next, row(&record).as_slice())?;
-            Ok(record)
+            let made = outcome.insert(make(RunId(next)));
+            if let Ok(record) = made {
+                transaction.open_table(RUNS)?.insert(next, row(record).as_slice())?;
+            }
+            Ok(())
         })?;
-        assert!(record.id.0 > 0, "runs are numbered from 1");
-        Ok(record)
+        outcome.unwrap_or_else(|| Err(Error::bug("a run was added and not made")))
     }
 
     /// Writes a run that is there; durable when this returns.
@@ -234,8 +236,8 @@ pub(crate) mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("queue.redb");
         let store = Store::open(&path).unwrap();
-        let first = store.add(record).unwrap();
-        let second = store.add(record).unwrap();
+        let first = store.add(|id| Ok(record(id))).unwrap();
+        let second = store.add(|id| Ok(record(id))).unwrap();
         assert_eq!((first.id, second.id), (RunId(1), RunId(2)));
         let changed = Record { status: Status::Paused, ..first };
         store.put(&changed).unwrap();
@@ -244,7 +246,7 @@ pub(crate) mod tests {
         drop(store);
         let store = Store::open(&path).unwrap();
         assert_eq!(store.all().unwrap(), [changed]);
-        assert_eq!(store.add(record).unwrap().id, RunId(3));
+        assert_eq!(store.add(|id| Ok(record(id))).unwrap().id, RunId(3));
         assert_eq!(store.token().unwrap(), Some(TokenDigest::of("secret")));
     }
 

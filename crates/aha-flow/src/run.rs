@@ -304,6 +304,7 @@ impl Runner {
             dir: &self.dir,
             session: &self.session,
             watcher: &self.how.watcher,
+            stop: &self.how.stop,
         }
     }
 

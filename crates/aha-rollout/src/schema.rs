@@ -407,8 +407,8 @@ fn sampled_fields() -> Vec<Field> {
         ),
         doc(
             Field::new(col::COMPLETION_POLICY_VERSIONS, list_of(DataType::Int64), true),
-            "per token of completion_token_ids, optimizer steps that the weights that drew it had seen; null where \
-             that is policy_version for all, as with `max_staleness = 0`",
+            "per token of completion_token_ids, optimizer steps that the weights that drew it had seen; null with \
+             `max_staleness = 0`, where that is policy_version for all",
         ),
         whole(
             col::COMPLETION_LEN_TOKENS,

@@ -3,7 +3,7 @@
 //! | buffer                            | shape  | written by                                       |
 //! |-----------------------------------|--------|--------------------------------------------------|
 //! | `logits`                          | (T, V) | caller, f32                                      |
-//! | `stats`                           |        | [`statistics`](super::lm_head::cuda::statistics) |
+//! | `stats`                           |        | [`statistics`]                                   |
 //! | `prompts` `samples` `positions`   | (T)    | caller, u64: the address of each row's draw      |
 //! | `forced`                          | (T)    | caller, u32; [`NOTHING`] where a row is drawn    |
 //! | `ids`                             | (T)    | draw `=`, u32                                    |

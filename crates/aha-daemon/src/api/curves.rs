@@ -1,8 +1,8 @@
 //! What a run measured, as lines: what charts are drawn of.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aha_flow::metrics;
 use aha_flow::rundir::RunDir;
@@ -73,31 +73,102 @@ pub async fn curves(
     At(id): At<RunId>,
     Asked(wanted): Asked<Wanted>,
 ) -> Result<Json<Curves>, Problem> {
-    let dir = RunDir::new(&app.board.run(id)?.run_dir).metrics();
-    Ok(Json(blocking(move || read_curves(&dir, &wanted)).await?))
+    let record = app.board.run(id)?;
+    let dir = RunDir::new(&record.run_dir).metrics();
+    let known = app.curves.of(id, record.started_at_us);
+    let _reader = app.reader().await;
+    let read = move || known.lock().unwrap_or_else(PoisonError::into_inner).read(&dir, &wanted);
+    Ok(Json(blocking(read).await?))
 }
 
-fn read_curves(dir: &Path, wanted: &Wanted) -> Result<Curves> {
-    let mut found: BTreeMap<(String, String), Vec<(u64, f64)>> = BTreeMap::new();
-    let is = |filter: &Option<String>, value: &str| filter.as_deref().is_none_or(|f| f == value);
-    for part in table::parts(dir)? {
-        for batch in read::read_part(&part.path)? {
-            let rows = MetricsView::new(&batch)?;
+/// Runs whose lines are remembered, at most.
+const KNOWN_RUNS_MAX: usize = 16;
+
+/// What was read of runs that somebody watches: each part is read once, however often its run is asked for.
+#[derive(Debug, Default)]
+pub struct Remembered(Mutex<BTreeMap<RunId, OfStart>>);
+
+/// What is known of a run since its process was started.
+#[derive(Debug, Default)]
+struct OfStart {
+    started_at_us: Option<i64>,
+    known: Arc<Mutex<Known>>,
+}
+
+impl Remembered {
+    /// What is known of a run whose process was started then. One that was started again may have made its last
+    /// steps anew.
+    fn of(&self, run: RunId, started_at_us: Option<i64>) -> Arc<Mutex<Known>> {
+        let mut runs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !runs.contains_key(&run) && runs.len() >= KNOWN_RUNS_MAX {
+            runs.clear();
+        }
+        let of = runs.entry(run).or_default();
+        if of.started_at_us != started_at_us {
+            *of = OfStart { started_at_us, known: Arc::default() };
+        }
+        Arc::clone(&of.known)
+    }
+
+    /// Forgets a run that is removed.
+    pub fn forget(&self, run: RunId) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&run);
+    }
+}
+
+/// Points by stage and name, and the parts that they were read from.
+#[derive(Debug, Default)]
+struct Known {
+    parts: BTreeSet<PathBuf>,
+    points: BTreeMap<(String, String), Vec<(u64, f64)>>,
+}
+
+impl Known {
+    /// The lines, after a look at parts that are new.
+    fn read(&mut self, dir: &Path, wanted: &Wanted) -> Result<Curves> {
+        let parts: BTreeSet<PathBuf> =
+            table::parts(dir)?.into_iter().map(|part| part.path).collect();
+        if !self.parts.is_subset(&parts) {
+            *self = Known::default();
+        }
+        for path in parts.difference(&self.parts.clone()) {
+            self.add(path)?;
+        }
+        let is =
+            |filter: &Option<String>, value: &str| filter.as_deref().is_none_or(|f| f == value);
+        let points_max = wanted.points.unwrap_or(POINTS).clamp(1, POINTS_MAX) as usize;
+        let found = self.points.iter();
+        let found =
+            found.filter(|((stage, name), _)| is(&wanted.stage, stage) && is(&wanted.name, name));
+        let curves = found.map(|((stage, name), points)| {
+            let (steps, values, per) = thinned(points.clone(), points_max);
+            Curve {
+                doc: metrics::doc(name),
+                stage: stage.clone(),
+                name: name.clone(),
+                steps,
+                values,
+                per,
+            }
+        });
+        Ok(Curves { curves: curves.collect() })
+    }
+
+    fn add(&mut self, path: &Path) -> Result<()> {
+        let mut batches = Vec::new();
+        for batch in read::read_part(path)? {
+            batches.push(batch);
+        }
+        for batch in &batches {
+            let rows = MetricsView::new(batch)?;
             for row in 0..rows.rows_count() {
-                let (stage, name) = (rows.stage(row), rows.name(row));
-                if is(&wanted.stage, stage) && is(&wanted.name, name) {
-                    let points = found.entry((stage.to_owned(), name.to_owned())).or_default();
-                    points.push((rows.step(row), rows.value(row)));
-                }
+                let key = (rows.stage(row).to_owned(), rows.name(row).to_owned());
+                self.points.entry(key).or_default().push((rows.step(row), rows.value(row)));
             }
         }
+        self.parts.insert(path.to_owned());
+        Ok(())
     }
-    let points_max = wanted.points.unwrap_or(POINTS).clamp(1, POINTS_MAX) as usize;
-    let curves = found.into_iter().map(|((stage, name), points)| {
-        let (steps, values, per) = thinned(points, points_max);
-        Curve { doc: metrics::doc(&name), stage, name, steps, values, per }
-    });
-    Ok(Curves { curves: curves.collect() })
 }
 
 /// A line of at most so many points: each the mean of as many neighbours, at the last one's step.
@@ -121,6 +192,30 @@ mod tests {
     use aha_rollout::table::{TableWriter, part_name};
 
     use super::*;
+    use crate::error::Error;
+
+    /// Goal: a part is read once, however often its run is asked for. Method: one that was read is damaged.
+    #[test]
+    fn what_was_read_is_remembered_until_a_part_is_gone() {
+        let temp = tempfile::tempdir().unwrap();
+        let writer = TableWriter::open(temp.path(), schema::metrics()).unwrap();
+        let write = |step: u64| {
+            let row =
+                MetricRow { stage: "zero", step, name: "reward", value: step as f64, at_us: 1 };
+            writer.write(&part_name(step), &[rows::metrics(&[row])]).unwrap();
+        };
+        let mut known = Known::default();
+        let mut steps =
+            || Ok::<_, Error>(known.read(temp.path(), &Wanted::default())?.curves[0].steps.clone());
+        write(1);
+        write(2);
+        assert_eq!(steps().unwrap(), [1, 2]);
+        std::fs::write(temp.path().join(part_name(1)), "no table").unwrap();
+        write(3);
+        assert_eq!(steps().unwrap(), [1, 2, 3]);
+        std::fs::remove_file(temp.path().join(part_name(2))).unwrap();
+        steps().expect_err("all is read again where a part is gone");
+    }
 
     #[test]
     fn a_line_has_the_steps_of_all_parts_and_says_what_it_is() {
@@ -131,14 +226,14 @@ mod tests {
             let rows = [row("reward", step as f64), row("kl", f64::NAN)];
             writer.write(&part_name(step), &[rows::metrics(&rows)]).unwrap();
         }
-        let all = read_curves(temp.path(), &Wanted::default()).unwrap().curves;
+        let all = Known::default().read(temp.path(), &Wanted::default()).unwrap().curves;
         assert_eq!(all.len(), 2);
         assert_eq!((all[0].name.as_str(), &all[0].values), ("kl", &vec![None, None]));
         assert_eq!((&all[1].steps, &all[1].values), (&vec![1, 2], &vec![Some(1.0), Some(2.0)]));
         assert!(all[1].doc.as_deref().unwrap().contains("mean reward"), "{all:?}");
         let wanted = Wanted { stage: Some("none".into()), ..Wanted::default() };
-        assert!(read_curves(temp.path(), &wanted).unwrap().curves.is_empty());
-        assert!(read_curves(&temp.path().join("none"), &Wanted::default()).is_ok());
+        assert!(Known::default().read(temp.path(), &wanted).unwrap().curves.is_empty());
+        assert!(Known::default().read(&temp.path().join("none"), &Wanted::default()).is_ok());
     }
 
     #[test]

@@ -80,6 +80,7 @@ pub async fn metrics(
     Asked(wanted): Asked<WantedMetrics>,
 ) -> Result<Json<Metrics>, Problem> {
     let dir = RunDir::new(&app.board.run(id)?.run_dir).metrics();
+    let _reader = app.reader().await;
     Ok(Json(blocking(move || read_metrics(&dir, &wanted)).await?))
 }
 
@@ -183,6 +184,7 @@ pub async fn tables(
     At(id): At<RunId>,
 ) -> Result<Json<Tables>, Problem> {
     let dir = RunDir::new(&app.board.run(id)?.run_dir);
+    let _reader = app.reader().await;
     Ok(Json(blocking(move || read_tables(&dir)).await?))
 }
 

@@ -112,6 +112,7 @@ pub async fn show(State(app): State<Arc<App>>, At(id): At<RunId>) -> Result<Json
 pub async fn delete(State(app): State<Arc<App>>, At(id): At<RunId>) -> Result<StatusCode, Problem> {
     app.keeper.delete(id).await?;
     app.hub.forget(id);
+    app.curves.forget(id);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -108,7 +108,10 @@ fn check_token(token: &TokenDigest, headers: &HeaderMap) -> Result<()> {
     });
     let (message, hint) = match bearer {
         Some(given) if token.is_of(given) => return Ok(()),
-        Some(_) => ("the token is not the daemon's", "take the one in `token` of its home folder"),
+        Some(_) => (
+            "the token is not the daemon's",
+            "take the one in `token` of its home folder, or the one that it was given in AHA_TOKEN",
+        ),
         None => (
             "the request has no token",
             "send `Authorization: Bearer TOKEN`; the token is in `token` of the daemon's home folder",

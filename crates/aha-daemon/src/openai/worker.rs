@@ -30,6 +30,8 @@ use crate::error::{Error, Result};
 
 /// The family of all draws: what tells one from another is its address.
 const RANDOM: &str = "openai";
+/// How much shorter a tokenizer may make a text before it encodes it.
+const NORMALISED_MAX: usize = 2;
 /// Tokens of an answer where a request says nothing, at most; fewer where the model has no room.
 pub const TOKENS_DEFAULT: u32 = 1024;
 
@@ -228,7 +230,12 @@ impl Worker<'_> {
 
 /// Encodes a job's prompt and checks it; says what is wrong to who asked.
 fn prepare(found: &Found, loaded: &Loaded, room: Room, job: Job) -> Option<Ready> {
+    // Encoding takes a while, in which the model draws for nobody.
+    if job.reply.is_closed() {
+        return None;
+    }
     let prepared = || -> Result<(Arc<[u32]>, Sampling)> {
+        check_len(loaded, &job.prompt)?;
         let prompt_ids: Arc<[u32]> =
             prompt_ids(loaded, found.template.as_ref(), &job.prompt)?.into();
         let positions = loaded.model.config().max_position_embeddings;
@@ -269,6 +276,30 @@ fn prepare(found: &Found, loaded: &Loaded, room: Room, job: Job) -> Option<Ready
             None
         }
     }
+}
+
+/// Fails for a text that has more tokens than the model has positions, however it is encoded.
+fn check_len(loaded: &Loaded, prompt: &Prompt) -> Result<()> {
+    let text_len: usize = match prompt {
+        Prompt::Text(text) => text.len(),
+        Prompt::Ids(_) => 0,
+        Prompt::Chat(messages) => messages.iter().map(|message| message.content.len()).sum(),
+    };
+    let positions = loaded.model.config().max_position_embeddings;
+    if text_len <= positions {
+        return Ok(());
+    }
+    let tokenizer = &loaded.tokenizer;
+    let longest = (0..tokenizer.vocab_len() as u32).map(|id| tokenizer.token_bytes(id).len()).max();
+    // A tokenizer may put a text into fewer bytes first.
+    let least = text_len / (NORMALISED_MAX * longest.unwrap_or(1).max(1));
+    if least <= positions {
+        return Ok(());
+    }
+    let message = format!(
+        "a prompt of {text_len} bytes is at least {least} tokens: the model has {positions} positions"
+    );
+    Err(Error::input(message, "send a shorter one"))
 }
 
 /// A prompt as tokens. A conversation goes by the template that the model was trained with: its stage's where that is

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::pipeline::{Expect, QueryStage};
 use crate::progress::{Event, Watcher};
 use crate::rundir::RunDir;
+use crate::stop::Stop;
 
 /// Rows that a failed expectation shows.
 const OFFENDING_ROWS_MAX: usize = 5;
@@ -28,6 +29,8 @@ pub struct Query<'a> {
     pub session: &'a Session,
     /// Who watches.
     pub watcher: &'a Watcher,
+    /// Who may ask it to stop.
+    pub stop: &'a Stop,
 }
 
 impl Query<'_> {
@@ -47,7 +50,13 @@ impl Query<'_> {
     async fn write_when_there_is_room(&self) -> Result<usize> {
         let mut wait = None;
         loop {
-            match (self.write().await, self.dir.room()) {
+            // What was asked to stop is made again from its beginning: nothing of it is kept.
+            let outcome = tokio::select! {
+                biased;
+                () = self.stop.requested() => return Err(Error::Interrupted),
+                outcome = self.write() => outcome,
+            };
+            match (outcome, self.dir.room()) {
                 (Err(Error::Full { message }), Some(room)) => {
                     wait.get_or_insert_with(|| room.begin(&message));
                     room.pause()?;
@@ -120,6 +129,10 @@ mod tests {
     use crate::pipeline::Sql;
 
     async fn run(sql: &str, expect: Expect) -> (Result<()>, Vec<String>) {
+        run_until(sql, expect, &Stop::default()).await
+    }
+
+    async fn run_until(sql: &str, expect: Expect, stop: &Stop) -> (Result<()>, Vec<String>) {
         let temp = tempfile::tempdir().unwrap();
         let dir = RunDir::new(temp.path());
         let session = Session::new(&SessionOptions::default()).unwrap();
@@ -138,10 +151,27 @@ mod tests {
             dir: &dir,
             session: &session,
             watcher: &watcher,
+            stop,
         };
         let outcome = query.run().await;
         let printed = printed.lock().unwrap().clone();
         (outcome, printed)
+    }
+
+    /// Goal: a run can be paused while a query takes for ever. Method: one over pairs of three million numbers.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_query_that_takes_for_ever_is_dropped_when_it_is_asked_to_stop() {
+        let stop = Stop::default();
+        let asks = stop.clone();
+        let mut asking = tokio::task::JoinSet::new();
+        asking.spawn(async move {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+            asks.request();
+        });
+        let sql = "SELECT sum(a.value * b.value) AS n \
+                   FROM generate_series(1, 3000000) a, generate_series(1, 3000000) b";
+        let (outcome, _) = run_until(sql, Expect::Any, &stop).await;
+        assert!(matches!(outcome, Err(Error::Interrupted)), "{outcome:?}");
     }
 
     #[tokio::test]

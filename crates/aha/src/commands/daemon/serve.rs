@@ -164,7 +164,11 @@ fn tell(listening: &Listening, screen: &Screen) {
     let home = &listening.home;
     screen.line(&format!("listening on http://{}", listening.address));
     screen.line(&format!("home folder: {}", home.root().display()));
-    if listening.requires_token {
+    if listening.requires_token && listening.is_token_given {
+        screen.line(
+            "every request needs the token that AHA_TOKEN holds; clients take it from there too",
+        );
+    } else if listening.requires_token {
         let token = home.token();
         let new = if listening.is_token_new { ", made now," } else { "" };
         screen.line(&format!(

@@ -76,6 +76,14 @@ fn requests_that_are_too_large_or_lead_elsewhere_are_refused() {
     let large = "POST /api/v1/runs HTTP/1.1\r\nHost: HERE\r\nContent-Type: application/json\r\n\
                  Content-Length: 999999999\r\n\r\n{";
     assert_eq!(status(&daemon.raw(large)), "413");
+    // Up to 4 MiB a pipeline is read, and then wrong for what it says.
+    let long = json!({ "pipeline": format!("#{}\n", "x".repeat(3 << 20)) });
+    let (code, answer) = daemon.post("/api/v1/runs", &long);
+    assert!(code == 400 && answer["problems"].is_array(), "{code}: {answer}");
+    let many = json!({ "model": "1/zero", "prompt": "1".repeat(1_000_000) });
+    let (code, answer) = daemon.post("/v1/completions", &many);
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(code == 400 && message.contains("is at least"), "{code}: {answer}");
     for path in [
         "/api/v1/runs/1/models/zero/file?path=../../run.json",
         "/api/v1/runs/1/models/zero/file?path=%2e%2e%2f%2e%2e%2frun.json",
