@@ -30,8 +30,8 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// What the operator allowed, and the runs in `runs` of the daemon's `home`. Without a folder, the one that the daemon was started in is
-    /// allowed, unless that is the root of all.
+    /// What the operator allowed, and the runs in `runs` of the daemon's `home`. Without a folder, the one that the
+    /// daemon was started in is allowed, unless that is the root of all.
     pub fn new(allowed: &Allowed, base_dir: &Path, home: &Path, runs: &Path) -> Result<Policy> {
         let found = |path: &Path| path.canonicalize().map_err(Error::io("find", path));
         let base_dir = found(base_dir)?;
