@@ -1,8 +1,8 @@
 //! What owns tensors and runs ops on them: a processor, or a CUDA device beside it.
 //!
 //! [`Device`] is a cheap handle. A CUDA device has a processor too, for what the host does. There, freed buffers
-//! are kept for the next tensor of their size, because fresh pages from the system cost more than most element-
-//! wise ops. They are never so many that a device holds more than the most that was in use at once and
+//! are kept for the next tensor of their size, because fresh pages from the system cost more than most
+//! element-wise ops. They are never so many that a device holds more than the most that was in use at once and
 //! [`SPARE_BYTES_MAX`]: so what a program needs can be predicted from its tensors.
 
 use std::fmt;
