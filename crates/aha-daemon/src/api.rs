@@ -21,14 +21,14 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
-use tokio::sync::{Semaphore, SemaphorePermit, watch};
+use tokio::sync::{Semaphore, watch};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::board::{Board, Budget};
 use crate::dashboard;
-use crate::error::{Error, Kind};
+use crate::error::{Error, Kind, Result, blocking};
 use crate::events::Events;
 use crate::home::Home;
 use crate::http::guard::{self, Guard};
@@ -63,7 +63,7 @@ pub struct App {
     /// Places for queries.
     pub queries: Semaphore,
     /// The place of whoever reads many files of a run: one at a time, so that reads take no processor from training.
-    pub readers: Semaphore,
+    pub readers: Arc<Semaphore>,
     /// What runs measured, as far as it was read.
     pub curves: curves::Remembered,
     /// Places for checks of pipelines.
@@ -77,9 +77,17 @@ pub struct App {
 }
 
 impl App {
-    /// Waits for the place of a reader; it is given back with the answer.
-    pub async fn reader(&self) -> Option<SemaphorePermit<'_>> {
-        self.readers.acquire().await.ok() // Never closed.
+    /// Reads, once the place of a reader is free. The read keeps it to its end, also where whoever asked has gone.
+    pub async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let place = Arc::clone(&self.readers).acquire_owned().await;
+        blocking(move || {
+            let _place = place;
+            read()
+        })
+        .await
     }
 }
 

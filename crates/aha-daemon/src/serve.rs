@@ -138,7 +138,7 @@ impl Parts {
         .await?;
         let app = App {
             queries: Semaphore::new(options.query.parallel_max),
-            readers: Semaphore::new(1),
+            readers: Arc::new(Semaphore::new(1)),
             curves: api::curves::Remembered::default(),
             checks: Semaphore::new(CHECKS_MAX),
             options,

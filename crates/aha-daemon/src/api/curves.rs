@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 
 use super::App;
 use super::problem::{Asked, At, Problem, Problems};
-use crate::error::{Result, blocking};
+use crate::error::Result;
 use crate::record::RunId;
 
 /// Points of a line where a request says nothing, and at most.
@@ -76,9 +76,8 @@ pub async fn curves(
     let record = app.board.run(id)?;
     let dir = RunDir::new(&record.run_dir).metrics();
     let known = app.curves.of(id, record.started_at_us);
-    let _reader = app.reader().await;
     let read = move || known.lock().unwrap_or_else(PoisonError::into_inner).read(&dir, &wanted);
-    Ok(Json(blocking(read).await?))
+    Ok(Json(app.read(read).await?))
 }
 
 /// Runs whose lines are remembered, at most.
@@ -131,7 +130,8 @@ impl Known {
         if !self.parts.is_subset(&parts) {
             *self = Known::default();
         }
-        for path in parts.difference(&self.parts.clone()) {
+        for path in parts.into_iter().filter(|path| !self.parts.contains(path)).collect::<Vec<_>>()
+        {
             self.add(path)?;
         }
         let is =
@@ -154,11 +154,9 @@ impl Known {
         Ok(Curves { curves: curves.collect() })
     }
 
-    fn add(&mut self, path: &Path) -> Result<()> {
-        let mut batches = Vec::new();
-        for batch in read::read_part(path)? {
-            batches.push(batch);
-        }
+    /// A part that can't be read to its end adds nothing.
+    fn add(&mut self, path: PathBuf) -> Result<()> {
+        let batches = read::read_part(&path)?;
         for batch in &batches {
             let rows = MetricsView::new(batch)?;
             for row in 0..rows.rows_count() {
@@ -166,7 +164,7 @@ impl Known {
                 self.points.entry(key).or_default().push((rows.step(row), rows.value(row)));
             }
         }
-        self.parts.insert(path.to_owned());
+        self.parts.insert(path);
         Ok(())
     }
 }

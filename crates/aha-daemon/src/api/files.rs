@@ -80,8 +80,7 @@ pub async fn metrics(
     Asked(wanted): Asked<WantedMetrics>,
 ) -> Result<Json<Metrics>, Problem> {
     let dir = RunDir::new(&app.board.run(id)?.run_dir).metrics();
-    let _reader = app.reader().await;
-    Ok(Json(blocking(move || read_metrics(&dir, &wanted)).await?))
+    Ok(Json(app.read(move || read_metrics(&dir, &wanted)).await?))
 }
 
 fn read_metrics(dir: &Path, wanted: &WantedMetrics) -> Result<Metrics> {
@@ -184,8 +183,7 @@ pub async fn tables(
     At(id): At<RunId>,
 ) -> Result<Json<Tables>, Problem> {
     let dir = RunDir::new(&app.board.run(id)?.run_dir);
-    let _reader = app.reader().await;
-    Ok(Json(blocking(move || read_tables(&dir)).await?))
+    Ok(Json(app.read(move || read_tables(&dir)).await?))
 }
 
 fn read_tables(dir: &RunDir) -> Result<Tables> {
