@@ -11,8 +11,10 @@ use crate::{Error, Findings, Part, Subject};
 
 const LEN: usize = 10_007;
 
+type Case = fn(&Context) -> Result<Outcome, Error>;
+
 pub(crate) fn check(subject: &Subject, findings: &mut Findings<'_>) {
-    let cases: [(&str, fn(&Context) -> Result<Outcome, Error>); 6] = [
+    let cases: [(&str, Case); 6] = [
         ("copies to the device and back", copies),
         ("memory that is freed is used again", reuse),
         ("out of memory is an error, and the device goes on", out_of_memory),

@@ -98,7 +98,7 @@ pub fn run(
             Part::Ops => ops::check(subject, size, &mut findings),
             Part::Draws => draws::check(subject, size, &mut findings),
             Part::Models => models::check(subject, size, &mut findings),
-            Part::Gradients => gradients::check(subject, &mut findings),
+            Part::Gradients => gradients::check(subject, size, &mut findings),
             Part::Determinism => determinism::check(subject, size, &mut findings),
             Part::Paths => paths::check(subject, size, &mut findings),
             Part::Grpo => grpo::check(subject, size, &mut findings),
