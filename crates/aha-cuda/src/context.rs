@@ -76,7 +76,8 @@ impl Context {
     /// A buffer with unspecified contents.
     pub fn buffer(&self, kind: Kind, len: usize) -> Result<Buffer, Error> {
         let block = self.device.pool.take(len * kind.bytes(), self.stream)?;
-        Ok(Buffer { context: self.clone(), block: Some(block), kind, len })
+        let memory = Some(Memory::Own(block));
+        Ok(Buffer { context: self.clone(), memory, kind, len })
     }
 
     /// A buffer of zeros.
@@ -110,6 +111,17 @@ impl Context {
         unsafe { self.driver().copy_out(values.as_mut_ptr().cast(), from.at, bytes, self.stream)? };
         self.synchronize()?;
         Ok(values)
+    }
+
+    /// Asks for a copy of what is on the device. It is there once this context's work is waited for.
+    ///
+    /// # Safety
+    /// `to` is there until then, and nobody reads or writes it.
+    pub unsafe fn copy_out<T: Element>(&self, to: &mut [T], from: View<'_>) -> Result<(), Error> {
+        from.assert_is(T::KIND, to.len());
+        let bytes = size_of_val(to);
+        // SAFETY: both sides have so many bytes; the rest is the caller's promise.
+        unsafe { self.driver().copy_out(to.as_mut_ptr().cast(), from.at, bytes, self.stream) }
     }
 
     /// Sets all elements to zero.
@@ -327,12 +339,29 @@ impl<T: Element> fmt::Debug for Pinned<T> {
 pub struct Buffer {
     context: Context,
     /// None once it is freed.
-    block: Option<Block>,
+    memory: Option<Memory>,
     kind: Kind,
     len: usize,
 }
 
+/// Whose memory a buffer is in.
+enum Memory {
+    Own(Block),
+    /// Another's, from there on.
+    Part(Arc<Buffer>, Ptr),
+}
+
 impl Buffer {
+    /// Some elements of another as a buffer, for what are many but used as one as well. It keeps the other's memory.
+    ///
+    /// # Safety
+    /// What is asked of the device at once writes no element by one buffer that it uses by another.
+    pub unsafe fn part(whole: &Arc<Buffer>, range: Range<usize>) -> Buffer {
+        let at = whole.view().slice(range.clone()).at;
+        let (context, memory) = (whole.context.clone(), Memory::Part(Arc::clone(whole), at));
+        Buffer { context, memory: Some(memory), kind: whole.kind, len: range.len() }
+    }
+
     /// All elements.
     pub fn view(&self) -> View<'_> {
         View { at: self.at(), kind: self.kind, len: self.len, of: PhantomData }
@@ -364,13 +393,17 @@ impl Buffer {
     }
 
     fn at(&self) -> Ptr {
-        self.block.as_ref().map_or(Ptr(0), |block| block.at)
+        match &self.memory {
+            Some(Memory::Own(block)) => block.at,
+            Some(Memory::Part(_, at)) => *at,
+            None => Ptr(0),
+        }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
+        if let Some(Memory::Own(block)) = self.memory.take() {
             self.context.device.pool.give(block, self.context.stream);
         }
     }

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use super::{adamw, attention, draw, embedding, grad_norm, lm_head, rms_norm, rope, swiglu};
-use crate::cuda::{Arg, Context, Error, Kind, Plan, Source, View, ViewMut};
+use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, Source, View, ViewMut};
 
 static COLUMN_SUMS: Source =
     Source { name: "column_sums.cu", text: include_str!("cuda/column_sums.cu") };
@@ -61,6 +61,42 @@ pub(super) fn flat_plan(
     len: usize,
 ) -> Plan {
     Plan::new(source, kernel, len.div_ceil(EIGHT * 256), 256)
+}
+
+/// Several buffers for one launch: which of its blocks is of which. Kernels find theirs by `segment_of`.
+pub(super) struct Segments {
+    /// The first block of each, its length, and what else the kernel needs of it.
+    words: Vec<u64>,
+    count: usize,
+    block_count: usize,
+    block_len: usize,
+}
+
+impl Segments {
+    /// None yet; a block takes so many elements.
+    pub fn of_blocks(block_len: usize) -> Segments {
+        Segments { words: Vec::new(), count: 0, block_count: 0, block_len }
+    }
+
+    /// Adds one, unless it has no elements. All have as many words.
+    pub fn push<const N: usize>(&mut self, len: usize, words: [u64; N]) {
+        if len == 0 {
+            return;
+        }
+        self.words.extend([self.block_count as u64, len as u64].into_iter().chain(words));
+        self.count += 1;
+        self.block_count += len.div_ceil(self.block_len);
+    }
+
+    /// Blocks of the launch.
+    pub fn block_count(&self) -> usize {
+        self.block_count
+    }
+
+    /// The table on the device, and how many they are.
+    pub fn upload(&self, cx: &Context) -> Result<(Buffer, Arg), Error> {
+        Ok((cx.upload(&self.words)?, Arg::size(self.count)))
+    }
 }
 
 /// `to = from`, where one is f32 and the other bf16, or both are the same.

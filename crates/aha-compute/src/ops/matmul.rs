@@ -183,6 +183,28 @@ impl Packed {
         }
     }
 
+    /// Whether it is for a CUDA device.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        matches!(self.place, Place::Gpu(_))
+    }
+
+    /// As [`Packed::on_gpu`], to write.
+    #[track_caller]
+    pub(crate) fn on_gpu_mut(&mut self) -> &mut Tensor {
+        match &mut self.place {
+            Place::Gpu(weight) => weight,
+            Place::Host(_) => panic!("a weight packed for a processor"),
+        }
+    }
+
+    /// Memory for another weight of this shape on the same CUDA device, with unspecified contents.
+    #[track_caller]
+    pub(crate) fn uninit_like(&self) -> Packed {
+        let weight = self.on_gpu();
+        let fresh = Tensor::uninit_as(weight.device(), weight.dtype(), weight.shape());
+        Packed { place: Place::Gpu(fresh), ..*self }
+    }
+
     #[track_caller]
     fn panels(&self) -> &Panels {
         match &self.place {
