@@ -7,6 +7,7 @@
 //! - [`ops`]: one module per op: maths, scalar reference, kernels, gradient check.
 //! - [`tape`]: records ops in the forward pass and plays them backwards.
 //! - [`params`]: named weights, their gradients and optimizer state.
+//! - [`peers`]: several devices that learn together, and in which order their gradients are added.
 //! - [`cuda`]: the driver of NVIDIA devices, whose kernels are `.cu` files beside their ops; `ops::cuda` is shared.
 //! - [`random`]: counter-based random numbers, addressed and never consumed.
 //! - [`profile`]: where the time of a computation goes, op by op. [`measure`]: what the machine can reach.
@@ -23,6 +24,7 @@ pub mod error;
 pub mod measure;
 pub mod ops;
 pub mod params;
+pub mod peers;
 mod pool;
 pub mod profile;
 pub mod random;

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
-use crate::cuda::{Buffer, Kind};
+use crate::cuda::{Buffer, Kind, ViewMut};
 use crate::device::Gpu;
 use crate::ops::grad_norm;
 use crate::ops::matmul::Packed;
@@ -250,6 +250,16 @@ impl Params {
         Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
     }
 
+    /// The same weights, all as copies on `device`.
+    pub fn replica_on(&self, device: &Device) -> Params {
+        let copy = |entry: &Entry| {
+            let (name, value) = (entry.param.name.clone(), &entry.param.value);
+            let value = Tensor::from_slice(device, value.shape(), &value.host());
+            Entry { param: Arc::new(Param::new(name, value)), is_trained: entry.is_trained }
+        };
+        Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
+    }
+
     /// Elements of all weights.
     pub fn element_count(&self) -> usize {
         self.params.iter().map(|entry| entry.param.value.len()).sum()
@@ -414,6 +424,18 @@ impl Grads {
     /// Gradients in the order of the weights that are trained.
     pub fn iter(&self) -> impl Iterator<Item = &Tensor> {
         self.tensors.iter().flatten()
+    }
+
+    /// As [`Grads::iter`], to change.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.tensors.iter_mut().flatten()
+    }
+
+    /// All gradients of trained weights as one vector on a CUDA device, with zeros between them.
+    pub(crate) fn flat_mut(&mut self) -> Option<(Gpu, ViewMut<'_>)> {
+        let gpu = self.tensors.iter().flatten().find_map(|tensor| tensor.gpu())?;
+        let Flat { all, len } = self.flat.as_mut()?;
+        Some((gpu, all.view_mut().slice(0..*len)))
     }
 
     /// Sets every gradient to zero.

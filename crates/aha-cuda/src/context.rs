@@ -43,6 +43,11 @@ impl Context {
         &*self.device.driver
     }
 
+    /// The driver, to keep.
+    pub fn shared_driver(&self) -> Arc<dyn Driver> {
+        Arc::clone(&self.device.driver)
+    }
+
     /// What the device is.
     pub fn info(&self) -> &Info {
         self.driver().info()
@@ -348,7 +353,7 @@ pub struct Buffer {
 enum Memory {
     Own(Block),
     /// Another's, from there on.
-    Part(Arc<Buffer>, Ptr),
+    Part { _whole: Arc<Buffer>, at: Ptr },
 }
 
 impl Buffer {
@@ -358,7 +363,7 @@ impl Buffer {
     /// What is asked of the device at once writes no element by one buffer that it uses by another.
     pub unsafe fn part(whole: &Arc<Buffer>, range: Range<usize>) -> Buffer {
         let at = whole.view().slice(range.clone()).at;
-        let (context, memory) = (whole.context.clone(), Memory::Part(Arc::clone(whole), at));
+        let (context, memory) = (whole.context.clone(), Memory::Part { _whole: Arc::clone(whole), at });
         Buffer { context, memory: Some(memory), kind: whole.kind, len: range.len() }
     }
 
@@ -395,7 +400,7 @@ impl Buffer {
     fn at(&self) -> Ptr {
         match &self.memory {
             Some(Memory::Own(block)) => block.at,
-            Some(Memory::Part(_, at)) => *at,
+            Some(Memory::Part { at, .. }) => *at,
             None => Ptr(0),
         }
     }

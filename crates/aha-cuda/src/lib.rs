@@ -6,6 +6,7 @@
 //! - [`nvrtc`]: from `.cu` sources to machine code; [`cache`] keeps that on disk.
 //! - [`context`]: a driver with a stream and memory; [`Buffer`]s and [`View`]s of them.
 //! - [`pool`]: the allocator: blocks that are freed are used again.
+//! - [`link`]: what several devices send each other; [`meeting`]: where their threads wait for each other.
 //! - [`source`]: the sources of kernels and the header that all of them include.
 //! - [`doctor`]: what of all this is there on a machine, without a panic.
 //!
@@ -22,6 +23,8 @@ pub mod context;
 pub mod doctor;
 pub mod driver;
 pub mod error;
+pub mod link;
+pub mod meeting;
 pub mod nvidia;
 pub mod nvrtc;
 pub mod pool;
@@ -30,4 +33,6 @@ pub mod source;
 pub use context::{Buffer, Captured, Context, Element, Pinned, View, ViewMut};
 pub use driver::{Arg, Driver, Info, Kind, Launch, Limits, Operand, Plan, Product, Ptr, Stream};
 pub use error::Error;
+pub use link::{Link, Transfer};
+pub use meeting::Meeting;
 pub use source::Source;

@@ -6,9 +6,11 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aha_cuda::driver::{Event, Graph, Memory};
+use aha_cuda::link::Link;
 use aha_cuda::{Arg, Driver, Error, Info, Launch, Limits, Plan, Product, Ptr, Stream};
 
 use crate::library::Library;
+use crate::link;
 use crate::product;
 
 /// In which order threads and blocks run. What lacks a barrier differs between the two.
@@ -277,6 +279,10 @@ impl Driver for Emulated {
     unsafe fn replay(&self, graph: Graph, _: Stream) -> Result<(), Error> {
         let work = Arc::clone(self.state().graphs.get(&graph.0).expect("the graph is there"));
         work.iter().try_for_each(|work| self.work(work))
+    }
+
+    fn connect(&self, drivers: &[Arc<dyn Driver>]) -> Result<Vec<Arc<dyn Link>>, Error> {
+        Ok(link::connect(drivers))
     }
 
     fn drop_graph(&self, graph: Graph) {

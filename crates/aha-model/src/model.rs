@@ -248,6 +248,16 @@ impl Model {
         copy
     }
 
+    /// The same model on a device whose memory isn't this one's: all weights are copied, frozen ones too.
+    pub fn replica_on(&self, device: &Device) -> Model {
+        Model {
+            device: device.clone(),
+            params: self.params.replica_on(device),
+            rope: Arc::new(self.rope.replica_on(device)),
+            ..self.clone()
+        }
+    }
+
     /// The weights, under their Hugging Face names.
     pub fn params(&self) -> &Params {
         &self.params

@@ -136,6 +136,26 @@ pub fn scale(cx: &Context, values: &mut ViewMut<'_>, factor: f32) -> Result<(), 
     unsafe { cx.launch(&flat_plan(&ELEMENTWISE, "scale_f32", len), &args) }
 }
 
+/// `sum = x_0 + x_1 + …` in this order, element by element, all f32: `x` has `count` parts of one length, of which as
+/// many elements are added as `sum` has.
+pub fn sum_parts(
+    cx: &Context,
+    sum: &mut ViewMut<'_>,
+    x: View<'_>,
+    count: usize,
+) -> Result<(), Error> {
+    let len = sum.len();
+    sum.assert_is(Kind::F32, len);
+    x.assert_is(Kind::F32, x.len());
+    let stride = x.len() / count.max(1);
+    assert!(len <= stride && stride.is_multiple_of(EIGHT), "parts of {stride} for {len} elements");
+    let lens = [len, stride].map(|len| Arg::U64(len as u64));
+    let args = [Arg::from(&*sum), Arg::from(&x), lens[0], lens[1], Arg::size(count)];
+    args[..2].iter().for_each(|arg| assert_aligned("a buffer", arg));
+    // SAFETY: kinds and lengths are checked above.
+    unsafe { cx.launch(&flat_plan(&ELEMENTWISE, "sum_parts_f32", len), &args) }
+}
+
 /// `out (C) += Σ_t x (T, C)`. Which rows are summed with which depends on their number alone.
 pub fn column_sums(cx: &Context, out: &mut ViewMut<'_>, x: View<'_>) -> Result<(), Error> {
     let cols = out.len();

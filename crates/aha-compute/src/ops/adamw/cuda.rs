@@ -229,7 +229,7 @@ fn plan(block_count: usize) -> Plan {
 mod tests {
     use super::*;
     use crate::ops::adamw::{AdamW, StatePlace};
-    use crate::ops::check::{assert_fits, assert_same_bits, contexts, noise_f32, noise_tensor};
+    use crate::ops::check::{assert_fits, assert_same_bits, contexts, noise_f32};
     use crate::{Device, Dtype, Grads, Params, Tensor};
 
     const HYPER: Hyper = Hyper { lr: 0.01, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 };
