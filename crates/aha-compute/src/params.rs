@@ -165,8 +165,7 @@ impl Params {
     pub(crate) fn stepped(
         &mut self,
     ) -> impl Iterator<Item = (ParamId, &mut Tensor, Option<&mut Tensor>)> {
-        let trained =
-            self.params.iter_mut().enumerate().filter(|(_, entry)| entry.is_trained);
+        let trained = self.params.iter_mut().enumerate().filter(|(_, entry)| entry.is_trained);
         trained.map(|(i, entry)| {
             if Arc::get_mut(&mut entry.param).is_none() {
                 entry.param = Arc::new(entry.param.clone_for_a_step());
@@ -375,7 +374,9 @@ impl Grads {
             tensors,
             lookups: lookups_place.map(|(id, range)| (id, tensor((id, range)))),
             // SAFETY: as above.
-            flat: whole.as_ref().map(|whole| Flat { all: unsafe { Buffer::part(whole, 0..end) }, len }),
+            flat: whole
+                .as_ref()
+                .map(|whole| Flat { all: unsafe { Buffer::part(whole, 0..end) }, len }),
             open: OpenSegment::default(),
         }
     }

@@ -72,7 +72,8 @@ pub fn connect(devices: &[Device]) -> Result<Vec<Arc<dyn Peers>>, Error> {
             Ok(Linked::of(cuda::link::connect(&drivers)?, CHUNK_LEN))
         }
         _ => Err(Error::Environment {
-            what: "CUDA devices and a processor can't learn together: name devices of one kind".into(),
+            what: "CUDA devices and a processor can't learn together: name devices of one kind"
+                .into(),
         }),
     }
 }
@@ -116,9 +117,8 @@ impl InHost {
     /// So many ranks.
     pub fn connect(count: usize) -> Vec<Arc<dyn Peers>> {
         let meeting = Meeting::new(count);
-        let rank = |rank| -> Arc<dyn Peers> {
-            Arc::new(InHost { rank, meeting: Arc::clone(&meeting) })
-        };
+        let rank =
+            |rank| -> Arc<dyn Peers> { Arc::new(InHost { rank, meeting: Arc::clone(&meeting) }) };
         (0..count).map(rank).collect()
     }
 }
@@ -205,9 +205,8 @@ impl Linked {
             [send(&slices[other], other), receive(parts.as_view(), &part(other), other)]
         });
         let scatter: Vec<Transfer> = scatter.collect();
-        let spread = others().flat_map(|other| {
-            [send(&own, other), receive(chunk.as_view(), &slices[other], other)]
-        });
+        let spread = others()
+            .flat_map(|other| [send(&own, other), receive(chunk.as_view(), &slices[other], other)]);
         let spread: Vec<Transfer> = spread.collect();
         // SAFETY: addresses are of slices, which don't overlap, and have as many bytes.
         unsafe { self.link.exchange(&scatter, cx.stream())? };

@@ -353,7 +353,10 @@ pub struct Buffer {
 enum Memory {
     Own(Block),
     /// Another's, from there on.
-    Part { _whole: Arc<Buffer>, at: Ptr },
+    Part {
+        _whole: Arc<Buffer>,
+        at: Ptr,
+    },
 }
 
 impl Buffer {
@@ -363,7 +366,8 @@ impl Buffer {
     /// What is asked of the device at once writes no element by one buffer that it uses by another.
     pub unsafe fn part(whole: &Arc<Buffer>, range: Range<usize>) -> Buffer {
         let at = whole.view().slice(range.clone()).at;
-        let (context, memory) = (whole.context.clone(), Memory::Part { _whole: Arc::clone(whole), at });
+        let (context, memory) =
+            (whole.context.clone(), Memory::Part { _whole: Arc::clone(whole), at });
         Buffer { context, memory: Some(memory), kind: whole.kind, len: range.len() }
     }
 

@@ -131,7 +131,8 @@ mod tests {
                         if (round + rank) % 7 == 0 {
                             thread::yield_now();
                         }
-                        let all = meeting.meet(rank, Arc::new((round, rank))).expect("nobody fails");
+                        let all =
+                            meeting.meet(rank, Arc::new((round, rank))).expect("nobody fails");
                         let found: Vec<(usize, usize)> =
                             all.iter().filter_map(|thing| thing.downcast_ref().copied()).collect();
                         assert_eq!(found, [(round, 0), (round, 1), (round, 2)]);

@@ -22,16 +22,16 @@ pub(crate) fn connect(drivers: &[Arc<dyn Driver>]) -> Vec<Arc<dyn Link>> {
         assert!(any.is::<Emulated>(), "{driver:?} is of another kind");
     }
     let meeting = Meeting::new(drivers.len());
-    let link = |rank| -> Arc<dyn Link> {
-        Arc::new(EmulatedLink { rank, meeting: Arc::clone(&meeting) })
-    };
+    let link =
+        |rank| -> Arc<dyn Link> { Arc::new(EmulatedLink { rank, meeting: Arc::clone(&meeting) }) };
     (0..drivers.len()).map(link).collect()
 }
 
 impl EmulatedLink {
     fn meet(&self, transfers: Vec<Transfer>) -> Result<Vec<Vec<Transfer>>, Error> {
         let all = self.meeting.meet(self.rank, Arc::new(transfers));
-        let all = all.map_err(|error| Error::Failed { call: "exchange", code: error.to_string() })?;
+        let all =
+            all.map_err(|error| Error::Failed { call: "exchange", code: error.to_string() })?;
         let of = |thing: &Arc<dyn Any + Send + Sync>| {
             thing.downcast_ref::<Vec<Transfer>>().expect("transfers are brought").clone()
         };

@@ -62,7 +62,9 @@ impl FromStr for StatePlace {
         match text {
             "device" => Ok(StatePlace::Device),
             "host" => Ok(StatePlace::Host),
-            _ => Err(Error::Environment { what: format!("unknown place `{text}`: device or host") }),
+            _ => {
+                Err(Error::Environment { what: format!("unknown place `{text}`: device or host") })
+            }
         }
     }
 }
@@ -145,7 +147,12 @@ impl AdamW {
         let weights = params.stepped().zip(moments).map(|((id, value, copy), (m, v))| {
             let gradient = grads.get(id);
             let len = value.len();
-            assert_eq!(gradient.len(), len, "the gradient has {} elements: expected {len}", gradient.len());
+            assert_eq!(
+                gradient.len(),
+                len,
+                "the gradient has {} elements: expected {len}",
+                gradient.len()
+            );
             assert_eq!((m.len(), v.len()), (len, len), "the moments must be as long as the weight");
             Weight { value, copy, m, v, gradient }
         });

@@ -47,11 +47,13 @@ pub(super) fn ask_for_library() -> Result<(), Error> {
 }
 
 fn load() -> Result<Functions, Error> {
-    let missing = |what: String| Error::Missing {
+    let missing = |what: String| {
+        Error::Missing {
         what,
         remedy: "several devices need NCCL 2.18 or newer: install `libnccl2`, or `nvidia-nccl-cu13` from PyPI with its \
                  `lib` folder in `LD_LIBRARY_PATH`; or train on one device"
             .into(),
+    }
     };
     // SAFETY: loading the library runs its initializers, which are NVIDIA's.
     let open = |name: &&str| unsafe { Library::new(*name) }.ok();
@@ -153,10 +155,8 @@ pub(super) fn connect(drivers: &[Arc<dyn Driver>]) -> Result<Vec<Arc<dyn Link>>,
 
 fn nvidia(driver: &Arc<dyn Driver>) -> Result<&Nvidia, Error> {
     let any: &dyn Any = &**driver;
-    any.downcast_ref().ok_or(Error::Failed {
-        call: "ncclCommInitAll",
-        code: "a device of another kind".into(),
-    })
+    any.downcast_ref()
+        .ok_or(Error::Failed { call: "ncclCommInitAll", code: "a device of another kind".into() })
 }
 
 impl Link for NcclLink {

@@ -48,9 +48,14 @@ impl Learner {
             let mut totals = Totals::default();
             learner.grads.clear();
             let own = learner.own(&lens(&rollouts));
-            for range in pack(&lens(&rollouts[2 * own.start..2 * own.end]), settings.micro_batch_tokens) {
-                let range = own.start + range.start..own.start + range.end;
-                let batch = MicroBatch::new(&rollouts, pairs, range, objective);
+            let minibatch = Minibatch {
+                rollouts: &rollouts[2 * own.start..2 * own.end],
+                pairs: &pairs[own],
+                pair_count: pairs.len(),
+                objective,
+            };
+            for range in pack(&lens(minibatch.rollouts), settings.micro_batch_tokens) {
+                let batch = MicroBatch::new(&minibatch, range);
                 learner.dpo_micro_batch(&batch, settings, &mut totals)?;
             }
             let totals = learner.total(totals, |sum, next| sum.merge(&next))?;
@@ -91,52 +96,50 @@ pub fn compare_dpo(
     check(pairs)?;
     let rollouts = rollouts(pairs);
     let mut totals = Totals::default();
+    let minibatch = Minibatch { rollouts: &rollouts, pairs, pair_count: pairs.len(), objective };
     for range in pack(&lens(&rollouts), micro_batch_tokens) {
-        let batch = MicroBatch::new(&rollouts, pairs, range, objective);
+        let batch = MicroBatch::new(&minibatch, range);
         let [logps, ref_logps] = [model, reference].map(|model| batch.packed.score(model, 1.0));
         batch.add(&logps, &ref_logps, &mut totals);
     }
     Ok(totals)
 }
 
-/// Some pairs of a minibatch, as they run through the model.
-struct MicroBatch<'a> {
-    packed: Packed,
+/// A device's pairs of a minibatch, and their completions.
+struct Minibatch<'a> {
     rollouts: &'a [Rollout<'a>],
-    /// All of the minibatch.
     pairs: &'a [DpoPair<'a>],
-    range: Range<usize>,
+    /// Of all devices.
+    pair_count: usize,
     objective: &'a Objective,
 }
 
+/// Some pairs of a minibatch, as they run through the model.
+struct MicroBatch<'a> {
+    packed: Packed,
+    of: &'a Minibatch<'a>,
+    range: Range<usize>,
+}
+
 impl<'a> MicroBatch<'a> {
-    fn new(
-        rollouts: &'a [Rollout<'a>],
-        pairs: &'a [DpoPair<'a>],
-        range: Range<usize>,
-        objective: &'a Objective,
-    ) -> MicroBatch<'a> {
-        let packed = Packed::completions(rollouts, 2 * range.start..2 * range.end);
-        MicroBatch { packed, rollouts, pairs, range, objective }
+    fn new(of: &'a Minibatch<'a>, range: Range<usize>) -> MicroBatch<'a> {
+        let packed = Packed::completions(of.rollouts, 2 * range.start..2 * range.end);
+        MicroBatch { packed, of, range }
     }
 
     /// Adds the pairs to `totals`; returns the gradients of all log-probs.
-    fn add(
-        &self,
-        logps: &[f32],
-        ref_logps: &[f32],
-        totals: &mut Totals,
-    ) -> Vec<f32> {
+    fn add(&self, logps: &[f32], ref_logps: &[f32], totals: &mut Totals) -> Vec<f32> {
+        let Minibatch { rollouts, pairs, pair_count, objective } = *self.of;
         let mut dlogps = vec![0.0; logps.len()];
         let outputs = self.packed.outputs.chunks_exact(2);
         for (idx, outputs) in self.range.clone().zip(outputs) {
-            let masks = [2 * idx, 2 * idx + 1].map(|at| self.rollouts[at].mask.unwrap_or(&[]));
+            let masks = [2 * idx, 2 * idx + 1].map(|at| rollouts[at].mask.unwrap_or(&[]));
             let of = |i: usize| {
                 let tokens = outputs[i].clone();
                 Completion::of(&logps[tokens.clone()], &ref_logps[tokens], masks[i])
             };
-            let pair = dpo::Pair { chosen: of(0), rejected: of(1), margin: self.pairs[idx].margin };
-            let out = dpo::loss(&pair, self.objective, self.pairs.len());
+            let pair = dpo::Pair { chosen: of(0), rejected: of(1), margin: pairs[idx].margin };
+            let out = dpo::loss(&pair, objective, pair_count);
             totals.add(&pair, &out);
             for (i, gradient) in [out.dchosen, out.drejected].into_iter().enumerate() {
                 let trained =

@@ -40,8 +40,12 @@ impl Learner {
         assert_eq!(all.len(), others.len() + 1, "each device has its peers");
         let mut all = all.into_iter();
         self.peers = all.next().unwrap_or_else(|| Arc::new(peers::Alone));
-        let places: Vec<Place> =
-            others.iter().cloned().zip(all).map(|(device, peers)| Place { device, peers }).collect();
+        let places: Vec<Place> = others
+            .iter()
+            .cloned()
+            .zip(all)
+            .map(|(device, peers)| Place { device, peers })
+            .collect();
         if let Some(critic) = &mut self.critic {
             critic.follow(places.iter().map(Place::clone), &self.peers);
         }
@@ -56,6 +60,11 @@ impl Learner {
     /// The devices that learn, this one's first.
     pub fn device_count(&self) -> usize {
         self.peers.count()
+    }
+
+    /// The learners of all devices, this one's first.
+    pub fn on_all_devices(&self) -> impl Iterator<Item = &Learner> {
+        std::iter::once(self).chain(&self.followers)
     }
 
     /// Makes a learner like this one in each of these places.
