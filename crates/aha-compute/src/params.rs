@@ -212,17 +212,19 @@ impl Params {
         values().all(|value| value.as_slice().iter().all(|x| x.is_finite()))
     }
 
-    /// The same weights: those that are trained as copies on `device`, frozen ones shared.
+    /// The same weights: those that are trained as copies on `device`, frozen ones shared. The copies are made when this
+    /// returns.
     pub fn copy_on(&self, device: &Device) -> Params {
         let copy = |entry: &Entry| match entry.is_trained {
             false => entry.clone(),
             true => {
-                let (name, value) = (entry.param.name.clone(), &entry.param.value);
-                let value = Tensor::from_slice(device, value.shape(), value.as_slice());
+                let (name, value) = (entry.param.name.clone(), entry.param.value.copy_on(device));
                 Entry { param: Arc::new(Param::new(name, value)), is_trained: true }
             }
         };
-        Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
+        let copies = Params { params: self.params.iter().map(copy).collect(), tied: self.tied };
+        device.wait();
+        copies
     }
 
     /// Elements of all weights.
