@@ -155,14 +155,16 @@ impl From<aha_compute::Error> for Error {
                         "out of memory on the device: {asked} more were asked for, and {in_use} of {total} are in use \
                          by this process"
                     ),
-                    hint: "take shorter sequences, fewer of them at a time, or a smaller model".to_owned(),
+                    hint: "take shorter sequences, fewer of them at a time, or a smaller model"
+                        .to_owned(),
                     is_full: true,
                 }
             }
             aha_compute::Error::Cuda(error) => Error::Device {
                 message: format!("the device failed: {error}"),
-                hint: "see whether `aha doctor` and `nvidia-smi` find the device well, and try again"
-                    .to_owned(),
+                hint:
+                    "see whether `aha doctor` and `nvidia-smi` find the device well, and try again"
+                        .to_owned(),
                 is_full: false,
             },
             aha_compute::Error::Environment { what } => Error::Environment { message: what },

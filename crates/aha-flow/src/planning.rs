@@ -47,12 +47,14 @@ pub struct Around {
     pub devices: Arc<dyn Devices>,
     /// The pipeline of the run that goes on, whose choices are kept.
     pub earlier: Option<Pipeline>,
+    /// Whether the run starts now, with the room that a device has now.
+    pub starts: bool,
 }
 
 impl Around {
     /// This machine, where no run goes on.
     pub fn of_machine() -> Around {
-        Around { devices: devices::of_machine(), earlier: None }
+        Around { devices: devices::of_machine(), earlier: None, starts: false }
     }
 }
 
@@ -87,6 +89,7 @@ pub async fn check_text(
         let text = Text { path: &shown, text: &text, sets: &sets };
         let room = Room {
             devices: Some(&*around.devices),
+            starts: around.starts,
             free_bytes: machine::memory().free_bytes(),
             earlier: around.earlier.as_ref(),
         };
@@ -405,7 +408,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_pipeline_that_is_not_there_is_named() {
-        let error = check(Path::new("nowhere.toml"), &[], &places(), Around::of_machine()).await.err().unwrap();
+        let error = check(Path::new("nowhere.toml"), &[], &places(), Around::of_machine())
+            .await
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("nowhere.toml"), "{error}");
     }
 }

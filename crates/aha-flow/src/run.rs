@@ -79,7 +79,8 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
     let dir = options.dir.clone().unwrap_or_else(|| default_dir(&options.pipeline));
     let room = Room::new(options.disk_reserve_bytes, options.stop.clone(), options.watcher.clone());
     let dir = RunDir::new(dir).waiting_for(room);
-    let around = Around { devices: Arc::clone(&options.devices), earlier: pipeline_of(&dir) };
+    let devices = Arc::clone(&options.devices);
+    let around = Around { devices, earlier: pipeline_of(&dir), starts: true };
     let plan = planning::check(&options.pipeline, &options.sets, &places, around).await?;
     let (pipeline, resume) = (Arc::new(plan.pipeline.clone()), options.resume);
     let Options { watcher, stop, faults, devices, .. } = options;

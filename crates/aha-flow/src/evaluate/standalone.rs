@@ -22,8 +22,8 @@ use crate::devices::{self, Devices};
 use crate::error::{Error, Result};
 use crate::lend::Lender;
 use crate::pipeline::{
-    self,     EvalStage, ModelSource, Names, Pipeline, Places, Reward, Run, Sql, Stage, StageKind, Template,
-    name_of,
+    self, EvalStage, ModelSource, Names, Pipeline, Places, Reward, Run, Sql, Stage, StageKind,
+    Template, name_of,
 };
 use crate::progress::{Event, Watcher};
 use crate::prompts::{Origin, Problem};

@@ -92,6 +92,8 @@ impl<T: Field + Copy + Default> Field for Auto<T> {
 pub struct Room<'a> {
     /// CUDA devices that may be there; absent: nobody looks for any.
     pub devices: Option<&'a dyn Devices>,
+    /// Whether the run starts now, so that it has the room that is free on a device, and not all of it.
+    pub starts: bool,
     /// Memory that the machine has to spare, for pipelines without `run.memory`; absent: not known.
     pub free_bytes: Option<u64>,
     /// The pipeline of the run that goes on, whose choices are kept.
@@ -175,7 +177,7 @@ pub(crate) fn choose(
                     room.is_none_or(|room| found.total_bytes() <= room)
                 };
                 within(&needs.host, budget)
-                    && within(&needs.device, device.map(|device| device.free_bytes))
+                    && within(&needs.device, device.map(|device| device.room_bytes(room.starts)))
             };
             let (chosen, fits) = fitting(knobs, longest(&stage.kind, model), fits);
             if !fits {

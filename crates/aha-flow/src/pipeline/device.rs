@@ -115,6 +115,13 @@ pub struct DeviceFacts {
     pub free_bytes: u64,
 }
 
+impl DeviceFacts {
+    /// The memory that a run has which starts now, or once nobody else uses the device.
+    pub(super) fn room_bytes(&self, starts: bool) -> u64 {
+        if starts { self.free_bytes } else { self.total_bytes }
+    }
+}
+
 /// What was found out about where a run computes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
@@ -261,7 +268,10 @@ fn lacking_of(kind: &StageKind) -> Vec<(&'static str, &'static str)> {
             [
                 is_int8.then_some(("sampling.weights", int8)),
                 is_ahead.then_some(("lora", "adapters with `max_staleness` above 0")),
-                stage.teacher.is_some().then_some(("teacher", "learning from a teacher's predictions")),
+                stage
+                    .teacher
+                    .is_some()
+                    .then_some(("teacher", "learning from a teacher's predictions")),
             ]
             .into_iter()
             .flatten()

@@ -150,7 +150,7 @@ pub fn check(
     device::check(&pipeline, &mut reader);
     let too_large = auto::choose(&mut pipeline, &facts, (room, device.facts.as_ref()));
     let plan = Plan::new(pipeline, facts, device);
-    check_device_memory(&plan, &mut reader);
+    check_device_memory(&plan, room.starts, &mut reader);
     match plan.pipeline.run.memory {
         Some(limit) => check_memory(&plan, limit, &too_large, &mut reader),
         None => check_choices(&plan, room, &too_large, &mut reader),
@@ -170,18 +170,19 @@ fn read<'a>(sources: &'a Sources<'a>) -> Result<(Pipeline, Reader<'a>), Problems
 }
 
 /// What a device has no room for is refused whatever the host has.
-fn check_device_memory(plan: &Plan, reader: &mut Reader<'_>) {
+fn check_device_memory(plan: &Plan, starts: bool, reader: &mut Reader<'_>) {
     let Some(facts) = &plan.device.facts else { return };
     for (stage, memory) in plan.pipeline.stages.iter().zip(&plan.device_memory) {
-        if memory.total_bytes() <= facts.free_bytes {
+        let room_bytes = facts.room_bytes(starts);
+        if memory.total_bytes() <= room_bytes {
             continue;
         }
         let message = format!(
-            "stage `{}` will want more than the {} that are free on {} ({}): {}",
+            "stage `{}` will want more than the {}{} of {}: {}",
             stage.name,
-            memory::shown(facts.free_bytes),
-            plan.pipeline.run.device,
-            facts.name,
+            memory::shown(room_bytes),
+            if starts { " that are free" } else { "" },
+            plan.device_text(),
             memory.describe()
         );
         reader.report_at(

@@ -102,7 +102,8 @@ fn a_run_that_goes_on_keeps_what_was_chosen() {
     let earlier: Pipeline =
         parse(Text { path: "pipeline.toml", text: &written, sets: &[] }).unwrap();
     for free_bytes in [None, Some(1), Some(u64::MAX)] {
-        let plan = check(&[], Room { free_bytes, earlier: Some(&earlier), ..Room::default() }).unwrap();
+        let plan =
+            check(&[], Room { free_bytes, earlier: Some(&earlier), ..Room::default() }).unwrap();
         assert_eq!(plan.pipeline, began.pipeline);
     }
     let sets = ["stage.tuned.micro_batch_tokens=600"];

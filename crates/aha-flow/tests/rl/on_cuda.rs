@@ -7,6 +7,8 @@ use std::sync::Mutex;
 use aha_compute::cuda::{Buffer, Context, Kind};
 use aha_emulate::{Emulated, ORDERS};
 use aha_flow::Error;
+use aha_flow::devices::Given;
+use aha_flow::planning::{self, Around};
 use aha_flow::progress::{Event, Watcher};
 use aha_flow::stop::Stop;
 use serde_json::Value;
@@ -57,7 +59,8 @@ async fn a_run_on_a_device_is_the_processors_but_for_rounding() {
     for ((step, on_device), (_, on_cpu)) in found.steps("zero").iter().zip(cpu.steps("zero")) {
         assert_eq!(on_device["reward"], on_cpu["reward"], "step {step}");
         // The ratio is 1 to the last bit, so the loss is what its terms round to.
-        for (name, bound) in [("loss", 1e-6), ("grad_norm", 1e-5), ("entropy", 1e-5), ("kl", 1e-7)] {
+        for (name, bound) in [("loss", 1e-6), ("grad_norm", 1e-5), ("entropy", 1e-5), ("kl", 1e-7)]
+        {
             let (a, b) = (on_device[name], on_cpu[name]);
             assert!((a - b).abs() <= bound * (1.0 + b.abs()), "step {step}, {name}: {a} and {b}");
         }
@@ -110,20 +113,131 @@ async fn a_run_that_is_stopped_goes_on_on_its_device_with_its_bits() {
     assert_same_run(&world.dir("whole"), &world.dir("stopped"));
 }
 
+/// Stages of every kind that takes time, as small as they can be; models that others borrow.
+const EVERY: &str = r#"
+[[stage]]
+name = "prefers"
+kind = "reward-model"
+model = "blank"
+data = "SELECT prompt, answer AS chosen, prompt AS rejected FROM problems"
+max_steps = 1
+
+[[stage]]
+name = "paired"
+kind = "dpo"
+model = "blank"
+data = "SELECT prompt, answer AS chosen, prompt AS rejected FROM problems"
+max_steps = 1
+batch_size = 4
+
+[[stage]]
+name = "rewarded"
+kind = "rl"
+model = "blank"
+prompts = "SELECT id, prompt, answer FROM problems"
+steps = 1
+prompts_per_step = 2
+group_size = 2
+sampling = { max_tokens = 6 }
+rewards = [{ kind = "model", model = "prefers" }]
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_kind_of_stage_runs_on_a_device_and_has_the_same_bits_again() {
+    let world = World::long();
+    world.append(EVERY);
+    let steps = "stage.tuned.max_steps=1";
+    let variants: [(&str, &[&str]); 5] = [
+        ("whole", &[]),
+        ("cut", &["stage.zero.micro_batch_tokens=33", "stage.zero.activation_checkpointing=true"]),
+        (
+            "critic",
+            &[
+                "stage.zero.objective={ preset = \"ppo\" }",
+                "stage.zero.minibatches=2",
+                "run.dtype='bf16'",
+            ],
+        ),
+        (
+            "lora",
+            &[
+                "stage.zero.lora={ rank = 4 }",
+                "stage.tuned.lora={ rank = 2 }",
+                "stage.zero.inner_epochs=2",
+            ],
+        ),
+        ("entropy", &["stage.zero.objective={ entropy = 0.01, kl = 0.1 }"]),
+    ];
+    for (name, sets) in variants {
+        let sets = [&[steps], sets].concat();
+        for (order, name) in ORDERS.iter().zip([name.to_owned(), format!("{name}-again")]) {
+            let device = Context::new(Emulated::new(*order, 256 * MIB));
+            run_on(&world, &name, &device, &sets).await;
+        }
+        assert_same_run(&world.dir(name), &world.dir(&format!("{name}-again")));
+    }
+    assert_same_run(&world.dir("whole"), &world.dir("cut"));
+}
+
+/// Goal: sampler and learner at once on one device. Method: a sampler one step ahead, whose tokens have the learner's
+/// log-probs where their weights are the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sampler_runs_ahead_on_the_same_device() {
+    let world = World::new();
+    let sets = ["stage.zero.max_staleness=1", "stage.zero.steps=3"];
+    let outcome = run_on(&world, "ahead", &emulated(256 * MIB), &sets).await;
+    let steps = outcome.steps("zero");
+    assert_eq!(steps.len(), 3);
+    assert_eq!(steps[0].1["sampler_gap_mean"], 0.0, "the first step's weights drew its tokens");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_device_cannot_do_is_refused_by_name_and_auto_takes_the_processor() {
+    let world = World::new();
+    for (set, key) in [
+        ("stage.zero.sampling={ max_tokens = 6, weights = 'int8' }", "sampling.weights"),
+        ("run.kv_dtype='bf16'", "run.kv_dtype"),
+        ("run.device='cuda:0,1'", "run.device"),
+        ("run.device='cuda:1'", "cuda:1"),
+    ] {
+        let sets = [&SMALL[..], &[set]].concat();
+        let how = How { sets: &sets, devices: vec![emulated(64 * MIB)], ..How::default() };
+        let refused = world.run("refused", how).await.result.unwrap_err().to_string();
+        assert!(refused.contains(key), "{set}: {refused}");
+        if !set.contains("device") {
+            let sets = [&sets[..], &["run.device='auto'", "stage.zero.steps=1"]].concat();
+            let how = How { sets: &sets, devices: vec![emulated(64 * MIB)], ..How::default() };
+            world.run(key, how).await.result.unwrap();
+            let text = fs_err::read_to_string(world.dir(key).pipeline()).unwrap();
+            assert!(text.contains("device = \"cpu\""), "{text}");
+        }
+    }
+}
+
 /// Goal: what the plan predicts of a device's memory is an upper bound and no more than half as much again, and keys and
 /// values are not there while the learner steps. Method: the allocator's own counts.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_plan_predicts_what_the_allocator_counts() {
     let world = World::new();
     let device = emulated(256 * MIB);
-    let in_use: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let in_use: Arc<Mutex<Vec<(usize, usize)>>> = Arc::default();
     let (sink, of) = (Arc::clone(&in_use), device.clone());
     let watcher: Watcher = Arc::new(move |event| {
         if let Event::Step { .. } = event {
-            sink.lock().unwrap().push(of.stats().in_use_bytes);
+            let stats = of.stats();
+            sink.lock().unwrap().push((stats.in_use_bytes, stats.in_use_bytes_max));
         }
     });
-    let sets = [&SMALL[..], &["run.kv_cache='8MiB'", "run.sequences_max=64"]].concat();
+    let sets = [
+        &SMALL[..],
+        &[
+            "run.kv_cache='8MiB'",
+            "run.sequences_max=64",
+            "models.blank.layers=2",
+            "models.blank.hidden_size=64",
+        ],
+    ]
+    .concat();
     let how = How {
         sets: &sets,
         devices: vec![device.clone()],
@@ -131,8 +245,11 @@ async fn the_plan_predicts_what_the_allocator_counts() {
         ..How::default()
     };
     world.run("run", how).await.result.unwrap();
-    let used = device.stats().in_use_bytes_max as u64;
-    eprintln!("{used} {in_use:?}");
+    let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
+    let around = Around { devices: Arc::new(Given(vec![device])), earlier: None, starts: false };
+    let plan =
+        planning::check(&world.pipeline(), &sets, &planning::places(), around).await.unwrap();
+    eprintln!("{in_use:?} {:#?} {}", plan.device_memory[0], plan.to_text());
 }
 
 /// Goal: a device that has no room any more ends the run with the keys to turn, nothing is lost, and it goes on with

@@ -37,7 +37,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 true => screen::print_json(&plan.to_json())?,
                 false => screen::print(text::lines(&plan.to_text()))?,
             }
-            if let Some(warning) = shared::memory_warning(&plan) {
+            let warnings = [shared::memory_warning(&plan), shared::device_warning(&plan)];
+            for warning in warnings.into_iter().flatten() {
                 Screen::new().line(&warning);
             }
             Ok(())

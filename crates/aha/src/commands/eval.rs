@@ -8,10 +8,10 @@ use aha_flow::evaluate::standalone::{self, Standalone};
 use aha_flow::pipeline::{
     Benchmark, Dtype, EvalStage, Reward, Run, Sampling, SamplingWeights, Template,
 };
-use aha_flow::{devices, planning};
 use aha_flow::progress::{Event, Watcher};
 use aha_flow::rundir::RunDir;
 use aha_flow::stop::Stop;
+use aha_flow::{devices, planning};
 use aha_reward::Written;
 
 use super::run::stop_on_signals;

@@ -246,8 +246,7 @@ mod tests {
             disk_reserve: ByteSize(0),
             json: false,
         };
-        let expected =
-            r"aha run 'my pipe.toml' --dir runs/a --set run.seed=2 --set 'a='\''b'\''' --device cuda:1 --resume";
+        let expected = r"aha run 'my pipe.toml' --dir runs/a --set run.seed=2 --set 'a='\''b'\''' --device cuda:1 --resume";
         assert_eq!(resume(&args), expected);
     }
 }

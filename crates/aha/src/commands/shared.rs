@@ -3,9 +3,7 @@
 use std::path::PathBuf;
 
 use aha_compute::{Dtype, WeightForm};
-use aha_flow::pipeline::{
-    ByteSize, Device, Plan, Reward, Run, Template, Thinking, parse_thinking,
-};
+use aha_flow::pipeline::{ByteSize, Device, Plan, Reward, Run, Template, Thinking, parse_thinking};
 use aha_flow::{devices, planning};
 use aha_reward::{NoBackends, Spec, Verifier, Written};
 use anyhow::Context;
@@ -26,6 +24,21 @@ pub fn memory_warning(plan: &Plan) -> Option<String> {
             stage.name,
             text::size(memory.total_bytes()),
             text::size(has_bytes)
+        )
+    })
+}
+
+/// A warning where a stage will want more of a device's memory than is free there now.
+pub fn device_warning(plan: &Plan) -> Option<String> {
+    let (stage, memory) = plan.device_peak()?;
+    let free_bytes = plan.device.facts.as_ref()?.free_bytes;
+    (memory.total_bytes() > free_bytes).then(|| {
+        format!(
+            "warning: stage `{}` will want {} of the memory of {}, of which {} are free now",
+            stage.name,
+            text::size(memory.total_bytes()),
+            plan.device_text(),
+            text::size(free_bytes)
         )
     })
 }
@@ -118,7 +131,10 @@ pub fn opened(run: &Run, weights: WeightForm) -> anyhow::Result<aha_compute::Dev
     if weights == WeightForm::Int8 {
         if run.device.is_cuda() {
             return Err(misuse(
-                format!("a CUDA device can't multiply with int8 weights, and --device is {}", run.device),
+                format!(
+                    "a CUDA device can't multiply with int8 weights, and --device is {}",
+                    run.device
+                ),
                 "leave --weights out, or compute on the processor with --device cpu",
             ));
         }
