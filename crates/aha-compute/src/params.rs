@@ -184,8 +184,15 @@ impl Params {
 
     /// A number that changes, but for chance, when any bit of any weight does. It says the same of the packed
     /// copies, which are never stale: see [`Params`].
+    /// It is another number on a CUDA device, where it is computed.
     pub fn checksum(&self) -> u64 {
         let start = 0xcbf2_9ce4_8422_2325_u64;
+        let values: Vec<&Tensor> = self.params.iter().map(|entry| &entry.param.value).collect();
+        if let Some(sums) = Tensor::checksums(&values) {
+            return sums.into_iter().fold(start, |sum, of| {
+                (sum ^ of).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17)
+            });
+        }
         // One multiplication per weight and lane: eight chains, so that they overlap.
         self.params.iter().fold(start, |sum, entry| {
             let mut lanes = [sum; 8];

@@ -250,8 +250,10 @@ fn lacking(pipeline: &Pipeline) -> Vec<Lack> {
     }
     for (idx, stage) in pipeline.stages.iter().enumerate() {
         for (key, what) in lacking_of(&stage.kind) {
-            let message =
-                format!("stage `{}`: {what} can't be computed on a CUDA device yet", stage.name);
+            let message = format!(
+                "stage `{}`: `{key}`: {what} can't be computed on a CUDA device yet",
+                stage.name
+            );
             found.push(Lack { stage: Some(idx), key, message });
         }
     }

@@ -42,6 +42,8 @@
 //! gate, up and product (3 I); with normed queries and keys those before the norm as well (Q + K). With `lora` its rank
 //! more for each target, in A bytes each.
 //!
+//! On a CUDA device models and what passes compute are in its memory; `device` says which parts, and which are others.
+//!
 //! While a stage asks an endpoint it has no model: rollouts are those of all chunks that are under way.
 //!
 //! A stage's phases follow one another: its query, reading a model, sampling, training. What it needs is what

@@ -16,8 +16,8 @@ section! {
         pub threads: u32 = 0, "at most 256" |n| *n <= 256;
         /// What computes. On a CUDA device models, keys and values, gradients and the optimizer's state are in its
         /// memory. Results have the same bits in every run on one kind of device, and other bits on others: what
-        /// "auto" has chosen is kept with the run, which goes on only there. "auto" passes over a device that can't
-        /// do what the pipeline asks for.
+        /// "auto" has chosen is kept with the run, which goes on only there. On a CUDA device the size of micro-batches
+        /// changes results by rounding. "auto" passes over a device that can't do what the pipeline asks for.
         pub device: Device = Device::Auto;
         /// What weights and activations are rounded to when they are multiplied, and what activations are kept as
         /// for the backward pass. Weights that are trained, the optimizer's state, gradients, softmax, norms and

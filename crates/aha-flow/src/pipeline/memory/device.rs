@@ -8,7 +8,7 @@
 use aha_compute::cuda::pool;
 use aha_compute::ops::lm_head;
 
-use super::{Breakdown, F32, Phase};
+use super::{Breakdown, F32, Part, Phase};
 use crate::pipeline::run::Run;
 
 /// Parts that are the host's whatever computes.
@@ -71,10 +71,11 @@ impl Phase<'_> {
         // Rows of gradients or of sums that wait to be added.
         let aside = (2 * tokens.saturating_mul(heads.max(keys))).min(ASIDE_LEN_MAX);
         self.found.add("scratch", F32 * aside);
-        self.found.add("workspace", WORKSPACE_BYTES);
-        let all: u64 = self.found.parts.iter().map(|part| part.bytes).sum();
+        let is_here = |part: &&Part| !OF_HOST.contains(&part.name);
+        let all: u64 = self.found.parts.iter().filter(is_here).map(|part| part.bytes).sum();
         let rounded = (all / ROUNDING / 2).min(pool::SPARE_BYTES_MAX as u64);
         self.found.add("spare buffers", rounded);
+        self.found.add("workspace", WORKSPACE_BYTES);
     }
 
     /// Rows of logits that are there at once.
