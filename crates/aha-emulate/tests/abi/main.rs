@@ -10,9 +10,7 @@ use std::{env, fs, thread};
 
 use aha_cuda::link::{self, Link, Transfer};
 use aha_cuda::nvidia::{self, Nvidia};
-use aha_cuda::{
-    Arg, Buffer, Context, Driver, Error, Kind, Pinned, Plan, Source, doctor, nvrtc,
-};
+use aha_cuda::{Arg, Buffer, Context, Driver, Error, Kind, Pinned, Plan, Source, doctor, nvrtc};
 use aha_emulate::{Emulated, Order};
 use half::bf16;
 
