@@ -6,6 +6,7 @@
 //! - [`nvrtc`]: from `.cu` sources to machine code; [`cache`] keeps that on disk.
 //! - [`context`]: a driver with a stream and memory; [`Buffer`]s and [`View`]s of them.
 //! - [`pool`]: the allocator: blocks that are freed are used again.
+//! - [`probes`]: which products of few rows have the library's bits by another kernel too.
 //! - [`source`]: the sources of kernels and the header that all of them include.
 //! - [`doctor`]: what of all this is there on a machine, without a panic.
 //!
@@ -25,9 +26,11 @@ pub mod error;
 pub mod nvidia;
 pub mod nvrtc;
 pub mod pool;
+pub mod probes;
 pub mod source;
 
 pub use context::{Buffer, Captured, Context, Element, Pinned, View, ViewMut};
 pub use driver::{Arg, Driver, Info, Kind, Launch, Limits, Operand, Plan, Product, Ptr, Stream};
 pub use error::Error;
+pub use probes::{Agreement, FewRows, Probes};
 pub use source::Source;

@@ -16,3 +16,4 @@ mod library;
 mod product;
 
 pub use device::{Emulated, ORDERS, Order};
+pub use product::Sums;
