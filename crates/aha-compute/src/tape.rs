@@ -219,7 +219,12 @@ impl<'p> Tape<'p> {
             let flop = product(&x.value, self.params.value(w));
             profile::Work { flop, bytes: activations + packed.bytes() as f64 }
         });
-        matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.value(b)));
+        // Where results are of the dtype of factors, so is what is added to them, and it is converted once.
+        let added = bias.map(|id| match dtype == self.params.dtype() {
+            true => self.params.factor(id),
+            false => self.params.value(id),
+        });
+        matmul::forward(&mut y, &x.value, packed, added);
         drop(span);
         self.record(y, || Op::Linear { x: x.clone(), w, bias })
     }

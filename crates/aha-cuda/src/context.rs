@@ -5,13 +5,13 @@ use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use half::bf16;
 
 use crate::driver::Graph;
 use crate::pool::{Block, Pool, Stats};
-use crate::{Arg, Driver, Error, Info, Kind, Launch, Operand, Plan, Product, Ptr, Stream};
+use crate::{Arg, Driver, Error, Info, Kind, Launch, Operand, Plan, Probes, Product, Ptr, Stream};
 
 /// A device, the stream on which its work is done in order, and its memory. Cloning it clones the handle.
 #[derive(Clone, Debug)]
@@ -24,18 +24,39 @@ pub struct Context {
 struct Device {
     driver: Arc<dyn Driver>,
     pool: Pool,
+    probes: Probes,
+    /// The stream on which products are probed, once one is.
+    aside: OnceLock<Stream>,
 }
 
 impl Context {
     /// On the driver's first stream.
     pub fn new(driver: Arc<dyn Driver>) -> Context {
         let pool = Pool::new(Arc::clone(&driver));
-        Context { device: Arc::new(Device { driver, pool }), stream: Stream::MAIN }
+        let (probes, aside) = (Probes::default(), OnceLock::new());
+        Context { device: Arc::new(Device { driver, pool, probes, aside }), stream: Stream::MAIN }
     }
 
     /// The same device and memory, with a stream of its own.
     pub fn with_new_stream(&self) -> Result<Context, Error> {
         Ok(Context { device: Arc::clone(&self.device), stream: self.driver().stream()? })
+    }
+
+    /// The same device and memory, with the stream on which products are probed: what is done there, and the memory
+    /// that it takes, is no part of a capture.
+    pub fn aside(&self) -> Result<Context, Error> {
+        if let Some(stream) = self.device.aside.get() {
+            return Ok(Context { device: Arc::clone(&self.device), stream: *stream });
+        }
+        let made = self.with_new_stream()?;
+        // Another thread may have made one meanwhile.
+        let stream = *self.device.aside.get_or_init(|| made.stream);
+        Ok(Context { stream, ..made })
+    }
+
+    /// What was found out about products of few rows on this device.
+    pub fn probes(&self) -> &Probes {
+        &self.device.probes
     }
 
     /// The driver.

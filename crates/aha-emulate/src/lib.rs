@@ -18,3 +18,4 @@ mod link;
 mod product;
 
 pub use device::{Emulated, ORDERS, Order};
+pub use product::Sums;

@@ -29,6 +29,7 @@
 
 mod block;
 mod cuda;
+pub mod few_rows;
 mod kernel;
 mod pack;
 mod pairs;
