@@ -8,7 +8,7 @@ pub mod lora;
 mod reward;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aha_compute::ops::attention::{self, Layout};
 use aha_compute::ops::rope;
@@ -20,6 +20,9 @@ use crate::config::{Config, Head, LM_HEAD_WEIGHT, SCORE_WEIGHT};
 use crate::error::{Error, Result};
 use crate::weights;
 use lora::{Lora, Target};
+
+/// Random weights that a thread draws at a time.
+const DRAWS_LEN: usize = 1 << 16;
 
 /// A decoder with its weights.
 #[derive(Clone, Debug)]
@@ -132,9 +135,15 @@ impl Model {
                 _ => std,
             };
             let family = random.derive(name);
-            for (i, value) in values.iter_mut().enumerate() {
-                *value = (family.normal(i as u64) * std) as f32;
-            }
+            // A draw has an address, so that threads can share them out.
+            let parts: Vec<Mutex<&mut [f32]>> =
+                values.chunks_mut(DRAWS_LEN).map(Mutex::new).collect();
+            device.run(parts.len(), |part| {
+                let mut values = parts[part].lock().unwrap_or_else(PoisonError::into_inner);
+                for (i, value) in values.iter_mut().enumerate() {
+                    *value = (family.normal((part * DRAWS_LEN + i) as u64) * std) as f32;
+                }
+            });
             Ok(())
         })
     }
