@@ -8,6 +8,8 @@
 //! - [`tape`]: records ops in the forward pass and plays them backwards.
 //! - [`params`]: named weights, their gradients and optimizer state.
 //! - [`cuda`]: the driver of NVIDIA devices, whose kernels are `.cu` files beside their ops; `ops::cuda` is shared.
+//! - [`step`]: a sampler's forward pass on a device, whose lists go there at once ([`staging`]); [`graphs`]: work there
+//!   that is captured once and done again at one call.
 //! - [`random`]: counter-based random numbers, addressed and never consumed.
 //! - [`profile`]: where the time of a computation goes, op by op. [`measure`]: what the machine can reach.
 //!
@@ -20,6 +22,7 @@
 
 pub mod device;
 pub mod error;
+pub mod graphs;
 pub mod measure;
 pub mod ops;
 pub mod params;
@@ -27,6 +30,8 @@ mod pool;
 pub mod profile;
 pub mod random;
 pub mod simd;
+pub mod staging;
+pub mod step;
 pub mod tape;
 pub mod tensor;
 

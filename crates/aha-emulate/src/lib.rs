@@ -15,4 +15,4 @@ mod device;
 mod library;
 mod product;
 
-pub use device::{Emulated, ORDERS, Order};
+pub use device::{Calls, Emulated, ORDERS, Order};

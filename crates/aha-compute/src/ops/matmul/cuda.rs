@@ -20,15 +20,15 @@ pub(super) fn forward(
     let dims = [x.len() / w.in_len.max(1), w.out_len, w.in_len];
     let mut y = y.view_mut();
     // The library adds a bias of the result's kind.
-    let bias = match bias {
+    let converted = match bias.map(Tensor::view).filter(|bias| bias.kind() != y.kind()) {
         Some(bias) => {
             let mut converted = cx.buffer(y.kind(), bias.len())?;
-            convert(cx, &mut converted.view_mut(), bias.view())?;
+            convert(cx, &mut converted.view_mut(), bias)?;
             Some(converted)
         }
         None => None,
     };
-    let bias = bias.as_ref().map(|bias| bias.view());
+    let bias = converted.as_ref().map(|bias| bias.view()).or(bias.map(Tensor::view));
     let factors = (1.0, if accumulate { 1.0 } else { 0.0 });
     cx.product(&mut y, dims, (x.view(), false), (w.on_gpu().view(), true), bias, factors)
 }
