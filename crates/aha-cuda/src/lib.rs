@@ -32,7 +32,7 @@ pub mod pool;
 pub mod probes;
 pub mod source;
 
-pub use context::{Buffer, Captured, Context, Element, Pinned, View, ViewMut};
+pub use context::{Buffer, Captured, Context, Element, Pinned, View, ViewMut, Workspace};
 pub use driver::{Arg, Driver, Info, Kind, Launch, Limits, Operand, Plan, Product, Ptr, Stream};
 pub use error::Error;
 pub use link::{Link, Transfer};

@@ -175,6 +175,15 @@ impl Packed {
         size_of_val(panels.as_slice()) + scales
     }
 
+    /// Where all that kernels of a CUDA device read of it is; nothing on a processor.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = u64> {
+        let weight = match &self.place {
+            Place::Gpu(weight) => Some(weight.address()),
+            Place::Host(_) => None,
+        };
+        weight.into_iter()
+    }
+
     /// The weight as kernels of a CUDA device read it.
     #[track_caller]
     pub(crate) fn on_gpu(&self) -> &Tensor {

@@ -20,11 +20,11 @@ pub(super) fn forward(
 ) -> Result<(), Error> {
     let dims = [x.len() / w.in_len.max(1), w.out_len, w.in_len];
     let mut y = y.view_mut();
-    // A bias is added in the result's kind.
-    let converted = match bias {
-        Some(bias) if bias.view().kind() != y.kind() => {
+    // The library adds a bias of the result's kind.
+    let converted = match bias.map(Tensor::view).filter(|bias| bias.kind() != y.kind()) {
+        Some(bias) => {
             let mut converted = cx.buffer(y.kind(), bias.len())?;
-            convert(cx, &mut converted.view_mut(), bias.view())?;
+            convert(cx, &mut converted.view_mut(), bias)?;
             Some(converted)
         }
         _ => None,
