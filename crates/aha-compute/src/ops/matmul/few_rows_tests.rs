@@ -3,6 +3,7 @@
 use aha_emulate::{Emulated, ORDERS, Sums};
 
 use super::*;
+use crate::cuda::Workspace;
 use crate::ops::check::{
     MODELS, Tol, assert_close, assert_fits, assert_same_bits, contexts, download, upload_noise,
 };
@@ -171,9 +172,10 @@ fn captured_work_has_its_answer_before() {
     let mut y = cx.zeros(Kind::F32, 3 * n).unwrap();
     let operands = Operands { dims: [3, n, k], x: x.view(), w: w.view(), bias: None };
     let before = cx.stats().in_use_bytes;
+    let workspace = Workspace::new(&cx);
     // SAFETY: the buffers live on.
     let captured = unsafe {
-        cx.capture(|cx| {
+        cx.capture(&workspace, |cx| {
             assert!(multiply(cx, &mut y.view_mut(), &operands)?);
             Ok(())
         })
@@ -182,7 +184,8 @@ fn captured_work_has_its_answer_before() {
     assert_eq!(cx.stats().in_use_bytes, before);
     let first = download(&cx, &y);
     cx.clear(&mut y.view_mut()).unwrap();
-    captured.replay().unwrap();
+    // SAFETY: as above.
+    unsafe { captured.replay() }.unwrap();
     assert_same_bits("replay", &download(&cx, &y), &first);
 }
 
