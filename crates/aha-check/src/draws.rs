@@ -1,8 +1,10 @@
 //! The same tokens as on the processor for the same logits.
 
-use aha_compute::ops::draw::{self, NOTHING};
+use aha_compute::Dtype;
+use aha_compute::cuda::{Context, Kind};
+use aha_compute::ops::draw::{self, Addresses};
+use aha_compute::ops::lm_head::cuda::statistics;
 use aha_compute::random::Philox;
-use aha_compute::{Dtype, Tensor};
 use aha_sample::Sampling;
 use aha_sample::draw::{Address, Drawer};
 
@@ -41,16 +43,13 @@ fn compare(
         (0..rows * vocab).map(|i| (width(i / vocab) * spread.normal(i as u64)) as f32).collect();
     let addresses: Vec<[u64; 3]> =
         (0..rows as u64).map(|i| [i / 3, i % 3, (i << 33) | 5]).collect();
-    let device = subject.device(Dtype::F32);
-    let on_device = Tensor::from_slice(&device, &[rows, vocab], &logits);
     let settings = draw::Settings {
         temperature: sampling.temperature,
         top_k: sampling.top_k,
         top_p: sampling.top_p,
         key: random.key(),
     };
-    let got = draw::rows(&on_device, &addresses, &vec![NOTHING; rows], &settings);
-    device.check()?;
+    let got = on_device(&subject.context(), &logits, vocab, &addresses, &settings)?;
     let mut drawer = Drawer::default();
     let host = subject.host(Dtype::F32);
     // Draws on a device scale them; the processor's take them scaled.
@@ -71,4 +70,33 @@ fn compare(
     let got: Vec<f32> = got.iter().map(|(_, logprob)| *logprob).collect();
     let want: Vec<f32> = want.iter().map(|drawn| drawn.logprob).collect();
     Ok(Outcome::new(greatest(&got, &want), NATS, "nats; all tokens are the processor's"))
+}
+
+/// The token that is drawn from each row of `vocab` logits, and its log-prob in nats.
+fn on_device(
+    cx: &Context,
+    logits: &[f32],
+    vocab: usize,
+    addresses: &[[u64; 3]],
+    settings: &draw::Settings,
+) -> Result<Vec<(u32, f32)>, Error> {
+    let count = addresses.len();
+    let logits = cx.upload(logits)?;
+    let stats = statistics(cx, logits.view(), vocab, settings.inv_temperature(), None, true)?;
+    let column = |i: usize| -> Vec<u64> { addresses.iter().map(|address| address[i]).collect() };
+    let [prompts, samples, positions] = [0, 1, 2].map(|i| cx.upload(&column(i)));
+    let (prompts, samples, positions) = (prompts?, samples?, positions?);
+    let addresses = Addresses {
+        prompts: prompts.view(),
+        samples: samples.view(),
+        positions: positions.view(),
+        forced: None,
+        rows: None,
+    };
+    let (mut ids, mut log_probs) = (cx.buffer(Kind::U32, count)?, cx.buffer(Kind::F32, count)?);
+    let (to, log_probs_to) = (&mut ids.view_mut(), &mut log_probs.view_mut());
+    draw::draw(cx, to, log_probs_to, logits.view(), &stats, addresses, settings)?;
+    let (ids, log_probs): (Vec<u32>, Vec<f32>) =
+        (cx.download(ids.view())?, cx.download(log_probs.view())?);
+    Ok(ids.into_iter().zip(log_probs).collect())
 }

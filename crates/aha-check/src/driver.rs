@@ -1,7 +1,7 @@
 //! Memory, captured work, copies and streams: what everything else stands on.
 
 use aha_compute::cuda::Error as Cuda;
-use aha_compute::cuda::{Context, Kind, Pinned, View, ViewMut};
+use aha_compute::cuda::{Context, Kind, Pinned, View, ViewMut, Workspace};
 use aha_compute::ops::swiglu;
 
 use crate::compare::differing;
@@ -97,12 +97,14 @@ fn captured(cx: &Context) -> Result<Outcome, Error> {
     };
     let [first, second] = [3, 4].map(|seed| expected(cx, seed));
     let (x_at, mut y_at) = (x.view(), y.view_mut());
+    let workspace = Workspace::new(cx);
     // SAFETY: both buffers outlive what is captured, which is dropped before them.
-    let captured = unsafe { cx.capture(|cx| twice_gated(cx, &mut y_at, x_at)) }?;
+    let captured = unsafe { cx.capture(&workspace, |cx| twice_gated(cx, &mut y_at, x_at)) }?;
     let mut wrong = differing(&cx.download::<f32>(y.view())?, &first?);
     // Other inputs in the same place.
     cx.write(&mut x.view_mut(), &noise(4, LEN))?;
-    captured.replay()?;
+    // SAFETY: as above.
+    unsafe { captured.replay() }?;
     wrong += differing(&cx.download::<f32>(y.view())?, &second?);
     drop(captured);
     Ok(Outcome::none_of(wrong, "values are others"))

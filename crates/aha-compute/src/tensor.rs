@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use half::bf16;
 
-use crate::cuda::Buffer;
+use crate::cuda::{Buffer, Pinned};
 use crate::simd::{LANES, simd_fn};
 use crate::{Device, Error};
 
@@ -74,6 +74,8 @@ pub struct Tensor {
 enum Data {
     /// Two bf16 numbers to a word; the last may have one only.
     Host(Vec<f32>),
+    /// Of `f32`, in memory of the host that copies to and from a CUDA device don't have to wait for.
+    Pinned(Pinned<f32>),
     /// None where the device failed before or while they were asked for.
     Gpu(Option<Buffer>),
 }
@@ -137,10 +139,30 @@ impl Tensor {
         }
     }
 
+    /// A copy of an `f32` tensor in another device's memory. On one CUDA device it isn't waited for.
+    pub fn copy_on(&self, device: &Device) -> Tensor {
+        match (self.gpu(), device.gpu()) {
+            (Some(from), Some(to)) if from.shares_memory(to) => {
+                let mut copy = Tensor::uninit_as(device, self.dtype, &self.shape);
+                // What failed on either has no elements.
+                from.run(|of| {
+                    to.run(|cx| {
+                        cx.after(of)?;
+                        cx.copy(&mut copy.view_mut(), self.view())
+                    });
+                    Ok(())
+                });
+                copy
+            }
+            _ => Tensor::from_slice(device, &self.shape, &self.host()),
+        }
+    }
+
     #[track_caller]
     fn words(&self) -> &[f32] {
         match &self.data {
             Data::Host(words) => words,
+            Data::Pinned(words) => words,
             Data::Gpu(_) => panic!("elements in the host's memory"),
         }
     }
@@ -149,6 +171,7 @@ impl Tensor {
     fn words_mut(&mut self) -> &mut [f32] {
         match &mut self.data {
             Data::Host(words) => words,
+            Data::Pinned(words) => words,
             Data::Gpu(_) => panic!("elements in the host's memory"),
         }
     }
@@ -281,9 +304,9 @@ impl Tensor {
         &mut self.as_mut_slice()[rows.start * cols..rows.end * cols]
     }
 
-    /// Sets some rows of an `f32` tensor to those of another.
+    /// Sets some rows to those of another tensor of the same kind, which is `f32` on a processor.
     #[track_caller]
-    pub(crate) fn set_rows(&mut self, rows: Range<usize>, from: &Tensor) {
+    pub fn set_rows(&mut self, rows: Range<usize>, from: &Tensor) {
         let cols = self.cols();
         assert_eq!(from.len(), rows.len() * cols, "rows {rows:?} of {:?}", self.shape);
         match self.gpu() {

@@ -2,8 +2,10 @@
 //!
 //! Llama, Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm over query and key heads) differ by switches of the
 //! [`Config`]; learner, sampler and scorer all call [`Model::hidden`]. What is different in a reward model,
-//! which has a scalar head in place of the LM head, is in `reward`; low-rank adapters are in [`lora`].
+//! which has a scalar head in place of the LM head, is in `reward`; low-rank adapters are in [`lora`]; steps of decoding
+//! on a CUDA device, captured once and done again, are in [`decode`].
 
+pub mod decode;
 pub mod lora;
 mod reward;
 
@@ -255,6 +257,16 @@ impl Model {
         let mut copy = Model { device: device.clone(), ..self.clone() };
         copy.params = self.params.copy_on(device);
         copy
+    }
+
+    /// The same model on a device whose memory isn't this one's: all weights are copied, frozen ones too.
+    pub fn replica_on(&self, device: &Device) -> Model {
+        Model {
+            device: device.clone(),
+            params: self.params.replica_on(device),
+            rope: Arc::new(self.rope.replica_on(device)),
+            ..self.clone()
+        }
     }
 
     /// The weights, under their Hugging Face names.

@@ -33,9 +33,19 @@ impl Gpu {
         &self.0.context
     }
 
+    /// Whether the other is the same device, with its own stream.
+    pub(crate) fn shares_memory(&self, other: &Gpu) -> bool {
+        self.context().shares_memory(other.context())
+    }
+
     /// The failure after which nothing is done any more.
-    pub(super) fn failure(&self) -> Option<&Error> {
+    pub(crate) fn failure(&self) -> Option<&Error> {
         self.0.failure.get()
+    }
+
+    /// Fails if anything failed here before.
+    pub(crate) fn check(&self) -> Result<(), crate::Error> {
+        self.failure().map_or(Ok(()), |failure| Err(failure.clone().into()))
     }
 
     /// Asks the device for something. None if that or anything before it failed.

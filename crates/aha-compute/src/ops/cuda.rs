@@ -5,8 +5,10 @@
 
 use std::borrow::Cow;
 
-use super::{adamw, attention, draw, embedding, grad_norm, lm_head, rms_norm, rope, swiglu};
-use crate::cuda::{Arg, Context, Error, Kind, Plan, Source, View, ViewMut};
+use super::{
+    adamw, attention, draw, embedding, grad_norm, lm_head, matmul, rms_norm, rope, swiglu,
+};
+use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, Source, View, ViewMut};
 
 static COLUMN_SUMS: Source =
     Source { name: "column_sums.cu", text: include_str!("cuda/column_sums.cu") };
@@ -14,9 +16,12 @@ static COLUMN_SUMS: Source =
 static ELEMENTWISE: Source =
     Source { name: "elementwise.cu", text: include_str!("cuda/elementwise.cu") };
 
+static CHECKSUM: Source = Source { name: "checksum.cu", text: include_str!("cuda/checksum.cu") };
+
 /// Every source of kernels.
 pub fn sources() -> Vec<&'static Source> {
     let mut all = vec![
+        &CHECKSUM,
         &COLUMN_SUMS,
         &ELEMENTWISE,
         &adamw::cuda::SOURCE,
@@ -24,6 +29,7 @@ pub fn sources() -> Vec<&'static Source> {
         &draw::SOURCE,
         &grad_norm::cuda::SOURCE,
         &lm_head::cuda::SOURCE,
+        &matmul::few_rows::SOURCE,
         &rms_norm::cuda::SOURCE,
         &rope::cuda::SOURCE,
         &swiglu::cuda::SOURCE,
@@ -39,6 +45,9 @@ pub(super) const EIGHT: usize = 8;
 /// Columns of a block of the column sums, and rows that one block adds up.
 const SUM_COLUMNS: usize = 32;
 const SUM_ROWS: usize = 1024;
+
+/// Words whose checksum is one block's.
+const CHECKSUM_LEN: usize = 1 << 14;
 
 /// Asserts that a buffer may be moved eight elements at a time.
 #[track_caller]
@@ -61,6 +70,42 @@ pub(super) fn flat_plan(
     len: usize,
 ) -> Plan {
     Plan::new(source, kernel, len.div_ceil(EIGHT * 256), 256)
+}
+
+/// Several buffers for one launch: which of its blocks is of which. Kernels find theirs by `segment_of`.
+pub(super) struct Segments {
+    /// The first block of each, its length, and what else the kernel needs of it.
+    words: Vec<u64>,
+    count: usize,
+    block_count: usize,
+    block_len: usize,
+}
+
+impl Segments {
+    /// None yet; a block takes so many elements.
+    pub fn of_blocks(block_len: usize) -> Segments {
+        Segments { words: Vec::new(), count: 0, block_count: 0, block_len }
+    }
+
+    /// Adds one, unless it has no elements. All have as many words.
+    pub fn push<const N: usize>(&mut self, len: usize, words: [u64; N]) {
+        if len == 0 {
+            return;
+        }
+        self.words.extend([self.block_count as u64, len as u64].into_iter().chain(words));
+        self.count += 1;
+        self.block_count += len.div_ceil(self.block_len);
+    }
+
+    /// Blocks of the launch.
+    pub fn block_count(&self) -> usize {
+        self.block_count
+    }
+
+    /// The table on the device, and how many they are.
+    pub fn upload(&self, cx: &Context) -> Result<(Buffer, Arg), Error> {
+        Ok((cx.upload(&self.words)?, Arg::size(self.count)))
+    }
 }
 
 /// `to = from`, where one is f32 and the other bf16, or both are the same.
@@ -98,6 +143,53 @@ pub fn scale(cx: &Context, values: &mut ViewMut<'_>, factor: f32) -> Result<(), 
     assert_aligned("a buffer", &args[0]);
     // SAFETY: as above.
     unsafe { cx.launch(&flat_plan(&ELEMENTWISE, "scale_f32", len), &args) }
+}
+
+/// `sum = x_0 + x_1 + …` in this order, element by element, all f32: `x` has `count` parts of one length, of which as
+/// many elements are added as `sum` has.
+pub fn sum_parts(
+    cx: &Context,
+    sum: &mut ViewMut<'_>,
+    x: View<'_>,
+    count: usize,
+) -> Result<(), Error> {
+    let len = sum.len();
+    sum.assert_is(Kind::F32, len);
+    x.assert_is(Kind::F32, x.len());
+    let stride = x.len() / count.max(1);
+    assert!(len <= stride && stride.is_multiple_of(EIGHT), "parts of {stride} for {len} elements");
+    let lens = [len, stride].map(|len| Arg::U64(len as u64));
+    let args = [Arg::from(&*sum), Arg::from(&x), lens[0], lens[1], Arg::size(count)];
+    args[..2].iter().for_each(|arg| assert_aligned("a buffer", arg));
+    // SAFETY: kinds and lengths are checked above.
+    unsafe { cx.launch(&flat_plan(&ELEMENTWISE, "sum_parts_f32", len), &args) }
+}
+
+/// A number for each of these f32 buffers that changes, but for chance, when any bit of it does. Waits for the device.
+pub fn checksums(cx: &Context, buffers: &[View<'_>]) -> Result<Vec<u64>, Error> {
+    let blocks = |view: &View<'_>| view.len().div_ceil(CHECKSUM_LEN);
+    let mut sums = cx.buffer(Kind::U64, buffers.iter().map(blocks).sum())?;
+    let mut first = 0;
+    for buffer in buffers {
+        buffer.assert_is(Kind::F32, buffer.len());
+        let part = sums.view_mut().slice(first..first + blocks(buffer));
+        let args = [Arg::from(&part), Arg::from(buffer), Arg::U64(buffer.len() as u64)];
+        // SAFETY: `part` has an element for each block, which stays within the buffer.
+        unsafe { cx.launch(&checksums_plan(buffer.len()), &args)? };
+        first += blocks(buffer);
+    }
+    let sums = cx.download::<u64>(sums.view())?;
+    let mut rest = sums.as_slice();
+    let of_buffer = buffers.iter().map(|buffer| {
+        let (own, others) = rest.split_at(blocks(buffer));
+        rest = others;
+        own.iter().fold(0_u64, |sum, part| sum.wrapping_add(*part))
+    });
+    Ok(of_buffer.collect())
+}
+
+fn checksums_plan(len: usize) -> Plan {
+    Plan::new(&CHECKSUM, "checksums", len.div_ceil(CHECKSUM_LEN), 256)
 }
 
 /// `out (C) += Σ_t x (T, C)`. Which rows are summed with which depends on their number alone.
@@ -156,6 +248,31 @@ mod tests {
                     assert_same_bits("orders", &got, first.get_or_insert_with(|| got.clone()));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_checksum_tells_bits_and_places_and_knows_no_order() {
+        let values: Vec<f32> = (0..40_000).map(|i| i as f32).collect();
+        let sums = |cx: &Context, parts: &[&[f32]]| {
+            let buffers: Vec<_> = parts.iter().map(|part| cx.upload(part).unwrap()).collect();
+            let views: Vec<_> = buffers.iter().map(|buffer| buffer.view()).collect();
+            checksums(cx, &views).unwrap()
+        };
+        let [first, second] = contexts();
+        let found = sums(&first, &[&values, &[], &values[..1]]);
+        assert_eq!(found, sums(&second, &[&values, &[], &values[..1]]));
+        assert_eq!(found[1], 0);
+        for at in [0, 255, 256, 16_384, 39_999] {
+            let mut other = values.clone();
+            other[at] = f32::from_bits(other[at].to_bits() ^ 1);
+            assert_ne!(sums(&first, &[&other])[0], found[0], "{at}");
+        }
+        let mut swapped = values.clone();
+        swapped.swap(7, 20_000);
+        assert_ne!(sums(&first, &[&swapped])[0], found[0], "places");
+        for len in [1, 8_000_000_000] {
+            assert_fits(&checksums_plan(len));
         }
     }
 
