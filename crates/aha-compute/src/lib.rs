@@ -9,6 +9,8 @@
 //! - [`params`]: named weights, their gradients and optimizer state.
 //! - [`peers`]: several devices that learn together, and in which order their gradients are added.
 //! - [`cuda`]: the driver of NVIDIA devices, whose kernels are `.cu` files beside their ops; `ops::cuda` is shared.
+//! - [`step`]: a sampler's forward pass on a device, whose lists go there at once ([`staging`]); [`graphs`]: work there
+//!   that is captured once and done again at one call.
 //! - [`random`]: counter-based random numbers, addressed and never consumed.
 //! - [`profile`]: where the time of a computation goes, op by op. [`measure`]: what the machine can reach.
 //!
@@ -21,6 +23,7 @@
 
 pub mod device;
 pub mod error;
+pub mod graphs;
 pub mod measure;
 pub mod ops;
 pub mod params;
@@ -29,6 +32,8 @@ mod pool;
 pub mod profile;
 pub mod random;
 pub mod simd;
+pub mod staging;
+pub mod step;
 pub mod tape;
 pub mod tensor;
 

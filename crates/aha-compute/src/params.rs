@@ -194,6 +194,33 @@ impl Params {
         }
     }
 
+    /// A bias as it is added to results of this dtype: on a processor, whose kernels add it to sums, its value; on a
+    /// CUDA device of the result's dtype.
+    pub(crate) fn bias(&self, id: ParamId, dtype: Dtype) -> &Tensor {
+        match (dtype, self.dtype()) {
+            (Dtype::Bf16, Dtype::Bf16) => self.factor(id),
+            _ => self.value(id),
+        }
+    }
+
+    /// The embedding table to look up: its value, or a copy that is there anyway, whose rows are rounded.
+    pub(crate) fn table(&self, id: ParamId) -> &Tensor {
+        match (self.tied, self.dtype()) {
+            (Some(tied), Dtype::Bf16) if tied == id => self.factor(id),
+            _ => self.value(id),
+        }
+    }
+
+    /// Where kernels of a CUDA device read the weights: all values, and the packed copies of `packed`, in order. What
+    /// was captured with weights at some addresses may be replayed with weights at the same.
+    pub fn addresses<'a>(
+        &'a self,
+        packed: impl Iterator<Item = ParamId> + 'a,
+    ) -> impl Iterator<Item = u64> + 'a {
+        let values = self.params.iter().map(|entry| entry.param.value.address());
+        values.chain(packed.flat_map(|id| self.packed(id).addresses()))
+    }
+
     /// As [`Params::packed`], in this form. Each form that is asked for has a copy of its own, kept until the weight
     /// changes.
     pub fn packed_as(&self, id: ParamId, form: WeightForm) -> &Packed {

@@ -304,9 +304,9 @@ impl Tensor {
         &mut self.as_mut_slice()[rows.start * cols..rows.end * cols]
     }
 
-    /// Sets some rows of an `f32` tensor to those of another.
+    /// Sets some rows to those of another tensor of the same kind, which is `f32` on a processor.
     #[track_caller]
-    pub(crate) fn set_rows(&mut self, rows: Range<usize>, from: &Tensor) {
+    pub fn set_rows(&mut self, rows: Range<usize>, from: &Tensor) {
         let cols = self.cols();
         assert_eq!(from.len(), rows.len() * cols, "rows {rows:?} of {:?}", self.shape);
         match self.gpu() {

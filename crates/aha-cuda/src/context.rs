@@ -5,13 +5,13 @@ use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use half::bf16;
 
 use crate::driver::Graph;
 use crate::pool::{Block, Pool, Stats};
-use crate::{Arg, Driver, Error, Info, Kind, Launch, Operand, Plan, Product, Ptr, Stream};
+use crate::{Arg, Driver, Error, Info, Kind, Launch, Operand, Plan, Probes, Product, Ptr, Stream};
 
 /// A device, the stream on which its work is done in order, and its memory. Cloning it clones the handle.
 #[derive(Clone, Debug)]
@@ -24,18 +24,39 @@ pub struct Context {
 struct Device {
     driver: Arc<dyn Driver>,
     pool: Pool,
+    probes: Probes,
+    /// The stream on which products are probed, once one is.
+    aside: OnceLock<Stream>,
 }
 
 impl Context {
     /// On the driver's first stream.
     pub fn new(driver: Arc<dyn Driver>) -> Context {
         let pool = Pool::new(Arc::clone(&driver));
-        Context { device: Arc::new(Device { driver, pool }), stream: Stream::MAIN }
+        let (probes, aside) = (Probes::default(), OnceLock::new());
+        Context { device: Arc::new(Device { driver, pool, probes, aside }), stream: Stream::MAIN }
     }
 
     /// The same device and memory, with a stream of its own.
     pub fn with_new_stream(&self) -> Result<Context, Error> {
         Ok(Context { device: Arc::clone(&self.device), stream: self.driver().stream()? })
+    }
+
+    /// The same device and memory, with the stream on which products are probed: what is done there, and the memory
+    /// that it takes, is no part of a capture.
+    pub fn aside(&self) -> Result<Context, Error> {
+        if let Some(stream) = self.device.aside.get() {
+            return Ok(Context { device: Arc::clone(&self.device), stream: *stream });
+        }
+        let made = self.with_new_stream()?;
+        // Another thread may have made one meanwhile.
+        let stream = *self.device.aside.get_or_init(|| made.stream);
+        Ok(Context { stream, ..made })
+    }
+
+    /// What was found out about products of few rows on this device.
+    pub fn probes(&self) -> &Probes {
+        &self.device.probes
     }
 
     /// The driver.
@@ -153,15 +174,18 @@ impl Context {
     ///
     /// `work` runs twice: what it does the first time counts, and makes sure that kernels are loaded and memory is
     /// there; the second time nothing is done. Both times it must ask for the same. Memory that it takes and frees is
-    /// kept for the captured work.
+    /// kept in the workspace.
     ///
     /// # Safety
-    /// All buffers that `work` uses and doesn't make itself outlive the result.
+    /// All buffers that `work` uses and doesn't make itself are there whenever the result is replayed. What it leaves
+    /// in memory of the workspace is not read later, since all work that was captured in one workspace writes there.
     pub unsafe fn capture(
         &self,
+        workspace: &Workspace,
         mut work: impl FnMut(&Context) -> Result<(), Error>,
     ) -> Result<Captured, Error> {
-        self.device.pool.hold(self.stream);
+        let mut blocks = workspace.blocks();
+        self.device.pool.hold(self.stream, std::mem::take(&mut *blocks));
         let graph = work(self).and_then(|()| {
             self.driver().begin_capture(self.stream)?;
             let worked = work(self);
@@ -176,14 +200,9 @@ impl Context {
                 (Err(error), Err(_)) => Err(error),
             }
         });
-        let blocks = self.device.pool.release();
-        match graph {
-            Ok(graph) => Ok(Captured { context: self.clone(), graph, blocks }),
-            Err(error) => {
-                blocks.into_iter().for_each(|block| self.device.pool.give(block, self.stream));
-                Err(error)
-            }
-        }
+        *blocks = self.device.pool.release(self.stream);
+        drop(blocks);
+        Ok(Captured { context: self.clone(), graph: graph?, _workspace: workspace.clone() })
     }
 
     /// Runs a kernel, if there is anything to do.
@@ -244,18 +263,64 @@ impl Context {
     }
 }
 
-/// Work that was captured, with the memory that it takes and frees.
+/// Memory that captured work takes and frees. Work that is never under way at once shares one: that of a stream.
+/// Cloning it clones the handle; the memory goes back when nobody has one any more.
+#[derive(Clone, Debug)]
+pub struct Workspace(Arc<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    context: Context,
+    blocks: Mutex<Vec<Block>>,
+}
+
+impl Workspace {
+    /// With nothing in it, for work of this stream.
+    pub fn new(context: &Context) -> Workspace {
+        Workspace(Arc::new(Kept { context: context.clone(), blocks: Mutex::default() }))
+    }
+
+    /// Whether it is for work of this stream.
+    pub fn is_of(&self, context: &Context) -> bool {
+        let own = &self.0.context;
+        Arc::ptr_eq(&own.device, &context.device) && own.stream == context.stream
+    }
+
+    /// Bytes that it has.
+    pub fn bytes(&self) -> usize {
+        self.blocks().iter().map(|block| block.bytes).sum()
+    }
+
+    fn blocks(&self) -> MutexGuard<'_, Vec<Block>> {
+        self.0.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let Kept { context, blocks } = self;
+        for block in blocks.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            context.device.pool.give(block, context.stream);
+        }
+    }
+}
+
+/// Work that was captured.
 #[derive(Debug)]
 pub struct Captured {
     context: Context,
     graph: Graph,
-    blocks: Vec<Block>,
+    /// The memory that it takes and frees.
+    _workspace: Workspace,
 }
 
 impl Captured {
     /// Does it again.
-    pub fn replay(&self) -> Result<(), Error> {
-        // SAFETY: memory of its own is held, and the other is the promise of who captured it.
+    ///
+    /// # Safety
+    /// What [`Context::capture`] asks for: the buffers are there.
+    pub unsafe fn replay(&self) -> Result<(), Error> {
+        // SAFETY: memory of its own is held, and the other is the caller's promise.
         unsafe { self.context.driver().replay(self.graph, self.context.stream) }
     }
 }
@@ -265,9 +330,6 @@ impl Drop for Captured {
         // It may be under way; an error of it shows at the next call.
         let _ = self.context.synchronize();
         self.context.driver().drop_graph(self.graph);
-        for block in self.blocks.drain(..) {
-            self.context.device.pool.give(block, self.context.stream);
-        }
     }
 }
 
@@ -295,22 +357,24 @@ impl<T: Element> Pinned<T> {
         Ok(pinned)
     }
 
-    /// Copies a view here and waits for it.
+    /// Copies a view to the first elements here, and waits for it and for all that is on the stream before.
     pub fn read(&mut self, from: View<'_>) -> Result<(), Error> {
-        from.assert_is(T::KIND, self.len);
-        let (context, bytes) = (&self.context, self.len * size_of::<T>());
+        from.assert_is(T::KIND, from.len);
+        assert!(from.len <= self.len, "{} elements, and room for {}", from.len, self.len);
+        let (context, bytes) = (&self.context, from.len * size_of::<T>());
         // SAFETY: both sides have so many bytes, and this waits for the copy.
         unsafe { context.driver().copy_out(self.at.as_ptr(), from.at, bytes, context.stream)? };
         context.synchronize()
     }
 
-    /// Asks for a copy from here, which may be captured.
+    /// Asks for a copy of the first elements here, as many as the view has, which may be captured.
     ///
     /// # Safety
     /// What is here stays as it is, and is not dropped, until the copy is done.
     pub unsafe fn write(&self, to: &mut ViewMut<'_>) -> Result<(), Error> {
-        to.assert_is(T::KIND, self.len);
-        let (context, bytes) = (&self.context, self.len * size_of::<T>());
+        to.assert_is(T::KIND, to.len);
+        assert!(to.len <= self.len, "room for {} elements, of {}", to.len, self.len);
+        let (context, bytes) = (&self.context, to.len * size_of::<T>());
         // SAFETY: both sides have so many bytes; the rest is the caller's promise.
         unsafe { context.driver().copy_in(to.at, self.at.as_ptr(), bytes, context.stream) }
     }
@@ -482,6 +546,16 @@ macro_rules! view {
                 $name { at, len: range.len(), ..self }
             }
 
+            /// The same bytes as elements of another kind.
+            #[track_caller]
+            pub fn as_kind(self, kind: Kind) -> $name<'a> {
+                let bytes = self.len * self.kind.bytes();
+                let is_whole = bytes.is_multiple_of(kind.bytes());
+                let is_aligned = self.at.0.is_multiple_of(kind.bytes() as u64);
+                assert!(is_whole && is_aligned, "{bytes} bytes at {:#x} as {kind}", self.at.0);
+                $name { kind, len: bytes / kind.bytes(), ..self }
+            }
+
             /// Asserts kind and length.
             #[track_caller]
             pub fn assert_is(&self, kind: Kind, len: usize) {
@@ -503,6 +577,14 @@ impl ViewMut<'_> {
     /// The same elements, to be read.
     pub fn as_view(&self) -> View<'_> {
         View { at: self.at, kind: self.kind, len: self.len, of: PhantomData }
+    }
+
+    /// The first `at` elements, and those from there on.
+    #[track_caller]
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        let rest = ViewMut { at: self.at, kind: self.kind, len: self.len, of: PhantomData };
+        let len = self.len;
+        (self.slice(0..at), rest.slice(at..len))
     }
 
     /// The same elements, lent on.

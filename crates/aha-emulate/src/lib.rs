@@ -17,4 +17,5 @@ mod library;
 mod link;
 mod product;
 
-pub use device::{Emulated, ORDERS, Order};
+pub use device::{Calls, Emulated, ORDERS, Order};
+pub use product::Sums;

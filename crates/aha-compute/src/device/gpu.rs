@@ -39,7 +39,7 @@ impl Gpu {
     }
 
     /// The failure after which nothing is done any more.
-    pub(super) fn failure(&self) -> Option<&Error> {
+    pub(crate) fn failure(&self) -> Option<&Error> {
         self.0.failure.get()
     }
 

@@ -29,6 +29,7 @@
 
 mod block;
 mod cuda;
+pub mod few_rows;
 mod kernel;
 mod pack;
 mod pairs;
@@ -172,6 +173,15 @@ impl Packed {
             Form::Int8(scales) => size_of_val(scales.as_slice()),
         };
         size_of_val(panels.as_slice()) + scales
+    }
+
+    /// Where all that kernels of a CUDA device read of it is; nothing on a processor.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = u64> {
+        let weight = match &self.place {
+            Place::Gpu(weight) => Some(weight.address()),
+            Place::Host(_) => None,
+        };
+        weight.into_iter()
     }
 
     /// The weight as kernels of a CUDA device read it.

@@ -22,6 +22,14 @@ impl Tensor {
         self.device.gpu().cloned()
     }
 
+    /// Where the elements are on a CUDA device; 0 where it failed before they were there, and on a processor.
+    pub fn address(&self) -> u64 {
+        match &self.data {
+            Data::Gpu(Some(buffer)) => buffer.view().at().0,
+            _ => 0,
+        }
+    }
+
     /// The elements on the device, for what is asked of it by [`Gpu::run`]: nothing failed there, so they are there.
     #[track_caller]
     pub(crate) fn view(&self) -> View<'_> {

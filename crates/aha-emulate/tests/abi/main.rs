@@ -10,7 +10,9 @@ use std::{env, fs, thread};
 
 use aha_cuda::link::{self, Transfer};
 use aha_cuda::nvidia::{self, Nvidia};
-use aha_cuda::{Arg, Buffer, Context, Driver, Error, Kind, Pinned, Plan, Source, doctor, nvrtc};
+use aha_cuda::{
+    Arg, Buffer, Context, Driver, Error, Kind, Pinned, Plan, Source, Workspace, doctor, nvrtc,
+};
 use aha_emulate::{Emulated, Order};
 use half::bf16;
 
@@ -117,7 +119,7 @@ fn graphs(cx: &Context) {
     let mut to = cx.zeros(Kind::U32, 64).expect("it fits");
     // SAFETY: the buffers live on, and `from` changes only when nothing is under way.
     let captured = unsafe {
-        cx.capture(|cx| {
+        cx.capture(&Workspace::new(&cx), |cx| {
             let mut between = cx.buffer(Kind::U32, 64)?;
             from.write(&mut between.view_mut())?;
             let args = [Arg::from(&to.view_mut()), Arg::from(&between.view())];
@@ -126,7 +128,8 @@ fn graphs(cx: &Context) {
     };
     let captured = captured.expect("it is captured");
     from.iter_mut().zip(0..).for_each(|(x, i)| *x = i);
-    captured.replay().expect("it runs");
+    // SAFETY: as above.
+    unsafe { captured.replay().expect("it runs") };
     let want: Vec<u32> = (0..64).rev().collect();
     assert_eq!(cx.download::<u32>(to.view()).expect("it is there"), want);
     let driver = cx.driver();

@@ -68,10 +68,13 @@ mod tests;
 mod work;
 
 pub use paged::{KvCache, Paged, attend};
+pub(crate) use paged::{put, room};
+pub use work::Room;
 
 use super::{Dims, Layout};
 use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, Source, View, ViewMut};
 use crate::ops::cuda::{assert_aligned, assert_float};
+use crate::staging::Part;
 use work::{Item, PackedLists, Wave};
 
 static PLAIN: Source = Source {
@@ -129,6 +132,11 @@ impl Sizes {
             _ => return Sizes { is_squares: false, rows: 16, tile: 16, few_rows: 0 },
         };
         Sizes { is_squares: true, rows, tile: 64, few_rows: 16 }
+    }
+
+    /// Whether so many queries of a sequence are few rows.
+    fn are_few(self, queries: usize, dims: Dims) -> bool {
+        queries * dims.group() <= self.few_rows
     }
 }
 
@@ -213,13 +221,13 @@ fn add_aside_plan(rows: usize) -> Plan {
 /// Items on the device.
 #[derive(Debug)]
 struct Items {
-    words: Buffer,
+    words: Part,
     count: usize,
 }
 
 impl Items {
     fn upload(cx: &Context, items: &[Item]) -> Result<Items, Error> {
-        Ok(Items { words: cx.upload(&work::words(items))?, count: items.len() })
+        Ok(Items { words: cx.upload(&work::words(items))?.into(), count: items.len() })
     }
 
     fn arg(&self) -> Arg {
