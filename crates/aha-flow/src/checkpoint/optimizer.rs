@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use aha_compute::ops::adamw::AdamW;
+use aha_compute::ops::adamw::{AdamW, StatePlace};
 use aha_compute::{Params, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -47,11 +47,11 @@ pub(super) fn write(path: &Path, optimizer: &AdamW, params: &Params) -> Result<(
     })
 }
 
-/// Reads the moments of an optimizer that has made `steps` steps.
-pub(super) fn read(path: &Path, params: &Params, steps: u64) -> Result<AdamW> {
+/// Reads the moments of an optimizer that has made `steps` steps, to this place.
+pub(super) fn read(path: &Path, params: &Params, steps: u64, place: StatePlace) -> Result<AdamW> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let mut file = Moments::open(file).map_err(|error| damaged(path, error))?;
-    let mut optimizer = AdamW::new(params);
+    let mut optimizer = AdamW::placed(params, place);
     for id in params.trained() {
         let (m, v) = optimizer.moments_mut(id);
         for (kind, moment) in [("m", m), ("v", v)] {

@@ -39,7 +39,8 @@ impl Device {
     }
 }
 
-const EXPECTS: &str = "\"auto\", \"cpu\" or \"cuda:N\", where N is a device's number";
+const EXPECTS: &str =
+    "\"auto\", \"cpu\" or \"cuda:N\", where N is a device's number, or several as in \"cuda:0,1\"";
 
 impl FromStr for Device {
     type Err = String;
@@ -100,6 +101,10 @@ impl Field for Device {
             ("auto", " The first CUDA device that works, or the processor where there is none.\n"),
             ("cpu", " The processor.\n"),
             ("cuda:N", " The CUDA device of this number, as `aha doctor` lists them.\n"),
+            (
+                "cuda:N,M",
+                " Several: training stages share each minibatch out to all, the first does the rest.\n",
+            ),
         ]
     }
 }
@@ -173,18 +178,17 @@ pub(super) fn choose(pipeline: &mut Pipeline, room: Room<'_>, reader: &mut Reade
         (pipeline.run.device, found.reasons) = meant(pipeline, devices, room.earlier);
     }
     let device = pipeline.run.device.clone();
-    match device.numbers() {
-        [] => {}
-        [number] => match facts(devices, *number) {
-            Ok(facts) => found.facts = Some(facts),
+    for number in device.numbers() {
+        match facts(devices, *number) {
+            // Each of several has all weights: the one with the least room counts.
+            Ok(facts) if found.facts.as_ref().is_none_or(|f| facts.free_bytes < f.free_bytes) => {
+                found.facts = Some(facts);
+            }
+            Ok(_) => {}
             Err(error) => {
                 let (message, hint) = devices::told(&device, &error);
                 reader.report_at("run.device", message, Some(hint));
             }
-        },
-        _ => {
-            let (message, hint) = (devices::SEVERAL, devices::SEVERAL_HINT);
-            reader.report_at("run.device", message.to_owned(), Some(hint.to_owned()));
         }
     }
     found
