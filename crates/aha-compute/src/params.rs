@@ -5,6 +5,9 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
+use crate::cuda::Kind;
+use crate::device::Gpu;
+use crate::ops::cuda as elements;
 use crate::ops::grad_norm;
 use crate::ops::matmul::Packed;
 use crate::{Device, Dtype, Error, Tensor};
@@ -210,8 +213,12 @@ impl Params {
     }
 
     /// A number that changes, but for chance, when any bit of any weight does. It says the same of the packed
-    /// copies, which are never stale: see [`Params`].
+    /// copies, which are never stale: see [`Params`]. A CUDA device, where each element has a number of its own and
+    /// these are added up, gives the same weights another than a processor.
     pub fn checksum(&self) -> u64 {
+        if let Some(gpu) = self.params.first().and_then(|entry| entry.param.value.gpu()) {
+            return self.checksum_on(&gpu);
+        }
         let start = 0xcbf2_9ce4_8422_2325_u64;
         // One multiplication per weight and lane: eight chains, so that they overlap.
         self.params.iter().fold(start, |sum, entry| {
@@ -227,6 +234,21 @@ impl Params {
                 (sum ^ lane).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17)
             })
         })
+    }
+
+    /// 0 after a failure of the device.
+    fn checksum_on(&self, gpu: &Gpu) -> u64 {
+        let sums = gpu.ask(|cx| {
+            let mut sums = cx.zeros(Kind::U64, self.params.len())?;
+            for (i, entry) in self.params.iter().enumerate() {
+                let mut sum = sums.view_mut().slice(i..i + 1);
+                elements::checksum(cx, &mut sum, entry.param.value.view())?;
+            }
+            cx.download::<u64>(sums.view())
+        });
+        sums.unwrap_or_default()
+            .into_iter()
+            .fold(0, |all, sum| (all ^ sum).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
     }
 
     /// Whether no weight is infinite or NaN.
@@ -380,7 +402,7 @@ const FROZEN: &str = "a frozen weight has no gradient";
 mod tests {
     use super::*;
     use crate::ops::adamw::{AdamW, Hyper};
-    use crate::ops::check::{assert_same_bits, noise_tensor};
+    use crate::ops::check::{assert_same_bits, contexts, noise_tensor};
     use crate::ops::matmul;
 
     fn params(device: &Device) -> Params {
@@ -392,23 +414,32 @@ mod tests {
 
     #[test]
     fn a_checksum_sees_every_bit_of_every_weight() {
-        let device = Device::cpu(1);
-        let mut params = params(&device);
-        let before = params.checksum();
-        for id in params.ids() {
-            for i in 0..params.value(id).len() {
-                for bit in [0, 13, 31] {
-                    let flip = |params: &mut Params| {
-                        let x = &mut params.value_mut(id).as_mut_slice()[i];
-                        *x = f32::from_bits(x.to_bits() ^ (1 << bit));
-                    };
-                    flip(&mut params);
-                    assert_ne!(params.checksum(), before, "weight {i}, bit {bit}");
-                    flip(&mut params);
+        let on_cuda = contexts().map(|cx| Device::cpu(1).with_context(cx));
+        let mut of_cuda = None;
+        for device in [vec![Device::cpu(1)], on_cuda.to_vec()].concat() {
+            let mut params = params(&device);
+            let before = params.checksum();
+            for id in params.ids() {
+                let values = params.value(id).host().into_owned();
+                for i in 0..values.len() {
+                    for bit in [0, 13, 31] {
+                        let mut flipped = values.clone();
+                        flipped[i] = f32::from_bits(values[i].to_bits() ^ (1 << bit));
+                        params.value_mut(id).write(&flipped);
+                        assert_ne!(params.checksum(), before, "{device:?}: {i}, bit {bit}");
+                    }
                 }
+                let mut rotated = values.clone();
+                rotated.rotate_left(1);
+                params.value_mut(id).write(&rotated);
+                assert_ne!(params.checksum(), before, "{device:?}: places count");
+                params.value_mut(id).write(&values);
+            }
+            assert_eq!(params.checksum(), before);
+            if device.is_cuda() {
+                assert_eq!(*of_cuda.get_or_insert(before), before, "in any order");
             }
         }
-        assert_eq!(params.checksum(), before);
     }
 
     #[test]

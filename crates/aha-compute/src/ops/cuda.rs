@@ -36,6 +36,8 @@ pub fn sources() -> Vec<&'static Source> {
 const VECTOR_BYTES: u64 = 16;
 /// Elements that kernels move at once.
 pub(super) const EIGHT: usize = 8;
+/// Blocks of a checksum, which go through all elements.
+const CHECKSUM_BLOCKS_MAX: usize = 1024;
 /// Columns of a block of the column sums, and rows that one block adds up.
 const SUM_COLUMNS: usize = 32;
 const SUM_ROWS: usize = 1024;
@@ -98,6 +100,19 @@ pub fn scale(cx: &Context, values: &mut ViewMut<'_>, factor: f32) -> Result<(), 
     assert_aligned("a buffer", &args[0]);
     // SAFETY: as above.
     unsafe { cx.launch(&flat_plan(&ELEMENTWISE, "scale_f32", len), &args) }
+}
+
+/// Adds a number to the one of `sum`, u64, which changes, but for chance, when any bit of any of the f32 `x` does.
+pub(crate) fn checksum(cx: &Context, sum: &mut ViewMut<'_>, x: View<'_>) -> Result<(), Error> {
+    sum.assert_is(Kind::U64, 1);
+    x.assert_is(Kind::F32, x.len());
+    let args = [Arg::from(&*sum), Arg::from(&x), Arg::U64(x.len() as u64)];
+    // SAFETY: kinds and lengths are checked above.
+    unsafe { cx.launch(&checksum_plan(x.len()), &args) }
+}
+
+fn checksum_plan(len: usize) -> Plan {
+    Plan::new(&ELEMENTWISE, "checksum", len.div_ceil(256).min(CHECKSUM_BLOCKS_MAX), 256)
 }
 
 /// `out (C) += Σ_t x (T, C)`. Which rows are summed with which depends on their number alone.
