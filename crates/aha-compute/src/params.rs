@@ -5,9 +5,6 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
-use crate::cuda::Kind;
-use crate::device::Gpu;
-use crate::ops::cuda as elements;
 use crate::ops::grad_norm;
 use crate::ops::matmul::Packed;
 use crate::{Device, Dtype, Error, Tensor};
@@ -176,17 +173,18 @@ impl Params {
     /// A bias as it is added to results of this dtype: on a processor, whose kernels add it to sums, its value; on a
     /// CUDA device of the result's dtype.
     pub(crate) fn bias(&self, id: ParamId, dtype: Dtype) -> &Tensor {
-        match (dtype, self.dtype()) {
-            (Dtype::Bf16, Dtype::Bf16) => self.factor(id),
-            _ => self.value(id),
+        match self.value(id).device().is_cuda() && [dtype, self.dtype()] == [Dtype::Bf16; 2] {
+            true => self.packed(id).on_gpu(),
+            false => self.value(id),
         }
     }
 
     /// The embedding table to look up: its value, or a copy that is there anyway, whose rows are rounded.
     pub(crate) fn table(&self, id: ParamId) -> &Tensor {
-        match (self.tied, self.dtype()) {
-            (Some(tied), Dtype::Bf16) if tied == id => self.factor(id),
-            _ => self.value(id),
+        let is_rounded = self.tied == Some(id) && self.dtype() == Dtype::Bf16;
+        match self.value(id).device().is_cuda() && is_rounded {
+            true => self.packed(id).on_gpu(),
+            false => self.value(id),
         }
     }
 
@@ -213,13 +211,16 @@ impl Params {
     }
 
     /// A number that changes, but for chance, when any bit of any weight does. It says the same of the packed
-    /// copies, which are never stale: see [`Params`]. A CUDA device, where each element has a number of its own and
-    /// these are added up, gives the same weights another than a processor.
+    /// copies, which are never stale: see [`Params`].
+    /// It is another number on a CUDA device, where it is computed.
     pub fn checksum(&self) -> u64 {
-        if let Some(gpu) = self.params.first().and_then(|entry| entry.param.value.gpu()) {
-            return self.checksum_on(&gpu);
-        }
         let start = 0xcbf2_9ce4_8422_2325_u64;
+        let values: Vec<&Tensor> = self.params.iter().map(|entry| &entry.param.value).collect();
+        if let Some(sums) = Tensor::checksums(&values) {
+            return sums.into_iter().fold(start, |sum, of| {
+                (sum ^ of).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17)
+            });
+        }
         // One multiplication per weight and lane: eight chains, so that they overlap.
         self.params.iter().fold(start, |sum, entry| {
             let mut lanes = [sum; 8];
@@ -236,21 +237,6 @@ impl Params {
         })
     }
 
-    /// 0 after a failure of the device.
-    fn checksum_on(&self, gpu: &Gpu) -> u64 {
-        let sums = gpu.ask(|cx| {
-            let mut sums = cx.zeros(Kind::U64, self.params.len())?;
-            for (i, entry) in self.params.iter().enumerate() {
-                let mut sum = sums.view_mut().slice(i..i + 1);
-                elements::checksum(cx, &mut sum, entry.param.value.view())?;
-            }
-            cx.download::<u64>(sums.view())
-        });
-        sums.unwrap_or_default()
-            .into_iter()
-            .fold(0, |all, sum| (all ^ sum).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29))
-    }
-
     /// Whether no weight is infinite or NaN.
     pub fn is_finite(&self) -> bool {
         let values = || self.params.iter().map(|entry| &entry.param.value);
@@ -261,17 +247,19 @@ impl Params {
         values().all(|value| value.as_slice().iter().all(|x| x.is_finite()))
     }
 
-    /// The same weights: those that are trained as copies on `device`, frozen ones shared.
+    /// The same weights: those that are trained as copies on `device`, frozen ones shared. The copies are made when this
+    /// returns.
     pub fn copy_on(&self, device: &Device) -> Params {
         let copy = |entry: &Entry| match entry.is_trained {
             false => entry.clone(),
             true => {
-                let (name, value) = (entry.param.name.clone(), &entry.param.value);
-                let value = Tensor::from_slice(device, value.shape(), value.as_slice());
+                let (name, value) = (entry.param.name.clone(), entry.param.value.copy_on(device));
                 Entry { param: Arc::new(Param::new(name, value)), is_trained: true }
             }
         };
-        Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
+        let copies = Params { params: self.params.iter().map(copy).collect(), tied: self.tied };
+        device.wait();
+        copies
     }
 
     /// Elements of all weights.
