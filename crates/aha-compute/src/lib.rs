@@ -7,6 +7,7 @@
 //! - [`ops`]: one module per op: maths, scalar reference, kernels, gradient check.
 //! - [`tape`]: records ops in the forward pass and plays them backwards.
 //! - [`params`]: named weights, their gradients and optimizer state.
+//! - [`peers`]: several devices that learn together, and in which order their gradients are added.
 //! - [`cuda`]: the driver of NVIDIA devices, whose kernels are `.cu` files beside their ops; `ops::cuda` is shared.
 //! - [`step`]: a sampler's forward pass on a device, whose lists go there at once ([`staging`]); [`graphs`]: work there
 //!   that is captured once and done again at one call.
@@ -26,6 +27,7 @@ pub mod graphs;
 pub mod measure;
 pub mod ops;
 pub mod params;
+pub mod peers;
 mod pool;
 pub mod profile;
 pub mod random;

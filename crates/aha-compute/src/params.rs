@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
+use crate::cuda::{Buffer, Kind, ViewMut};
+use crate::device::Gpu;
 use crate::ops::grad_norm;
 use crate::ops::matmul::Packed;
 use crate::{Device, Dtype, Error, Tensor};
@@ -19,8 +22,9 @@ pub struct ParamId(pub(crate) usize);
 /// after each change, so sampler and learner share one packed copy per policy version. A sampler that multiplies
 /// with int8 has a second one.
 ///
-/// A packed copy is never stale: [`Params::value_mut`] is the only way to change a weight, it drops the
-/// copy before it lends the value, and no copy can be made, or still be in use, while the value is lent.
+/// A packed copy is never stale: [`Params::value_mut`] drops it before it lends the value, and no copy can be made, or
+/// still be in use, while the value is lent. A step of the optimizer, the only other way to change a weight, does the
+/// same on a processor; on a CUDA device it writes value and copy at once.
 /// So [`Params::checksum`], which reads the values, speaks for what the kernels multiply with.
 ///
 /// A clone shares values and packed copies; a weight that others have too is copied when it is changed.
@@ -155,6 +159,26 @@ impl Params {
         &mut param.value
     }
 
+    /// The trained weights in order, for a step of the optimizer: each with its value and, where it was multiplied with
+    /// on a CUDA device, the copy that products read, which has the value's elements in its own dtype. Whoever writes
+    /// the one writes the other; so a copy stays where it is from step to step. All other packed copies are dropped.
+    pub(crate) fn stepped(
+        &mut self,
+    ) -> impl Iterator<Item = (ParamId, &mut Tensor, Option<&mut Tensor>)> {
+        let trained = self.params.iter_mut().enumerate().filter(|(_, entry)| entry.is_trained);
+        trained.map(|(i, entry)| {
+            if Arc::get_mut(&mut entry.param).is_none() {
+                entry.param = Arc::new(entry.param.clone_for_a_step());
+            }
+            let param = Arc::get_mut(&mut entry.param).expect("nobody else has it");
+            param.int8 = OnceLock::new();
+            if param.packed.get().is_some_and(|packed| !packed.is_on_gpu()) {
+                param.packed = OnceLock::new();
+            }
+            (ParamId(i), &mut param.value, param.packed.get_mut().map(Packed::on_gpu_mut))
+        })
+    }
+
     /// The weight `(out, in)` packed for products with rows of activations.
     pub fn packed(&self, id: ParamId) -> &Packed {
         let param = &self.params[id.0].param;
@@ -262,6 +286,16 @@ impl Params {
         copies
     }
 
+    /// The same weights, all as copies on `device`.
+    pub fn replica_on(&self, device: &Device) -> Params {
+        let copy = |entry: &Entry| {
+            let (name, value) = (entry.param.name.clone(), &entry.param.value);
+            let value = Tensor::from_slice(device, value.shape(), &value.host());
+            Entry { param: Arc::new(Param::new(name, value)), is_trained: entry.is_trained }
+        };
+        Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
+    }
+
     /// Elements of all weights.
     pub fn element_count(&self) -> usize {
         self.params.iter().map(|entry| entry.param.value.len()).sum()
@@ -276,6 +310,12 @@ impl Params {
 impl Param {
     fn new(name: String, value: Tensor) -> Param {
         Param { name, value, packed: OnceLock::new(), int8: OnceLock::new() }
+    }
+
+    /// As a clone, and with memory for a packed copy where there is one on a CUDA device.
+    fn clone_for_a_step(&self) -> Param {
+        let packed = self.packed.get().filter(|packed| packed.is_on_gpu()).map(Packed::uninit_like);
+        Param { packed: packed.map_or_else(OnceLock::new, OnceLock::from), ..self.clone() }
     }
 }
 
@@ -295,8 +335,21 @@ pub struct Grads {
     /// None for a frozen weight.
     tensors: Vec<Option<Tensor>>,
     lookups: Option<(ParamId, Tensor)>,
+    /// On a CUDA device, the memory of all of these, one after the other.
+    flat: Option<Flat>,
     pub(crate) open: OpenSegment,
 }
+
+/// The memory of all gradients on a CUDA device.
+#[derive(Debug)]
+struct Flat {
+    all: Buffer,
+    /// Elements before the lookups.
+    len: usize,
+}
+
+/// At a multiple of how many elements a gradient begins in memory that many share: as far apart as allocations.
+const APART_LEN: usize = 64;
 
 /// Sums for the rows of a segment of which later micro-batches have other sequences: see [`Split`].
 ///
@@ -318,12 +371,49 @@ impl OpenSegment {
 impl Grads {
     /// Zero gradients for the weights of `params` that are trained.
     pub fn zeros(device: &Device, params: &Params) -> Grads {
-        let zeros = |id: ParamId| {
-            params.is_trained(id).then(|| Tensor::zeros(device, params.value(id).shape()))
-        };
+        let trained = |id: &ParamId| params.is_trained(*id);
+        let tied = params.tied.filter(trained);
+        if let Some(gpu) = device.gpu() {
+            return Grads::flat_on(device, gpu, params, tied);
+        }
+        let zeros = |id: ParamId| Tensor::zeros(device, params.value(id).shape());
         Grads {
-            tensors: params.ids().map(zeros).collect(),
-            lookups: params.tied.and_then(|id| Some((id, zeros(id)?))),
+            tensors: params.ids().map(|id| trained(&id).then(|| zeros(id))).collect(),
+            lookups: tied.map(|id| (id, zeros(id))),
+            flat: None,
+            open: OpenSegment::default(),
+        }
+    }
+
+    /// On a CUDA device, in one piece of memory, so that one call clears or sends all of them.
+    fn flat_on(device: &Device, gpu: &Gpu, params: &Params, tied: Option<ParamId>) -> Grads {
+        let mut end = 0;
+        let mut place = |id: ParamId| {
+            let range = end..end + params.value(id).len();
+            end = range.end.next_multiple_of(APART_LEN);
+            (id, range)
+        };
+        let places: Vec<_> = params.trained().map(&mut place).collect();
+        let lookups_place = tied.map(&mut place);
+        let len = lookups_place.as_ref().map_or(end, |(_, range)| range.start);
+        let whole = gpu.ask(|cx| cx.zeros(Kind::F32, end).map(Arc::new));
+        let tensor = |(id, range): (ParamId, Range<usize>)| {
+            let shape = params.value(id).shape();
+            let Some(whole) = &whole else { return Tensor::uninit(device, shape) };
+            // SAFETY: the tensors have no elements in common, and `all` is only used while these are borrowed alone.
+            Tensor::of_buffer(device, shape, unsafe { Buffer::part(whole, range) })
+        };
+        let mut tensors: Vec<Option<Tensor>> = params.ids().map(|_| None).collect();
+        for (id, range) in places {
+            tensors[id.0] = Some(tensor((id, range)));
+        }
+        Grads {
+            tensors,
+            lookups: lookups_place.map(|(id, range)| (id, tensor((id, range)))),
+            // SAFETY: as above.
+            flat: whole
+                .as_ref()
+                .map(|whole| Flat { all: unsafe { Buffer::part(whole, 0..end) }, len }),
             open: OpenSegment::default(),
         }
     }
@@ -374,9 +464,28 @@ impl Grads {
         self.tensors.iter().flatten()
     }
 
+    /// As [`Grads::iter`], to change.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.tensors.iter_mut().flatten()
+    }
+
+    /// All gradients of trained weights as one vector on a CUDA device, with zeros between them.
+    pub(crate) fn flat_mut(&mut self) -> Option<(Gpu, ViewMut<'_>)> {
+        let gpu = self.tensors.iter().flatten().find_map(|tensor| tensor.gpu())?;
+        let Flat { all, len } = self.flat.as_mut()?;
+        Some((gpu, all.view_mut().slice(0..*len)))
+    }
+
     /// Sets every gradient to zero.
     pub fn clear(&mut self) {
         self.open = OpenSegment::default();
+        if let Some(flat) = &mut self.flat {
+            let (context, mut all) = (flat.all.context().clone(), flat.all.view_mut());
+            if let Some(gpu) = self.tensors.iter().flatten().find_map(|tensor| tensor.gpu()) {
+                gpu.run(|_| context.clear(&mut all));
+            }
+            return;
+        }
         self.tensors.iter_mut().flatten().for_each(|t| t.fill(0.0));
         if let Some((_, lookups)) = &mut self.lookups {
             lookups.fill(0.0);

@@ -5,13 +5,13 @@ use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use half::bf16;
 
 use crate::driver::Graph;
 use crate::pool::{Block, Pool, Stats};
-use crate::{Arg, Driver, Error, Info, Kind, Launch, Operand, Plan, Product, Ptr, Stream};
+use crate::{Arg, Driver, Error, Info, Kind, Launch, Operand, Plan, Probes, Product, Ptr, Stream};
 
 /// A device, the stream on which its work is done in order, and its memory. Cloning it clones the handle.
 #[derive(Clone, Debug)]
@@ -24,13 +24,17 @@ pub struct Context {
 struct Device {
     driver: Arc<dyn Driver>,
     pool: Pool,
+    probes: Probes,
+    /// The stream on which products are probed, once one is.
+    aside: OnceLock<Stream>,
 }
 
 impl Context {
     /// On the driver's first stream.
     pub fn new(driver: Arc<dyn Driver>) -> Context {
         let pool = Pool::new(Arc::clone(&driver));
-        Context { device: Arc::new(Device { driver, pool }), stream: Stream::MAIN }
+        let (probes, aside) = (Probes::default(), OnceLock::new());
+        Context { device: Arc::new(Device { driver, pool, probes, aside }), stream: Stream::MAIN }
     }
 
     /// The same device and memory, with a stream of its own.
@@ -38,9 +42,31 @@ impl Context {
         Ok(Context { device: Arc::clone(&self.device), stream: self.driver().stream()? })
     }
 
+    /// The same device and memory, with the stream on which products are probed: what is done there, and the memory
+    /// that it takes, is no part of a capture.
+    pub fn aside(&self) -> Result<Context, Error> {
+        if let Some(stream) = self.device.aside.get() {
+            return Ok(Context { device: Arc::clone(&self.device), stream: *stream });
+        }
+        let made = self.with_new_stream()?;
+        // Another thread may have made one meanwhile.
+        let stream = *self.device.aside.get_or_init(|| made.stream);
+        Ok(Context { stream, ..made })
+    }
+
+    /// What was found out about products of few rows on this device.
+    pub fn probes(&self) -> &Probes {
+        &self.device.probes
+    }
+
     /// The driver.
     pub fn driver(&self) -> &dyn Driver {
         &*self.device.driver
+    }
+
+    /// The driver, to keep.
+    pub fn shared_driver(&self) -> Arc<dyn Driver> {
+        Arc::clone(&self.device.driver)
     }
 
     /// What the device is.
@@ -81,7 +107,8 @@ impl Context {
     /// A buffer with unspecified contents.
     pub fn buffer(&self, kind: Kind, len: usize) -> Result<Buffer, Error> {
         let block = self.device.pool.take(len * kind.bytes(), self.stream)?;
-        Ok(Buffer { context: self.clone(), block: Some(block), kind, len })
+        let memory = Some(Memory::Own(block));
+        Ok(Buffer { context: self.clone(), memory, kind, len })
     }
 
     /// A buffer of zeros.
@@ -115,6 +142,17 @@ impl Context {
         unsafe { self.driver().copy_out(values.as_mut_ptr().cast(), from.at, bytes, self.stream)? };
         self.synchronize()?;
         Ok(values)
+    }
+
+    /// Asks for a copy of what is on the device. It is there once this context's work is waited for.
+    ///
+    /// # Safety
+    /// `to` is there until then, and nobody reads or writes it.
+    pub unsafe fn copy_out<T: Element>(&self, to: &mut [T], from: View<'_>) -> Result<(), Error> {
+        from.assert_is(T::KIND, to.len());
+        let bytes = size_of_val(to);
+        // SAFETY: both sides have so many bytes; the rest is the caller's promise.
+        unsafe { self.driver().copy_out(to.as_mut_ptr().cast(), from.at, bytes, self.stream) }
     }
 
     /// Sets all elements to zero.
@@ -375,12 +413,33 @@ impl<T: Element> fmt::Debug for Pinned<T> {
 pub struct Buffer {
     context: Context,
     /// None once it is freed.
-    block: Option<Block>,
+    memory: Option<Memory>,
     kind: Kind,
     len: usize,
 }
 
+/// Whose memory a buffer is in.
+enum Memory {
+    Own(Block),
+    /// Another's, from there on.
+    Part {
+        _whole: Arc<Buffer>,
+        at: Ptr,
+    },
+}
+
 impl Buffer {
+    /// Some elements of another as a buffer, for what are many but used as one as well. It keeps the other's memory.
+    ///
+    /// # Safety
+    /// What is asked of the device at once writes no element by one buffer that it uses by another.
+    pub unsafe fn part(whole: &Arc<Buffer>, range: Range<usize>) -> Buffer {
+        let at = whole.view().slice(range.clone()).at;
+        let (context, memory) =
+            (whole.context.clone(), Memory::Part { _whole: Arc::clone(whole), at });
+        Buffer { context, memory: Some(memory), kind: whole.kind, len: range.len() }
+    }
+
     /// All elements.
     pub fn view(&self) -> View<'_> {
         View { at: self.at(), kind: self.kind, len: self.len, of: PhantomData }
@@ -412,13 +471,17 @@ impl Buffer {
     }
 
     fn at(&self) -> Ptr {
-        self.block.as_ref().map_or(Ptr(0), |block| block.at)
+        match &self.memory {
+            Some(Memory::Own(block)) => block.at,
+            Some(Memory::Part { at, .. }) => *at,
+            None => Ptr(0),
+        }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
+        if let Some(Memory::Own(block)) = self.memory.take() {
             self.context.device.pool.give(block, self.context.stream);
         }
     }

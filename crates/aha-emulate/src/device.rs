@@ -6,10 +6,12 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aha_cuda::driver::{Event, Graph, Memory};
+use aha_cuda::link::Link;
 use aha_cuda::{Arg, Driver, Error, Info, Launch, Limits, Plan, Product, Ptr, Stream};
 
 use crate::library::Library;
-use crate::product;
+use crate::link;
+use crate::product::{self, Sums};
 
 /// In which order threads and blocks run. What lacks a barrier differs between the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,7 @@ const FRESH: u8 = 0xff;
 pub struct Emulated {
     info: Info,
     order: Order,
+    sums: Sums,
     state: Mutex<State>,
 }
 
@@ -118,6 +121,11 @@ enum Work {
 impl Emulated {
     /// A device with so much memory, whose threads run in this order.
     pub fn new(order: Order, memory_bytes: usize) -> Arc<Emulated> {
+        Emulated::with_sums(order, memory_bytes, Sums::InOrder)
+    }
+
+    /// The same, whose library sums products so.
+    pub fn with_sums(order: Order, memory_bytes: usize, sums: Sums) -> Arc<Emulated> {
         let info = Info {
             name: "emulated".into(),
             capability: (9, 0),
@@ -126,7 +134,7 @@ impl Emulated {
             limits: Limits::LEAST,
         };
         let state = State { stream_count: 1, ..State::default() };
-        Arc::new(Emulated { info, order, state: Mutex::new(state) })
+        Arc::new(Emulated { info, order, sums, state: Mutex::new(state) })
     }
 
     /// One for each order, with memory for tests.
@@ -183,7 +191,7 @@ impl Emulated {
                     Library::of(plan.source)?.launch(plan, args, self.order)?;
                     self.check_guards(&plan.kernel);
                 }
-                Work::Product(product) => product::product(product),
+                Work::Product(product) => product::product(product, self.sums),
             }
         }
         Ok(())
@@ -346,6 +354,10 @@ impl Driver for Emulated {
         let work = Arc::clone(state.graphs.get(&graph.0).expect("the graph is there"));
         drop(state);
         work.iter().try_for_each(|work| self.work(work))
+    }
+
+    fn connect(&self, drivers: &[Arc<dyn Driver>]) -> Result<Vec<Arc<dyn Link>>, Error> {
+        Ok(link::connect(drivers))
     }
 
     fn drop_graph(&self, graph: Graph) {

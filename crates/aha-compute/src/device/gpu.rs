@@ -43,6 +43,11 @@ impl Gpu {
         self.0.failure.get()
     }
 
+    /// Fails if anything failed here before.
+    pub(crate) fn check(&self) -> Result<(), crate::Error> {
+        self.failure().map_or(Ok(()), |failure| Err(failure.clone().into()))
+    }
+
     /// Asks the device for something. None if that or anything before it failed.
     pub(crate) fn ask<T>(&self, f: impl FnOnce(&Context) -> Result<T, Error>) -> Option<T> {
         if self.failure().is_some() {

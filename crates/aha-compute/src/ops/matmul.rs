@@ -29,6 +29,7 @@
 
 mod block;
 mod cuda;
+pub mod few_rows;
 mod kernel;
 mod pack;
 mod pairs;
@@ -190,6 +191,28 @@ impl Packed {
             Place::Gpu(weight) => weight,
             Place::Host(_) => panic!("a weight packed for a processor"),
         }
+    }
+
+    /// Whether it is for a CUDA device.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        matches!(self.place, Place::Gpu(_))
+    }
+
+    /// As [`Packed::on_gpu`], to write.
+    #[track_caller]
+    pub(crate) fn on_gpu_mut(&mut self) -> &mut Tensor {
+        match &mut self.place {
+            Place::Gpu(weight) => weight,
+            Place::Host(_) => panic!("a weight packed for a processor"),
+        }
+    }
+
+    /// Memory for another weight of this shape on the same CUDA device, with unspecified contents.
+    #[track_caller]
+    pub(crate) fn uninit_like(&self) -> Packed {
+        let weight = self.on_gpu();
+        let fresh = Tensor::uninit_as(weight.device(), weight.dtype(), weight.shape());
+        Packed { place: Place::Gpu(fresh), ..*self }
     }
 
     #[track_caller]

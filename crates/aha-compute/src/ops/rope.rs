@@ -58,6 +58,11 @@ impl Table {
         }
     }
 
+    /// The same table on another device.
+    pub fn replica_on(&self, device: &Device) -> Table {
+        Table::new(device, &self.inv_freq, self.scale, self.positions_max)
+    }
+
     /// Width of a head: `D`.
     pub fn head_dim(&self) -> usize {
         2 * self.inv_freq.len()

@@ -6,7 +6,9 @@ mod adapters;
 mod critic;
 mod distill;
 mod dpo;
+mod on_cuda;
 mod steps;
+mod team;
 
 use std::path::Path;
 use std::sync::Arc;
