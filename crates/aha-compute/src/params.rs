@@ -197,17 +197,18 @@ impl Params {
     /// A bias as it is added to results of this dtype: on a processor, whose kernels add it to sums, its value; on a
     /// CUDA device of the result's dtype.
     pub(crate) fn bias(&self, id: ParamId, dtype: Dtype) -> &Tensor {
-        match (dtype, self.dtype()) {
-            (Dtype::Bf16, Dtype::Bf16) => self.factor(id),
-            _ => self.value(id),
+        match self.value(id).device().is_cuda() && [dtype, self.dtype()] == [Dtype::Bf16; 2] {
+            true => self.packed(id).on_gpu(),
+            false => self.value(id),
         }
     }
 
     /// The embedding table to look up: its value, or a copy that is there anyway, whose rows are rounded.
     pub(crate) fn table(&self, id: ParamId) -> &Tensor {
-        match (self.tied, self.dtype()) {
-            (Some(tied), Dtype::Bf16) if tied == id => self.factor(id),
-            _ => self.value(id),
+        let is_rounded = self.tied == Some(id) && self.dtype() == Dtype::Bf16;
+        match self.value(id).device().is_cuda() && is_rounded {
+            true => self.packed(id).on_gpu(),
+            false => self.value(id),
         }
     }
 
@@ -498,7 +499,7 @@ const FROZEN: &str = "a frozen weight has no gradient";
 mod tests {
     use super::*;
     use crate::ops::adamw::{AdamW, Hyper};
-    use crate::ops::check::{assert_same_bits, noise_tensor};
+    use crate::ops::check::{assert_same_bits, contexts, noise_tensor};
     use crate::ops::matmul;
 
     fn params(device: &Device) -> Params {
@@ -510,23 +511,32 @@ mod tests {
 
     #[test]
     fn a_checksum_sees_every_bit_of_every_weight() {
-        let device = Device::cpu(1);
-        let mut params = params(&device);
-        let before = params.checksum();
-        for id in params.ids() {
-            for i in 0..params.value(id).len() {
-                for bit in [0, 13, 31] {
-                    let flip = |params: &mut Params| {
-                        let x = &mut params.value_mut(id).as_mut_slice()[i];
-                        *x = f32::from_bits(x.to_bits() ^ (1 << bit));
-                    };
-                    flip(&mut params);
-                    assert_ne!(params.checksum(), before, "weight {i}, bit {bit}");
-                    flip(&mut params);
+        let on_cuda = contexts().map(|cx| Device::cpu(1).with_context(cx));
+        let mut of_cuda = None;
+        for device in [vec![Device::cpu(1)], on_cuda.to_vec()].concat() {
+            let mut params = params(&device);
+            let before = params.checksum();
+            for id in params.ids() {
+                let values = params.value(id).host().into_owned();
+                for i in 0..values.len() {
+                    for bit in [0, 13, 31] {
+                        let mut flipped = values.clone();
+                        flipped[i] = f32::from_bits(values[i].to_bits() ^ (1 << bit));
+                        params.value_mut(id).write(&flipped);
+                        assert_ne!(params.checksum(), before, "{device:?}: {i}, bit {bit}");
+                    }
                 }
+                let mut rotated = values.clone();
+                rotated.rotate_left(1);
+                params.value_mut(id).write(&rotated);
+                assert_ne!(params.checksum(), before, "{device:?}: places count");
+                params.value_mut(id).write(&values);
+            }
+            assert_eq!(params.checksum(), before);
+            if device.is_cuda() {
+                assert_eq!(*of_cuda.get_or_insert(before), before, "in any order");
             }
         }
-        assert_eq!(params.checksum(), before);
     }
 
     #[test]

@@ -77,7 +77,22 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// All that take time each step.
+    /// Those since `before`.
+    pub fn since(&self, before: &Calls) -> Calls {
+        Calls {
+            allocs: self.allocs - before.allocs,
+            copies_in: self.copies_in - before.copies_in,
+            copies_out: self.copies_out - before.copies_out,
+            copies: self.copies - before.copies,
+            launches: self.launches - before.launches,
+            products: self.products - before.products,
+            replays: self.replays - before.replays,
+            captures: self.captures - before.captures,
+            waits: self.waits - before.waits,
+        }
+    }
+
+    /// All that take the host's time in each step.
     pub fn total(&self) -> u64 {
         let Calls { allocs, copies_in, copies_out, copies, launches, products, replays, .. } = self;
         allocs + copies_in + copies_out + copies + launches + products + replays + self.waits
