@@ -6,6 +6,7 @@ mod adapters;
 mod critic;
 mod distill;
 mod dpo;
+mod on_cuda;
 mod steps;
 
 use std::path::Path;
