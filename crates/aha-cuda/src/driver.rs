@@ -30,6 +30,8 @@ pub enum Kind {
     U64,
     /// IEEE 754 double precision: sums of sampling and of norms.
     F64,
+    /// Bytes: e4m3 numbers.
+    U8,
 }
 
 impl Kind {
@@ -39,6 +41,7 @@ impl Kind {
             Kind::F32 | Kind::U32 => 4,
             Kind::Bf16 => 2,
             Kind::F64 | Kind::U64 => 8,
+            Kind::U8 => 1,
         }
     }
 }
@@ -52,6 +55,7 @@ impl fmt::Display for Kind {
             Kind::U32 => "u32",
             Kind::U64 => "u64",
             Kind::F64 => "f64",
+            Kind::U8 => "u8",
         })
     }
 }

@@ -5,7 +5,9 @@
 
 use std::borrow::Cow;
 
-use super::{adamw, attention, draw, embedding, grad_norm, lm_head, rms_norm, rope, swiglu};
+use super::{
+    adamw, attention, draw, embedding, grad_norm, lm_head, matmul, rms_norm, rope, swiglu,
+};
 use crate::cuda::{Arg, Context, Error, Kind, Plan, Source, View, ViewMut};
 
 static COLUMN_SUMS: Source =
@@ -24,6 +26,7 @@ pub fn sources() -> Vec<&'static Source> {
         &draw::SOURCE,
         &grad_norm::cuda::SOURCE,
         &lm_head::cuda::SOURCE,
+        &matmul::fp8::SOURCE,
         &rms_norm::cuda::SOURCE,
         &rope::cuda::SOURCE,
         &swiglu::cuda::SOURCE,

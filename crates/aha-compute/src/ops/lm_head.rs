@@ -154,7 +154,8 @@ pub fn forward_beside(
             let targets = cx.upload(targets)?;
             let (hidden, w) = (hidden.view(), head.on_gpu().view());
             let asked = cuda::Asked { hidden, w, targets: targets.view(), inv_temperature };
-            let [logp, entropy, divergence] = &mut [logp, entropy, divergence].map(Tensor::view_mut);
+            let [logp, entropy, divergence] =
+                &mut [logp, entropy, divergence].map(Tensor::view_mut);
             cuda::forward(cx, [logp, entropy], Some((divergence, other.on_gpu())), asked)
         });
     }
