@@ -49,8 +49,8 @@ fn quanta_are_within_half_a_step_of_what_they_stand_for() {
     // The greatest is hit, and zeros and tiny numbers are numbers.
     let greatest = tile.iter().fold(0f32, |a, b| a.max(b.abs()));
     assert_eq!(wide_e4m3(quantum(greatest, scale)), 448.0);
-    assert_eq!(quantum(0.0, super::reference::scale([0.0; 3])), 0);
-    assert!(quantum(1e-45, super::reference::scale([1e-45])) < 0x7f);
+    assert_eq!(quantum(0.0, reference::scale([0.0; 3])), 0);
+    assert!(quantum(1e-45, reference::scale([1e-45])) < 0x7f);
 }
 
 /// The quanta of a factor without what fills its rows up, and the scale of each.
