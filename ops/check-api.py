@@ -26,9 +26,10 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
+
+import daemon_process
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PARTS = ["openai", "query", "metrics", "lm-eval", "schemathesis"]
@@ -112,29 +113,13 @@ def post(url, body):
         return answer.read(), answer.headers
 
 
-class Daemon:
-    """`aha daemon` in a folder, with one finished run."""
+class Checked(daemon_process.Daemon):
+    """A daemon with one finished run."""
 
     def __init__(self, program, folder):
-        self.folder = folder
         problems = [{"id": str(n), "prompt": f"{n} + 1 =", "answer": str(n + 1)} for n in range(8)]
         (folder / "problems.jsonl").write_text("".join(json.dumps(p) + "\n" for p in problems))
-        self.log = open(folder / "daemon.log", "w")
-        command = [program, "daemon", "--home", folder / "home", "--listen", "127.0.0.1:0"]
-        self.process = subprocess.Popen(command, cwd=folder, stdout=self.log, stderr=self.log)
-        address = folder / "home/daemon.json"
-        self.wait(lambda: address.exists())
-        self.url = json.loads(address.read_text())["url"]
-
-    def wait(self, condition, seconds=180):
-        until = time.monotonic() + seconds
-        while not condition():
-            hold(self.process.poll() is None, "the daemon ended:", self.said())
-            hold(time.monotonic() < until, "nothing came of it:", self.said())
-            time.sleep(0.05)
-
-    def said(self):
-        return (self.folder / "daemon.log").read_text()[-2000:]
+        super().__init__(program, folder)
 
     def submit(self):
         _, headers = post(f"{self.url}/api/v1/runs", {"pipeline": PIPELINE, "name": "tiny"})
@@ -142,12 +127,8 @@ class Daemon:
         # One more, to be removed: the document's examples name the first two.
         post(f"{self.url}/api/v1/runs", {"pipeline": PIPELINE, "name": "second"})
         status = lambda: json.loads(get(self.url + path))["status"]
-        self.wait(lambda: status() in ("finished", "failed"))
+        self.wait_for(lambda: status() in ("finished", "failed"), 180)
         hold(status() == "finished", "the run failed:", get(self.url + path))
-
-    def end(self):
-        self.process.terminate()
-        self.process.wait()
 
 
 def check_openai(daemon, _):
@@ -298,8 +279,9 @@ def main():
         print(f"error: there is no program at {args.aha}\nhint: cargo build --release -p aha", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        daemon = Daemon(args.aha.resolve(), pathlib.Path(folder))
+        daemon = None
         try:
+            daemon = Checked(args.aha.resolve(), pathlib.Path(folder))
             daemon.submit()
             for part in args.only:
                 print(f"{part}: {CHECKS[part](daemon, args.examples)}", flush=True)
@@ -307,11 +289,12 @@ def main():
             hint = "pip install -r ops/requirements.txt -r ops/requirements-api.txt"
             print(f"error: {error}\nhint: {hint}", file=sys.stderr)
             return 2
-        except (Failed, urllib.error.URLError) as error:
+        except (Failed, daemon_process.Ended, urllib.error.URLError) as error:
             print(f"error: {part if 'part' in locals() else 'start'}: {error}", file=sys.stderr)
             return 1
         finally:
-            daemon.end()
+            if daemon:
+                daemon.stop()
     return 0
 
 

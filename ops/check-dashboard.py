@@ -18,15 +18,12 @@ be checked.
 import argparse
 import contextlib
 import json
-import os
 import pathlib
-import signal
-import subprocess
 import sys
 import tempfile
-import time
 
 import browser
+from daemon_process import Daemon
 
 try:
     from axe_playwright_python.sync_playwright import Axe
@@ -91,39 +88,6 @@ name = "curve"
 kind = "query"
 sql = "SELECT step, avg(reward) AS reward FROM zero GROUP BY step ORDER BY step"
 """
-
-
-class Daemon:
-    """A daemon in a folder of its own."""
-
-    def __init__(self, aha, folder, *args):
-        self.folder = folder
-        self.home = folder / "home"
-        command = [aha, "daemon", "--home", self.home, "--listen", "127.0.0.1:0", "--runs", "2", *args]
-        self.log = open(folder / "daemon.log", "wb")
-        env = {name: value for name, value in os.environ.items() if name != "AHA_TOKEN"}
-        self.process = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.DEVNULL, stderr=self.log)
-        self.url = self.wait_for_url()
-
-    def wait_for_url(self):
-        for _ in range(600):
-            with contextlib.suppress(OSError, ValueError):
-                found = json.loads((self.home / "daemon.json").read_text())
-                if found["pid"] == self.process.pid:
-                    return found["url"]
-            if self.process.poll() is not None:
-                break
-            time.sleep(0.05)
-        raise RuntimeError("the daemon doesn't start:\n" + (self.folder / "daemon.log").read_text())
-
-    def stop(self):
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.log.close()
 
 
 class Check:
@@ -425,24 +389,16 @@ def main(aha, chromium, shots):
         folder = pathlib.Path(temp)
         write_problems(folder)
         chrome = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        daemon = Daemon(aha, folder)
-        try:
-            with checking(chrome, daemon, shots) as check:
-                run = check.attempt(submit)
-                steps = [watch, pause_and_resume, rollouts, sql, logs, compare, keyboard, cancel]
-                for step in steps if run else []:
-                    check.attempt(step, run)
-            failures += check.failures
-        finally:
-            daemon.stop()
+        with Daemon(aha, folder, "--runs", "2") as daemon, checking(chrome, daemon, shots) as check:
+            run = check.attempt(submit)
+            steps = [watch, pause_and_resume, rollouts, sql, logs, compare, keyboard, cancel]
+            for step in steps if run else []:
+                check.attempt(step, run)
+        failures += check.failures
         (folder / "locked").mkdir()
-        daemon = Daemon(aha, folder / "locked", "--require-token")
-        try:
-            with checking(chrome, daemon, shots) as check:
-                check.attempt(asks_for_token, (daemon.home / "token").read_text().strip())
-            failures += check.failures
-        finally:
-            daemon.stop()
+        with Daemon(aha, folder / "locked", "--require-token") as daemon, checking(chrome, daemon, shots) as check:
+            check.attempt(asks_for_token, (daemon.home / "token").read_text().strip())
+        failures += check.failures
         chrome.close()
     print(f"{len(failures)} things are wrong" if failures else "all is well")
     return 1 if failures else 0

@@ -22,6 +22,9 @@ import tempfile
 import threading
 import time
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from daemon_process import Daemon
+
 STREAMS, READS_PER_SECOND = 500, 200
 
 PIPELINE = """
@@ -93,24 +96,13 @@ class Bench:
         return self.seconds(name), time.monotonic() - began
 
     def under_daemon(self, home, load):
-        command = [self.aha, "daemon", "--home", home, "--listen", "127.0.0.1:0"]
-        daemon = subprocess.Popen(command, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            address = self.folder / home / "daemon.json"
-            while not address.exists():
-                if daemon.poll() is not None:
-                    fail("the daemon ended", f"run {' '.join(map(str, command))}")
-                time.sleep(0.01)
-            port = int(json.loads(address.read_text())["url"].rsplit(":", 1)[1])
+        with Daemon(self.aha, self.folder, home=home) as daemon:
             began = time.monotonic()
-            with Load(port) if load else Nothing() as load:
+            with Load(daemon.port) if load else Nothing() as load:
                 self.run("submit", "bench.toml", "--home", home, "--wait")
                 whole = time.monotonic() - began
                 told = load.told()
             return self.seconds(f"{home}/runs/1"), whole, told
-        finally:
-            daemon.terminate()
-            daemon.wait()
 
 
 def time_of(text):

@@ -21,10 +21,12 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+from daemon_process import Daemon
 
 STREAMS, KEPT_RUNS, GROWTH_MAX = 100, 20, 1.05
 
@@ -216,18 +218,9 @@ class Watch:
         return [statistics.median(one[key] for one in some) for some in (self.seen[part : 2 * part], self.seen[-part:])]
 
 
-def start(aha, folder):
-    """A daemon, and the port that it listens on."""
+def write_problems(folder):
     rows = [{"id": str(n), "prompt": f"{n} + {n % 7} =", "answer": str(n + n % 7)} for n in range(64)]
     (folder / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [aha, "daemon", "--home", folder / "home", "--listen", "127.0.0.1:0"]
-    daemon = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = folder / "home/daemon.json"
-    while not address.exists():
-        if daemon.poll() is not None:
-            sys.exit(print("error: the daemon ended\nhint: start it by hand", file=sys.stderr) or 2)
-        time.sleep(0.01)
-    return daemon, int(json.loads(address.read_text())["url"].rsplit(":", 1)[1])
 
 
 def main():
@@ -240,13 +233,10 @@ def main():
     if not args.aha.is_file():
         sys.exit(print(f"error: no program at {args.aha}\nhint: cargo build --release -p aha", file=sys.stderr) or 2)
     with tempfile.TemporaryDirectory() as folder:
-        daemon, port = start(args.aha.resolve(), pathlib.Path(folder))
-        try:
-            client, watch = Client(port), Watch(daemon.pid)
+        write_problems(pathlib.Path(folder))
+        with Daemon(args.aha.resolve(), folder) as daemon:
+            client, watch = Client(daemon.port), Watch(daemon.process.pid)
             asyncio.run(Soak(client).go(args.minutes * 60, watch))
-        finally:
-            daemon.terminate()
-            daemon.wait()
     grown = False
     for key in ("MiB", "threads", "files"):
         early, late = watch.sixths(key)

@@ -81,6 +81,18 @@ impl Device {
         Device { gpu: Some(Gpu::new(context)), ..self }
     }
 
+    /// Another device beside this one, for work that is done at the same time: with so many threads and buffers of its
+    /// own, and on a CUDA device with a stream of its own in the same memory. What one computes the other may read once
+    /// it is waited for ([`Params::copy_on`](crate::Params::copy_on) does).
+    pub fn beside(&self, threads: usize) -> Result<Device, Error> {
+        let Device { dtype, kv_dtype, .. } = *self;
+        let gpu = match &self.gpu {
+            Some(gpu) => Some(Gpu::new(gpu.context().with_new_stream()?)),
+            None => None,
+        };
+        Ok(Device { gpu, dtype, kv_dtype, ..Device::cpu_with(threads, self.isa()) })
+    }
+
     /// The processor alone.
     pub(crate) fn host(&self) -> Device {
         Device { gpu: None, is_fp8: false, ..self.clone() }
@@ -89,6 +101,11 @@ impl Device {
     /// Whether tensors are in the memory of a CUDA device.
     pub fn is_cuda(&self) -> bool {
         self.gpu.is_some()
+    }
+
+    /// The context of the CUDA device: what it is, and how its memory is used.
+    pub fn context(&self) -> Option<&Context> {
+        self.gpu.as_ref().map(Gpu::context)
     }
 
     /// The CUDA device.
@@ -101,6 +118,13 @@ impl Device {
     pub fn check(&self) -> Result<(), Error> {
         let failure = self.gpu.as_ref().and_then(Gpu::failure);
         failure.map_or(Ok(()), |failure| Err(failure.clone().into()))
+    }
+
+    /// Waits for work that is under way on a CUDA device. A failure of it is kept for [`Device::check`].
+    pub fn wait(&self) {
+        if let Some(gpu) = &self.gpu {
+            gpu.run(Context::synchronize);
+        }
     }
 
     /// The same device, where models multiply with and store activations as `dtype`; `f32` unless this is called.

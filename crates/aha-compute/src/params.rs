@@ -204,8 +204,15 @@ impl Params {
 
     /// A number that changes, but for chance, when any bit of any weight does. It says the same of the packed
     /// copies, which are never stale: see [`Params`].
+    /// It is another number on a CUDA device, where it is computed.
     pub fn checksum(&self) -> u64 {
         let start = 0xcbf2_9ce4_8422_2325_u64;
+        let values: Vec<&Tensor> = self.params.iter().map(|entry| &entry.param.value).collect();
+        if let Some(sums) = Tensor::checksums(&values) {
+            return sums.into_iter().fold(start, |sum, of| {
+                (sum ^ of).wrapping_mul(0x0000_0100_0000_01b3).rotate_left(17)
+            });
+        }
         // One multiplication per weight and lane: eight chains, so that they overlap.
         self.params.iter().fold(start, |sum, entry| {
             let mut lanes = [sum; 8];
@@ -232,17 +239,19 @@ impl Params {
         values().all(|value| value.as_slice().iter().all(|x| x.is_finite()))
     }
 
-    /// The same weights: those that are trained as copies on `device`, frozen ones shared.
+    /// The same weights: those that are trained as copies on `device`, frozen ones shared. The copies are made when this
+    /// returns.
     pub fn copy_on(&self, device: &Device) -> Params {
         let copy = |entry: &Entry| match entry.is_trained {
             false => entry.clone(),
             true => {
-                let (name, value) = (entry.param.name.clone(), &entry.param.value);
-                let value = Tensor::from_slice(device, value.shape(), &value.host());
+                let (name, value) = (entry.param.name.clone(), entry.param.value.copy_on(device));
                 Entry { param: Arc::new(Param::new(name, value)), is_trained: true }
             }
         };
-        Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
+        let copies = Params { params: self.params.iter().map(copy).collect(), tied: self.tied };
+        device.wait();
+        copies
     }
 
     /// Elements of all weights.

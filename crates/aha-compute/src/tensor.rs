@@ -137,6 +137,25 @@ impl Tensor {
         }
     }
 
+    /// A copy of an `f32` tensor in another device's memory. On one CUDA device it isn't waited for.
+    pub fn copy_on(&self, device: &Device) -> Tensor {
+        match (self.gpu(), device.gpu()) {
+            (Some(from), Some(to)) if from.shares_memory(to) => {
+                let mut copy = Tensor::uninit_as(device, self.dtype, &self.shape);
+                // What failed on either has no elements.
+                from.run(|of| {
+                    to.run(|cx| {
+                        cx.after(of)?;
+                        cx.copy(&mut copy.view_mut(), self.view())
+                    });
+                    Ok(())
+                });
+                copy
+            }
+            _ => Tensor::from_slice(device, &self.shape, &self.host()),
+        }
+    }
+
     #[track_caller]
     fn words(&self) -> &[f32] {
         match &self.data {

@@ -53,6 +53,11 @@ impl Context {
         self.stream
     }
 
+    /// Whether the other has the same device and memory.
+    pub fn shares_memory(&self, other: &Context) -> bool {
+        Arc::ptr_eq(&self.device, &other.device)
+    }
+
     /// How memory is used.
     pub fn stats(&self) -> Stats {
         self.device.pool.stats()

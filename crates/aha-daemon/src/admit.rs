@@ -52,6 +52,15 @@ pub fn next(waiting: &[Waiting], in_use: Load, limits: Load) -> Next {
     if in_use.runs < limits.runs && fits { Next::Start(first.id) } else { Next::Wait }
 }
 
+/// Whether a run may compute on its devices while others compute on `busy` ones: one run at a time on each.
+pub fn is_free<'a>(device: Option<&str>, busy: impl Iterator<Item = &'a str>) -> bool {
+    let numbers = |device: &str| -> Vec<String> {
+        device.trim_start_matches("cuda:").split(',').map(str::to_owned).collect()
+    };
+    let own = device.map(numbers).unwrap_or_default();
+    !busy.flat_map(numbers).any(|number| own.contains(&number))
+}
+
 /// How a process ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Ending {
@@ -215,6 +224,16 @@ mod tests {
         let queue = [waiting(1, 10, false), waiting(2, 10, true)];
         assert_eq!(next(&queue, one, LIMITS), Next::Start(RunId(2)));
         assert_eq!(next(&queue[..1], one, LIMITS), Next::Wait);
+    }
+
+    #[test]
+    fn runs_on_one_device_wait_for_each_other() {
+        let is_free = |device, busy: &[&'static str]| is_free(device, busy.iter().copied());
+        assert!(is_free(None, &["cuda:0"]), "it is the processor's");
+        assert!(is_free(Some("cuda:0"), &[]));
+        assert!(is_free(Some("cuda:1"), &["cuda:0", "cuda:2,3"]));
+        assert!(!is_free(Some("cuda:0"), &["cuda:0"]));
+        assert!(!is_free(Some("cuda:1,2"), &["cuda:0", "cuda:2,3"]));
     }
 
     fn failed(may_pass: bool) -> Ending {

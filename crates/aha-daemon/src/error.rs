@@ -105,7 +105,7 @@ impl From<aha_flow::Error> for Error {
         let (message, hint) = (error.to_string(), error.hint().map(str::to_owned));
         let kind = match error {
             Flow::Input { .. } | Flow::Watchdog { .. } => Kind::Input,
-            Flow::Environment { .. } | Flow::Full { .. } => Kind::Environment,
+            Flow::Environment { .. } | Flow::Full { .. } | Flow::Device { .. } => Kind::Environment,
             Flow::Held { .. } => Kind::Conflict,
             Flow::Interrupted => Kind::Busy,
             Flow::Bug { .. } => Kind::Bug,

@@ -405,10 +405,15 @@ impl Keeper {
         let now = clock_us();
         let runs = self.args.board.runs();
         let queued = runs.iter().filter(|record| record.status == Status::Queued);
+        let is_running = |record: &Record| self.running.contains_key(&record.id);
+        let busy =
+            || runs.iter().filter(|&record| is_running(record)).filter_map(|r| r.device.as_deref());
         let waiting = queued.map(|record| Waiting {
             id: record.id,
             memory_bytes: record.memory_bytes,
-            is_ready: admit::is_ready(record.not_before_us, now),
+            // One that waits for its device holds back nobody.
+            is_ready: admit::is_ready(record.not_before_us, now)
+                && admit::is_free(record.device.as_deref(), busy()),
         });
         waiting.collect()
     }
@@ -502,7 +507,9 @@ impl Keeper {
             self.args.options.disk_reserve_bytes.to_string().into(),
         ];
         let memory = record.memory_set_bytes.map(|bytes| format!("run.memory={bytes}"));
-        for set in record.sets.iter().chain(&memory) {
+        // What was checked is what is run.
+        let device = record.device.as_ref().map(|device| format!("run.device=\"{device}\""));
+        for set in record.sets.iter().chain(&memory).chain(&device) {
             args.extend(["--set".into(), set.into()]);
         }
         // One that was killed before it had a state begins again.

@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use aha_flow::pipeline::Device;
+
 /// Where it listens if it is told nothing.
 pub const LISTEN: &str = "127.0.0.1:7717";
 
@@ -39,6 +41,8 @@ pub struct Options {
     pub query: QueryLimits,
     /// How long a model that nobody asks stays loaded.
     pub model_idle: Duration,
+    /// What models that are asked compute on.
+    pub device: Device,
     /// The program that runs are started with: this one.
     pub program: PathBuf,
 }

@@ -62,6 +62,9 @@ pub struct Record {
     /// The value of `run.memory` that it is started with, where the pipeline has none.
     #[serde(default)]
     pub memory_set_bytes: Option<u64>,
+    /// The CUDA devices that it computes on, such as `cuda:0`; absent: the processor.
+    #[serde(default)]
+    pub device: Option<String>,
     /// Processes that were started for it.
     #[serde(default)]
     pub starts: u32,

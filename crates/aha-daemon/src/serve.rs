@@ -124,7 +124,8 @@ impl Parts {
         let total = options.memory_bytes.unwrap_or_else(submit::free_memory_bytes);
         let (board, events) = (Arc::new(Board::default()), Arc::new(Events::new(time::now_us())));
         let budget = Arc::new(Budget::new(total));
-        let hub = Arc::new(Hub::new(Arc::clone(&budget), options.model_idle));
+        let hub =
+            Arc::new(Hub::new(Arc::clone(&budget), options.model_idle, options.device.clone()));
         let spare = Arc::clone(&hub);
         let (handle, keeper) = keeper::begin(keeper::Args {
             options: Arc::clone(&options),

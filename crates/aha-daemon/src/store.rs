@@ -222,6 +222,7 @@ pub(crate) mod tests {
             run_dir: format!("/home/runs/{id}").into(),
             memory_bytes: 100,
             memory_set_bytes: None,
+            device: None,
             starts: 0,
             failures: 0,
             not_before_us: None,

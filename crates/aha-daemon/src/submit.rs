@@ -56,6 +56,7 @@ pub struct Draft {
     base_dir: PathBuf,
     memory_bytes: u64,
     memory_set_bytes: Option<u64>,
+    device: Option<String>,
     stages: Vec<StageProgress>,
 }
 
@@ -89,6 +90,7 @@ impl Draft {
             run_dir,
             memory_bytes: self.memory_bytes,
             memory_set_bytes: self.memory_set_bytes,
+            device: self.device,
             starts: 0,
             failures: 0,
             not_before_us: None,
@@ -142,6 +144,7 @@ pub async fn check(
         stages: stages.collect(),
         memory_bytes: peak,
         memory_set_bytes,
+        device: plan.device.filter(|device| device.starts_with("cuda")),
         text: submission.pipeline,
         sets: submission.sets,
         base_dir,
@@ -209,6 +212,9 @@ fn wrong(mut problems: Value) -> Error {
 #[derive(Debug, Deserialize)]
 struct Plan {
     memory_bytes: Option<u64>,
+    /// What "auto" is here.
+    #[serde(default)]
+    device: Option<String>,
     stages: Vec<PlannedStage>,
 }
 
@@ -330,6 +336,15 @@ pub(crate) fn draft(text: &str, memory_bytes: u64) -> Draft {
         base_dir: std::env::temp_dir(),
         memory_bytes,
         memory_set_bytes: Some(5),
+        device: None,
         stages: Vec::new(),
+    }
+}
+
+#[cfg(test)]
+impl Draft {
+    /// The same run on a device.
+    pub(crate) fn on(self, device: Option<&str>) -> Draft {
+        Draft { device: device.map(str::to_owned), ..self }
     }
 }

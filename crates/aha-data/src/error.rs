@@ -112,12 +112,10 @@ impl Error {
             DataFusionError::SchemaError(error, _) => schema_error(error, location),
             DataFusionError::SQL(error, _) => syntax_error(error),
             DataFusionError::Plan(message) => plan_error(message, tables, location),
-            // The limit is ours: the same query runs into it again.
-            DataFusionError::ResourcesExhausted(message) => Self::input(
-                format!("the query needs more memory than it may have: {message}"),
-                "raise the memory limit (`run.query_memory` of a pipeline, `--memory` of `aha query`), or select \
-                 fewer rows or columns",
-            ),
+            DataFusionError::ResourcesExhausted(message) => needs_more_memory(message),
+            DataFusionError::Internal(message) if message.contains(NOTHING_FITS) => {
+                needs_more_memory(&first_paragraph(message))
+            }
             DataFusionError::IoError(error) => {
                 Self::Environment { message: error.to_string(), hint: None, is_full: false }
             }
@@ -151,6 +149,19 @@ impl From<aha_rollout::Error> for Error {
             aha_rollout::Error::Bug { message } => Self::Bug { message },
         }
     }
+}
+
+/// What a nested-loop join says, as if it were a bug, where the limit leaves no room for the first batch of its left
+/// side: <https://docs.rs/datafusion-physical-plan/55.2.0/src/datafusion_physical_plan/joins/nested_loop_join.rs.html>.
+const NOTHING_FITS: &str = "produced no data to spill";
+
+/// The limit is ours: the same query runs into it again.
+fn needs_more_memory(message: &str) -> Error {
+    Error::input(
+        format!("the query needs more memory than it may have: {message}"),
+        "raise the memory limit (`run.query_memory` of a pipeline, `--memory` of `aha query`), or select fewer rows or \
+         columns",
+    )
 }
 
 /// What separates an error's message from its hint inside a DataFusion error, which has no field
@@ -261,4 +272,21 @@ fn quoted(name: &str) -> Cow<'_, str> {
     let is_plain = name.starts_with(|c: char| c.is_ascii_lowercase() || c == '_')
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if is_plain { name.into() } else { format!("\"{}\"", name.replace('"', "\"\"")).into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use datafusion::common::internal_datafusion_err;
+
+    use super::*;
+
+    #[test]
+    fn a_join_whose_left_side_finds_no_room_is_no_bug() {
+        let said = internal_datafusion_err!("Left side produced no data to spill");
+        let error = Error::from_datafusion(&said, &[]);
+        assert!(matches!(error, Error::Input { .. }), "{error:?}");
+        assert!(error.hint().unwrap_or_default().contains("query_memory"), "{error:?}");
+        let said = internal_datafusion_err!("a plan without columns");
+        assert!(matches!(Error::from_datafusion(&said, &[]), Error::Bug { .. }));
+    }
 }

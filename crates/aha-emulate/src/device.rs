@@ -71,9 +71,18 @@ enum Work {
 impl Emulated {
     /// A device with so much memory, whose threads run in this order.
     pub fn new(order: Order, memory_bytes: usize) -> Arc<Emulated> {
+        Emulated::with_capability(order, memory_bytes, (9, 0))
+    }
+
+    /// As [`Emulated::new`], of this compute capability as far as programs ask for it: kernels can do all there is.
+    pub fn with_capability(
+        order: Order,
+        memory_bytes: usize,
+        capability: (u32, u32),
+    ) -> Arc<Emulated> {
         let info = Info {
             name: "emulated".into(),
-            capability: (9, 0),
+            capability,
             multiprocessor_count: 132,
             memory_bytes,
             limits: Limits::LEAST,

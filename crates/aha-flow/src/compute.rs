@@ -5,7 +5,6 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 
-use aha_compute::Device;
 use tokio::sync::oneshot;
 
 use crate::error::{Error, Result};
@@ -112,16 +111,6 @@ fn split(all: usize, sampler: u32, learner: u32) -> Shares {
         (sampler, learner) => (threads(sampler), threads(learner)),
     };
     Shares { sampler, learner }
-}
-
-/// What computes, by `run.threads`, `run.dtype` and `run.kv_dtype`.
-pub fn device(run: &Run) -> Device {
-    device_of(run, threads(run.threads))
-}
-
-/// As [`device`], with so many threads.
-pub fn device_of(run: &Run, threads: usize) -> Device {
-    Device::cpu(threads).with_dtype(run.dtype.into()).with_kv_dtype(run.kv_dtype.into())
 }
 
 /// What a panic said.

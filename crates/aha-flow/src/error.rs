@@ -3,6 +3,8 @@
 use std::io;
 use std::path::Path;
 
+use crate::pipeline::memory::shown;
+
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -34,6 +36,16 @@ pub enum Error {
     Held {
         /// Which run.
         message: String,
+    },
+    /// A CUDA device failed: this process can do nothing more on it.
+    #[error("{message}")]
+    Device {
+        /// What was done and what the device answered.
+        message: String,
+        /// The remedy.
+        hint: String,
+        /// Whether its memory was full, so that the same again gives the same answer.
+        is_full: bool,
     },
     /// Our own mistake: the run stops.
     #[error("{message}; this is a bug in aha")]
@@ -85,7 +97,7 @@ impl Error {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Error::Input { hint, .. } => hint.as_deref(),
-            Error::Watchdog { hint, .. } => Some(hint),
+            Error::Watchdog { hint, .. } | Error::Device { hint, .. } => Some(hint),
             Error::Full { .. } => Some("free some space and resume the run"),
             Error::Held { .. } => {
                 Some("wait for it, or give this run another directory with --dir")
@@ -103,6 +115,9 @@ impl Error {
             Error::Environment { message } => Error::Environment { message: at(message) },
             Error::Full { message } => Error::Full { message: at(message) },
             Error::Held { message } => Error::Held { message: at(message) },
+            Error::Device { message, hint, is_full } => {
+                Error::Device { message: at(message), hint, is_full }
+            }
             Error::Bug { message } => Error::Bug { message: at(message) },
             Error::Watchdog { message, hint } => Error::Watchdog { message: at(message), hint },
             Error::Interrupted => Error::Interrupted,
@@ -124,14 +139,46 @@ fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
+impl From<aha_compute::Error> for Error {
+    fn from(error: aha_compute::Error) -> Error {
+        use aha_compute::cuda::Error as Cuda;
+        match error {
+            aha_compute::Error::Cuda(Cuda::OutOfMemory {
+                asked_bytes,
+                in_use_bytes,
+                total_bytes,
+            }) => {
+                let [asked, in_use, total] =
+                    [asked_bytes, in_use_bytes, total_bytes].map(|bytes| shown(bytes as u64));
+                Error::Device {
+                    message: format!(
+                        "out of memory on the device: {asked} more were asked for, and {in_use} of {total} are in use \
+                         by this process"
+                    ),
+                    hint: "take shorter sequences, fewer of them at a time, or a smaller model"
+                        .to_owned(),
+                    is_full: true,
+                }
+            }
+            aha_compute::Error::Cuda(error) => Error::Device {
+                message: format!("the device failed: {error}"),
+                hint:
+                    "see whether `aha doctor` and `nvidia-smi` find the device well, and try again"
+                        .to_owned(),
+                is_full: false,
+            },
+            aha_compute::Error::Environment { what } => Error::Environment { message: what },
+        }
+    }
+}
+
 impl From<aha_model::Error> for Error {
     fn from(error: aha_model::Error) -> Error {
         let (message, is_full) = (chain(&error), aha_rollout::is_full(&error));
         match error {
             aha_model::Error::Input { .. } => Error::input(message),
-            aha_model::Error::Environment { .. } | aha_model::Error::Device(_) => {
-                Error::refused(is_full, message)
-            }
+            aha_model::Error::Device(error) => error.into(),
+            aha_model::Error::Environment { .. } => Error::refused(is_full, message),
             aha_model::Error::Bug(_) => Error::Bug { message },
         }
     }
@@ -165,9 +212,8 @@ impl From<aha_learn::Error> for Error {
         let message = chain(&error);
         match error {
             aha_learn::Error::Input { .. } => Error::input(message),
-            aha_learn::Error::Environment { .. } | aha_learn::Error::Device(_) => {
-                Error::Environment { message }
-            }
+            aha_learn::Error::Device(error) => error.into(),
+            aha_learn::Error::Environment { .. } => Error::Environment { message },
             aha_learn::Error::Bug(_) => Error::Bug { message },
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use aha_compute::Device;
 use aha_compute::random::Philox;
 use aha_model::config::Head;
 use aha_reward::backend::{Backends, ChatModel, PreferenceModel};
@@ -11,7 +12,6 @@ use aha_reward::wait::{Answers, Waiting};
 use aha_reward::{Kind, Settings, Spec, model};
 use aha_sample::{Request, Sampler, Sampling};
 
-use crate::compute;
 use crate::error::{Error, Result};
 use crate::generate::{self, address};
 use crate::models::{self, Loaded, Models};
@@ -71,19 +71,23 @@ impl Lender {
     }
 
     /// As [`Lender::new`] without a pipeline: rewards call models by their addresses.
-    pub fn by_address(stage: &str, rewards: &[Spec], run: &Run, places: &Places) -> Result<Lender> {
+    pub fn by_address(
+        stage: &str,
+        rewards: &[Spec],
+        (run, device): (&Run, &Device),
+        places: &Places,
+    ) -> Result<Lender> {
         let mut lender = Lender::empty(stage, run, &Waiting::default());
-        let device = compute::device(run);
         let locate = |name: &str| {
             let found = places.locate(name);
             found.map_err(|found| Error::input_with(found.message, found.hint))
         };
         for name in rewards.iter().filter_map(judge) {
-            lender.chat.insert(name.to_owned(), models::load(&locate(name)?, &device)?);
+            lender.chat.insert(name.to_owned(), models::load(&locate(name)?, device)?);
         }
         for name in rewards.iter().filter_map(scorer) {
             let path = locate(name)?;
-            let loaded = models::load_any(&path, &device)?;
+            let loaded = models::load_any(&path, device)?;
             loaded.model.check_head(Head::Score).map_err(|error| error.at(&path))?;
             let model = Arc::new(RewardModel::new(loaded)?);
             lender.reward_models.insert(name.to_owned(), model);

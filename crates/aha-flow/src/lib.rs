@@ -4,6 +4,7 @@
 //! - [`pipeline`]: the file's grammar and defaults; every problem of a bad one at once.
 //! - [`planning`]: checks a pipeline against the data and models of this machine.
 //! - [`run()`]: a run, stage by stage; [`rundir`] and [`state`] say what is where.
+//! - [`devices`]: CUDA devices, opened once.
 //! - [`identity`]: what a run's results depend on, and whether it may go on.
 //! - `stages`: one module per kind of stage that isn't reinforcement learning.
 //! - `rl`: the actors of an RL stage, their credits, supervision and recovery.
@@ -26,6 +27,7 @@ pub mod benchmark;
 pub mod checkpoint;
 pub mod clock;
 mod compute;
+pub mod devices;
 pub mod endpoint;
 pub mod error;
 pub mod evaluate;

@@ -20,6 +20,7 @@ use datafusion::sql::parser::Statement;
 use datafusion::sql::sqlparser::ast::{self, TableFactor, Visit, Visitor};
 use tokio::runtime::Handle;
 
+use crate::devices::{self, Devices};
 use crate::error::Error;
 use crate::machine;
 use crate::pipeline::{
@@ -39,19 +40,36 @@ pub fn places() -> Places {
     Places { base_dir, hf_cache: hub.filter(|dir| dir.is_dir()) }
 }
 
-/// Reads a pipeline and checks all of it. Nothing is run and nothing is written. What the pipeline of a run that
-/// goes on, `earlier`, has chosen is kept.
+/// What a pipeline is checked against besides data and models.
+#[derive(Debug)]
+pub struct Around {
+    /// CUDA devices.
+    pub devices: Arc<dyn Devices>,
+    /// The pipeline of the run that goes on, whose choices are kept.
+    pub earlier: Option<Pipeline>,
+    /// Whether the run starts now, with the room that a device has now.
+    pub starts: bool,
+}
+
+impl Around {
+    /// This machine, where no run goes on.
+    pub fn of_machine() -> Around {
+        Around { devices: devices::of_machine(), earlier: None, starts: false }
+    }
+}
+
+/// Reads a pipeline and checks all of it. Nothing is run and nothing is written.
 pub async fn check(
     path: &Path,
     sets: &[String],
     places: &Places,
-    earlier: Option<Pipeline>,
+    around: Around,
 ) -> Result<Plan, Failure> {
     let text = fs_err::read_to_string(path).map_err(|error| {
         let hint = "give the path of a pipeline file, such as pipelines/quickstart.toml";
         Error::input_with(format!("can't read the pipeline: {error}"), hint)
     })?;
-    check_text(&path.display().to_string(), &text, sets, places, earlier).await
+    check_text(&path.display().to_string(), &text, sets, places, around).await
 }
 
 /// As [`check()`], of a text that is in no file. Problems are shown as of the file `shown`.
@@ -60,7 +78,7 @@ pub async fn check_text(
     text: &str,
     sets: &[String],
     places: &Places,
-    earlier: Option<Pipeline>,
+    around: Around,
 ) -> Result<Plan, Failure> {
     let (shown, text) = (shown.to_owned(), text.to_owned());
     let (sets, places) = (sets.to_vec(), places.clone());
@@ -69,7 +87,12 @@ pub async fn check_text(
     let checked = tokio::task::spawn_blocking(move || {
         let mut tables = Tables::new(&places, runtime)?;
         let text = Text { path: &shown, text: &text, sets: &sets };
-        let room = Room { free_bytes: machine::memory().free_bytes(), earlier: earlier.as_ref() };
+        let room = Room {
+            devices: Some(&*around.devices),
+            starts: around.starts,
+            free_bytes: machine::memory().free_bytes(),
+            earlier: around.earlier.as_ref(),
+        };
         pipeline::check(text, &mut tables, &ModelFiles, &places, room).map_err(Failure::Problems)
     });
     checked.await.map_err(|error| Error::bug(format!("checking the pipeline panicked: {error}")))?
@@ -385,7 +408,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_pipeline_that_is_not_there_is_named() {
-        let error = check(Path::new("nowhere.toml"), &[], &places(), None).await.err().unwrap();
+        let error = check(Path::new("nowhere.toml"), &[], &places(), Around::of_machine())
+            .await
+            .err()
+            .unwrap();
         assert!(error.to_string().contains("nowhere.toml"), "{error}");
     }
 }

@@ -8,6 +8,7 @@ use aha_data::{Session, SessionOptions};
 use aha_model::Model;
 use aha_reward::wait::Waiting;
 
+use crate::devices::{self, Devices};
 use crate::error::{Error, Result};
 use crate::identity::{self, Began, Difference, Identity};
 use crate::lend::{self, Lender};
@@ -17,6 +18,7 @@ use crate::pipeline::{
     self, DpoStage, Pipeline, Places, Plan, Problems, RewardModelStage, RlStage, SampleStage,
     Stage, StageKind, Text,
 };
+use crate::planning::Around;
 use crate::progress::{Event, Watcher};
 use crate::prompts::{self, Prompter};
 use crate::rl::draw::Draw;
@@ -49,6 +51,8 @@ pub struct Options {
     pub stop: Stop,
     /// Faults that a test injects.
     pub faults: Faults,
+    /// CUDA devices: [`devices::of_machine`], or a test's.
+    pub devices: Arc<dyn Devices>,
     /// What is left free on the file system of the run directory, in bytes: the run waits below that.
     pub disk_reserve_bytes: u64,
 }
@@ -75,10 +79,12 @@ pub async fn run(options: Options, opened: impl FnOnce(&RunDir, &Plan)) -> Resul
     let dir = options.dir.clone().unwrap_or_else(|| default_dir(&options.pipeline));
     let room = Room::new(options.disk_reserve_bytes, options.stop.clone(), options.watcher.clone());
     let dir = RunDir::new(dir).waiting_for(room);
-    let plan =
-        planning::check(&options.pipeline, &options.sets, &places, pipeline_of(&dir)).await?;
+    let devices = Arc::clone(&options.devices);
+    let around = Around { devices, earlier: pipeline_of(&dir), starts: true };
+    let plan = planning::check(&options.pipeline, &options.sets, &places, around).await?;
     let (pipeline, resume) = (Arc::new(plan.pipeline.clone()), options.resume);
-    let how = How { watcher: options.watcher, stop: options.stop, faults: options.faults };
+    let Options { watcher, stop, faults, devices, .. } = options;
+    let how = How { watcher, stop, faults, devices };
     execute(pipeline, &dir, places, (resume, how), || opened(&dir, &plan)).await?;
     Ok(dir)
 }
@@ -91,6 +97,8 @@ pub(crate) struct How {
     pub stop: Stop,
     /// Faults that a test injects.
     pub faults: Faults,
+    /// CUDA devices.
+    pub devices: Arc<dyn Devices>,
 }
 
 /// Runs the stages of a pipeline that has been checked, from where the run directory says it is.
@@ -107,7 +115,8 @@ pub(crate) async fn execute(
         let began = Began::read(dir, state);
         state.identity.difference(&began, &identity, &pipeline.settings())
     });
-    let device = compute::device(&pipeline.run);
+    let device = devices::open(&*how.devices, &pipeline.run)?;
+    let difference = difference.or_else(|| other_device(found.as_ref()?, &device));
     // A finished run is only shown: whether its parts are there takes no reading.
     let mut depth = Depth::Content;
     let state = match state::decide(found, difference, resume) {
@@ -117,13 +126,15 @@ pub(crate) async fn execute(
         }
         Opening::Begin => {
             dir.refuse_foreign()?;
-            RunState::begin(&pipeline, identity, machine(&device))
+            RunState::begin(&pipeline, identity, machine(&pipeline.run, &device))
         }
         Opening::Finished(state) => {
             depth = Depth::Sizes;
-            RunState { identity, machine: machine(&device), ..state }
+            RunState { identity, machine: machine(&pipeline.run, &device), ..state }
         }
-        Opening::Resume(state) => RunState { identity, machine: machine(&device), ..state },
+        Opening::Resume(state) => {
+            RunState { identity, machine: machine(&pipeline.run, &device), ..state }
+        }
     };
     check_variables(&pipeline, &state)?;
     let lock = dir.write(|| dir.open())?;
@@ -143,6 +154,18 @@ pub(crate) async fn execute(
     drop(runner);
     drop(lock);
     Ok(())
+}
+
+/// A run goes on on the kind of device that it began on: others have other bits.
+fn other_device(began: &RunState, device: &Device) -> Option<Difference> {
+    let was = began.machine.device_name.as_deref()?;
+    let is = device.context().map(|context| context.info().name.as_str())?;
+    (was != is && !began.is_finished()).then(|| Difference {
+        message: format!("the run began on the device `{was}`, and this one is `{is}`"),
+        hint: format!(
+            "go on where there is a `{was}`, or begin again in another directory with --dir"
+        ),
+    })
 }
 
 /// Fails where rows are lost, or where a run that goes on would write other columns than it has.
@@ -180,7 +203,7 @@ fn check_variables(pipeline: &Pipeline, state: &RunState) -> Result<()> {
 }
 
 /// The pipeline of the run that is in the directory, as far as it can still be read.
-fn pipeline_of(dir: &RunDir) -> Option<Pipeline> {
+pub(crate) fn pipeline_of(dir: &RunDir) -> Option<Pipeline> {
     let text = fs_err::read_to_string(dir.pipeline()).ok()?;
     pipeline::parse(Text { path: "pipeline.toml", text: &text, sets: &[] }).ok()
 }
@@ -204,8 +227,10 @@ async fn session(pipeline: &Pipeline, places: &Places, dir: &RunDir) -> Result<S
     Ok(session)
 }
 
-fn machine(device: &Device) -> Machine {
+fn machine(run: &pipeline::Run, device: &Device) -> Machine {
     Machine {
+        device: run.device.to_string(),
+        device_name: device.context().map(|context| context.info().name.clone()),
         platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
         instruction_set: device.isa().to_string(),
         threads: device.threads(),
@@ -251,9 +276,8 @@ impl Runner {
             }
             self.state.running(&self.dir, &stage.name)?;
             tracing::info!(stage = stage.name, kind = stage.kind.word(), "Stage started.");
-            self.stage(stage)
-                .await
-                .map_err(|error| error.within(&format!("stage `{}`", stage.name)))?;
+            let outcome = self.stage(stage).await;
+            outcome.map_err(|error| self.told(error, stage))?;
             self.state.done(&self.dir, stage)?;
             stages::register_outputs(&self.session, &self.dir)?;
             tracing::info!(stage = stage.name, "Stage done.");
@@ -261,6 +285,19 @@ impl Runner {
             self.device.trim();
         }
         Ok(())
+    }
+
+    /// Where a stage failed, and which of its keys to turn if a device had no room.
+    fn told(&self, error: Error, stage: &Stage) -> Error {
+        let error = match error {
+            Error::Device { message, is_full: true, .. } => {
+                let keys = pipeline::device_hint(stage, &self.pipeline.run);
+                let hint = format!("{keys}; then --resume goes on from the last checkpoint");
+                Error::Device { message, hint, is_full: true }
+            }
+            error => error,
+        };
+        error.within(&format!("stage `{}`", stage.name))
     }
 
     /// A run that is looked at again shows its results again.
@@ -338,10 +375,13 @@ impl Runner {
     async fn rl(&self, of: &Stage, settings: &RlStage) -> Result<()> {
         let stage = of.name.as_str();
         // Where sampler and learner compute at once, each has its share of the cores.
-        let own = (settings.max_staleness > 0).then(|| {
-            let shares = compute::shares(&self.pipeline.run, settings);
-            compute::device_of(&self.pipeline.run, shares.learner)
-        });
+        let own = match settings.max_staleness {
+            0 => None,
+            _ => {
+                let shares = compute::shares(&self.pipeline.run, settings);
+                Some(devices::beside(&self.device, shares.learner)?)
+            }
+        };
         let training = self.models_on(own.as_ref().unwrap_or(&self.device));
         let base = training.load(&settings.model).await?;
         self.set_tokenizer(&base);
@@ -357,6 +397,7 @@ impl Runner {
             stage: stage.to_owned(),
             settings: settings.clone(),
             run: self.pipeline.run.clone(),
+            device: self.device.clone(),
             dir: self.dir.clone(),
             draw: Draw::new(settings, &problems, &scorer, random)?,
             problems,

@@ -31,10 +31,21 @@ pub struct RunState {
 pub struct Machine {
     /// Operating system and architecture.
     pub platform: String,
+    /// What computes, as `run.device` says it.
+    #[serde(default = "processor")]
+    pub device: String,
+    /// The name of that, where it is a CUDA device.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_name: Option<String>,
     /// Instruction set of the kernels.
     pub instruction_set: String,
     /// Compute threads.
     pub threads: usize,
+}
+
+/// What computed before there was another device.
+fn processor() -> String {
+    "cpu".to_owned()
 }
 
 /// One stage.
@@ -209,7 +220,13 @@ mod tests {
         RunState {
             version: "1".into(),
             seed: 1,
-            machine: Machine { platform: "x".into(), instruction_set: "avx2".into(), threads: 2 },
+            machine: Machine {
+                platform: "x".into(),
+                device: "cpu".into(),
+                device_name: None,
+                instruction_set: "avx2".into(),
+                threads: 2,
+            },
             identity: Identity::default(),
             started_at_us: 0,
             stages: statuses.iter().map(stage).collect(),

@@ -33,6 +33,11 @@ impl Gpu {
         &self.0.context
     }
 
+    /// Whether the other is the same device, with its own stream.
+    pub(crate) fn shares_memory(&self, other: &Gpu) -> bool {
+        self.context().shares_memory(other.context())
+    }
+
     /// The failure after which nothing is done any more.
     pub(super) fn failure(&self) -> Option<&Error> {
         self.0.failure.get()

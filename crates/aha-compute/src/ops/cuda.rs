@@ -16,9 +16,12 @@ static COLUMN_SUMS: Source =
 static ELEMENTWISE: Source =
     Source { name: "elementwise.cu", text: include_str!("cuda/elementwise.cu") };
 
+static CHECKSUM: Source = Source { name: "checksum.cu", text: include_str!("cuda/checksum.cu") };
+
 /// Every source of kernels.
 pub fn sources() -> Vec<&'static Source> {
     let mut all = vec![
+        &CHECKSUM,
         &COLUMN_SUMS,
         &ELEMENTWISE,
         &adamw::cuda::SOURCE,
@@ -42,6 +45,9 @@ pub(super) const EIGHT: usize = 8;
 /// Columns of a block of the column sums, and rows that one block adds up.
 const SUM_COLUMNS: usize = 32;
 const SUM_ROWS: usize = 1024;
+
+/// Words whose checksum is one block's.
+const CHECKSUM_LEN: usize = 1 << 14;
 
 /// Asserts that a buffer may be moved eight elements at a time.
 #[track_caller]
@@ -103,6 +109,33 @@ pub fn scale(cx: &Context, values: &mut ViewMut<'_>, factor: f32) -> Result<(), 
     unsafe { cx.launch(&flat_plan(&ELEMENTWISE, "scale_f32", len), &args) }
 }
 
+/// A number for each of these f32 buffers that changes, but for chance, when any bit of it does. Waits for the device.
+pub fn checksums(cx: &Context, buffers: &[View<'_>]) -> Result<Vec<u64>, Error> {
+    let blocks = |view: &View<'_>| view.len().div_ceil(CHECKSUM_LEN);
+    let mut sums = cx.buffer(Kind::U64, buffers.iter().map(blocks).sum())?;
+    let mut first = 0;
+    for buffer in buffers {
+        buffer.assert_is(Kind::F32, buffer.len());
+        let part = sums.view_mut().slice(first..first + blocks(buffer));
+        let args = [Arg::from(&part), Arg::from(buffer), Arg::U64(buffer.len() as u64)];
+        // SAFETY: `part` has an element for each block, which stays within the buffer.
+        unsafe { cx.launch(&checksums_plan(buffer.len()), &args)? };
+        first += blocks(buffer);
+    }
+    let sums = cx.download::<u64>(sums.view())?;
+    let mut rest = sums.as_slice();
+    let of_buffer = buffers.iter().map(|buffer| {
+        let (own, others) = rest.split_at(blocks(buffer));
+        rest = others;
+        own.iter().fold(0_u64, |sum, part| sum.wrapping_add(*part))
+    });
+    Ok(of_buffer.collect())
+}
+
+fn checksums_plan(len: usize) -> Plan {
+    Plan::new(&CHECKSUM, "checksums", len.div_ceil(CHECKSUM_LEN), 256)
+}
+
 /// `out (C) += Σ_t x (T, C)`. Which rows are summed with which depends on their number alone.
 pub fn column_sums(cx: &Context, out: &mut ViewMut<'_>, x: View<'_>) -> Result<(), Error> {
     let cols = out.len();
@@ -159,6 +192,31 @@ mod tests {
                     assert_same_bits("orders", &got, first.get_or_insert_with(|| got.clone()));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_checksum_tells_bits_and_places_and_knows_no_order() {
+        let values: Vec<f32> = (0..40_000).map(|i| i as f32).collect();
+        let sums = |cx: &Context, parts: &[&[f32]]| {
+            let buffers: Vec<_> = parts.iter().map(|part| cx.upload(part).unwrap()).collect();
+            let views: Vec<_> = buffers.iter().map(|buffer| buffer.view()).collect();
+            checksums(cx, &views).unwrap()
+        };
+        let [first, second] = contexts();
+        let found = sums(&first, &[&values, &[], &values[..1]]);
+        assert_eq!(found, sums(&second, &[&values, &[], &values[..1]]));
+        assert_eq!(found[1], 0);
+        for at in [0, 255, 256, 16_384, 39_999] {
+            let mut other = values.clone();
+            other[at] = f32::from_bits(other[at].to_bits() ^ 1);
+            assert_ne!(sums(&first, &[&other])[0], found[0], "{at}");
+        }
+        let mut swapped = values.clone();
+        swapped.swap(7, 20_000);
+        assert_ne!(sums(&first, &[&swapped])[0], found[0], "places");
+        for len in [1, 8_000_000_000] {
+            assert_fits(&checksums_plan(len));
         }
     }
 

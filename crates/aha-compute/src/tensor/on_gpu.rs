@@ -61,6 +61,21 @@ impl Tensor {
         }
     }
 
+    /// A number for each of these tensors, all of which are on one CUDA device; none where they aren't. Unspecified after
+    /// a failure of the device.
+    pub(crate) fn checksums(tensors: &[&Tensor]) -> Option<Vec<u64>> {
+        let gpu = tensors.first()?.gpu()?;
+        let is_here = |tensor: &&Tensor| tensor.gpu().is_some_and(|own| own.shares_memory(&gpu));
+        if !tensors.iter().all(is_here) {
+            return None;
+        }
+        let sums = gpu.ask(|cx| {
+            let views: Vec<View<'_>> = tensors.iter().map(|tensor| tensor.view()).collect();
+            elements::checksums(cx, &views)
+        });
+        Some(sums.unwrap_or_default())
+    }
+
     /// A copy of the elements in the host's memory, as `f32`. Unspecified after a failure of the device.
     pub(super) fn download(&self, gpu: &Gpu) -> Vec<f32> {
         let values = gpu.ask(|cx| match self.dtype {

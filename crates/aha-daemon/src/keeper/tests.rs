@@ -36,6 +36,7 @@ fn options(home: &Path, runs_max: usize) -> Options {
         drain: Duration::from_secs(60),
         query: QueryLimits::default(),
         model_idle: Duration::from_secs(1),
+        device: aha_flow::pipeline::Device::Cpu,
         program: Path::new(&manifest).join("tests/fake-run"),
     }
 }
@@ -109,6 +110,31 @@ impl World {
         let text = std::fs::read_to_string(self.home.run(id).join("calls")).unwrap();
         text.lines().map(str::to_owned).collect()
     }
+}
+
+/// One run at a time on a device; the processor's go on beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_waits_for_its_device_and_holds_back_nobody() {
+    let temp = tempfile::tempdir().unwrap();
+    let world = world(temp.path(), 4).await;
+    let mut ids = Vec::new();
+    for (text, device) in [
+        ("works", Some("cuda:0")),
+        ("works", Some("cuda:0")),
+        ("works", Some("cuda:1")),
+        ("done", None),
+    ] {
+        let draft = draft(text, 10).on(device);
+        ids.push(world.handle.submit(draft).await.unwrap().id);
+    }
+    world.until_works(ids[0]).await;
+    world.until_works(ids[2]).await;
+    world.until_is(ids[3], Status::Finished).await;
+    assert_eq!(world.board.run(ids[1]).unwrap().status, Status::Queued);
+    let call = &world.calls(ids[0])[0];
+    assert!(call.ends_with("--set run.memory=5 --set run.device=\"cuda:0\""), "{call}");
+    world.handle.act(ids[0], Change::Cancel).await.unwrap();
+    world.until_works(ids[1]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use aha_flow::pipeline::Device;
+
 use super::catalogue::Found;
 use super::worker::{self, Job};
 use crate::board::{Budget, Share};
@@ -23,6 +25,7 @@ const JOBS_MAX: usize = 256;
 pub struct Hub {
     budget: Arc<Budget>,
     idle: Duration,
+    device: Device,
     models: Mutex<HashMap<String, Entry>>,
     counts: Arc<Counts>,
 }
@@ -56,9 +59,9 @@ impl Drop for Open {
 }
 
 impl Hub {
-    /// No model is loaded yet. One that nobody asks for `idle` is dropped.
-    pub fn new(budget: Arc<Budget>, idle: Duration) -> Hub {
-        Hub { budget, idle, models: Mutex::default(), counts: Arc::default() }
+    /// No model is loaded yet. One that nobody asks for `idle` is dropped; they compute on `device`.
+    pub fn new(budget: Arc<Budget>, idle: Duration, device: Device) -> Hub {
+        Hub { budget, idle, device, models: Mutex::default(), counts: Arc::default() }
     }
 
     /// Models that are loaded.
@@ -124,7 +127,8 @@ impl Hub {
 
     fn start(&self, found: &Found, share: Share) -> Result<Entry> {
         let (jobs, inbox) = channel();
-        let (model, idle, counts) = (found.clone(), self.idle, Arc::clone(&self.counts));
+        let (mut model, idle, counts) = (found.clone(), self.idle, Arc::clone(&self.counts));
+        model.run.device = self.device.clone();
         let work = move || {
             counts.loaded.fetch_add(1, Ordering::Relaxed);
             worker::work(&model, &inbox, idle, &counts.tokens);

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::Duration;
 
-use aha_compute::Device;
 use aha_compute::random::Philox;
+use aha_flow::devices;
 use aha_flow::generate;
 use aha_flow::models::{self, Loaded};
 use aha_flow::pipeline::{self, Template};
@@ -133,13 +133,18 @@ pub fn work(found: &Found, inbox: &Receiver<Job>, idle: Duration, tokens: &Atomi
             tracing::error!(model = found.id, "Sampling panicked.");
             return;
         }
+        // Nothing more is done on a device that has failed: the next job loads the model again.
+        if let Err(error) = worker.loaded.model.check_device() {
+            tracing::error!(model = found.id, %error, "The device failed.");
+            return;
+        }
     }
     tracing::info!(model = found.id, "Model dropped.");
 }
 
 fn load(found: &Found) -> Result<Loaded> {
     let run = &found.run;
-    let device = Device::cpu(0).with_dtype(run.dtype.into()).with_kv_dtype(run.kv_dtype.into());
+    let device = devices::open(&*devices::of_machine(), run)?;
     Ok(models::load(&found.path, &device)?)
 }
 

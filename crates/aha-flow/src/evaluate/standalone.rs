@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use aha_compute::Device;
 use aha_data::{Session, SessionOptions};
 use aha_model::Tokenizer;
 use aha_reward::Settings;
@@ -17,23 +18,24 @@ use aha_rollout::read;
 
 use super::{EvalRow, Subject, Tally};
 use crate::compute::ComputeThread;
+use crate::devices::{self, Devices};
 use crate::error::{Error, Result};
 use crate::lend::Lender;
 use crate::pipeline::{
-    EvalStage, ModelSource, Names, Pipeline, Places, Reward, Run, Sql, Stage, StageKind, Template,
-    name_of,
+    self, EvalStage, ModelSource, Names, Pipeline, Places, Reward, Run, Sql, Stage, StageKind,
+    Template, name_of,
 };
 use crate::progress::{Event, Watcher};
 use crate::prompts::{Origin, Problem};
 use crate::rl::fault::Faults;
-use crate::run::{How, execute};
+use crate::run::{How, execute, pipeline_of};
 use crate::rundir::RunDir;
 use crate::score::Scorer;
 use crate::stages::completions::Speed;
 use crate::stages::eval::{self, draws, subject};
 use crate::state::RunState;
 use crate::stop::Stop;
-use crate::{compute, generate, models};
+use crate::{generate, models};
 
 /// The stage's name, in rows and draws.
 const STAGE: &str = "eval";
@@ -54,18 +56,21 @@ pub struct Standalone {
     pub run: Run,
     /// Where addresses are looked up.
     pub places: Places,
+    /// CUDA devices.
+    pub devices: Arc<dyn Devices>,
 }
 
 /// Draws completions, scores them and returns the figures. Nothing is written. A step is a problem.
 pub async fn in_memory(options: &Standalone, watcher: Watcher) -> Result<EvalRow> {
     let resolved = options.resolve().await?;
     let path = options.model_path()?;
-    let (run, places) = (options.run.clone(), options.places.clone());
+    let (run, places) = (options.pipeline(&resolved, None)?.run, options.places.clone());
+    let device = devices::open(&*options.devices, &run)?;
     let job = move || {
         let specs = eval::specs(&resolved.settings);
-        let lender = Lender::by_address(STAGE, &specs, &run, &places)?;
+        let lender = Lender::by_address(STAGE, &specs, (&run, &device), &places)?;
         let scorer = eval::scorer(&resolved.settings, &lender)?;
-        evaluate(resolved, scorer, &path, &run, &watcher)
+        evaluate(resolved, scorer, &path, (&run, &device), &watcher)
     };
     ComputeThread::start("aha-sampler")?.run(job).await?
 }
@@ -79,8 +84,9 @@ pub async fn in_dir(
     watcher: Watcher,
 ) -> Result<EvalRow> {
     let resolved = options.resolve().await?;
-    let pipeline = Arc::new(options.pipeline(&resolved));
-    let how = How { watcher, stop, faults: Faults::default() };
+    let pipeline = Arc::new(options.pipeline(&resolved, pipeline_of(dir).as_ref())?);
+    let devices = Arc::clone(&options.devices);
+    let how = How { watcher, stop, faults: Faults::default(), devices };
     // It goes on by itself where there is something to go on with.
     let resume = RunState::read(dir)?.is_some();
     execute(pipeline, dir, options.places.clone(), (resume, how), || ()).await?;
@@ -139,8 +145,8 @@ impl Standalone {
             .map_err(|found| Error::input_with(found.message, found.hint))
     }
 
-    /// The pipeline that does the same.
-    fn pipeline(&self, resolved: &Resolved) -> Pipeline {
+    /// The pipeline that does the same, where the run that goes on has `earlier`.
+    fn pipeline(&self, resolved: &Resolved, earlier: Option<&Pipeline>) -> Result<Pipeline> {
         let mut models = vec![(resolved.model.clone(), ModelSource::Path(self.model.clone()))];
         let mut settings = resolved.settings.clone();
         if let Some(asked) = settings.rank_by.as_mut().and_then(model_of) {
@@ -156,7 +162,7 @@ impl Standalone {
             }
             *asked = name;
         }
-        Pipeline {
+        let mut pipeline = Pipeline {
             run: self.run.clone(),
             models,
             tables: vec![(resolved.dataset.clone(), self.data.clone())],
@@ -165,7 +171,9 @@ impl Standalone {
                 description: String::new(),
                 kind: StageKind::Eval(Box::new(settings)),
             }],
-        }
+        };
+        pipeline::device::settle(&mut pipeline, &*self.devices, earlier)?;
+        Ok(pipeline)
     }
 }
 
@@ -196,11 +204,11 @@ fn evaluate(
     resolved: Resolved,
     scorer: Scorer,
     path: &Path,
-    run: &Run,
+    (run, device): (&Run, &Device),
     watcher: &Watcher,
 ) -> Result<EvalRow> {
     let Resolved { model, dataset, settings, problems } = resolved;
-    let loaded = models::load(path, &compute::device(run))?;
+    let loaded = models::load(path, device)?;
     let subject = subject(STAGE, &settings, run, &problems);
     let draws = draws(STAGE, &model, &settings, run, (loaded, (problems, scorer)))?;
     let mut sampler = generate::sampler(&draws.model.model, &draws.model.tokenizer, run);

@@ -111,7 +111,13 @@ fn what_a_run_began_with_is_named_where_it_can_not_go_on() {
         let state = RunState::begin(
             &pipeline(&[]),
             identity_then.clone(),
-            Machine { platform: String::new(), instruction_set: String::new(), threads: 1 },
+            Machine {
+                platform: String::new(),
+                device: "cpu".to_owned(),
+                device_name: None,
+                instruction_set: String::new(),
+                threads: 1,
+            },
         );
         let began = Began::read(&dir, &RunState { version: version.to_owned(), ..state });
         identity_then.difference(&began, &now, &settings).unwrap()

@@ -5,12 +5,14 @@
 //! resolved pipeline: a run that goes on keeps them, on whatever machine.
 
 use super::catalogue::ModelFacts;
-use super::memory::memory_of;
+use super::device::DeviceFacts;
+use super::memory::{Breakdown, memory_of};
 use super::reader::{Field, Key, Reader, Word};
 use super::resolve::Facts;
 use super::source::{Node, Value};
 use super::stages::{Pipeline, Stage, StageKind};
 use super::write::Out;
+use crate::devices::Devices;
 
 /// Tokens of a micro-batch past which nothing gets faster: matrix products have long reached their rate, and
 /// longer batches only leave the caches.
@@ -88,6 +90,10 @@ impl<T: Field + Copy + Default> Field for Auto<T> {
 /// What choices are made by, besides the pipeline.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Room<'a> {
+    /// CUDA devices that may be there; absent: nobody looks for any.
+    pub devices: Option<&'a dyn Devices>,
+    /// Whether the run starts now, so that it has the room that is free on a device, and not all of it.
+    pub starts: bool,
     /// Memory that the machine has to spare, for pipelines without `run.memory`; absent: not known.
     pub free_bytes: Option<u64>,
     /// The pipeline of the run that goes on, whose choices are kept.
@@ -150,7 +156,11 @@ impl Knobs {
 
 /// Chooses what the training stages leave open. Returns the names of those stages whose least is more than the
 /// machine has to spare.
-pub(crate) fn choose(pipeline: &mut Pipeline, facts: &Facts, room: Room<'_>) -> Vec<String> {
+pub(crate) fn choose(
+    pipeline: &mut Pipeline,
+    facts: &Facts,
+    (room, device): (Room<'_>, Option<&DeviceFacts>),
+) -> Vec<String> {
     let budget = pipeline.run.memory.map(|limit| limit.0).or(room.free_bytes);
     let mut too_large = Vec::new();
     for idx in 0..pipeline.stages.len() {
@@ -159,12 +169,17 @@ pub(crate) fn choose(pipeline: &mut Pipeline, facts: &Facts, room: Room<'_>) -> 
         let kept = room.earlier.and_then(|earlier| kept(knobs, stage, earlier));
         let chosen = kept.or_else(|| {
             let model = stage.kind.models().first().and_then(|name| facts.models.get(name))?;
-            let needs = |knobs: Knobs| {
+            let fits = |knobs: Knobs| {
                 let mut stage = stage.clone();
                 knobs.set(&mut stage.kind);
-                memory_of(pipeline, &stage, facts).total_bytes()
+                let needs = memory_of(pipeline, &stage, facts);
+                let within = |found: &Breakdown, room: Option<u64>| {
+                    room.is_none_or(|room| found.total_bytes() <= room)
+                };
+                within(&needs.host, budget)
+                    && within(&needs.device, device.map(|device| device.room_bytes(room.starts)))
             };
-            let (chosen, fits) = fitting(knobs, longest(&stage.kind, model), budget, needs);
+            let (chosen, fits) = fitting(knobs, longest(&stage.kind, model), fits);
             if !fits {
                 too_large.push(stage.name.clone());
             }
@@ -204,14 +219,9 @@ pub(crate) fn longest(kind: &StageKind, model: &ModelFacts) -> u32 {
     }
 }
 
-/// The choice for a budget, and whether it fits: the largest micro-batch of `least` tokens or more that does,
-/// without computing activations again if there is one. `needs` grows with the tokens.
-fn fitting(
-    knobs: Knobs,
-    least: u32,
-    budget: Option<u64>,
-    needs: impl Fn(Knobs) -> u64,
-) -> (Knobs, bool) {
+/// The choice, and whether it fits: the largest micro-batch of `least` tokens or more that does, without computing
+/// activations again if there is one. What fits does so with fewer tokens too.
+fn fitting(knobs: Knobs, least: u32, fits: impl Fn(Knobs) -> bool) -> (Knobs, bool) {
     let (least, most) = match knobs.tokens {
         Auto::Given(tokens) => (tokens, tokens),
         Auto::Auto => (least, least.max(MICRO_BATCH_TOKENS_MAX)),
@@ -224,7 +234,6 @@ fn fitting(
         Auto::Given(is_on) => [is_on; 2],
         Auto::Auto => [false, true],
     };
-    let fits = |knobs: Knobs| budget.is_none_or(|budget| needs(knobs) <= budget);
     for is_on in ways {
         if fits(with(most, is_on)) {
             return (with(most, is_on), true);
@@ -257,7 +266,8 @@ mod tests {
     #[track_caller]
     fn expect(knobs: Knobs, budget: Option<u64>, (tokens, is_on, fits): (u32, bool, bool)) {
         let expected = Knobs { tokens: Auto::Given(tokens), checkpointing: Auto::Given(is_on) };
-        assert_eq!(fitting(knobs, 500, budget, needs), (expected, fits), "{knobs:?} {budget:?}");
+        let within = |knobs| budget.is_none_or(|budget| needs(knobs) <= budget);
+        assert_eq!(fitting(knobs, 500, within), (expected, fits), "{knobs:?} {budget:?}");
     }
 
     #[test]

@@ -42,19 +42,21 @@
 //! gate, up and product (3 I); with normed queries and keys those before the norm as well (Q + K). With `lora` its rank
 //! more for each target, in A bytes each.
 //!
+//! On a CUDA device models and what passes compute are in its memory; `device` says which parts, and which are others.
+//!
 //! While a stage asks an endpoint it has no model: rollouts are those of all chunks that are under way.
 //!
 //! A stage's phases follow one another: its query, reading a model, sampling, training. What it needs is what
 //! the largest needs. Neither a checkpoint nor a table is ever in memory as a whole; the problems and
 //! examples of a stage are, and are not counted.
 
+mod device;
 mod guides;
 #[cfg(test)]
 mod tests;
 
 use aha_compute::device::SPARE_BYTES_MAX;
 use aha_compute::ops::attention::{Dims, KvCache, PAGE_LEN};
-use aha_compute::ops::lm_head;
 use aha_model::Target;
 use aha_sample::Limits;
 use aha_sample::engine::LOGITS_LEN_MAX;
@@ -73,6 +75,8 @@ use super::stages::{Pipeline, RlStage, Stage, StageKind};
 use crate::reward_model::SCORING_TOKENS_MAX;
 use crate::stages::asked;
 use crate::stages::completions::CHUNK_PROMPTS;
+
+pub use device::Needs;
 
 /// Code, tokenizer, tables being read and written.
 const PROGRAM_BYTES: u64 = 40 << 20;
@@ -198,7 +202,7 @@ pub(crate) fn facts_of_reward_model(model: &ModelFacts) -> ModelFacts {
 }
 
 /// The memory of a stage of a pipeline, with what is known of its models.
-pub(crate) fn memory_of(pipeline: &Pipeline, stage: &Stage, facts: &Facts) -> Breakdown {
+pub(crate) fn memory_of(pipeline: &Pipeline, stage: &Stage, facts: &Facts) -> Needs {
     let models = stage.kind.models().iter().filter_map(|name| facts.models.get(name));
     let mut asked: Vec<&str> = Vec::new();
     for (name, _) in stage.kind.rewards().into_iter().filter_map(Reward::reward_model) {
@@ -232,9 +236,8 @@ pub fn predict(
     stage: &Stage,
     model: Option<&ModelFacts>,
     others: &Others<'_>,
-) -> Breakdown {
-    let phases = phases(pipeline, stage, model, others);
-    phases.into_iter().max_by_key(Breakdown::total_bytes).unwrap_or_default()
+) -> Needs {
+    Needs::of(&pipeline.run, phases(pipeline, stage, model, others))
 }
 
 /// What a stage needs one after the other.
@@ -266,6 +269,7 @@ fn phases(
     };
     let mut at = Phase { found: program, ..Phase::new(run, model) };
     at.found.add("weights", at.weights());
+    at.add_transfers();
     at.add_reward_models(&others.reward_models);
     let mut query = at.clone().beside(others.guide);
     query.found.add("queries", pipeline.run.query_memory.0);
@@ -569,7 +573,7 @@ impl<'a> Phase<'a> {
         let rounded = |numbers: u64| if is_rounded { 2 * numbers } else { 0 };
         let backward = F32 * (3 * hidden + 2 * inner) + rounded(inner);
         let of_tokens = |bytes: u64| tokens.saturating_mul(bytes);
-        let rows = tokens.min(lm_head::chunk_rows(self.model.vocab_size as usize) as u64);
+        let rows = tokens.min(self.logits_rows());
         self.found.add("activations", of_tokens(kept + 4 * F32 * hidden));
         self.found.add("backward", of_tokens(backward));
         let of_row = F32 * self.vocab() + rounded(self.vocab());
@@ -600,7 +604,9 @@ impl<'a> Phase<'a> {
             self.add_packed();
         }
         self.add_int8(weights);
-        self.add_sampler(CHUNK_PROMPTS as u64 * u64::from(samples), 1, max_tokens);
+        let rows = CHUNK_PROMPTS as u64 * u64::from(samples);
+        self.add_cache(rows);
+        self.add_rollouts(rows, 1, max_tokens);
         self.add_sampling();
         self
     }
@@ -621,14 +627,22 @@ impl<'a> Phase<'a> {
         self.add_reference(rl.objective.kl_coef > 0.0, rl.sampling.weights);
         self.add_int8(rl.sampling.weights);
         let batches = 1 + u64::from(rl.resample_rounds) + u64::from(rl.max_staleness);
-        self.add_sampler(rows, batches, rl.sampling.max_tokens);
+        let is_ahead = rl.max_staleness > 0;
+        // A device gives the cache back while the learner steps.
+        let keeps_cache = is_ahead || !self.is_cuda();
+        if keeps_cache {
+            self.add_cache(rows);
+        }
+        self.add_rollouts(rows, batches, rl.sampling.max_tokens);
         self.add_critic(critic, rows.saturating_mul(u64::from(rl.sampling.max_tokens)));
         let asking = teacher.map(|teacher| self.add_teacher(teacher, tokens));
-        let is_ahead = rl.max_staleness > 0;
         if is_ahead {
             self.add_copies(rl.sampling.weights);
         }
         let mut sampling = self.clone();
+        if !keeps_cache {
+            sampling.add_cache(rows);
+        }
         sampling.add_sampling();
         if is_ahead {
             let beside = sampling.found.total_bytes() - self.found.total_bytes();
@@ -667,15 +681,19 @@ impl<'a> Phase<'a> {
         self.found.add("sampler's copies", bytes);
     }
 
-    /// What a sampler holds between its steps, and what it hands on.
-    /// `rows` are sampled together, and so many batches of them are kept until they are written.
-    fn add_sampler(&mut self, rows: u64, batches: u64, max_tokens: u32) {
+    /// What a sampler of so many rows holds.
+    fn add_cache(&mut self, rows: u64) {
         let model = self.model;
         let dims = dims_of(model);
         let (layers, positions) = (model.layers as usize, model.max_position_embeddings as usize);
-        // The system gives the cache's memory as it is written to.
-        let sequences = u64::from(self.run.sequences_max).min(rows);
+        let sequences_max = u64::from(self.run.sequences_max);
+        // The system gives the host's memory as it is written to, a device all that is asked for.
+        let sequences = if self.is_cuda() { sequences_max } else { sequences_max.min(rows) };
         self.found.add("kv cache", filled_bytes(self.run, sequences, layers, dims, positions));
+    }
+
+    /// What a sampler hands on: `rows` are sampled together, and so many batches of them are kept until they are written.
+    fn add_rollouts(&mut self, rows: u64, batches: u64, max_tokens: u32) {
         let tokens = rows.saturating_mul(batches).saturating_mul(u64::from(max_tokens));
         self.found.add("rollouts", tokens.saturating_mul(ROLLOUT_TOKEN_BYTES));
     }
@@ -691,6 +709,9 @@ impl<'a> Phase<'a> {
     }
 
     fn add_scratch(&mut self, tokens: u64) {
+        if self.is_cuda() {
+            return self.add_device_scratch(tokens);
+        }
         let keys = 4 * F32 * u64::from(self.model.head_dim);
         let of_thread = THREAD_SCRATCH_BYTES.saturating_add(tokens.saturating_mul(keys));
         self.found.add("scratch", self.threads().saturating_mul(of_thread));

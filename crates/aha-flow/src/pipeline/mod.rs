@@ -11,7 +11,7 @@
 //!   from the tree to structs and back.
 //! - `layout`: the file's sections. `settings`: what of them results depend on. `local`: names and arithmetic.
 //!   `asking`: endpoints. `references`: who reads whom. `roles`: models as what they are named for.
-//!   `resolve`: tables, queries and models, asked through [`Catalogue`] and [`ModelProbe`].
+//!   `device`: where a run computes. `resolve`: tables, queries and models, asked through [`Catalogue`] and [`ModelProbe`].
 //! - [`memory`]: the prediction and its formulas. `auto`: what is chosen by them. [`Plan`]: what `aha check` prints.
 //!
 //! # Invariants
@@ -24,6 +24,7 @@ mod auto;
 mod benchmark;
 mod catalogue;
 mod conversations;
+pub(crate) mod device;
 mod endpoint;
 mod foreign;
 mod layout;
@@ -54,6 +55,7 @@ pub use benchmark::Benchmark;
 pub use catalogue::{
     Catalogue, Column, ModelFacts, ModelProbe, ProbeProblem, SqlProblem, StageOutput, TableFacts,
 };
+pub use device::{Device, DeviceFacts, Found};
 pub use endpoint::{Api, Endpoint};
 pub use layout::{RESOLVED_HEADER, Table, reference};
 pub use local::name_of;
@@ -67,7 +69,7 @@ pub use problem::{Problem, Problems};
 pub use reader::{Key, Word};
 pub use resolve::Facts;
 pub use rewards::Reward;
-pub use run::{Device, Run};
+pub use run::Run;
 pub use sampling::{
     OnStale, Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
 };
@@ -144,8 +146,11 @@ pub fn check(
     let (mut pipeline, mut reader) = read(&sources)?;
     let mut world = resolve::World { catalogue, probe, places };
     let facts = resolve::resolve(&pipeline, &mut world, &mut reader);
-    let too_large = auto::choose(&mut pipeline, &facts, room);
-    let plan = Plan::new(pipeline, facts);
+    let device = device::choose(&mut pipeline, room, &mut reader);
+    device::check(&pipeline, &mut reader);
+    let too_large = auto::choose(&mut pipeline, &facts, (room, device.facts.as_ref()));
+    let plan = Plan::new(pipeline, facts, device);
+    check_device_memory(&plan, room.starts, &mut reader);
     match plan.pipeline.run.memory {
         Some(limit) => check_memory(&plan, limit, &too_large, &mut reader),
         None => check_choices(&plan, room, &too_large, &mut reader),
@@ -162,6 +167,52 @@ fn read<'a>(sources: &'a Sources<'a>) -> Result<(Pipeline, Reader<'a>), Problems
     let pipeline = layout::read(&root, &mut reader);
     local::check(&pipeline, &mut reader);
     Ok((pipeline, reader))
+}
+
+/// What a device has no room for is refused whatever the host has.
+fn check_device_memory(plan: &Plan, starts: bool, reader: &mut Reader<'_>) {
+    let Some(facts) = &plan.device.facts else { return };
+    for (stage, memory) in plan.pipeline.stages.iter().zip(&plan.device_memory) {
+        let room_bytes = facts.room_bytes(starts);
+        if memory.total_bytes() <= room_bytes {
+            continue;
+        }
+        let message = format!(
+            "stage `{}` will want more than the {}{} of {}: {}",
+            stage.name,
+            memory::shown(room_bytes),
+            if starts { " that are free" } else { "" },
+            plan.device_text(),
+            memory.describe()
+        );
+        reader.report_at(
+            &format!("stage.{}", stage.name),
+            message,
+            Some(device_hint(stage, &plan.pipeline.run)),
+        );
+    }
+}
+
+/// The keys that a device's memory depends on.
+pub(crate) fn device_hint(stage: &Stage, run: &Run) -> String {
+    let mut keys = Vec::new();
+    if let Some(knobs) = auto::Knobs::of(&stage.kind) {
+        keys.push("lower `micro_batch_tokens`");
+        if !knobs.checkpointing.is_on() {
+            keys.push("set `activation_checkpointing`");
+        }
+        if stage.kind.lora().is_none() {
+            keys.push("train adapters with `lora`");
+        }
+    }
+    if matches!(stage.kind, StageKind::Rl(_) | StageKind::Sample(_) | StageKind::Eval(_)) {
+        keys.push("lower `run.kv_cache` or `run.sequences_max`");
+    }
+    if run.dtype == Dtype::F32 {
+        keys.push("set `run.dtype` to \"bf16\"");
+    }
+    keys.push("take a smaller model or another device");
+    keys.join(", ")
 }
 
 /// `too_large` names the stages whose choices are the smallest there are.
@@ -196,7 +247,7 @@ fn check_memory(plan: &Plan, limit: ByteSize, too_large: &[String], reader: &mut
 fn check_choices(plan: &Plan, room: Room<'_>, too_large: &[String], reader: &mut Reader<'_>) {
     let Some(free_bytes) = room.free_bytes else { return };
     for (stage, memory) in plan.pipeline.stages.iter().zip(&plan.memory) {
-        if too_large.contains(&stage.name) {
+        if too_large.contains(&stage.name) && memory.total_bytes() > free_bytes {
             let message = format!(
                 "stage `{}` will want more than the {} that this machine has free: {}",
                 stage.name,

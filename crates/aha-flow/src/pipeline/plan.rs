@@ -9,8 +9,9 @@ use aha_reward::code::Isolation;
 use serde_json::{Value as Json, json};
 
 use super::auto::Knobs;
+use super::device::{Device, Found};
 use super::lora::Lora;
-use super::memory::{Breakdown, memory_of, shown};
+use super::memory::{Breakdown, Needs, memory_of, shown};
 use super::models::{ModelSource, TokenizerSource};
 use super::resolve::Facts;
 use super::rewards::Reward;
@@ -28,21 +29,44 @@ pub struct Plan {
     pub pipeline: Pipeline,
     /// What was learned of tables and models.
     pub facts: Facts,
-    /// The memory of each stage, in their order.
+    /// The host's memory of each stage, in their order.
     pub memory: Vec<Breakdown>,
+    /// Where it computes.
+    pub device: Found,
+    /// The CUDA device's memory of each stage, in their order; nothing where the processor computes.
+    pub device_memory: Vec<Breakdown>,
 }
 
 impl Plan {
-    pub(crate) fn new(pipeline: Pipeline, facts: Facts) -> Self {
-        let memory =
-            pipeline.stages.iter().map(|stage| memory_of(&pipeline, stage, &facts)).collect();
-        Self { pipeline, facts, memory }
+    pub(crate) fn new(pipeline: Pipeline, facts: Facts, device: Found) -> Self {
+        let needs = pipeline.stages.iter().map(|stage| memory_of(&pipeline, stage, &facts));
+        let needs = needs.map(|Needs { host, device }| (host, device));
+        let (memory, device_memory) = needs.unzip();
+        Self { pipeline, facts, memory, device, device_memory }
     }
 
-    /// The stage that wants most memory, with what it wants.
+    /// The stage that wants most of the host's memory, with what it wants.
     pub fn peak(&self) -> Option<(&Stage, &Breakdown)> {
+        self.largest(&self.memory)
+    }
+
+    /// The stage that wants most of the CUDA device's memory, with what it wants; none where the processor computes.
+    pub fn device_peak(&self) -> Option<(&Stage, &Breakdown)> {
+        self.largest(&self.device_memory).filter(|(_, memory)| memory.total_bytes() > 0)
+    }
+
+    fn largest<'a>(&'a self, memory: &'a [Breakdown]) -> Option<(&'a Stage, &'a Breakdown)> {
         // The first of several equal ones, so that the text doesn't depend on the search.
-        self.pipeline.stages.iter().zip(&self.memory).rev().max_by_key(|(_, m)| m.total_bytes())
+        self.pipeline.stages.iter().zip(memory).rev().max_by_key(|(_, m)| m.total_bytes())
+    }
+
+    /// Where it computes: "cuda:0 (NVIDIA H200)".
+    pub fn device_text(&self) -> String {
+        let device = &self.pipeline.run.device;
+        match &self.device.facts {
+            Some(facts) => format!("{device} ({})", facts.name),
+            None => device.to_string(),
+        }
     }
 
     /// The plan for people.
@@ -58,9 +82,12 @@ impl Plan {
             text,
             "run: seed {}, {threads}, device {}, queries spill beyond {}",
             run.seed,
-            run.device.word(),
+            self.device_text(),
             shown(run.query_memory.0)
         );
+        for reason in &self.device.reasons {
+            let _ = writeln!(text, "     {reason}");
+        }
         self.write_models(&mut text);
         self.write_tables(&mut text);
         text.push_str("stages:\n");
@@ -79,6 +106,9 @@ impl Plan {
                 );
             }
             let _ = writeln!(text, "     memory {}", self.memory[idx].describe());
+            if run.device.is_cuda() {
+                text.push_str(&table(&run.device, &self.device_memory[idx]));
+            }
         }
         if let Some((stage, memory)) = self.peak() {
             let total = shown(memory.total_bytes());
@@ -86,7 +116,24 @@ impl Plan {
                 run.memory.map(|limit| format!(" of {}", shown(limit.0))).unwrap_or_default();
             let _ = writeln!(text, "peak memory: {total}{limit}, in stage `{}`", stage.name);
         }
+        text.push_str(&self.device_peak_text().map(|line| line + "\n").unwrap_or_default());
         text
+    }
+
+    /// "peak memory of cuda:0: 12 GiB of 140 GiB, of which 138 GiB are free, in stage `zero`"; none for a processor.
+    pub fn device_peak_text(&self) -> Option<String> {
+        let (stage, memory) = self.device_peak()?;
+        let of = self.device.facts.as_ref().map(|facts| {
+            let (total, free) = (shown(facts.total_bytes), shown(facts.free_bytes));
+            format!(" of {total}, of which {free} are free")
+        });
+        Some(format!(
+            "peak memory of {}: {}{}, in stage `{}`",
+            self.pipeline.run.device,
+            shown(memory.total_bytes()),
+            of.unwrap_or_default(),
+            stage.name
+        ))
     }
 
     fn write_models(&self, text: &mut String) {
@@ -166,7 +213,8 @@ impl Plan {
                 (name.clone(), value)
             })
             .collect();
-        let stages = self.pipeline.stages.iter().zip(&self.memory).map(|(stage, memory)| {
+        let memory = self.memory.iter().zip(&self.device_memory);
+        let stages = self.pipeline.stages.iter().zip(memory).map(|(stage, (memory, device))| {
             let formula = match &stage.kind {
                 StageKind::Rl(rl) => Some(formula(&rl.objective)),
                 _ => None,
@@ -184,6 +232,8 @@ impl Plan {
                     Knobs::of(&stage.kind).map(|knobs| knobs.checkpointing.is_on()),
                 "memory_bytes": memory.total_bytes(),
                 "memory": memory.parts,
+                "device_memory_bytes": device.total_bytes(),
+                "device_memory": device.parts,
             })
         });
         json!({
@@ -192,8 +242,23 @@ impl Plan {
             "tables": tables,
             "stages": stages.collect::<Vec<_>>(),
             "memory_bytes": self.peak().map(|(_, memory)| memory.total_bytes()),
+            "device": self.pipeline.run.device.to_string(),
+            "device_name": self.device.facts.as_ref().map(|facts| &facts.name),
+            "device_free_bytes": self.device.facts.as_ref().map(|facts| facts.free_bytes),
+            "device_memory_bytes": self.device_peak().map(|(_, memory)| memory.total_bytes()),
         })
     }
+}
+
+/// What a stage needs of a device, a line for each part.
+fn table(device: &Device, memory: &Breakdown) -> String {
+    let mut lines = format!("     memory of {device} {}\n", shown(memory.total_bytes()));
+    let mut parts: Vec<_> = memory.parts.iter().collect();
+    parts.sort_by_key(|part| std::cmp::Reverse(part.bytes));
+    for part in parts {
+        let _ = writeln!(lines, "         {:<22}{:>9}", part.name, shown(part.bytes));
+    }
+    lines
 }
 
 fn headline(stage: &Stage) -> String {

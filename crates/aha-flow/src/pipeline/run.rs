@@ -1,18 +1,9 @@
 //! `[run]`: what holds for every stage.
 
-use super::reader::{choice, section, section_fields};
+use super::device::Device;
+use super::reader::{section, section_fields};
 use super::stages::Dtype;
 use super::values::ByteSize;
-
-choice! {
-    /// Where tensors live.
-    pub enum Device {
-        /// The processor.
-        Cpu = "cpu",
-        /// The best device of the machine; in this version always the processor.
-        Auto = "auto",
-    }
-}
 
 section! {
     /// What holds for every stage of the run.
@@ -23,13 +14,21 @@ section! {
         /// do not depend on it.
         @neutral
         pub threads: u32 = 0, "at most 256" |n| *n <= 256;
-        /// Where tensors live.
-        pub device: Device = Device::Cpu;
+        /// What computes. On a CUDA device models, keys and values, gradients and the optimizer's state are in its
+        /// memory. Results have the same bits in every run on one kind of device, and other bits on others: what
+        /// "auto" has chosen is kept with the run, which goes on only there. On a CUDA device the size of micro-batches
+        /// changes results by rounding. "auto" passes over a device that can't do what the pipeline asks for.
+        pub device: Device = Device::Auto;
         /// What weights and activations are rounded to when they are multiplied, and what activations are kept as
         /// for the backward pass. Weights that are trained, the optimizer's state, gradients, softmax, norms and
         /// log-probs are `f32` in any case. `bf16` halves the memory of activations and the bytes that a decoding
         /// step reads; it is faster where the processor multiplies pairs of them faster (AMD's with AVX512_BF16).
         pub dtype: Dtype = Dtype::F32;
+        /// Whether linear layers multiply in FP8, with `dtype = "bf16"` on a CUDA device of compute capability 8.9 or
+        /// more (L40S, H100, B200): e4m3 numbers with a scale for each 1 x 128 of activations and gradients and each
+        /// 128 x 128 of weights, sums in `f32` (DeepSeek-V3, arXiv:2412.19437, section 3.3), when sampling and when
+        /// learning. Embedding, norms, attention and heads are as without. Gradients are off by some more percent.
+        pub fp8: bool = false;
         /// What keys and values are kept as. With `bf16` they are rounded as soon as they are computed, when sampling
         /// and when learning, so that both compute the same; a cache then holds twice as many. What `dtype = "bf16"`
         /// computes is bf16 in any case.

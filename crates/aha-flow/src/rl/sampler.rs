@@ -22,6 +22,7 @@ use super::fault::Point;
 use super::stage::Shared;
 use super::{advantage, learner, reward};
 use crate::compute::{self, ComputeThread, panic_text};
+use crate::devices;
 use crate::error::{Error, Result};
 use crate::generate::{self, Source};
 use crate::progress::Waiting;
@@ -139,10 +140,14 @@ pub struct Sampler;
 
 /// Spawns the sampler under `supervisor`.
 pub async fn spawn(args: Args, supervisor: ractor::ActorCell) -> Result<Handle> {
-    let lane = (args.shared.settings.max_staleness > 0).then(|| {
-        let shares = compute::shares(&args.shared.run, &args.shared.settings);
-        Arc::new(Lane::new(compute::device_of(&args.shared.run, shares.sampler)))
-    });
+    let lane = match args.shared.settings.max_staleness {
+        0 => None,
+        _ => {
+            let shares = compute::shares(&args.shared.run, &args.shared.settings);
+            let device = devices::beside(&args.shared.device, shares.sampler)?;
+            Some(Arc::new(Lane::new(device)))
+        }
+    };
     let (actor, _) = Actor::spawn_linked(None, Sampler, (args, lane.clone()), supervisor)
         .await
         .map_err(|error| Error::bug(format!("the sampler doesn't start: {error}")))?;
@@ -348,7 +353,9 @@ impl Job {
                 send(rows)
             })?;
         let failed = failed.into_iter().map(|(row, error)| (id(row), error)).collect();
-        Ok(Drawn { engine: Some(engine), failed })
+        // A device's memory for keys and values is the learner's while that steps.
+        let engine = (!shared.device.is_cuda()).then_some(engine);
+        Ok(Drawn { engine, failed })
     }
 
     /// A prompt at which sampling fails is one that has failed; what fails at every prompt isn't a prompt's
@@ -376,6 +383,7 @@ impl Job {
                 }
                 // Nobody wants the rest, which is no prompt's fault.
                 Err(error) if self.cancel.load(Ordering::Relaxed) => return Err(error),
+                Err(error @ Error::Device { .. }) => return Err(error),
                 Err(_) if is_sent => drawn_count += 1,
                 Err(error) => {
                     let prompt_id = PromptsView::new(&prompt)?.prompt_id(0).to_owned();

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use aha_compute::Device;
 use aha_compute::random::Philox;
 use aha_learn::learner::Learner;
 use aha_model::{Head, Model, Tokenizer};
@@ -34,6 +35,8 @@ pub struct Shared {
     pub settings: RlStage,
     /// What holds for every stage.
     pub run: Run,
+    /// What computes; a sampler that runs ahead has one beside it.
+    pub device: Device,
     /// Where everything is written.
     pub dir: RunDir,
     /// Problems that prompts are made of.

@@ -77,9 +77,15 @@ pub fn decide(side: Side, error: Option<&Error>, failures: u32, one_by_one: bool
         {
             restart(true)
         }
-        (Some(Error::Input { .. } | Error::Watchdog { .. } | Error::Interrupted), _) => {
-            Decision::StopRun
-        }
+        (
+            Some(
+                Error::Input { .. }
+                | Error::Device { .. }
+                | Error::Watchdog { .. }
+                | Error::Interrupted,
+            ),
+            _,
+        ) => Decision::StopRun,
         (_, Side::Sampler) if failures < LEFT_RESTARTS_MAX => restart(one_by_one || is_last),
         (_, Side::Left) if failures < LEFT_RESTARTS_MAX => restart(one_by_one),
         (_, Side::Sampler | Side::Left) => Decision::StopRun,

@@ -258,6 +258,7 @@ async fn an_exported_model_can_be_evaluated_without_a_run() {
         panic!("an eval stage")
     };
     let options = Standalone {
+        devices: Arc::new(crate::devices::Given::default()),
         model: world.dir.model("out").display().to_string(),
         data: data.display().to_string(),
         template: None,
@@ -302,6 +303,7 @@ async fn an_evaluation_in_a_directory_goes_on_and_says_what_one_in_memory_says()
         panic!("an eval stage")
     };
     let options = Standalone {
+        devices: Arc::new(crate::devices::Given::default()),
         model: world.dir.model("base").display().to_string(),
         data: data.display().to_string(),
         template: None,

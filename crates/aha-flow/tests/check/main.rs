@@ -154,7 +154,7 @@ fn a_benchmark_brings_its_verifier_unless_the_stage_has_one() {
 fn overrides_replace_what_the_file_says() {
     let sets = [
         "run.seed=7",
-        "run.device=auto",
+        "run.device=cuda:1",
         "stage.zero.steps=3",
         "stage.zero.sampling.temperature=0.5",
         "stage.zero.objective = { kl = 0 }",
@@ -163,7 +163,7 @@ fn overrides_replace_what_the_file_says() {
     .map(str::to_owned);
     let plan = check_text("good.toml", &good(), &sets).unwrap();
     assert_eq!(plan.pipeline.run.seed, 7);
-    assert_eq!(plan.pipeline.run.device, aha_flow::pipeline::Device::Auto);
+    assert_eq!(plan.pipeline.run.device, aha_flow::pipeline::Device::Cuda(vec![1]));
     let aha_flow::pipeline::StageKind::Rl(rl) = &plan.pipeline.stage("zero").unwrap().kind else {
         panic!("zero is an rl stage")
     };

@@ -46,7 +46,7 @@ fn need(tokens: u32, is_on: bool) -> u64 {
 }
 
 fn free(bytes: u64) -> Room<'static> {
-    Room { free_bytes: Some(bytes), earlier: None }
+    Room { free_bytes: Some(bytes), ..Room::default() }
 }
 
 #[test]
@@ -102,10 +102,11 @@ fn a_run_that_goes_on_keeps_what_was_chosen() {
     let earlier: Pipeline =
         parse(Text { path: "pipeline.toml", text: &written, sets: &[] }).unwrap();
     for free_bytes in [None, Some(1), Some(u64::MAX)] {
-        let plan = check(&[], Room { free_bytes, earlier: Some(&earlier) }).unwrap();
+        let plan =
+            check(&[], Room { free_bytes, earlier: Some(&earlier), ..Room::default() }).unwrap();
         assert_eq!(plan.pipeline, began.pipeline);
     }
     let sets = ["stage.tuned.micro_batch_tokens=600"];
-    let plan = check(&sets, Room { free_bytes: None, earlier: Some(&earlier) }).unwrap();
+    let plan = check(&sets, Room { earlier: Some(&earlier), ..Room::default() }).unwrap();
     assert_eq!(chosen(&plan).0, 600);
 }

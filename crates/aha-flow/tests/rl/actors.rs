@@ -5,8 +5,10 @@ use std::sync::Arc;
 use aha_compute::Device;
 use aha_data::source::TableSource;
 use aha_data::{Session, SessionOptions};
+use aha_flow::generate;
 use aha_flow::models::{Loaded, Models};
 use aha_flow::pipeline::{Pipeline, Places, StageKind};
+use aha_flow::planning::{self, Around};
 use aha_flow::progress::Watcher;
 use aha_flow::prompts::{self, Prompter};
 use aha_flow::rl::advantage::{self, Groups};
@@ -16,7 +18,6 @@ use aha_flow::rl::stage::Shared;
 use aha_flow::rl::{learner, reward, sampler};
 use aha_flow::rundir::RunDir;
 use aha_flow::score::Scorer;
-use aha_flow::{generate, planning};
 use aha_reward::NoBackends;
 use aha_rollout::{col, schema};
 use arrow::array::{ArrayRef, AsArray, Float32Array, ListArray, RecordBatch};
@@ -39,7 +40,8 @@ impl Actors {
     pub async fn new(world: &World, sets: &[&str]) -> Actors {
         let places = Places { base_dir: "/".into(), hf_cache: None };
         let sets: Vec<String> = sets.iter().map(|&set| set.to_owned()).collect();
-        let plan = planning::check(&world.pipeline(), &sets, &places, None).await.unwrap();
+        let plan =
+            planning::check(&world.pipeline(), &sets, &places, Around::of_machine()).await.unwrap();
         let session = Session::new(&SessionOptions::default()).unwrap();
         for (name, address) in &plan.pipeline.tables {
             let source = TableSource::new(address, &places.base_dir).unwrap();
@@ -74,6 +76,7 @@ impl Actors {
             stage: "zero".to_owned(),
             settings: (**settings).clone(),
             run: self.pipeline.run.clone(),
+            device: self.device.clone(),
             draw: Draw::new(settings, &problems, &scorer, random).unwrap(),
             problems,
             prompter: Prompter::new(&base.tokenizer, &settings.template).unwrap(),

@@ -10,7 +10,7 @@
 //!   trained on. [`mixing`]: which prompts are drawn, and rewards by source. [`asking`]: completions of an endpoint.
 //!   [`distilling`]: learning from a teacher. [`int8`]: sampling from rounded weights. [`critic`]: PPO. [`adapters`]:
 //!   stages that train low-rank adapters. [`options`]: every key of every stage. [`versions`]: runs of another version
-//!   of the program. [`ahead`]: samplers that run ahead of their learners.
+//!   of the program. [`ahead`]: samplers that run ahead of their learners. [`on_cuda`]: runs on a CUDA device.
 //!
 //! Kills from outside are the business of the program's tests.
 
@@ -28,6 +28,7 @@ mod faults;
 mod int8;
 mod memory;
 mod mixing;
+mod on_cuda;
 mod options;
 mod reading;
 mod schedule;

@@ -5,7 +5,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use aha_compute::cuda::Context;
 use aha_flow::Error;
+use aha_flow::devices::Given;
 use aha_flow::progress::{Event, Watcher};
 use aha_flow::rl::fault::Faults;
 use aha_flow::run::{self, Failure, Options};
@@ -95,6 +97,8 @@ pub struct How<'a> {
     pub resume: bool,
     pub stop: Stop,
     pub faults: Faults,
+    /// CUDA devices that the run can ask for.
+    pub devices: Vec<Context>,
     /// Called with each event, on whatever thread it happens.
     pub watcher: Option<Watcher>,
 }
@@ -228,6 +232,7 @@ impl World {
             watcher,
             stop: how.stop,
             faults: how.faults,
+            devices: Arc::new(Given(how.devices)),
             disk_reserve_bytes: 0,
         };
         let run = tokio::time::timeout(RUN_MAX, run::run(options, |_, _| ()));

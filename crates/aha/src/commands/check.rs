@@ -4,12 +4,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use aha_flow::pipeline::Plan;
-use aha_flow::planning;
+use aha_flow::planning::{self, Around};
 use aha_flow::run::Failure;
 use anyhow::Context;
 use serde_json::json;
 
-use super::shared;
+use super::shared::{self, RunOn};
 use crate::report::{misuse, misused};
 use crate::screen::{self, Screen};
 use crate::text;
@@ -22,6 +22,8 @@ pub struct Args {
     /// Override a key of the pipeline, such as `stage.zero.steps=10`. Can be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+    #[command(flatten)]
+    on: RunOn,
     /// Print the plan, or the problems, as JSON.
     #[arg(long)]
     json: bool,
@@ -35,7 +37,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 true => screen::print_json(&plan.to_json())?,
                 false => screen::print(text::lines(&plan.to_text()))?,
             }
-            if let Some(warning) = shared::memory_warning(&plan) {
+            let warnings = [shared::memory_warning(&plan), shared::device_warning(&plan)];
+            for warning in warnings.into_iter().flatten() {
                 Screen::new().line(&warning);
             }
             Ok(())
@@ -52,13 +55,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 async fn check(args: &Args) -> anyhow::Result<Result<Plan, Failure>> {
-    let places = planning::places();
+    let (places, around) = (planning::places(), Around::of_machine());
+    let sets = args.on.sets(&args.sets);
     if args.pipeline == Path::new("-") {
         let text = io::read_to_string(io::stdin()).context("can't read stdin")?;
-        return Ok(planning::check_text("stdin", &text, &args.sets, &places, None).await);
+        return Ok(planning::check_text("stdin", &text, &sets, &places, around).await);
     }
     require_pipeline(&args.pipeline)?;
-    Ok(planning::check(&args.pipeline, &args.sets, &places, None).await)
+    Ok(planning::check(&args.pipeline, &sets, &places, around).await)
 }
 
 /// Fails for a path without a file: the first thing that can be wrong.

@@ -8,10 +8,10 @@ use aha_flow::evaluate::standalone::{self, Standalone};
 use aha_flow::pipeline::{
     Benchmark, Dtype, EvalStage, Reward, Run, Sampling, SamplingWeights, Template,
 };
-use aha_flow::planning;
 use aha_flow::progress::{Event, Watcher};
 use aha_flow::rundir::RunDir;
 use aha_flow::stop::Stop;
+use aha_flow::{devices, planning};
 use aha_reward::Written;
 
 use super::run::stop_on_signals;
@@ -132,13 +132,9 @@ pub fn run(args: Args, screen: &Screen) -> anyhow::Result<()> {
             weights: args.drawing.weights.into(),
             ..EvalStage::default()
         },
-        run: Run {
-            seed: args.seed,
-            threads: args.model.threads,
-            dtype: args.precision.dtype.into(),
-            ..Run::default()
-        },
+        run: Run { seed: args.seed, ..args.precision.run(args.model.threads) },
         places: planning::places(),
+        devices: devices::of_machine(),
     };
     let bar = screen.bar(1);
     let watcher = watcher(screen, bar.clone(), args.dir.is_some());

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use aha_compute::Device;
 use aha_flow::pipeline::ByteSize;
 use aha_model::save::{SaveDtype, SaveOptions, save};
 use aha_model::{Model, Tokenizer};
@@ -40,7 +41,7 @@ enum Dtype {
 pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     let path = args.model.path()?;
     require_free(&args.out)?;
-    let model = Model::load_any(&path, &args.model.device())?;
+    let model = Model::load_any(&path, &Device::cpu(args.model.threads as usize))?;
     let tokenizer = tokenizer(&path, screen)?;
     let dtype = match args.dtype {
         Dtype::F32 => SaveDtype::F32,

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use aha_compute::WeightForm;
 use aha_flow::evaluate::answers::{Answers, Votes};
 use aha_flow::evaluate::{self, Ranking};
 use aha_flow::generate::{address, sampler, stage_random};
@@ -144,8 +145,8 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     };
     shared::check_sampling(&sampling, args.thinking.thinking.as_ref())?;
     let chooser = Chooser::new(args)?;
-    let loaded =
-        models::load(&args.model.path()?, &args.model.device().with_dtype(args.precision.dtype))?;
+    let device = args.model.device(&args.precision, args.drawing.weights)?;
+    let loaded = models::load(&args.model.path()?, &device)?;
     if args.template == Template::Raw && loaded.tokenizer.chat_template().is_some() {
         tracing::info!("The model has a chat template, which `--template chat` uses.");
     }
@@ -210,13 +211,9 @@ impl Chooser {
     fn score(&self, args: &Args, rows: &mut [Row<'_>]) -> anyhow::Result<()> {
         let Some(reward) = &self.ranker else { return Ok(()) };
         let specs = std::slice::from_ref(&reward.0);
-        let run = Run {
-            seed: args.seed,
-            threads: args.model.threads,
-            dtype: args.precision.dtype.into(),
-            ..Run::default()
-        };
-        let lender = Lender::by_address(STAGE, specs, &run, &planning::places())?;
+        let run = Run { seed: args.seed, ..args.precision.run(args.model.threads) };
+        let device = shared::opened(&run, WeightForm::Same)?;
+        let lender = Lender::by_address(STAGE, specs, (&run, &device), &planning::places())?;
         let composite = Composite::new(specs, OnNull::Drop, None, &lender).map_err(|problems| {
             let problems: Vec<String> = problems.iter().map(|(_, p)| p.to_string()).collect();
             misuse(format!("--rank-by: {}", problems.join("; ")), "see `aha generate --help`")

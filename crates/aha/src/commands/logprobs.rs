@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 use std::path::PathBuf;
 
+use aha_compute::WeightForm;
 use aha_learn::packing::pack;
 use aha_model::{Config, Model};
 use anyhow::Context;
@@ -44,7 +45,7 @@ struct Answer {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let path = args.model.path()?;
     let text = read(args.ids.as_ref())?;
-    let model = Model::load(&path, &args.model.device().with_dtype(args.precision.dtype))?;
+    let model = Model::load(&path, &args.model.device(&args.precision, WeightForm::Same)?)?;
     let sequences = sequences(&text, model.config())?;
     let lens: Vec<usize> = sequences.iter().map(Vec::len).collect();
     let mut logprobs = Vec::with_capacity(sequences.len());

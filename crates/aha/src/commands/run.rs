@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
 
+use aha_flow::devices;
 use aha_flow::pipeline::ByteSize;
 use aha_flow::progress::Watcher;
 use aha_flow::run::{self, Failure, Options};
@@ -14,6 +15,7 @@ use anyhow::Context;
 use serde_json::{Value, json};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use super::shared::RunOn;
 use super::{check, shared};
 use crate::logging::Log;
 use crate::report::failed;
@@ -40,6 +42,8 @@ pub struct Args {
     /// Override a key of the pipeline, such as `stage.zero.steps=10`. Can be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
+    #[command(flatten)]
+    on: RunOn,
     /// Go on with an unfinished run, from its last checkpoint.
     #[arg(long)]
     resume: bool,
@@ -65,12 +69,13 @@ pub fn run(args: Args, screen: &Screen, log: &Log) -> anyhow::Result<()> {
     };
     let options = Options {
         pipeline: args.pipeline.clone(),
-        sets: args.sets.clone(),
+        sets: args.on.sets(&args.sets),
         dir: args.dir.clone(),
         resume: args.resume,
         watcher,
         stop,
         faults: aha_flow::rl::fault::Faults::default(),
+        devices: devices::of_machine(),
         disk_reserve_bytes: args.disk_reserve.0,
     };
     let outcome = shared::runtime()?.block_on(run::run(options, |dir, plan| {
@@ -78,6 +83,11 @@ pub fn run(args: Args, screen: &Screen, log: &Log) -> anyhow::Result<()> {
         if let Some(warning) = shared::memory_warning(plan) {
             screen.line(&warning);
         }
+        for reason in &plan.device.reasons {
+            screen.line(reason);
+        }
+        let peak = plan.device_peak_text().map(|text| format!("; {text}")).unwrap_or_default();
+        screen.line(&format!("device: {}{peak}", plan.device_text()));
         screen.line(&format!("run directory: {}", dir.root().display()));
         if let Err(error) = log.open(&dir.log()) {
             screen
@@ -129,7 +139,11 @@ fn ended(outcome: &Result<RunDir, Failure>) -> Value {
 /// Whether the same again may help.
 fn may_pass(error: &aha_flow::Error) -> bool {
     use aha_flow::Error as E;
-    matches!(error, E::Environment { .. } | E::Full { .. } | E::Held { .. })
+    match error {
+        E::Environment { .. } | E::Full { .. } | E::Held { .. } => true,
+        E::Device { is_full, .. } => !is_full,
+        _ => false,
+    }
 }
 
 /// The command that goes on with the run.
@@ -138,6 +152,7 @@ fn resume(args: &Args) -> String {
     let dir = args.dir.as_deref().map(Path::to_string_lossy);
     words.extend(dir.map(|dir| format!("--dir {}", quoted(&dir))));
     words.extend(args.sets.iter().map(|set| format!("--set {}", quoted(set))));
+    words.extend(args.on.device.iter().map(|device| format!("--device {device}")));
     words.push("--resume".to_owned());
     words.join(" ")
 }
@@ -198,6 +213,7 @@ async fn any(signals: &mut [Signal]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aha_flow::pipeline::Device;
 
     #[test]
     fn the_last_line_says_how_the_run_ended() {
@@ -225,12 +241,12 @@ mod tests {
             pipeline: "my pipe.toml".into(),
             dir: Some("runs/a".into()),
             sets: vec!["run.seed=2".into(), "a='b'".into()],
+            on: RunOn { device: Some(Device::Cuda(vec![1])) },
             resume: false,
             disk_reserve: ByteSize(0),
             json: false,
         };
-        let expected =
-            r"aha run 'my pipe.toml' --dir runs/a --set run.seed=2 --set 'a='\''b'\''' --resume";
+        let expected = r"aha run 'my pipe.toml' --dir runs/a --set run.seed=2 --set 'a='\''b'\''' --device cuda:1 --resume";
         assert_eq!(resume(&args), expected);
     }
 }

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use aha_compute::{Device, Dtype, WeightForm};
-use aha_flow::pipeline::{ByteSize, Plan, Reward, Template, Thinking, parse_thinking};
-use aha_flow::planning;
+use aha_compute::{Dtype, WeightForm};
+use aha_flow::pipeline::{ByteSize, Device, Plan, Reward, Run, Template, Thinking, parse_thinking};
+use aha_flow::{devices, planning};
 use aha_reward::{NoBackends, Spec, Verifier, Written};
 use anyhow::Context;
 use tokio::runtime::{Builder, Runtime};
@@ -28,6 +28,21 @@ pub fn memory_warning(plan: &Plan) -> Option<String> {
     })
 }
 
+/// A warning where a stage will want more of a device's memory than is free there now.
+pub fn device_warning(plan: &Plan) -> Option<String> {
+    let (stage, memory) = plan.device_peak()?;
+    let free_bytes = plan.device.facts.as_ref()?.free_bytes;
+    (memory.total_bytes() > free_bytes).then(|| {
+        format!(
+            "warning: stage `{}` will want {} of the memory of {}, of which {} are free now",
+            stage.name,
+            text::size(memory.total_bytes()),
+            plan.device_text(),
+            text::size(free_bytes)
+        )
+    })
+}
+
 /// A model, and what computes with it.
 #[derive(clap::Args)]
 pub struct ModelArgs {
@@ -40,12 +55,40 @@ pub struct ModelArgs {
     pub threads: u32,
 }
 
+/// Where a pipeline computes.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct RunOn {
+    /// What computes, auto, cpu or cuda:N: overrides the key `run.device` of the pipeline.
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<Device>,
+}
+
+impl RunOn {
+    /// The overrides of a command line, with this as one of them.
+    pub fn sets(&self, sets: &[String]) -> Vec<String> {
+        let device = self.device.iter().map(|device| format!("run.device=\"{device}\""));
+        sets.iter().cloned().chain(device).collect()
+    }
+}
+
 /// What models compute with.
 #[derive(clap::Args)]
 pub struct Precision {
     /// What the model computes with, f32 or bf16: as the key `run.dtype` of a pipeline.
     #[arg(long, value_name = "DTYPE", default_value_t = Dtype::F32)]
     pub dtype: Dtype,
+    /// What computes: auto for the first CUDA device that works, or the processor where there is none; cpu; or cuda:N
+    /// for a device by its number in `aha doctor`.
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
+    pub device: Device,
+}
+
+impl Precision {
+    /// The keys of a run that say the same.
+    pub fn run(&self, threads: u32) -> Run {
+        let (dtype, device) = (self.dtype.into(), self.device.clone());
+        Run { threads, dtype, device, ..Run::default() }
+    }
 }
 
 /// How long the model thinks.
@@ -72,10 +115,36 @@ impl ModelArgs {
         located(&self.model)
     }
 
-    /// What computes.
-    pub fn device(&self) -> Device {
-        Device::cpu(self.threads as usize)
+    /// What computes, with weights that are multiplied so.
+    pub fn device(
+        &self,
+        precision: &Precision,
+        weights: WeightForm,
+    ) -> anyhow::Result<aha_compute::Device> {
+        opened(&precision.run(self.threads), weights)
     }
+}
+
+/// What computes, by the keys of a run. A CUDA device can't multiply with int8 weights.
+pub fn opened(run: &Run, weights: WeightForm) -> anyhow::Result<aha_compute::Device> {
+    let mut run = run.clone();
+    if weights == WeightForm::Int8 {
+        if run.device.is_cuda() {
+            return Err(misuse(
+                format!(
+                    "a CUDA device can't multiply with int8 weights, and --device is {}",
+                    run.device
+                ),
+                "leave --weights out, or compute on the processor with --device cpu",
+            ));
+        }
+        run.device = Device::Cpu;
+    }
+    let device = devices::open(&*devices::of_machine(), &run).map_err(misused)?;
+    if let Some(context) = device.context() {
+        tracing::info!(device = context.info().name, "Models are on a CUDA device.");
+    }
+    Ok(device)
 }
 
 /// Where the model is that is called so: a path, or hf://owner/name.

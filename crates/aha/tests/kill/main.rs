@@ -180,6 +180,8 @@ fn folder(stages: &str) -> tempfile::TempDir {
 
 fn command(folder: &Path, dir: &str, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aha"));
+    // Bits and memory are those of the processor.
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command.current_dir(folder).args(["run", "pipeline.toml", "--dir", dir]).args(args);
     command.env("SOURCE_DATE_EPOCH", "1700000000").stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());

@@ -55,6 +55,8 @@ fn folder() -> tempfile::TempDir {
 
 fn command(folder: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aha"));
+    // Bits and memory are those of the processor.
+    command.env("CUDA_VISIBLE_DEVICES", "");
     command.current_dir(folder).args(args).stdin(Stdio::null()).stderr(Stdio::null());
     command
 }

@@ -188,17 +188,131 @@ __device__ __forceinline__ u8* chunk_of(u8* tile, u32 row, u32 chunk) {
     return tile + row * TILE + (chunk ^ row % 8) * CHUNK;
 }
 
-// Starts copies of a tile of ROWS rows, zeros for those that aren't there.
+// Starts copies of a tile of ROWS rows. Those that aren't there are left: what is made of them is stored nowhere.
 template <u32 ROWS, u32 COUNT>
 __device__ __forceinline__ void start_rows(u8* to, const u8* from, u32 first, u32 rows, u32 tile, u32 tiles) {
     static_assert(ROWS * CHUNKS % COUNT == 0, "all threads copy as many chunks");
 #pragma unroll
     for (u32 i = threadIdx.x; i < ROWS * CHUNKS; i += COUNT) {
         u32 row = first + i / CHUNKS;
-        bool is_there = row < rows;
-        u64 at = is_there ? (u64(row) * tiles + tile) * TILE + i % CHUNKS * CHUNK : 0;
-        copy16_async(chunk_of(to, i / CHUNKS, i % CHUNKS), from + at, is_there);
+        if (row >= rows) continue;
+        u64 at = (u64(row) * tiles + tile) * TILE + i % CHUNKS * CHUNK;
+        copy16_async(chunk_of(to, i / CHUNKS, i % CHUNKS), from + at, true);
     }
+}
+
+// Hopper multiplies e4m3 numbers by groups of four warps, from shared memory: what a single warp asks for it does in f16,
+// at half the speed. Every size of block does, so that all have the same bits.
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+
+// Rows of a group of warps.
+constexpr u32 GROUP_ROWS = 64;
+
+// Describes a tile to the tensor cores: rows of 128 bytes in groups of eight, whose chunks are exchanged as chunk_of does.
+__device__ __forceinline__ u64 describe(const u8* tile) {
+    constexpr u64 SWIZZLED_128 = u64(1) << 62, GROUPS_APART = u64(8 * TILE / 16) << 32, UNUSED = u64(1) << 16;
+    return SWIZZLED_128 | GROUPS_APART | UNUSED | (shared_address(tile) & 0x3ffffu) >> 4;
+}
+
+#define OF_ONE(c) "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+
+// c (64, 8 N) = or, if it adds, += a (64, 32) b (8 N, 32)^T of a group of warps, which all ask for it. A warp has sixteen
+// rows, and of each eight columns what it holds of a product of its own.
+template <u32 N>
+__device__ __forceinline__ void multiply_step(f32 (&c)[N][4], u64 a, u64 b, u32 adds);
+
+template <>
+__device__ __forceinline__ void multiply_step<4>(f32 (&c)[4][4], u64 a, u64 b, u32 adds) {
+    asm volatile(
+        "{.reg .pred adds; setp.ne.b32 adds, %18, 0; wgmma.mma_async.sync.aligned.m64n32k32.f32.e4m3.e4m3 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+        "%16, %17, adds, 1, 1;}"
+        : OF_ONE(c[0]), OF_ONE(c[1]), OF_ONE(c[2]), OF_ONE(c[3])
+        : "l"(a), "l"(b), "r"(adds));
+}
+
+template <>
+__device__ __forceinline__ void multiply_step<8>(f32 (&c)[8][4], u64 a, u64 b, u32 adds) {
+    asm volatile(
+        "{.reg .pred adds; setp.ne.b32 adds, %34, 0; wgmma.mma_async.sync.aligned.m64n64k32.f32.e4m3.e4m3 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+        "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
+        "%32, %33, adds, 1, 1;}"
+        : OF_ONE(c[0]), OF_ONE(c[1]), OF_ONE(c[2]), OF_ONE(c[3]), OF_ONE(c[4]), OF_ONE(c[5]), OF_ONE(c[6]),
+          OF_ONE(c[7])
+        : "l"(a), "l"(b), "r"(adds));
+}
+
+template <>
+__device__ __forceinline__ void multiply_step<16>(f32 (&c)[16][4], u64 a, u64 b, u32 adds) {
+    asm volatile(
+        "{.reg .pred adds; setp.ne.b32 adds, %66, 0; wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e4m3 "
+        "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, "
+        "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, "
+        "%38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, "
+        "%56, %57, %58, %59, %60, %61, %62, %63}, "
+        "%64, %65, adds, 1, 1;}"
+        : OF_ONE(c[0]), OF_ONE(c[1]), OF_ONE(c[2]), OF_ONE(c[3]), OF_ONE(c[4]), OF_ONE(c[5]), OF_ONE(c[6]),
+          OF_ONE(c[7]), OF_ONE(c[8]), OF_ONE(c[9]), OF_ONE(c[10]), OF_ONE(c[11]), OF_ONE(c[12]), OF_ONE(c[13]),
+          OF_ONE(c[14]), OF_ONE(c[15])
+        : "l"(a), "l"(b), "r"(adds));
+}
+
+// c = a (64, TILE) b (8 N, TILE)^T of a group of warps.
+template <u32 N>
+__device__ __forceinline__ void multiply_tile(f32 (&c)[1][N][4], const u8* a, const u8* b) {
+    u64 left = describe(a), right = describe(b);
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+    for (u32 step = 0; step < TILE / STEP; ++step) {
+        constexpr u64 STEP_UNITS = STEP / 16;
+        multiply_step<N>(c[0], left + step * STEP_UNITS, right + step * STEP_UNITS, step);
+    }
+    asm volatile("wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+    for (u32 n = 0; n < N; ++n) asm volatile("" : OF_ONE(c[0][n])::"memory");
+}
+
+// What this thread copied is seen by the tensor cores after a barrier.
+__device__ __forceinline__ void show_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+#else
+
+// c = a b^T of a warp: rows of `a` from `down` on, and of `b` from `across` on.
+template <u32 M, u32 N>
+__device__ __forceinline__ void multiply_tile(f32 (&c)[M][N][4], u8* a, u8* b, u32 down, u32 across) {
+    static_assert(N % 2 == 0, "two columns of results are loaded at once");
+    u32 lane = threadIdx.x % WARP;
+#pragma unroll
+    for (u32 step = 0; step < TILE / STEP; ++step) {
+        u32 left[M][4];
+#pragma unroll
+        for (u32 m = 0; m < M; ++m)
+            load_squares(left[m], chunk_of(a, down + 16 * m + lane % 16, 2 * step + lane / 16));
+#pragma unroll
+        for (u32 pair = 0; pair < N / 2; ++pair) {
+            u32 right[4], of = across + 16 * pair + lane / 16 * 8 + lane % 8;
+            load_squares(right, chunk_of(b, of, 2 * step + lane / 8 % 2));
+#pragma unroll
+            for (u32 m = 0; m < M; ++m) {
+                multiply_add_e4m3(c[m][2 * pair], left[m], right[0], right[1]);
+                multiply_add_e4m3(c[m][2 * pair + 1], left[m], right[2], right[3]);
+            }
+        }
+    }
+}
+
+__device__ __forceinline__ void show_copies() {}
+
+#endif
+
+// The first multiple of a group of eight rows: what the tensor cores exchange is told by addresses.
+__device__ __forceinline__ u8* aligned(u8* at) {
+#ifdef AHA_EMULATED
+    return at;
+#else
+    return at + (8 * TILE - shared_address(at) % (8 * TILE)) % (8 * TILE);
+#endif
 }
 
 __device__ __forceinline__ void store2(f32* to, f32 a, f32 b) {
@@ -218,8 +332,8 @@ __device__ __forceinline__ void product(C* c, const u8* a, const f32* a_scales, 
     constexpr u32 COUNT = DOWN * ACROSS * WARP, STAGE_BYTES = (ROWS + COLS) * TILE;
     // Results (16, 8) of a warp.
     constexpr u32 M = ROWS / DOWN / 16, N = COLS / ACROSS / 8;
-    static_assert(N % 2 == 0, "two columns of results are loaded at once");
-    SHARED_MEMORY(u8, stages);
+    SHARED_MEMORY(u8, shared);
+    u8* stages = aligned(shared);
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 first_row = blockIdx.y * ROWS, first_col = blockIdx.x * COLS;
     u32 down = warp / ACROSS * M * 16, across = warp % ACROSS * N * 8;
@@ -250,9 +364,18 @@ __device__ __forceinline__ void product(C* c, const u8* a, const f32* a_scales, 
     u32 b_count = BLOCKS ? (cols + TILE - 1) / TILE : cols;
     for (u32 tile = 0; tile < tiles; ++tile) {
         wait_copies<STAGES - 2>();
+        show_copies();
         __syncthreads();
         if (tile + STAGES - 1 < tiles) start(tile + STAGES - 1);
         end_copies();
+        u8* left_tile = stages + tile % STAGES * STAGE_BYTES;
+        u8* right_tile = left_tile + ROWS * TILE;
+        f32 parts[M][N][4] = {};
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+        multiply_tile<N>(parts, left_tile + down / GROUP_ROWS * GROUP_ROWS * TILE, right_tile);
+#else
+        if (first_row + down < rows) multiply_tile<M, N>(parts, left_tile, right_tile, down, across);
+#endif
         f32 left_scales[M][2], right_scales[N][2];
 #pragma unroll
         for (u32 m = 0; m < M; ++m) {
@@ -269,26 +392,6 @@ __device__ __forceinline__ void product(C* c, const u8* a, const f32* a_scales, 
                 // A block's columns are all of one block of the weight.
                 u32 j = BLOCKS ? first_col / TILE : col + 8 * n + e;
                 right_scales[n][e] = j < b_count ? b_scales[u64(tile) * b_count + j] : 0.0f;
-            }
-        }
-        u8* left_tile = stages + tile % STAGES * STAGE_BYTES;
-        u8* right_tile = left_tile + ROWS * TILE;
-        f32 parts[M][N][4] = {};
-#pragma unroll
-        for (u32 step = 0; step < TILE / STEP; ++step) {
-            u32 left[M][4];
-#pragma unroll
-            for (u32 m = 0; m < M; ++m)
-                load_squares(left[m], chunk_of(left_tile, down + 16 * m + lane % 16, 2 * step + lane / 16));
-#pragma unroll
-            for (u32 pair = 0; pair < N / 2; ++pair) {
-                u32 right[4], of = across + 16 * pair + lane / 16 * 8 + lane % 8;
-                load_squares(right, chunk_of(right_tile, of, 2 * step + lane / 8 % 2));
-#pragma unroll
-                for (u32 m = 0; m < M; ++m) {
-                    multiply_add_e4m3(parts[m][2 * pair], left[m], right[0], right[1]);
-                    multiply_add_e4m3(parts[m][2 * pair + 1], left[m], right[2], right[3]);
-                }
             }
         }
 #pragma unroll
@@ -331,11 +434,21 @@ __device__ __forceinline__ void product(C* c, const u8* a, const f32* a_scales, 
     }
 }
 
-// The tiles of fp8.rs.
-#define PRODUCTS(C, BLOCKS)                            \
-    PRODUCT(C, BLOCKS, 128, 128, 128, 2, 4, 3, 256)    \
-    PRODUCT(C, BLOCKS, 64, 64, 64, 2, 2, 4, 128)       \
-    PRODUCT(C, BLOCKS, 16, 16, 32, 1, 2, 8, 64)
+// Where warps multiply for themselves, those of a large block do best in two rows; Hopper's have sixteen rows each, and
+// in emulation too.
+#if defined(AHA_EMULATED) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define LARGE_DOWN 8
+#define LARGE_ACROSS 1
+#else
+#define LARGE_DOWN 2
+#define LARGE_ACROSS 4
+#endif
+
+// The blocks of fp8.rs.
+#define PRODUCTS(C, BLOCKS)                                                    \
+    PRODUCT(C, BLOCKS, large, 128, 128, LARGE_DOWN, LARGE_ACROSS, 3, 256)      \
+    PRODUCT(C, BLOCKS, medium, 64, 64, 4, 1, 4, 128)                           \
+    PRODUCT(C, BLOCKS, small, 64, 32, 4, 1, 8, 128)
 #define PRODUCT(C, BLOCKS, NAME, ROWS, COLS, DOWN, ACROSS, STAGES, COUNT)                                            \
     KERNEL(COUNT, fp8_product_##C##_##BLOCKS##_##NAME, C* c, const u8* a, const f32* a_scales, const u8* b,          \
            const f32* b_scales, const f32* bias, u32 rows, u32 cols, u32 tiles, u32 accumulates) {                   \

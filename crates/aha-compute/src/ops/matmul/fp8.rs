@@ -15,7 +15,7 @@
 //! ```
 //!
 //! with `a` and `b` the scales of the factors' tiles. The inner sums, of 128 terms at most, are those of a device's
-//! tensor cores, which keep fewer than f32's bits of them; the outer one is a chain in f32 in order of `j`, which
+//! tensor cores (Hopper's keep fewer than f32's bits of them); the outer one is a chain in f32 in order of `j`, which
 //! starts at zero or, where it accumulates, at what is stored. The last tiles of a row may be shorter. A tile with a
 //! number that isn't finite makes results that aren't.
 //!
@@ -47,8 +47,8 @@ const QUANTIZED_ROWS: usize = 16;
 const QUANTIZED_COLS: usize = 32;
 /// Blocks that keep a device busy: where there would be fewer, they are made smaller.
 const BLOCKS_MIN: usize = 96;
-/// Rows up to which blocks are of the smallest kind.
-const SMALL_ROWS_MAX: usize = 16;
+/// Bytes of a group of eight rows in shared memory, at a multiple of which a block's tiles begin.
+const GROUP_BYTES: usize = 8 * TILE;
 
 /// `dw += dyᵀ·x` for `dy (T, N)`, `x (T, K)` and `dw (N, K)`, on a CUDA device.
 pub fn backward_weight(dw: &mut Tensor, dy: &Tensor, x: &Tensor) {
@@ -241,28 +241,34 @@ fn product_in(
     unsafe { cx.launch(&plan, &[&buffers[..], &sizes].concat()) }
 }
 
-/// What a block of threads has of a product's result: 128 x 128, 64 x 64 or 16 x 32 elements.
+/// What a block of threads has of a product's result. A warp has sixteen rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Block {
+    name: &'static str,
     rows: usize,
     cols: usize,
     /// Tiles of the contraction that are in shared memory at once.
     stages: usize,
-    threads: u32,
 }
 
-const LARGE: Block = Block { rows: 128, cols: 128, stages: 3, threads: 256 };
-const MEDIUM: Block = Block { rows: 64, cols: 64, stages: 4, threads: 128 };
-const SMALL: Block = Block { rows: 16, cols: 32, stages: 8, threads: 64 };
+const LARGE: Block = Block { name: "large", rows: 128, cols: 128, stages: 3 };
+const MEDIUM: Block = Block { name: "medium", rows: 64, cols: 64, stages: 4 };
+const SMALL: Block = Block { name: "small", rows: 64, cols: 32, stages: 8 };
 
 impl Block {
     /// The largest that leaves enough blocks.
     fn of(rows: usize, cols: usize) -> Block {
-        let is_enough = |block: &Block| {
-            rows > SMALL_ROWS_MAX
-                && rows.div_ceil(block.rows) * cols.div_ceil(block.cols) >= BLOCKS_MIN
-        };
-        [LARGE, MEDIUM].into_iter().find(is_enough).unwrap_or(SMALL)
+        let count = |block: &Block| rows.div_ceil(block.rows) * cols.div_ceil(block.cols);
+        [LARGE, MEDIUM].into_iter().find(|block| count(block) >= BLOCKS_MIN).unwrap_or(SMALL)
+    }
+
+    fn threads(self) -> u32 {
+        u32::try_from(2 * self.rows).unwrap_or(u32::MAX)
+    }
+
+    fn shared_bytes(self) -> u32 {
+        let bytes = self.stages * (self.rows + self.cols) * TILE + GROUP_BYTES;
+        u32::try_from(bytes).unwrap_or(u32::MAX)
     }
 }
 
@@ -293,12 +299,8 @@ fn product_plan(block: Block, kind: Kind, b: Scales, rows: usize, cols: usize) -
     assert_float("c", kind);
     let of_blocks = b == Scales::OfBlocks;
     assert!(of_blocks || kind == Kind::F32, "gradients of weights are f32");
-    let name = format!("fp8_product_{kind}_{of_blocks}_{}", block.rows);
-    let plan = Plan::new(&SOURCE, name, 0, block.threads);
-    let shared_bytes = block.stages * (block.rows + block.cols) * TILE;
-    Plan {
-        grid: grid(cols.div_ceil(block.cols), rows.div_ceil(block.rows)),
-        shared_bytes: shared_bytes.try_into().unwrap_or(u32::MAX),
-        ..plan
-    }
+    let name = format!("fp8_product_{kind}_{of_blocks}_{}", block.name);
+    let plan = Plan::new(&SOURCE, name, 0, block.threads());
+    let grid = grid(cols.div_ceil(block.cols), rows.div_ceil(block.rows));
+    Plan { grid, shared_bytes: block.shared_bytes(), ..plan }
 }

@@ -1,8 +1,6 @@
 //! What models take that are there beside the one that learns: references of a stage `dpo`, teachers, and those that
 //! critics start from while they are read.
 
-use aha_compute::ops::lm_head;
-
 use super::{F32, Phase};
 use crate::pipeline::catalogue::ModelFacts;
 use crate::pipeline::stages::DpoStage;
@@ -83,7 +81,7 @@ impl<'a> Phase<'a> {
         let phase = Phase::new(self.run, guide);
         let floats = 6 * phase.hidden() + phase.inner_len();
         self.found.add("activations", F32.saturating_mul(tokens).saturating_mul(floats));
-        let rows = tokens.min(lm_head::chunk_rows(guide.vocab_size as usize) as u64);
+        let rows = tokens.min(phase.logits_rows());
         self.found.add("logits", F32 * phase.vocab() * rows);
         self.add_scratch(tokens);
     }
@@ -91,7 +89,7 @@ impl<'a> Phase<'a> {
     /// What a teacher predicts of a micro-batch while the learner's passes go on.
     pub(super) fn add_predictions(&mut self, teacher: &ModelFacts, tokens: u64) {
         let hidden = u64::from(teacher.hidden_size).saturating_mul(tokens);
-        let rows = tokens.min(lm_head::chunk_rows(self.model.vocab_size as usize) as u64);
+        let rows = tokens.min(self.logits_rows());
         let logits = u64::from(teacher.vocab_size) * rows;
         self.found.add("teacher's predictions", F32 * hidden.saturating_add(logits));
     }
@@ -140,7 +138,7 @@ mod tests {
         let text = crate::pipeline::Text { path: "p.toml", text, sets: &[] };
         let pipeline = crate::pipeline::parse(text).unwrap();
         let others = Others { guide: Some(&model), ..Others::default() };
-        let found = predict(&pipeline, &pipeline.stages[0], Some(&model), &others);
+        let found = predict(&pipeline, &pipeline.stages[0], Some(&model), &others).host;
         let reference = found.parts.iter().find(|part| part.name == "reference");
         assert_eq!(reference.map(|part| part.bytes), Some(8 * model.param_count));
     }
@@ -158,7 +156,7 @@ mod tests {
         let mut facts = Facts::default();
         facts.models.insert("base".to_owned(), tiny.clone());
         facts.models.insert("large".to_owned(), large.clone());
-        let found = memory_of(&pipeline, &pipeline.stages[0], &facts);
+        let found = memory_of(&pipeline, &pipeline.stages[0], &facts).host;
         // Its file while it is read is more than its packed weights are later.
         let weights = 4 * large.param_count;
         let wanted = [("other model", weights), ("file", weights)];
@@ -178,7 +176,7 @@ mod tests {
         let pipeline = crate::pipeline::parse(text).unwrap();
         let bytes = |guide: Option<&ModelFacts>| {
             let others = Others { guide, ..Others::default() };
-            predict(&pipeline, &pipeline.stages[0], Some(&large), &others).total_bytes()
+            predict(&pipeline, &pipeline.stages[0], Some(&large), &others).host.total_bytes()
         };
         assert_eq!(bytes(Some(&large)), bytes(None) + 4 * large.param_count);
     }
@@ -224,7 +222,7 @@ mod tests {
         let pipeline = crate::pipeline::parse(text).unwrap();
         let bytes = |teacher: Option<&ModelFacts>, name: &str| {
             let others = Others { guide: teacher, ..Others::default() };
-            let found = predict(&pipeline, &pipeline.stages[0], Some(&tiny), &others);
+            let found = predict(&pipeline, &pipeline.stages[0], Some(&tiny), &others).host;
             found.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).sum::<u64>()
         };
         assert_eq!(bytes(Some(&large), "teacher"), 8 * large.param_count);
@@ -235,7 +233,7 @@ mod tests {
         assert_eq!(bytes(Some(&large), "activations"), 4 * tokens * floats);
         // Where its student is the larger one, training is.
         let others = Others { guide: Some(&tiny), ..Others::default() };
-        let found = predict(&pipeline, &pipeline.stages[0], Some(&large), &others);
+        let found = predict(&pipeline, &pipeline.stages[0], Some(&large), &others).host;
         assert!(found.parts.iter().any(|part| part.name == "teacher's predictions"), "{found:?}");
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn part(name: &str, stage: &str, model: &ModelFacts) -> u64 {
     let pipeline = crate::pipeline::parse(text).unwrap();
     let others =
         Others { critic: pipeline.stages[0].kind.critic().map(|_| model), ..Others::default() };
-    let found = predict(&pipeline, &pipeline.stages[0], Some(model), &others);
+    let found = predict(&pipeline, &pipeline.stages[0], Some(model), &others).host;
     found.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).sum()
 }
 
@@ -118,7 +118,7 @@ fn completions_of_an_endpoint_are_those_of_all_chunks_under_way() {
         let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
         let pipeline = crate::pipeline::parse(text).unwrap();
         let others = Others { reward_models: reward_models.to_vec(), ..Others::default() };
-        predict(&pipeline, &pipeline.stages[0], None, &others).total_bytes()
+        predict(&pipeline, &pipeline.stages[0], None, &others).host.total_bytes()
     };
     let chunk = 64 * 4 * 4000 * 48;
     assert_eq!(needs("", &[]), PROGRAM_BYTES + 2 * chunk);
@@ -137,7 +137,7 @@ fn an_evaluated_endpoint_takes_what_its_chunks_do() {
         );
         let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
         let pipeline = crate::pipeline::parse(text).unwrap();
-        predict(&pipeline, &pipeline.stages[0], facts, &Others::default()).total_bytes()
+        predict(&pipeline, &pipeline.stages[0], facts, &Others::default()).host.total_bytes()
     };
     let asking = PROGRAM_BYTES + 2 * 64 * 16 * 30_000 * 48;
     assert_eq!(of("", None), asking);
@@ -233,7 +233,7 @@ fn a_critic_beside_adapters_has_none() {
         let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
         let pipeline = crate::pipeline::parse(text).unwrap();
         let others = Others { critic: Some(&large), ..Others::default() };
-        let found = predict(&pipeline, &pipeline.stages[0], Some(&tiny), &others);
+        let found = predict(&pipeline, &pipeline.stages[0], Some(&tiny), &others).host;
         let part = found.parts.iter().find(|part| part.name == "activations");
         part.map(|part| part.bytes)
     };

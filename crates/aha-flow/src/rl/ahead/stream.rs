@@ -83,6 +83,7 @@ impl Stream {
                 Ok(of_ask) => (engine, has_drawn) = (Some(of_ask), true),
                 // Nobody wants the rest, which is no prompt's fault.
                 Err(error) if self.is_cancelled() => return Err(error),
+                Err(error @ Error::Device { .. }) => return Err(error),
                 Err(error) => struck.push((round, prompt_id, error)),
             }
         }

@@ -141,7 +141,7 @@ async fn every_key_of_run_that_is_not_neutral_does_something() {
         heading: "[run]",
         text: TUNED.to_owned(),
         left_out: &[
-            ("device=auto", "it is the processor in either case"),
+            ("device=cpu", "it is the processor in either case"),
             ("query_memory", "only the order changes of rows that a query leaves open"),
         ],
     };

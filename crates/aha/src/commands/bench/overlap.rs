@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aha_flow::devices;
 use aha_flow::progress::Event;
 use aha_flow::rl::fault::{Faults, Point};
 use aha_flow::run::{self, Options};
@@ -54,7 +55,7 @@ fn steps_per_second(bench: &Bench<'_>, staleness: u32) -> anyhow::Result<f64> {
     let sink = Arc::clone(&ends);
     let options = Options {
         pipeline,
-        sets: Vec::new(),
+        sets: vec!["run.device=\"cpu\"".to_owned()],
         dir: Some(scratch.path().join("run")),
         disk_reserve_bytes: 0,
         resume: false,
@@ -65,6 +66,7 @@ fn steps_per_second(bench: &Bench<'_>, staleness: u32) -> anyhow::Result<f64> {
         }),
         stop: Stop::default(),
         faults: waits(unit(bench)),
+        devices: devices::of_machine(),
     };
     let outcome = shared::runtime()?.block_on(run::run(options, |_, _| ()));
     outcome.map_err(|error| failed(format!("the run failed: {error}"), "see what it says"))?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aha_daemon::options::{self, Allowed, LISTEN, Options, QueryLimits};
 use aha_daemon::{Listening, home};
-use aha_flow::pipeline::ByteSize;
+use aha_flow::pipeline::{ByteSize, Device};
 use anyhow::Context;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
@@ -84,6 +84,10 @@ pub struct Args {
     /// How long a model stays loaded that nobody asks.
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     model_idle_seconds: u64,
+    /// What models that are asked compute on: cpu, auto for the first CUDA device that works, or cuda:N. What a run
+    /// computes on its pipeline says; runs on one device wait for each other, and take what room models leave there.
+    #[arg(long, value_name = "DEVICE", default_value_t = Device::Cpu)]
+    device: Device,
 }
 
 /// Serves until a signal comes.
@@ -155,6 +159,7 @@ impl Args {
                 ..QueryLimits::default()
             },
             model_idle: Duration::from_secs(self.model_idle_seconds),
+            device: self.device,
             program: options::this_program(),
         })
     }

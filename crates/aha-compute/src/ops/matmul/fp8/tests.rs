@@ -251,6 +251,6 @@ fn launches_fit_every_device() {
             }
         }
     }
-    assert_eq!([Block::of(1, 896), Block::of(16, 152_000)], [SMALL; 2]);
+    assert_eq!([Block::of(1, 896), Block::of(64, 4864)], [SMALL; 2]);
     assert_eq!([Block::of(256, 4864), Block::of(4096, 896)], [MEDIUM, LARGE]);
 }

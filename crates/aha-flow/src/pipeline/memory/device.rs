@@ -1,0 +1,94 @@
+//! What of a stage's memory is a CUDA device's.
+//!
+//! Models, what is trained of them, keys and values and what passes compute are there; the program, queries, files
+//! while they are read, and rollouts are the host's. So is what passes through on its way to the device or back.
+//! In place of threads' panels a device has the parts that attention sums aside, and the libraries' workspace.
+//! Keys and values are there only while a stage samples, unless the sampler runs ahead: what is freed is used again.
+
+use aha_compute::cuda::pool;
+use aha_compute::ops::lm_head;
+
+use super::{Breakdown, F32, Part, Phase};
+use crate::pipeline::run::Run;
+
+/// Parts that are the host's whatever computes.
+const OF_HOST: [&str; 5] = ["program", "queries", "file", "rollouts", "transfers"];
+/// What the library of matrix products works in.
+const WORKSPACE_BYTES: u64 = 32 << 20;
+/// Blocks of an allocator are up to so much larger than what is asked for, in the mean less than half of it.
+const ROUNDING: u64 = 8;
+/// Gradients of keys, and values, that attention puts aside, at most: floats.
+const ASIDE_LEN_MAX: u64 = 1 << 25;
+
+/// What a stage needs at its peak, where.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Of the host's memory.
+    pub host: Breakdown,
+    /// Of the CUDA device's; nothing where the processor computes.
+    pub device: Breakdown,
+}
+
+impl Needs {
+    /// The largest needs of phases that follow one another, which needn't be one phase's in both places.
+    pub(super) fn of(run: &Run, phases: Vec<Breakdown>) -> Needs {
+        let largest = |parts: &dyn Fn(&Breakdown) -> Breakdown| {
+            let found = phases.iter().map(parts);
+            found.max_by_key(Breakdown::total_bytes).unwrap_or_default()
+        };
+        if !run.device.is_cuda() {
+            return Needs { host: largest(&Breakdown::clone), device: Breakdown::default() };
+        }
+        let part = |is_host: bool| {
+            move |all: &Breakdown| Breakdown {
+                parts: (all.parts.iter())
+                    .filter(|part| OF_HOST.contains(&part.name) == is_host)
+                    .cloned()
+                    .collect(),
+            }
+        };
+        Needs { host: largest(&part(true)), device: largest(&part(false)) }
+    }
+}
+
+impl Phase<'_> {
+    /// What the host has of models while they are on a device: a tensor at a time, read, written or looked through.
+    pub(super) fn add_transfers(&mut self) {
+        if !self.is_cuda() {
+            return;
+        }
+        let model = self.model;
+        let widest = model.vocab_size.max(model.intermediate_size);
+        let tensor = F32 * u64::from(widest).saturating_mul(self.hidden());
+        self.found.add("transfers", 2 * tensor);
+    }
+
+    /// In place of what threads take.
+    pub(super) fn add_device_scratch(&mut self, tokens: u64) {
+        let model = self.model;
+        let heads = u64::from(model.heads) * u64::from(model.head_dim);
+        let keys = u64::from(model.kv_heads) * u64::from(model.head_dim);
+        // Rows of gradients or of sums that wait to be added.
+        let aside = (2 * tokens.saturating_mul(heads.max(keys))).min(ASIDE_LEN_MAX);
+        self.found.add("scratch", F32 * aside);
+        let is_here = |part: &&Part| !OF_HOST.contains(&part.name);
+        let all: u64 = self.found.parts.iter().filter(is_here).map(|part| part.bytes).sum();
+        let rounded = (all / ROUNDING / 2).min(pool::SPARE_BYTES_MAX as u64);
+        self.found.add("spare buffers", rounded);
+        self.found.add("workspace", WORKSPACE_BYTES);
+    }
+
+    /// Rows of logits that are there at once.
+    pub(super) fn logits_rows(&self) -> u64 {
+        let vocab = self.model.vocab_size as usize;
+        match self.is_cuda() {
+            true => lm_head::cuda::chunk_rows(vocab) as u64,
+            false => lm_head::chunk_rows(vocab) as u64,
+        }
+    }
+
+    /// Whether models are on a CUDA device.
+    pub(super) fn is_cuda(&self) -> bool {
+        self.run.device.is_cuda()
+    }
+}
