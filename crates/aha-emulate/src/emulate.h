@@ -293,7 +293,8 @@ inline u32 round_e4m3(f32 x) {
 
 inline f32 wide_e4m3(u32 byte) {
     u32 exponent = byte >> 3 & 15u, mantissa = byte & 7u;
-    f32 size = exponent == 0 ? f32(mantissa) / 512.0f : __builtin_bit_cast(f32, (exponent + 120) << 23 | mantissa << 20);
+    f32 size = __builtin_bit_cast(f32, (exponent + 120) << 23 | mantissa << 20);
+    if (exponent == 0) size = f32(mantissa) / 512.0f;
     if ((byte & 0x7fu) == 0x7fu) size = NAN;
     return byte & 0x80u ? -size : size;
 }

@@ -83,7 +83,8 @@ pub fn first(devices: &dyn Devices) -> (pipeline::Device, Vec<String>) {
     (pipeline::Device::Cpu, reasons)
 }
 
-/// What computes, by `run.threads`, `run.device`, `run.dtype`, `run.kv_dtype` and `run.fp8`; "auto" is the first that works.
+/// What computes, by `run.threads`, `run.device`, `run.dtype`, `run.kv_dtype` and `run.fp8`; "auto" is the first that
+/// works.
 pub fn open(devices: &dyn Devices, run: &Run) -> Result<Device> {
     let wanted = match &run.device {
         pipeline::Device::Auto => first(devices).0,

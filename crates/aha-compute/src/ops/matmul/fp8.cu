@@ -201,14 +201,14 @@ __device__ __forceinline__ void start_rows(u8* to, const u8* from, u32 first, u3
     }
 }
 
-// Hopper multiplies e4m3 numbers by groups of four warps, from shared memory: what a single warp asks for it does in f16,
-// at half the speed. Every size of block does, so that all have the same bits.
+// Hopper multiplies e4m3 numbers for groups of four warps, from shared memory: what a single warp asks for it does in
+// f16, at half the speed. Blocks of every size ask so, and have the same bits.
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
 
 // Rows of a group of warps.
 constexpr u32 GROUP_ROWS = 64;
 
-// Describes a tile to the tensor cores: rows of 128 bytes in groups of eight, whose chunks are exchanged as chunk_of does.
+// Describes a tile to the tensor cores: rows of 128 bytes in groups of eight, whose chunks are where chunk_of says.
 __device__ __forceinline__ u64 describe(const u8* tile) {
     constexpr u64 SWIZZLED_128 = u64(1) << 62, GROUPS_APART = u64(8 * TILE / 16) << 32, UNUSED = u64(1) << 16;
     return SWIZZLED_128 | GROUPS_APART | UNUSED | (shared_address(tile) & 0x3ffffu) >> 4;
@@ -216,8 +216,8 @@ __device__ __forceinline__ u64 describe(const u8* tile) {
 
 #define OF_ONE(c) "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
 
-// c (64, 8 N) = or, if it adds, += a (64, 32) b (8 N, 32)^T of a group of warps, which all ask for it. A warp has sixteen
-// rows, and of each eight columns what it holds of a product of its own.
+// c (64, 8 N) = or, if it adds, += a (64, 32) b (8 N, 32)^T of a group of warps, which all ask for it. A warp has
+// sixteen rows, and of each eight columns what it holds of a product of its own.
 template <u32 N>
 __device__ __forceinline__ void multiply_step(f32 (&c)[N][4], u64 a, u64 b, u32 adds);
 
@@ -450,7 +450,7 @@ __device__ __forceinline__ void product(C* c, const u8* a, const f32* a_scales, 
     PRODUCT(C, BLOCKS, medium, 64, 64, 4, 1, 4, 128)                           \
     PRODUCT(C, BLOCKS, small, 64, 32, 4, 1, 8, 128)
 #define PRODUCT(C, BLOCKS, NAME, ROWS, COLS, DOWN, ACROSS, STAGES, COUNT)                                            \
-    KERNEL(COUNT, fp8_product_##C##_##BLOCKS##_##NAME, C* c, const u8* a, const f32* a_scales, const u8* b,          \
+    KERNEL(COUNT, fp8_product_##NAME##_##C##_##BLOCKS, C* c, const u8* a, const f32* a_scales, const u8* b,          \
            const f32* b_scales, const f32* bias, u32 rows, u32 cols, u32 tiles, u32 accumulates) {                   \
         product<C, ROWS, COLS, DOWN, ACROSS, STAGES, BLOCKS>(c, a, a_scales, b, b_scales, bias, rows, cols, tiles,   \
                                                              accumulates);                                           \

@@ -299,7 +299,7 @@ fn product_plan(block: Block, kind: Kind, b: Scales, rows: usize, cols: usize) -
     assert_float("c", kind);
     let of_blocks = b == Scales::OfBlocks;
     assert!(of_blocks || kind == Kind::F32, "gradients of weights are f32");
-    let name = format!("fp8_product_{kind}_{of_blocks}_{}", block.name);
+    let name = format!("fp8_product_{}_{kind}_{of_blocks}", block.name);
     let plan = Plan::new(&SOURCE, name, 0, block.threads());
     let grid = grid(cols.div_ceil(block.cols), rows.div_ceil(block.rows));
     Plan { grid, shared_bytes: block.shared_bytes(), ..plan }
