@@ -272,6 +272,7 @@ async fn the_plan_predicts_what_the_allocator_counts() {
         "run.device='cuda:0'",
         "run.kv_cache='1MiB'",
         "run.sequences_max=48",
+        "models.blank.layers=3",
         "stage.zero.steps=1",
         "stage.zero.prompts_per_step=12",
     ];
