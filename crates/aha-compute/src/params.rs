@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use crate::cuda::{Buffer, Kind, ViewMut};
 use crate::device::Gpu;
 use crate::ops::grad_norm;
-use crate::ops::matmul::Packed;
+use crate::ops::matmul::{Factor, Packed};
 use crate::{Device, Dtype, Error, Tensor};
 
 /// The place of a weight in [`Params`], and of its gradient in [`Grads`].
@@ -20,7 +20,7 @@ pub struct ParamId(pub(crate) usize);
 ///
 /// A weight that multiplies activations is packed for the matmul kernel when it is first used and again
 /// after each change, so sampler and learner share one packed copy per policy version. A sampler that multiplies
-/// with int8 has a second one.
+/// with int8 has a second one. The weight of a layer that is multiplied in FP8 has quanta in place of the first.
 ///
 /// A packed copy is never stale: [`Params::value_mut`] drops it before it lends the value, and no copy can be made, or
 /// still be in use, while the value is lent. A step of the optimizer, the only other way to change a weight, does the
@@ -57,6 +57,7 @@ struct Param {
     value: Tensor,
     packed: OnceLock<Packed>,
     int8: OnceLock<Packed>,
+    fp8: OnceLock<Packed>,
 }
 
 /// What the kernels that only compute, and don't learn, multiply with.
@@ -155,7 +156,9 @@ impl Params {
     /// of its own.
     pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
         let param = Arc::make_mut(&mut self.params[id.0].param);
-        (param.packed, param.int8) = (OnceLock::new(), OnceLock::new());
+        for copy in [&mut param.packed, &mut param.int8, &mut param.fp8] {
+            *copy = OnceLock::new();
+        }
         &mut param.value
     }
 
@@ -185,12 +188,29 @@ impl Params {
         param.packed.get_or_init(|| Packed::of_weight(&param.value, param.value.device().dtype()))
     }
 
+    /// The weight of a linear layer: as [`Params::packed`], or as quanta where the device multiplies layers in FP8.
+    pub fn packed_for_layer(&self, id: ParamId) -> &Packed {
+        let param = &self.params[id.0].param;
+        match param.value.device().is_fp8() {
+            true => param.fp8.get_or_init(|| Packed::as_fp8(&param.value)),
+            false => self.packed(id),
+        }
+    }
+
     /// The weight `(out, in)` as gradients of activations are multiplied with it: on a processor, whose kernels round
     /// what they read, its value; on a CUDA device of the dtype that activations have there.
-    pub fn factor(&self, id: ParamId) -> &Tensor {
+    pub fn factor(&self, id: ParamId) -> Factor<'_> {
         match self.value(id).device().is_cuda() {
-            true => self.packed(id).on_gpu(),
-            false => self.value(id),
+            true => self.packed(id).factor(),
+            false => Factor::Value(self.value(id)),
+        }
+    }
+
+    /// As [`Params::factor`], of a linear layer: see [`Params::packed_for_layer`].
+    pub fn factor_for_layer(&self, id: ParamId) -> Factor<'_> {
+        match self.value(id).device().is_fp8() {
+            true => self.packed_for_layer(id).factor(),
+            false => self.factor(id),
         }
     }
 
@@ -309,7 +329,8 @@ impl Params {
 
 impl Param {
     fn new(name: String, value: Tensor) -> Param {
-        Param { name, value, packed: OnceLock::new(), int8: OnceLock::new() }
+        let [packed, int8, fp8] = [0; 3].map(|_| OnceLock::new());
+        Param { name, value, packed, int8, fp8 }
     }
 
     /// As a clone, and with memory for a packed copy where there is one on a CUDA device.
