@@ -164,7 +164,8 @@ impl Params {
 
     /// The trained weights in order, for a step of the optimizer: each with its value and, where it was multiplied with
     /// on a CUDA device, the copy that products read, which has the value's elements in its own dtype. Whoever writes
-    /// the one writes the other; so a copy stays where it is from step to step. All other packed copies are dropped.
+    /// the one writes the other; so a copy stays where it is from step to step, and so do quanta of FP8, which
+    /// [`Params::requantize`] writes then. All other packed copies are dropped.
     pub(crate) fn stepped(
         &mut self,
     ) -> impl Iterator<Item = (ParamId, &mut Tensor, Option<&mut Tensor>)> {
@@ -180,6 +181,18 @@ impl Params {
             }
             (ParamId(i), &mut param.value, param.packed.get_mut().map(Packed::on_gpu_mut))
         })
+    }
+
+    /// Writes the quanta of FP8 of the trained weights anew, where they lie: to be called after a step of the optimizer.
+    pub(crate) fn requantize(&mut self) {
+        for entry in self.params.iter_mut().filter(|entry| entry.is_trained) {
+            // A weight that others have too wasn't changed since.
+            if let Some(Param { value, fp8, .. }) = Arc::get_mut(&mut entry.param)
+                && let Some(fp8) = fp8.get_mut()
+            {
+                fp8.requantize(value);
+            }
+        }
     }
 
     /// The weight `(out, in)` packed for products with rows of activations.
@@ -215,12 +228,19 @@ impl Params {
     }
 
     /// A bias as it is added to results of this dtype: on a processor, whose kernels add it to sums, its value; on a
-    /// CUDA device of the result's dtype.
+    /// CUDA device of the result's dtype, but for products in FP8.
     pub(crate) fn bias(&self, id: ParamId, dtype: Dtype) -> &Tensor {
-        match self.value(id).device().is_cuda() && [dtype, self.dtype()] == [Dtype::Bf16; 2] {
-            true => self.packed(id).on_gpu(),
-            false => self.value(id),
+        match self.rounded_bias(id) {
+            Some(rounded) if dtype == Dtype::Bf16 => rounded.on_gpu(),
+            _ => self.value(id),
         }
+    }
+
+    /// The copy of a bias that a CUDA device adds to bf16 results, where it does.
+    pub fn rounded_bias(&self, id: ParamId) -> Option<&Packed> {
+        let device = self.value(id).device();
+        let rounds = device.is_cuda() && !device.is_fp8() && self.dtype() == Dtype::Bf16;
+        rounds.then(|| self.packed(id))
     }
 
     /// The embedding table to look up: its value, or a copy that is there anyway, whose rows are rounded.
@@ -232,14 +252,14 @@ impl Params {
         }
     }
 
-    /// Where kernels of a CUDA device read the weights: all values, and the packed copies of `packed`, in order. What
-    /// was captured with weights at some addresses may be replayed with weights at the same.
+    /// Where kernels of a CUDA device read the weights: all values, and these packed copies, in order. What was captured
+    /// with weights at some addresses may be replayed with weights at the same.
     pub fn addresses<'a>(
         &'a self,
-        packed: impl Iterator<Item = ParamId> + 'a,
+        packed: impl Iterator<Item = &'a Packed> + 'a,
     ) -> impl Iterator<Item = u64> + 'a {
         let values = self.params.iter().map(|entry| entry.param.value.address());
-        values.chain(packed.flat_map(|id| self.packed(id).addresses()))
+        values.chain(packed.flat_map(Packed::addresses))
     }
 
     /// As [`Params::packed`], in this form. Each form that is asked for has a copy of its own, kept until the weight

@@ -192,11 +192,12 @@ impl Packed {
 
     /// Where all that kernels of a CUDA device read of it is; nothing on a processor.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = u64> {
-        let weight = match &self.place {
-            Place::Gpu(weight) => Some(weight.address()),
-            Place::Host(_) => None,
+        let (weight, quanta) = match &self.place {
+            Place::Gpu(weight) => (Some(weight.address()), None),
+            Place::Fp8(weight) => (None, weight.as_ref().map(fp8::Weight::addresses)),
+            Place::Host(_) => (None, None),
         };
-        weight.into_iter()
+        weight.into_iter().chain(quanta.into_iter().flatten())
     }
 
     /// The weight as kernels of a CUDA device read it.
@@ -237,6 +238,21 @@ impl Packed {
         match &mut self.place {
             Place::Gpu(weight) => weight,
             Place::Host(_) => panic!("a weight packed for a processor"),
+            Place::Fp8(_) => panic!("a weight as quanta"),
+        }
+    }
+
+    /// Writes the quanta of `w (N, K)` in place of those that are there.
+    #[track_caller]
+    pub(crate) fn requantize(&mut self, w: &Tensor) {
+        let (gpu, shape) = (w.gpu().expect("FP8 is for CUDA devices"), [self.out_len, self.in_len]);
+        match &mut self.place {
+            // None: the device has failed, and nothing is done there any more.
+            Place::Fp8(weight) => gpu.run(|cx| match weight {
+                Some(weight) => weight.write(cx, w.view(), shape),
+                None => Ok(()),
+            }),
+            _ => panic!("a weight as quanta"),
         }
     }
 
