@@ -175,7 +175,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("optimizer.safetensors");
         write(&path, &optimizer, &params).unwrap();
-        let again = read(&path, &params, 7).unwrap();
+        let again = read(&path, &params, 7, StatePlace::Device).unwrap();
         assert_eq!(again.step_count(), 7);
         for id in params.ids() {
             let [saved, read] = [&optimizer, &again].map(|optimizer| {
@@ -199,14 +199,17 @@ mod tests {
         let bytes = fs_err::read(&path).unwrap();
         for len in [0, 7, 8, 100, bytes.len() - 1] {
             fs_err::write(&path, &bytes[..len]).unwrap();
-            assert!(read(&path, &params, 1).is_err(), "cut to {len} bytes");
+            assert!(read(&path, &params, 1, StatePlace::Device).is_err(), "cut to {len} bytes");
         }
         fs_err::write(&path, [&u64::MAX.to_le_bytes()[..], &bytes[8..]].concat()).unwrap();
-        assert!(read(&path, &params, 1).is_err(), "a header longer than the file");
+        assert!(
+            read(&path, &params, 1, StatePlace::Device).is_err(),
+            "a header longer than the file"
+        );
         fs_err::write(&path, &bytes).unwrap();
         let mut other = Params::default();
         other.push("matrix", Tensor::zeros(&Device::cpu(1), &[257, 130]));
-        let error = read(&path, &other, 1).unwrap_err().to_string();
+        let error = read(&path, &other, 1, StatePlace::Device).unwrap_err().to_string();
         assert!(error.contains("`m.matrix` has another shape"), "{error}");
     }
 }

@@ -1,6 +1,7 @@
 //! Settings that several kinds of stage share: drawing tokens, the optimizer, the prompt template.
 
 use aha_compute::WeightForm;
+use aha_compute::ops::adamw::StatePlace;
 
 use super::reader::{Field, Reader, Word, choice, section, section_fields};
 use super::source::{Node, Value};

@@ -12,8 +12,8 @@ use super::reader::{choice, section, section_fields};
 use super::rewards::Reward;
 use super::run::Run;
 use super::sampling::{
-    OnStale, Optimizer, OptimizerState, Sampling, SamplingWeights, Schedule, ScheduleKind,
-    Template, Thinking, is_temperature,
+    OnStale, Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
+    is_temperature,
 };
 use super::values::{ByteSize, Names, Sql, Weights};
 use super::watchdogs::{NanWatchdog, SftWatchdogs, Watchdogs};
