@@ -351,6 +351,19 @@ mod tests {
     }
 
     #[test]
+    fn fp8_is_for_devices_that_multiply_in_it() {
+        use aha_emulate::{Emulated, ORDERS};
+        let refused = |device: Device| device.with_fp8().unwrap_err().to_string();
+        assert!(refused(Device::cpu(1)).contains("there is none"));
+        let with = |capability| {
+            let emulated = Emulated::with_capability(ORDERS[0], 1 << 20, capability);
+            Device::cpu(1).with_context(Context::new(emulated))
+        };
+        assert!(refused(with((8, 6))).ends_with("emulated has 8.6"), "{}", refused(with((8, 6))));
+        assert!(with((8, 9)).with_fp8().unwrap().is_fp8());
+    }
+
+    #[test]
     fn a_much_smaller_tensor_does_not_take_a_large_buffer() {
         let device = Device::cpu(1);
         device.give(vec![0.0; 100_000]);

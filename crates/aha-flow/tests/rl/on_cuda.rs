@@ -273,8 +273,8 @@ async fn what_a_device_cannot_do_is_refused_by_name_and_auto_takes_the_processor
     }
 }
 
-/// Goal: sampler and learner agree in FP8, which is refused by name where it can't be had. Method: the ratio of a step's
-/// first pass; a processor, another dtype, a device that is too old.
+/// Goal: sampler and learner agree in FP8, which is refused by name where it can't be had. Method: the ratio of a
+/// step's first pass; a processor, another dtype, a device that is too old.
 #[tokio::test(flavor = "multi_thread")]
 async fn fp8_has_one_numeric_path_and_is_refused_where_it_cannot_be_had() {
     let world = World::new();

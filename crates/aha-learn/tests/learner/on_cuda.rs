@@ -85,19 +85,23 @@ fn divergence_from_a_teacher(load: &dyn Fn(&str) -> Model) -> (Learner, [f64; 2]
     (learner, found)
 }
 
-fn adapters(load: &dyn Fn(&str) -> Model) -> (Learner, [f64; 2]) {
+/// A model with adapters whose second matrices aren't zero, so that the first ones have gradients.
+fn adapted(base: &Model) -> Model {
     let lora =
         Lora { rank: 4, alpha: 6.0, targets: Target::ALL.to_vec(), is_rank_stabilised: false };
-    let base = load("tiny_qwen2");
     let mut policy = base.with_lora(&lora, Philox::new(1)).unwrap();
-    // Second matrices that aren't zero, so that the first ones have gradients.
     let second: Vec<_> = policy.params().trained().skip(1).step_by(2).collect();
     for id in second {
         let len = policy.params().value(id).len() as u64;
         let noise: Vec<f32> = (0..len).map(|i| (0.05 * Philox::new(3).normal(i)) as f32).collect();
         policy.params_mut().value_mut(id).write(&noise);
     }
-    let mut learner = Learner::new(Arc::new(policy));
+    policy
+}
+
+fn adapters(load: &dyn Fn(&str) -> Model) -> (Learner, [f64; 2]) {
+    let base = load("tiny_qwen2");
+    let mut learner = Learner::new(Arc::new(adapted(&base)));
     learner.set_reference(Some(Arc::new(base)));
     let objective = Objective { kl_coef: 0.05, ..Preset::DeepseekR1.objective(64) };
     let found = Drawn::new().policy_step(&mut learner, &objective);
@@ -288,6 +292,30 @@ fn gradients_in_fp8_are_off_by_what_its_mantissa_says() {
         for (i, off) in in_fp8.0.iter().enumerate() {
             assert!(*off < 1.5 * bound, "{name}, weight {i}: {off} of the gradient");
         }
+    }
+}
+
+/// Goal: adapters are trained beside frozen layers in FP8, and heads of reward models behind layers that are trained.
+/// Method: as above (measured: 12.5 and 14.5).
+#[test]
+fn adapters_and_heads_learn_beside_layers_in_fp8() {
+    let imitating: Step = |load| {
+        let mut learner = Learner::new(Arc::new(adapted(&load("tiny_qwen2"))));
+        let settings = StepSettings { micro_batch_tokens: 1000, ..by_gradient() };
+        let loss = Imitation::new().step(&mut learner, &settings);
+        (learner, [loss, 0.0])
+    };
+    for (what, step) in [("adapters", imitating), ("preferences", preferences)] {
+        let on = |device: &Device| -> Vec<f32> {
+            let (learner, _) = step(&|name| model_as(name, device, device.dtype()));
+            device.check().unwrap();
+            left(&learner).0.concat()
+        };
+        let exact = on(&Device::cpu(2));
+        let [in_bf16, in_fp8] = [emulated(), emulated().with_fp8().unwrap()]
+            .map(|device| norm(on(&device).into_iter().zip(&exact).map(|(a, b)| f64::from(a - b))));
+        let times = in_fp8 / in_bf16;
+        assert!((4.0..16.0).contains(&times), "{what}: {times} times the distance of bf16");
     }
 }
 

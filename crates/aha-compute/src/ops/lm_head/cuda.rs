@@ -262,8 +262,8 @@ pub fn backward(
     Ok(())
 }
 
-/// Gradients of logits by log-probs and entropies, of which `logits` were made; in their place, or as bf16 in a buffer of
-/// their own.
+/// Gradients of the logits of which log-probs and entropies were made; in their place, or as bf16 in a buffer of their
+/// own.
 pub fn gradient(
     cx: &Context,
     mut logits: Buffer,
