@@ -20,9 +20,10 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// Five times what the emulated device is off by in f32 (8.1e-6 nats, 3.3e-6). In bf16 (0.056 nats, 0.026) what both
-    /// devices keep to PyTorch's f32 (`aha-learn/tests/model_fixtures/support.rs`), from which its own bf16 is up to
-    /// 0.113 nats away. Products in TF32, whose factors have 11 bits, would be off by a hundred times the bounds of f32.
+    /// Five times what the emulated device is off by in f32 (8.1e-6 nats, 3.3e-6). In bf16 (0.056 nats, 0.026) what
+    /// both devices keep to PyTorch's f32 (`aha-learn/tests/model_fixtures/support.rs`), from which its own bf16 is up
+    /// to 0.113 nats away. Products in TF32, whose factors have 11 bits, would be off by a hundred times the bounds of
+    /// f32.
     fn of(dtype: Dtype) -> Bounds {
         match dtype {
             Dtype::F32 => Bounds { nats: 4e-5, gradient: 2e-5 },
