@@ -15,9 +15,9 @@ use crate::inputs::Family;
 use crate::paths::{requests, sample};
 use crate::{Error, Findings, Part, Size, Subject};
 
-/// How far a loss or a gradient's norm may be from the processor's, as a share of it and at least of 1. Two steps of the
-/// small model in emulation are 7e-8 apart, eight of the larger one 1.4e-5: AdamW divides by the root of squares, so that
-/// where a gradient is next to nothing its rounding moves a weight by as much as the learning rate.
+/// How far a loss or a gradient's norm may be from the processor's, as a share of it and at least of 1. Two steps of
+/// the small model in emulation are 7e-8 apart, eight of the larger one 1.4e-5: AdamW divides by the root of squares,
+/// so that where a gradient is next to nothing its rounding moves a weight by as much as the learning rate.
 const BOUND: f64 = 1e-4;
 
 /// Settings of a step that moves random weights.
