@@ -20,6 +20,7 @@ use crate::ops::{embedding, lm_head, lora, matmul, rms_norm, rope, select, swigl
 use crate::profile::{self, bytes, moving, multiplying};
 use play::{Slots, play};
 
+use crate::step::Step;
 use crate::{Device, Dtype, Grads, ParamId, Params, Tensor, WeightForm};
 
 /// The value of an op's output, and its place on the tape.
@@ -74,6 +75,7 @@ enum Op<'p> {
         x: Var,
         w: ParamId,
         bias: Option<ParamId>,
+        is_layer: bool,
     },
     Adapted {
         x: Var,
@@ -161,6 +163,8 @@ pub struct Tape<'p> {
     slot_count: usize,
     /// Gradients of vars that are there before the tape is played backwards.
     begun: Vec<(usize, Tensor)>,
+    /// Where ids and positions are on a CUDA device already.
+    step: Option<&'p Step>,
 }
 
 impl<'p> Tape<'p> {
@@ -174,6 +178,7 @@ impl<'p> Tape<'p> {
             nodes: Vec::new(),
             slot_count: 0,
             begun: Vec::new(),
+            step: None,
         }
     }
 
@@ -188,14 +193,25 @@ impl<'p> Tape<'p> {
         Tape { weights, ..Tape::inference(device, params) }
     }
 
+    /// The same tape for rows whose ids and positions are on a CUDA device already.
+    pub fn of_step(self, step: &'p Step) -> Tape<'p> {
+        Tape { step: Some(step), ..self }
+    }
+
     /// Rows of the embedding table: `(T, C)` for `T` ids.
     pub fn embedding(&mut self, table: ParamId, ids: &[u32]) -> Var {
-        let weights = self.params.value(table);
+        let weights = self.params.table(table);
         let mut y = self.uninit(&[ids.len(), weights.cols()]);
         let span = moving("embedding.forward", &[&y, &y]);
-        embedding::forward(&mut y, weights, ids);
+        match self.step {
+            Some(step) => embedding::forward_at(&mut y, weights, ids, &step.ids),
+            None => embedding::forward(&mut y, weights, ids),
+        }
         // The table's rows are rounded as those of the head are, which may be the same.
-        let y = y.into_dtype(self.params.dtype()).into_dtype(Dtype::F32);
+        let y = match weights.dtype() {
+            Dtype::F32 => y.into_dtype(self.params.dtype()).into_dtype(Dtype::F32),
+            Dtype::Bf16 => y,
+        };
         drop(span);
         self.record(y, || Op::Embedding { table, ids: ids.into() })
     }
@@ -205,27 +221,38 @@ impl<'p> Tape<'p> {
         self.linear_as(x, w, bias, self.params.dtype())
     }
 
-    /// As [`Tape::linear`], for what is added to the residual stream or is a result: the sums are not rounded.
-    pub fn linear_f32(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>) -> Var {
-        self.linear_as(x, w, bias, Dtype::F32)
+    /// As [`Tape::linear`], with a result of this kind: `f32` for what is added to the residual stream.
+    pub fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
+        self.product(x, w, bias, dtype, true)
     }
 
-    /// As [`Tape::linear`], with a result of this kind.
-    pub fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
-        let packed = self.packed(w);
+    /// `x · wᵀ`, for a head: an `f32` result, and never in FP8, which is for layers.
+    pub fn head_product(&mut self, x: &Var, w: ParamId) -> Var {
+        self.product(x, w, None, Dtype::F32, false)
+    }
+
+    fn product(
+        &mut self,
+        x: &Var,
+        w: ParamId,
+        bias: Option<ParamId>,
+        dtype: Dtype,
+        is_layer: bool,
+    ) -> Var {
+        let packed = if is_layer { self.packed_for_layer(w) } else { self.packed(w) };
         let mut y = Tensor::uninit_as(&self.device, dtype, &[x.value.rows(), packed.out_len()]);
         let span = profile::span("matmul.forward", || {
             let activations = bytes(&x.value) + bytes(&y);
             let flop = product(&x.value, self.params.value(w));
             profile::Work { flop, bytes: activations + packed.bytes() as f64 }
         });
-        matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.value(b)));
+        matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.bias(b, dtype)));
         drop(span);
-        self.record(y, || Op::Linear { x: x.clone(), w, bias })
+        self.record(y, || Op::Linear { x: x.clone(), w, bias, is_layer })
     }
 
     /// As [`Tape::linear_as`] with a frozen weight and bias, and an adapter, which is trained. The adapter is never
-    /// multiplied with as int8.
+    /// multiplied with as int8 or in FP8.
     pub fn adapted_as(
         &mut self,
         x: &Var,
@@ -233,7 +260,7 @@ impl<'p> Tape<'p> {
         adapter: Adapter,
         dtype: Dtype,
     ) -> Var {
-        let packed = self.packed(w);
+        let packed = self.packed_for_layer(w);
         let two = [adapter.a, adapter.b].map(|id| self.packed_as(id, WeightForm::Same));
         let mut y = self.uninit(&[x.value.rows(), packed.out_len()]);
         let span = profile::span("lora.forward", || {
@@ -292,7 +319,10 @@ impl<'p> Tape<'p> {
     ) -> Var {
         let mut y = Tensor::uninit_as(&self.device, dtype, x.value.shape());
         let span = moving("rope.forward", &[&x.value, &y]);
-        rope::forward(&mut y, &x.value, positions, table);
+        match self.step {
+            Some(step) => rope::forward_at(&mut y, &x.value, positions, &step.positions, table),
+            None => rope::forward(&mut y, &x.value, positions, table),
+        }
         drop(span);
         let (positions, table) = (Arc::clone(positions), Arc::clone(table));
         self.record(y, || Op::Rope { x: x.slot, positions, table })
@@ -553,6 +583,15 @@ impl<'p> Tape<'p> {
     /// The weight, packed now if it isn't yet: after each change of it, the first use waits for that.
     fn packed(&self, id: ParamId) -> &'p Packed {
         self.packed_as(id, self.weights)
+    }
+
+    /// As [`Tape::packed`], of a linear layer, which may be multiplied in FP8.
+    fn packed_for_layer(&self, id: ParamId) -> &'p Packed {
+        if self.weights != WeightForm::Same {
+            return self.packed(id);
+        }
+        let _span = moving("matmul.pack", &[]);
+        self.params.packed_for_layer(id)
     }
 
     fn packed_as(&self, id: ParamId, form: WeightForm) -> &'p Packed {

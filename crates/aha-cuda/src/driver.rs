@@ -1,9 +1,12 @@
 //! What a device is asked to do: memory, copies, launches and products in the order of streams.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
+use crate::link::Link;
 use crate::{Error, Source};
 
 /// An address in a device's memory.
@@ -30,6 +33,8 @@ pub enum Kind {
     U64,
     /// IEEE 754 double precision: sums of sampling and of norms.
     F64,
+    /// Bytes: e4m3 numbers.
+    U8,
 }
 
 impl Kind {
@@ -39,6 +44,7 @@ impl Kind {
             Kind::F32 | Kind::U32 => 4,
             Kind::Bf16 => 2,
             Kind::F64 | Kind::U64 => 8,
+            Kind::U8 => 1,
         }
     }
 }
@@ -52,6 +58,7 @@ impl fmt::Display for Kind {
             Kind::U32 => "u32",
             Kind::U64 => "u64",
             Kind::F64 => "f64",
+            Kind::U8 => "u8",
         })
     }
 }
@@ -278,7 +285,7 @@ pub struct Product {
 ///
 /// Between [`Driver::begin_capture`] and [`Driver::end_capture`] what comes on that stream is not done but captured;
 /// no memory may be allocated, freed or waited for meanwhile.
-pub trait Driver: fmt::Debug + Send + Sync {
+pub trait Driver: Any + fmt::Debug + Send + Sync {
     /// What the device is.
     fn info(&self) -> &Info;
 
@@ -377,6 +384,14 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// # Safety
     /// All memory that was used when it was captured is still there.
     unsafe fn replay(&self, graph: Graph, stream: Stream) -> Result<(), Error>;
+
+    /// Connects devices, of which this is the first and all are of its kind; links in their order.
+    fn connect(&self, drivers: &[Arc<dyn Driver>]) -> Result<Vec<Arc<dyn Link>>, Error> {
+        Err(Error::Missing {
+            what: format!("nothing connects {} devices of this kind", drivers.len()),
+            remedy: "use one".into(),
+        })
+    }
 
     /// Forgets what was captured; it isn't under way any more.
     fn drop_graph(&self, graph: Graph);
