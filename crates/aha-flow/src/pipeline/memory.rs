@@ -706,6 +706,7 @@ impl<'a> Phase<'a> {
         self.found.add("activations", F32.saturating_mul(rows).saturating_mul(floats));
         let logits = (LOGITS_LEN_MAX as u64 / self.vocab().max(1)).clamp(1, sequences);
         self.found.add("logits", F32 * self.vocab() * (logits + self.threads()));
+        self.add_captured_steps();
         self.add_scratch(rows);
     }
 
