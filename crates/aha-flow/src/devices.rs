@@ -101,7 +101,7 @@ pub fn open_all(devices: &dyn Devices, run: &Run) -> Result<(Device, Vec<Device>
     let threads = compute::threads(run.threads);
     let of_run =
         |device: Device| device.with_dtype(run.dtype.into()).with_kv_dtype(run.kv_dtype.into());
-    let open = |number: &u32, threads: usize| {
+    let open = |number: &u32, threads: usize| -> Result<Device> {
         let context = devices.open(*number).map_err(|error| missing(&wanted, &error))?;
         Ok(of_run(Device::cpu(threads).with_context(context)))
     };
