@@ -83,8 +83,8 @@ pub fn first(devices: &dyn Devices) -> (pipeline::Device, Vec<String>) {
     (pipeline::Device::Cpu, reasons)
 }
 
-/// What computes, by `run.threads`, `run.device`, `run.dtype` and `run.kv_dtype`; "auto" is the first that works. For
-/// what computes on one device only.
+/// What computes, by `run.threads`, `run.device`, `run.dtype`, `run.kv_dtype` and `run.fp8`; "auto" is the first that
+/// works. For what computes on one device only.
 pub fn open(devices: &dyn Devices, run: &Run) -> Result<Device> {
     match open_all(devices, run)? {
         (device, others) if others.is_empty() => Ok(device),
@@ -99,14 +99,17 @@ pub fn open_all(devices: &dyn Devices, run: &Run) -> Result<(Device, Vec<Device>
         wanted => wanted.clone(),
     };
     let threads = compute::threads(run.threads);
-    let of_run =
-        |device: Device| device.with_dtype(run.dtype.into()).with_kv_dtype(run.kv_dtype.into());
-    let open = |number: &u32, threads: usize| -> Result<Device> {
+    let of_run = |device: Device| {
+        let device = device.with_dtype(run.dtype.into()).with_kv_dtype(run.kv_dtype.into());
+        let fp8 = |error: aha_compute::Error| Error::input_with(error.to_string(), FP8_HINT);
+        if run.fp8 { device.with_fp8().map_err(fp8) } else { Ok(device) }
+    };
+    let open = |number: &u32, threads: usize| {
         let context = devices.open(*number).map_err(|error| missing(&wanted, &error))?;
-        Ok(of_run(Device::cpu(threads).with_context(context)))
+        of_run(Device::cpu(threads).with_context(context))
     };
     let [first, others @ ..] = wanted.numbers() else {
-        return Ok((of_run(Device::cpu(threads)), Vec::new()));
+        return Ok((of_run(Device::cpu(threads))?, Vec::new()));
     };
     let first = open(first, threads)?;
     // What the host does for one of several devices is little.
@@ -126,6 +129,10 @@ const SEVERAL: &str =
     "this computes on one device, and several are named: only a run's training stages use more";
 /// The remedy.
 const SEVERAL_HINT: &str = "name one, such as \"cuda:0\"";
+
+/// What to do where FP8 is asked for and can't be.
+pub(crate) const FP8_HINT: &str =
+    "leave `run.fp8` out, or compute on a device that multiplies in FP8";
 
 /// A device that can't be opened.
 fn missing(wanted: &pipeline::Device, error: &cuda::Error) -> Error {

@@ -176,6 +176,7 @@ impl AdamW {
                 cuda::step_from_host(cx, streams, &mut weights, &step, cuda::SLICE_LEN)
             }
         });
+        params.requantize();
     }
 
     /// The means of gradients and of squared gradients of a trained weight.

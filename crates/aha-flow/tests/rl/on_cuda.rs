@@ -162,7 +162,7 @@ async fn every_kind_of_stage_runs_on_a_device_and_has_the_same_bits_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stage_may_learn_with_works_on_a_device() {
     let world = World::new();
-    let variants: [(&str, &[&str]); 5] = [
+    let variants: [(&str, &[&str]); 7] = [
         ("whole", &[]),
         ("again", &["stage.zero.activation_checkpointing=true"]),
         (
@@ -174,6 +174,11 @@ async fn what_a_stage_may_learn_with_works_on_a_device() {
             ],
         ),
         ("lora", &["stage.zero.lora={ rank = 4 }", "stage.zero.micro_batch_tokens=33"]),
+        (
+            "teacher",
+            &["stage.zero.teacher='blank'", "stage.zero.objective={ preset = \"distill\" }"],
+        ),
+        ("fp8", &["run.dtype='bf16'", "run.fp8=true", "stage.zero.lora={ rank = 4 }"]),
         (
             "entropy",
             &["stage.zero.objective={ entropy = 0.01, kl = 0.1 }", "stage.zero.inner_epochs=2"],
@@ -268,6 +273,31 @@ async fn what_a_device_cannot_do_is_refused_by_name_and_auto_takes_the_processor
     }
 }
 
+/// Goal: sampler and learner agree in FP8, which is refused by name where it can't be had. Method: the ratio of a
+/// step's first pass; a processor, another dtype, a device that is too old.
+#[tokio::test(flavor = "multi_thread")]
+async fn fp8_has_one_numeric_path_and_is_refused_where_it_cannot_be_had() {
+    let world = World::new();
+    let fp8 = ["run.dtype='bf16'", "run.fp8=true", "stage.zero.steps=1"];
+    let found = run_on(&world, "fp8", &emulated(64 * MIB), &fp8).await;
+    let plain = run_on(&world, "bf16", &emulated(64 * MIB), &[fp8[0], fp8[2]]).await;
+    let [(_, of_fp8), (_, of_bf16)] =
+        [found.steps("zero").remove(0), plain.steps("zero").remove(0)];
+    assert_eq!(of_fp8["ratio_max"], 1.0, "sampler and learner agree");
+    assert_ne!(of_fp8["entropy"], of_bf16["entropy"], "it is FP8 that was computed");
+    let old = Context::new(Emulated::with_capability(ORDERS[0], 64 * MIB, (8, 0)));
+    for (name, context, set, says) in [
+        ("dtype", emulated(64 * MIB), "run.dtype='f32'", "`run.dtype = \"bf16\"`"),
+        ("processor", emulated(64 * MIB), "run.device='cpu'", "computes on the processor"),
+        ("old", old, "run.device='cuda:0'", "emulated has 8.0"),
+    ] {
+        let sets = [&SMALL[..], &fp8, &[set]].concat();
+        let how = How { sets: &sets, devices: vec![context], ..How::default() };
+        let refused = world.run(name, how).await.result.unwrap_err().to_string();
+        assert!(refused.contains("run.fp8") && refused.contains(says), "{name}: {refused}");
+    }
+}
+
 /// Goal: what the plan predicts of a device's memory is no less than what is in use and at most half as much again; keys
 /// and values are not there while the learner steps. Method: the allocator's own counts, in a run whose prompts and
 /// sequences fill what a step may take.
@@ -289,6 +319,7 @@ async fn the_plan_predicts_what_the_allocator_counts() {
         "run.device='cuda:0'",
         "run.kv_cache='1MiB'",
         "run.sequences_max=48",
+        "models.blank.layers=3",
         "stage.zero.steps=1",
         "stage.zero.prompts_per_step=12",
     ];
