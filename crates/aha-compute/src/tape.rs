@@ -75,6 +75,7 @@ enum Op<'p> {
         x: Var,
         w: ParamId,
         bias: Option<ParamId>,
+        is_layer: bool,
     },
     Adapted {
         x: Var,
@@ -220,14 +221,25 @@ impl<'p> Tape<'p> {
         self.linear_as(x, w, bias, self.params.dtype())
     }
 
-    /// As [`Tape::linear`], for what is added to the residual stream or is a result: the sums are not rounded.
-    pub fn linear_f32(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>) -> Var {
-        self.linear_as(x, w, bias, Dtype::F32)
+    /// As [`Tape::linear`], with a result of this kind: `f32` for what is added to the residual stream.
+    pub fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
+        self.product(x, w, bias, dtype, true)
     }
 
-    /// As [`Tape::linear`], with a result of this kind.
-    pub fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
-        let packed = self.packed(w);
+    /// `x · wᵀ`, for a head: an `f32` result, and never in FP8, which is for layers.
+    pub fn head_product(&mut self, x: &Var, w: ParamId) -> Var {
+        self.product(x, w, None, Dtype::F32, false)
+    }
+
+    fn product(
+        &mut self,
+        x: &Var,
+        w: ParamId,
+        bias: Option<ParamId>,
+        dtype: Dtype,
+        is_layer: bool,
+    ) -> Var {
+        let packed = if is_layer { self.packed_for_layer(w) } else { self.packed(w) };
         let mut y = Tensor::uninit_as(&self.device, dtype, &[x.value.rows(), packed.out_len()]);
         let span = profile::span("matmul.forward", || {
             let activations = bytes(&x.value) + bytes(&y);
@@ -236,11 +248,11 @@ impl<'p> Tape<'p> {
         });
         matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.bias(b, dtype)));
         drop(span);
-        self.record(y, || Op::Linear { x: x.clone(), w, bias })
+        self.record(y, || Op::Linear { x: x.clone(), w, bias, is_layer })
     }
 
     /// As [`Tape::linear_as`] with a frozen weight and bias, and an adapter, which is trained. The adapter is never
-    /// multiplied with as int8.
+    /// multiplied with as int8 or in FP8.
     pub fn adapted_as(
         &mut self,
         x: &Var,
@@ -248,7 +260,7 @@ impl<'p> Tape<'p> {
         adapter: Adapter,
         dtype: Dtype,
     ) -> Var {
-        let packed = self.packed(w);
+        let packed = self.packed_for_layer(w);
         let two = [adapter.a, adapter.b].map(|id| self.packed_as(id, WeightForm::Same));
         let mut y = self.uninit(&[x.value.rows(), packed.out_len()]);
         let span = profile::span("lora.forward", || {
@@ -571,6 +583,15 @@ impl<'p> Tape<'p> {
     /// The weight, packed now if it isn't yet: after each change of it, the first use waits for that.
     fn packed(&self, id: ParamId) -> &'p Packed {
         self.packed_as(id, self.weights)
+    }
+
+    /// As [`Tape::packed`], of a linear layer, which may be multiplied in FP8.
+    fn packed_for_layer(&self, id: ParamId) -> &'p Packed {
+        if self.weights != WeightForm::Same {
+            return self.packed(id);
+        }
+        let _span = moving("matmul.pack", &[]);
+        self.params.packed_for_layer(id)
     }
 
     fn packed_as(&self, id: ParamId, form: WeightForm) -> &'p Packed {

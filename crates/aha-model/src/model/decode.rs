@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use aha_compute::graphs::Graphs;
 use aha_compute::ops::attention::{KvCache, PagedSeqs};
+use aha_compute::ops::matmul::Packed;
 use aha_compute::step::Step;
-use aha_compute::{Dtype, ParamId, Rows, Tape, Tensor};
+use aha_compute::{Rows, Tape, Tensor};
 
 use super::{Batch, Model};
 
@@ -81,18 +82,19 @@ impl Decoder {
 }
 
 impl Model {
-    /// The weights of which kernels of a CUDA device read copies in the dtype that they multiply in, or may.
-    fn packed_weights(&self) -> impl Iterator<Item = ParamId> + '_ {
-        let rounds = self.params.dtype() == Dtype::Bf16;
+    /// The copies of weights that kernels of a CUDA device read, or may.
+    fn packed_weights(&self) -> impl Iterator<Item = &Packed> + '_ {
+        let params = &self.params;
         let of_layer = move |layer: &super::Layer| {
             let all = [layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down];
             all.into_iter().flat_map(move |projection| {
                 let adapter = projection.adapter.map(|adapter| [adapter.a, adapter.b]);
-                let bias = projection.bias.filter(|_| rounds);
-                [projection.weight].into_iter().chain(adapter.into_iter().flatten()).chain(bias)
+                let adapter = adapter.into_iter().flatten().map(|id| params.packed(id));
+                let bias = projection.bias.and_then(|id| params.rounded_bias(id));
+                [params.packed_for_layer(projection.weight)].into_iter().chain(adapter).chain(bias)
             })
         };
-        self.layers.iter().flat_map(of_layer).chain([self.head])
+        self.layers.iter().flat_map(of_layer).chain([params.packed(self.head)])
     }
 }
 

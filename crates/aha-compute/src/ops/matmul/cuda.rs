@@ -3,8 +3,8 @@
 //! Factors are both f32 or both bf16. A row of the result has the same bits in any company: see
 //! [`Product`](crate::cuda::Product).
 
-use super::Packed;
 use super::few_rows::{self, Operands};
+use super::{Packed, Place, fp8};
 use crate::Tensor;
 use crate::cuda::{Context, Error, Kind};
 use crate::ops::cuda::{column_sums, convert};
@@ -18,6 +18,9 @@ pub(super) fn forward(
     bias: Option<&Tensor>,
     accumulate: bool,
 ) -> Result<(), Error> {
+    if let Place::Fp8(_) = w.place {
+        return fp8::forward(cx, y, x, w.quanta(), bias, accumulate);
+    }
     let dims = [x.len() / w.in_len.max(1), w.out_len, w.in_len];
     let mut y = y.view_mut();
     // The library adds a bias of the result's kind.
