@@ -2,8 +2,8 @@
 //!
 //! Llama, Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm over query and key heads) differ by switches of the
 //! [`Config`]; learner, sampler and scorer all call [`Model::hidden`]. What is different in a reward model,
-//! which has a scalar head in place of the LM head, is in `reward`; low-rank adapters are in [`lora`]; steps of decoding
-//! on a CUDA device, captured once and done again, are in [`decode`].
+//! which has a scalar head in place of the LM head, is in `reward`; low-rank adapters are in [`lora`]; steps of
+//! decoding on a CUDA device, captured once and done again, are in [`decode`].
 
 pub mod decode;
 pub mod lora;
