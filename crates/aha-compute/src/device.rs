@@ -116,8 +116,7 @@ impl Device {
     /// Fails if anything failed on the CUDA device since it was opened: then no result of it may be used, and nothing
     /// more is done there. Doesn't wait for work that is under way: what was read from the device is done.
     pub fn check(&self) -> Result<(), Error> {
-        let failure = self.gpu.as_ref().and_then(Gpu::failure);
-        failure.map_or(Ok(()), |failure| Err(failure.clone().into()))
+        self.gpu.as_ref().map_or(Ok(()), Gpu::check)
     }
 
     /// Waits for work that is under way on a CUDA device. A failure of it is kept for [`Device::check`].

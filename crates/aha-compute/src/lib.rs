@@ -7,7 +7,10 @@
 //! - [`ops`]: one module per op: maths, scalar reference, kernels, gradient check.
 //! - [`tape`]: records ops in the forward pass and plays them backwards.
 //! - [`params`]: named weights, their gradients and optimizer state.
+//! - [`peers`]: several devices that learn together, and in which order their gradients are added.
 //! - [`cuda`]: the driver of NVIDIA devices, whose kernels are `.cu` files beside their ops; `ops::cuda` is shared.
+//! - [`step`]: a sampler's forward pass on a device, whose lists go there at once ([`staging`]); [`graphs`]: work there
+//!   that is captured once and done again at one call.
 //! - [`random`]: counter-based random numbers, addressed and never consumed.
 //! - [`profile`]: where the time of a computation goes, op by op. [`measure`]: what the machine can reach.
 //!
@@ -20,13 +23,17 @@
 
 pub mod device;
 pub mod error;
+pub mod graphs;
 pub mod measure;
 pub mod ops;
 pub mod params;
+pub mod peers;
 mod pool;
 pub mod profile;
 pub mod random;
 pub mod simd;
+pub mod staging;
+pub mod step;
 pub mod tape;
 pub mod tensor;
 

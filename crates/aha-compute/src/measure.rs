@@ -3,10 +3,13 @@
 //! Whoever shares the machine takes a part of it, so a share of these is meant for what was measured beside
 //! them, between the same neighbours.
 
+mod cuda;
+
 use std::hint::black_box;
 use std::time::Instant;
 
 use crate::Device;
+use crate::cuda::Kind;
 use crate::simd::{Isa, LANES};
 use crate::tensor::Shards;
 
@@ -23,13 +26,23 @@ const MEMORY_BYTES: usize = 256 << 20;
 const SUMS: usize = 4 * LANES;
 
 /// FLOP/s of fused multiply-adds with the kernels' instruction set on all threads of the device.
+///
+/// On a CUDA device those of a large product of this kind; NaN if that fails.
 pub fn f32_flop_per_second(device: &Device) -> f64 {
+    if let Some(gpu) = device.gpu() {
+        return cuda::flop_per_second(gpu, Kind::F32);
+    }
     let flop = (STEPS * CHAINS * 2 * LANES) as f64;
     flop_per_second(device, flop, |isa| spin(isa, STEPS))
 }
 
 /// FLOP/s of dot products of bf16 pairs; none where the processor has no instruction for them.
+///
+/// On a CUDA device those of a large product of this kind; NaN if that fails.
 pub fn bf16_flop_per_second(device: &Device) -> Option<f64> {
+    if let Some(gpu) = device.gpu() {
+        return Some(cuda::flop_per_second(gpu, Kind::Bf16));
+    }
     #[cfg(target_arch = "x86_64")]
     if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16") {
         let flop = (STEPS / 2 * 2 * CHAINS * 4 * LANES) as f64;
@@ -41,7 +54,12 @@ pub fn bf16_flop_per_second(device: &Device) -> Option<f64> {
 }
 
 /// Bytes per second that all threads of the device read from memory.
+///
+/// On a CUDA device as many as a copy reads and writes; NaN if that fails.
 pub fn read_bytes_per_second(device: &Device) -> f64 {
+    if let Some(gpu) = device.gpu() {
+        return cuda::copy_bytes_per_second(gpu);
+    }
     let memory = vec![1.0f32; MEMORY_BYTES / size_of::<f32>()];
     let part_len = memory.len().div_ceil(device.threads());
     let seconds = best_seconds(MEMORY_TURNS, || {
@@ -54,6 +72,9 @@ pub fn read_bytes_per_second(device: &Device) -> f64 {
 
 /// Bytes per second that all threads of the device copy, each counted once as read and once as written.
 pub fn copy_bytes_per_second(device: &Device) -> f64 {
+    if let Some(gpu) = device.gpu() {
+        return cuda::copy_bytes_per_second(gpu);
+    }
     let from = vec![1.0f32; MEMORY_BYTES / size_of::<f32>()];
     let mut to = vec![2.0f32; from.len()];
     let part_len = from.len().div_ceil(device.threads());

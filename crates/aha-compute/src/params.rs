@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::str::FromStr;
 use std::sync::{Arc, OnceLock};
 
+use crate::cuda::{Buffer, Kind, ViewMut};
+use crate::device::Gpu;
 use crate::ops::grad_norm;
 use crate::ops::matmul::{Factor, Packed};
 use crate::{Device, Dtype, Error, Tensor};
@@ -19,8 +22,9 @@ pub struct ParamId(pub(crate) usize);
 /// after each change, so sampler and learner share one packed copy per policy version. A sampler that multiplies
 /// with int8 has a second one. The weight of a layer that is multiplied in FP8 has quanta in place of the first.
 ///
-/// A packed copy is never stale: [`Params::value_mut`] is the only way to change a weight, it drops the
-/// copy before it lends the value, and no copy can be made, or still be in use, while the value is lent.
+/// A packed copy is never stale: [`Params::value_mut`] drops it before it lends the value, and no copy can be made, or
+/// still be in use, while the value is lent. A step of the optimizer, the only other way to change a weight, does the
+/// same on a processor; on a CUDA device it writes value and copy at once.
 /// So [`Params::checksum`], which reads the values, speaks for what the kernels multiply with.
 ///
 /// A clone shares values and packed copies; a weight that others have too is copied when it is changed.
@@ -158,6 +162,39 @@ impl Params {
         &mut param.value
     }
 
+    /// The trained weights in order, for a step of the optimizer: each with its value and, where it was multiplied with
+    /// on a CUDA device, the copy that products read, which has the value's elements in its own dtype. Whoever writes
+    /// the one writes the other; so a copy stays where it is from step to step, and so do quanta of FP8, which
+    /// [`Params::requantize`] writes then. All other packed copies are dropped.
+    pub(crate) fn stepped(
+        &mut self,
+    ) -> impl Iterator<Item = (ParamId, &mut Tensor, Option<&mut Tensor>)> {
+        let trained = self.params.iter_mut().enumerate().filter(|(_, entry)| entry.is_trained);
+        trained.map(|(i, entry)| {
+            if Arc::get_mut(&mut entry.param).is_none() {
+                entry.param = Arc::new(entry.param.clone_for_a_step());
+            }
+            let param = Arc::get_mut(&mut entry.param).expect("nobody else has it");
+            param.int8 = OnceLock::new();
+            if param.packed.get().is_some_and(|packed| !packed.is_on_gpu()) {
+                param.packed = OnceLock::new();
+            }
+            (ParamId(i), &mut param.value, param.packed.get_mut().map(Packed::on_gpu_mut))
+        })
+    }
+
+    /// Writes the quanta of FP8 of the trained weights anew, where they lie: to be called after a step of the optimizer.
+    pub(crate) fn requantize(&mut self) {
+        for entry in self.params.iter_mut().filter(|entry| entry.is_trained) {
+            // A weight that others have too wasn't changed since.
+            if let Some(Param { value, fp8, .. }) = Arc::get_mut(&mut entry.param)
+                && let Some(fp8) = fp8.get_mut()
+            {
+                fp8.requantize(value);
+            }
+        }
+    }
+
     /// The weight `(out, in)` packed for products with rows of activations.
     pub fn packed(&self, id: ParamId) -> &Packed {
         let param = &self.params[id.0].param;
@@ -188,6 +225,41 @@ impl Params {
             true => self.packed_for_layer(id).factor(),
             false => self.factor(id),
         }
+    }
+
+    /// A bias as it is added to results of this dtype: on a processor, whose kernels add it to sums, its value; on a
+    /// CUDA device of the result's dtype, but for products in FP8.
+    pub(crate) fn bias(&self, id: ParamId, dtype: Dtype) -> &Tensor {
+        match self.rounded_bias(id) {
+            Some(rounded) if dtype == Dtype::Bf16 => rounded.on_gpu(),
+            _ => self.value(id),
+        }
+    }
+
+    /// The copy of a bias that a CUDA device adds to bf16 results, where it does.
+    pub fn rounded_bias(&self, id: ParamId) -> Option<&Packed> {
+        let device = self.value(id).device();
+        let rounds = device.is_cuda() && !device.is_fp8() && self.dtype() == Dtype::Bf16;
+        rounds.then(|| self.packed(id))
+    }
+
+    /// The embedding table to look up: its value, or a copy that is there anyway, whose rows are rounded.
+    pub(crate) fn table(&self, id: ParamId) -> &Tensor {
+        let is_rounded = self.tied == Some(id) && self.dtype() == Dtype::Bf16;
+        match self.value(id).device().is_cuda() && is_rounded {
+            true => self.packed(id).on_gpu(),
+            false => self.value(id),
+        }
+    }
+
+    /// Where kernels of a CUDA device read the weights: all values, and these packed copies, in order. What was captured
+    /// with weights at some addresses may be replayed with weights at the same.
+    pub fn addresses<'a>(
+        &'a self,
+        packed: impl Iterator<Item = &'a Packed> + 'a,
+    ) -> impl Iterator<Item = u64> + 'a {
+        let values = self.params.iter().map(|entry| entry.param.value.address());
+        values.chain(packed.flat_map(Packed::addresses))
     }
 
     /// As [`Params::packed`], in this form. Each form that is asked for has a copy of its own, kept until the weight
@@ -254,6 +326,16 @@ impl Params {
         copies
     }
 
+    /// The same weights, all as copies on `device`.
+    pub fn replica_on(&self, device: &Device) -> Params {
+        let copy = |entry: &Entry| {
+            let (name, value) = (entry.param.name.clone(), &entry.param.value);
+            let value = Tensor::from_slice(device, value.shape(), &value.host());
+            Entry { param: Arc::new(Param::new(name, value)), is_trained: entry.is_trained }
+        };
+        Params { params: self.params.iter().map(copy).collect(), tied: self.tied }
+    }
+
     /// Elements of all weights.
     pub fn element_count(&self) -> usize {
         self.params.iter().map(|entry| entry.param.value.len()).sum()
@@ -269,6 +351,12 @@ impl Param {
     fn new(name: String, value: Tensor) -> Param {
         let [packed, int8, fp8] = [0; 3].map(|_| OnceLock::new());
         Param { name, value, packed, int8, fp8 }
+    }
+
+    /// As a clone, and with memory for a packed copy where there is one on a CUDA device.
+    fn clone_for_a_step(&self) -> Param {
+        let packed = self.packed.get().filter(|packed| packed.is_on_gpu()).map(Packed::uninit_like);
+        Param { packed: packed.map_or_else(OnceLock::new, OnceLock::from), ..self.clone() }
     }
 }
 
@@ -288,8 +376,21 @@ pub struct Grads {
     /// None for a frozen weight.
     tensors: Vec<Option<Tensor>>,
     lookups: Option<(ParamId, Tensor)>,
+    /// On a CUDA device, the memory of all of these, one after the other.
+    flat: Option<Flat>,
     pub(crate) open: OpenSegment,
 }
+
+/// The memory of all gradients on a CUDA device.
+#[derive(Debug)]
+struct Flat {
+    all: Buffer,
+    /// Elements before the lookups.
+    len: usize,
+}
+
+/// At a multiple of how many elements a gradient begins in memory that many share: as far apart as allocations.
+const APART_LEN: usize = 64;
 
 /// Sums for the rows of a segment of which later micro-batches have other sequences: see [`Split`].
 ///
@@ -311,12 +412,49 @@ impl OpenSegment {
 impl Grads {
     /// Zero gradients for the weights of `params` that are trained.
     pub fn zeros(device: &Device, params: &Params) -> Grads {
-        let zeros = |id: ParamId| {
-            params.is_trained(id).then(|| Tensor::zeros(device, params.value(id).shape()))
-        };
+        let trained = |id: &ParamId| params.is_trained(*id);
+        let tied = params.tied.filter(trained);
+        if let Some(gpu) = device.gpu() {
+            return Grads::flat_on(device, gpu, params, tied);
+        }
+        let zeros = |id: ParamId| Tensor::zeros(device, params.value(id).shape());
         Grads {
-            tensors: params.ids().map(zeros).collect(),
-            lookups: params.tied.and_then(|id| Some((id, zeros(id)?))),
+            tensors: params.ids().map(|id| trained(&id).then(|| zeros(id))).collect(),
+            lookups: tied.map(|id| (id, zeros(id))),
+            flat: None,
+            open: OpenSegment::default(),
+        }
+    }
+
+    /// On a CUDA device, in one piece of memory, so that one call clears or sends all of them.
+    fn flat_on(device: &Device, gpu: &Gpu, params: &Params, tied: Option<ParamId>) -> Grads {
+        let mut end = 0;
+        let mut place = |id: ParamId| {
+            let range = end..end + params.value(id).len();
+            end = range.end.next_multiple_of(APART_LEN);
+            (id, range)
+        };
+        let places: Vec<_> = params.trained().map(&mut place).collect();
+        let lookups_place = tied.map(&mut place);
+        let len = lookups_place.as_ref().map_or(end, |(_, range)| range.start);
+        let whole = gpu.ask(|cx| cx.zeros(Kind::F32, end).map(Arc::new));
+        let tensor = |(id, range): (ParamId, Range<usize>)| {
+            let shape = params.value(id).shape();
+            let Some(whole) = &whole else { return Tensor::uninit(device, shape) };
+            // SAFETY: the tensors have no elements in common, and `all` is only used while these are borrowed alone.
+            Tensor::of_buffer(device, shape, unsafe { Buffer::part(whole, range) })
+        };
+        let mut tensors: Vec<Option<Tensor>> = params.ids().map(|_| None).collect();
+        for (id, range) in places {
+            tensors[id.0] = Some(tensor((id, range)));
+        }
+        Grads {
+            tensors,
+            lookups: lookups_place.map(|(id, range)| (id, tensor((id, range)))),
+            // SAFETY: as above.
+            flat: whole
+                .as_ref()
+                .map(|whole| Flat { all: unsafe { Buffer::part(whole, 0..end) }, len }),
             open: OpenSegment::default(),
         }
     }
@@ -367,9 +505,28 @@ impl Grads {
         self.tensors.iter().flatten()
     }
 
+    /// As [`Grads::iter`], to change.
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
+        self.tensors.iter_mut().flatten()
+    }
+
+    /// All gradients of trained weights as one vector on a CUDA device, with zeros between them.
+    pub(crate) fn flat_mut(&mut self) -> Option<(Gpu, ViewMut<'_>)> {
+        let gpu = self.tensors.iter().flatten().find_map(|tensor| tensor.gpu())?;
+        let Flat { all, len } = self.flat.as_mut()?;
+        Some((gpu, all.view_mut().slice(0..*len)))
+    }
+
     /// Sets every gradient to zero.
     pub fn clear(&mut self) {
         self.open = OpenSegment::default();
+        if let Some(flat) = &mut self.flat {
+            let (context, mut all) = (flat.all.context().clone(), flat.all.view_mut());
+            if let Some(gpu) = self.tensors.iter().flatten().find_map(|tensor| tensor.gpu()) {
+                gpu.run(|_| context.clear(&mut all));
+            }
+            return;
+        }
         self.tensors.iter_mut().flatten().for_each(|t| t.fill(0.0));
         if let Some((_, lookups)) = &mut self.lookups {
             lookups.fill(0.0);
@@ -383,7 +540,7 @@ const FROZEN: &str = "a frozen weight has no gradient";
 mod tests {
     use super::*;
     use crate::ops::adamw::{AdamW, Hyper};
-    use crate::ops::check::{assert_same_bits, noise_tensor};
+    use crate::ops::check::{assert_same_bits, contexts, noise_tensor};
     use crate::ops::matmul;
 
     fn params(device: &Device) -> Params {
@@ -395,23 +552,32 @@ mod tests {
 
     #[test]
     fn a_checksum_sees_every_bit_of_every_weight() {
-        let device = Device::cpu(1);
-        let mut params = params(&device);
-        let before = params.checksum();
-        for id in params.ids() {
-            for i in 0..params.value(id).len() {
-                for bit in [0, 13, 31] {
-                    let flip = |params: &mut Params| {
-                        let x = &mut params.value_mut(id).as_mut_slice()[i];
-                        *x = f32::from_bits(x.to_bits() ^ (1 << bit));
-                    };
-                    flip(&mut params);
-                    assert_ne!(params.checksum(), before, "weight {i}, bit {bit}");
-                    flip(&mut params);
+        let on_cuda = contexts().map(|cx| Device::cpu(1).with_context(cx));
+        let mut of_cuda = None;
+        for device in [vec![Device::cpu(1)], on_cuda.to_vec()].concat() {
+            let mut params = params(&device);
+            let before = params.checksum();
+            for id in params.ids() {
+                let values = params.value(id).host().into_owned();
+                for i in 0..values.len() {
+                    for bit in [0, 13, 31] {
+                        let mut flipped = values.clone();
+                        flipped[i] = f32::from_bits(values[i].to_bits() ^ (1 << bit));
+                        params.value_mut(id).write(&flipped);
+                        assert_ne!(params.checksum(), before, "{device:?}: {i}, bit {bit}");
+                    }
                 }
+                let mut rotated = values.clone();
+                rotated.rotate_left(1);
+                params.value_mut(id).write(&rotated);
+                assert_ne!(params.checksum(), before, "{device:?}: places count");
+                params.value_mut(id).write(&values);
+            }
+            assert_eq!(params.checksum(), before);
+            if device.is_cuda() {
+                assert_eq!(*of_cuda.get_or_insert(before), before, "in any order");
             }
         }
-        assert_eq!(params.checksum(), before);
     }
 
     #[test]

@@ -20,6 +20,7 @@ use crate::ops::{embedding, lm_head, lora, matmul, rms_norm, rope, select, swigl
 use crate::profile::{self, bytes, moving, multiplying};
 use play::{Slots, play};
 
+use crate::step::Step;
 use crate::{Device, Dtype, Grads, ParamId, Params, Tensor, WeightForm};
 
 /// The value of an op's output, and its place on the tape.
@@ -162,6 +163,8 @@ pub struct Tape<'p> {
     slot_count: usize,
     /// Gradients of vars that are there before the tape is played backwards.
     begun: Vec<(usize, Tensor)>,
+    /// Where ids and positions are on a CUDA device already.
+    step: Option<&'p Step>,
 }
 
 impl<'p> Tape<'p> {
@@ -175,6 +178,7 @@ impl<'p> Tape<'p> {
             nodes: Vec::new(),
             slot_count: 0,
             begun: Vec::new(),
+            step: None,
         }
     }
 
@@ -189,14 +193,25 @@ impl<'p> Tape<'p> {
         Tape { weights, ..Tape::inference(device, params) }
     }
 
+    /// The same tape for rows whose ids and positions are on a CUDA device already.
+    pub fn of_step(self, step: &'p Step) -> Tape<'p> {
+        Tape { step: Some(step), ..self }
+    }
+
     /// Rows of the embedding table: `(T, C)` for `T` ids.
     pub fn embedding(&mut self, table: ParamId, ids: &[u32]) -> Var {
-        let weights = self.params.value(table);
+        let weights = self.params.table(table);
         let mut y = self.uninit(&[ids.len(), weights.cols()]);
         let span = moving("embedding.forward", &[&y, &y]);
-        embedding::forward(&mut y, weights, ids);
+        match self.step {
+            Some(step) => embedding::forward_at(&mut y, weights, ids, &step.ids),
+            None => embedding::forward(&mut y, weights, ids),
+        }
         // The table's rows are rounded as those of the head are, which may be the same.
-        let y = y.into_dtype(self.params.dtype()).into_dtype(Dtype::F32);
+        let y = match weights.dtype() {
+            Dtype::F32 => y.into_dtype(self.params.dtype()).into_dtype(Dtype::F32),
+            Dtype::Bf16 => y,
+        };
         drop(span);
         self.record(y, || Op::Embedding { table, ids: ids.into() })
     }
@@ -231,7 +246,7 @@ impl<'p> Tape<'p> {
             let flop = product(&x.value, self.params.value(w));
             profile::Work { flop, bytes: activations + packed.bytes() as f64 }
         });
-        matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.value(b)));
+        matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.bias(b, dtype)));
         drop(span);
         self.record(y, || Op::Linear { x: x.clone(), w, bias, is_layer })
     }
@@ -304,7 +319,10 @@ impl<'p> Tape<'p> {
     ) -> Var {
         let mut y = Tensor::uninit_as(&self.device, dtype, x.value.shape());
         let span = moving("rope.forward", &[&x.value, &y]);
-        rope::forward(&mut y, &x.value, positions, table);
+        match self.step {
+            Some(step) => rope::forward_at(&mut y, &x.value, positions, &step.positions, table),
+            None => rope::forward(&mut y, &x.value, positions, table),
+        }
         drop(span);
         let (positions, table) = (Arc::clone(positions), Arc::clone(table));
         self.record(y, || Op::Rope { x: x.slot, positions, table })

@@ -13,7 +13,7 @@ use std::str::FromStr;
 
 use half::bf16;
 
-use crate::cuda::Buffer;
+use crate::cuda::{Buffer, Pinned};
 use crate::simd::{LANES, simd_fn};
 use crate::{Device, Error};
 
@@ -74,6 +74,8 @@ pub struct Tensor {
 enum Data {
     /// Two bf16 numbers to a word; the last may have one only.
     Host(Vec<f32>),
+    /// Of `f32`, in memory of the host that copies to and from a CUDA device don't have to wait for.
+    Pinned(Pinned<f32>),
     /// None where the device failed before or while they were asked for.
     Gpu(Option<Buffer>),
 }
@@ -160,6 +162,7 @@ impl Tensor {
     fn words(&self) -> &[f32] {
         match &self.data {
             Data::Host(words) => words,
+            Data::Pinned(words) => words,
             Data::Gpu(_) => panic!("elements in the host's memory"),
         }
     }
@@ -168,6 +171,7 @@ impl Tensor {
     fn words_mut(&mut self) -> &mut [f32] {
         match &mut self.data {
             Data::Host(words) => words,
+            Data::Pinned(words) => words,
             Data::Gpu(_) => panic!("elements in the host's memory"),
         }
     }
@@ -300,9 +304,9 @@ impl Tensor {
         &mut self.as_mut_slice()[rows.start * cols..rows.end * cols]
     }
 
-    /// Sets some rows of an `f32` tensor to those of another.
+    /// Sets some rows to those of another tensor of the same kind, which is `f32` on a processor.
     #[track_caller]
-    pub(crate) fn set_rows(&mut self, rows: Range<usize>, from: &Tensor) {
+    pub fn set_rows(&mut self, rows: Range<usize>, from: &Tensor) {
         let cols = self.cols();
         assert_eq!(from.len(), rows.len() * cols, "rows {rows:?} of {:?}", self.shape);
         match self.gpu() {

@@ -167,6 +167,18 @@ __device__ __forceinline__ void store_flat(T* to, u64 at, u64 len, const f32 (&x
 // The first of the eight elements that this thread of a one-dimensional grid has.
 __device__ __forceinline__ u64 flat_at() { return (u64(blockIdx.x) * blockDim.x + threadIdx.x) * EIGHT; }
 
+// Of `count` segments with `words` numbers each, of which the first is the segment's first block: where the numbers of
+// the one begin that this block is of.
+__device__ __forceinline__ const u64* segment_of(const u64* segments, u32 count, u32 words) {
+    u32 at = 0, end = count;
+    while (end - at > 1) {
+        u32 middle = (at + end) / 2;
+        if (segments[middle * words] <= blockIdx.x) at = middle;
+        else end = middle;
+    }
+    return segments + at * words;
+}
+
 // The sum over a warp's lanes, the same bits in each.
 __device__ __forceinline__ f32 warp_sum(f32 x) {
 #pragma unroll

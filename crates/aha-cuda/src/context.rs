@@ -5,13 +5,13 @@ use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use half::bf16;
 
 use crate::driver::Graph;
 use crate::pool::{Block, Pool, Stats};
-use crate::{Arg, Driver, Error, Info, Kind, Launch, Operand, Plan, Product, Ptr, Stream};
+use crate::{Arg, Driver, Error, Info, Kind, Launch, Operand, Plan, Probes, Product, Ptr, Stream};
 
 /// A device, the stream on which its work is done in order, and its memory. Cloning it clones the handle.
 #[derive(Clone, Debug)]
@@ -24,13 +24,17 @@ pub struct Context {
 struct Device {
     driver: Arc<dyn Driver>,
     pool: Pool,
+    probes: Probes,
+    /// The stream on which products are probed, once one is.
+    aside: OnceLock<Stream>,
 }
 
 impl Context {
     /// On the driver's first stream.
     pub fn new(driver: Arc<dyn Driver>) -> Context {
         let pool = Pool::new(Arc::clone(&driver));
-        Context { device: Arc::new(Device { driver, pool }), stream: Stream::MAIN }
+        let (probes, aside) = (Probes::default(), OnceLock::new());
+        Context { device: Arc::new(Device { driver, pool, probes, aside }), stream: Stream::MAIN }
     }
 
     /// The same device and memory, with a stream of its own.
@@ -38,9 +42,31 @@ impl Context {
         Ok(Context { device: Arc::clone(&self.device), stream: self.driver().stream()? })
     }
 
+    /// The same device and memory, with the stream on which products are probed: what is done there, and the memory
+    /// that it takes, is no part of a capture.
+    pub fn aside(&self) -> Result<Context, Error> {
+        if let Some(stream) = self.device.aside.get() {
+            return Ok(Context { device: Arc::clone(&self.device), stream: *stream });
+        }
+        let made = self.with_new_stream()?;
+        // Another thread may have made one meanwhile.
+        let stream = *self.device.aside.get_or_init(|| made.stream);
+        Ok(Context { stream, ..made })
+    }
+
+    /// What was found out about products of few rows on this device.
+    pub fn probes(&self) -> &Probes {
+        &self.device.probes
+    }
+
     /// The driver.
     pub fn driver(&self) -> &dyn Driver {
         &*self.device.driver
+    }
+
+    /// The driver, to keep.
+    pub fn shared_driver(&self) -> Arc<dyn Driver> {
+        Arc::clone(&self.device.driver)
     }
 
     /// What the device is.
@@ -81,7 +107,8 @@ impl Context {
     /// A buffer with unspecified contents.
     pub fn buffer(&self, kind: Kind, len: usize) -> Result<Buffer, Error> {
         let block = self.device.pool.take(len * kind.bytes(), self.stream)?;
-        Ok(Buffer { context: self.clone(), block: Some(block), kind, len })
+        let memory = Some(Memory::Own(block));
+        Ok(Buffer { context: self.clone(), memory, kind, len })
     }
 
     /// A buffer of zeros.
@@ -117,6 +144,17 @@ impl Context {
         Ok(values)
     }
 
+    /// Asks for a copy of what is on the device. It is there once this context's work is waited for.
+    ///
+    /// # Safety
+    /// `to` is there until then, and nobody reads or writes it.
+    pub unsafe fn copy_out<T: Element>(&self, to: &mut [T], from: View<'_>) -> Result<(), Error> {
+        from.assert_is(T::KIND, to.len());
+        let bytes = size_of_val(to);
+        // SAFETY: both sides have so many bytes; the rest is the caller's promise.
+        unsafe { self.driver().copy_out(to.as_mut_ptr().cast(), from.at, bytes, self.stream) }
+    }
+
     /// Sets all elements to zero.
     pub fn clear(&self, to: &mut ViewMut<'_>) -> Result<(), Error> {
         let bytes = to.len * to.kind.bytes();
@@ -136,15 +174,18 @@ impl Context {
     ///
     /// `work` runs twice: what it does the first time counts, and makes sure that kernels are loaded and memory is
     /// there; the second time nothing is done. Both times it must ask for the same. Memory that it takes and frees is
-    /// kept for the captured work.
+    /// kept in the workspace.
     ///
     /// # Safety
-    /// All buffers that `work` uses and doesn't make itself outlive the result.
+    /// All buffers that `work` uses and doesn't make itself are there whenever the result is replayed. What it leaves
+    /// in memory of the workspace is not read later, since all work that was captured in one workspace writes there.
     pub unsafe fn capture(
         &self,
+        workspace: &Workspace,
         mut work: impl FnMut(&Context) -> Result<(), Error>,
     ) -> Result<Captured, Error> {
-        self.device.pool.hold(self.stream);
+        let mut blocks = workspace.blocks();
+        self.device.pool.hold(self.stream, std::mem::take(&mut *blocks));
         let graph = work(self).and_then(|()| {
             self.driver().begin_capture(self.stream)?;
             let worked = work(self);
@@ -159,14 +200,9 @@ impl Context {
                 (Err(error), Err(_)) => Err(error),
             }
         });
-        let blocks = self.device.pool.release();
-        match graph {
-            Ok(graph) => Ok(Captured { context: self.clone(), graph, blocks }),
-            Err(error) => {
-                blocks.into_iter().for_each(|block| self.device.pool.give(block, self.stream));
-                Err(error)
-            }
-        }
+        *blocks = self.device.pool.release(self.stream);
+        drop(blocks);
+        Ok(Captured { context: self.clone(), graph: graph?, _workspace: workspace.clone() })
     }
 
     /// Runs a kernel, if there is anything to do.
@@ -227,18 +263,64 @@ impl Context {
     }
 }
 
-/// Work that was captured, with the memory that it takes and frees.
+/// Memory that captured work takes and frees. Work that is never under way at once shares one: that of a stream.
+/// Cloning it clones the handle; the memory goes back when nobody has one any more.
+#[derive(Clone, Debug)]
+pub struct Workspace(Arc<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    context: Context,
+    blocks: Mutex<Vec<Block>>,
+}
+
+impl Workspace {
+    /// With nothing in it, for work of this stream.
+    pub fn new(context: &Context) -> Workspace {
+        Workspace(Arc::new(Kept { context: context.clone(), blocks: Mutex::default() }))
+    }
+
+    /// Whether it is for work of this stream.
+    pub fn is_of(&self, context: &Context) -> bool {
+        let own = &self.0.context;
+        Arc::ptr_eq(&own.device, &context.device) && own.stream == context.stream
+    }
+
+    /// Bytes that it has.
+    pub fn bytes(&self) -> usize {
+        self.blocks().iter().map(|block| block.bytes).sum()
+    }
+
+    fn blocks(&self) -> MutexGuard<'_, Vec<Block>> {
+        self.0.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let Kept { context, blocks } = self;
+        for block in blocks.get_mut().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            context.device.pool.give(block, context.stream);
+        }
+    }
+}
+
+/// Work that was captured.
 #[derive(Debug)]
 pub struct Captured {
     context: Context,
     graph: Graph,
-    blocks: Vec<Block>,
+    /// The memory that it takes and frees.
+    _workspace: Workspace,
 }
 
 impl Captured {
     /// Does it again.
-    pub fn replay(&self) -> Result<(), Error> {
-        // SAFETY: memory of its own is held, and the other is the promise of who captured it.
+    ///
+    /// # Safety
+    /// What [`Context::capture`] asks for: the buffers are there.
+    pub unsafe fn replay(&self) -> Result<(), Error> {
+        // SAFETY: memory of its own is held, and the other is the caller's promise.
         unsafe { self.context.driver().replay(self.graph, self.context.stream) }
     }
 }
@@ -248,9 +330,6 @@ impl Drop for Captured {
         // It may be under way; an error of it shows at the next call.
         let _ = self.context.synchronize();
         self.context.driver().drop_graph(self.graph);
-        for block in self.blocks.drain(..) {
-            self.context.device.pool.give(block, self.context.stream);
-        }
     }
 }
 
@@ -278,22 +357,24 @@ impl<T: Element> Pinned<T> {
         Ok(pinned)
     }
 
-    /// Copies a view here and waits for it.
+    /// Copies a view to the first elements here, and waits for it and for all that is on the stream before.
     pub fn read(&mut self, from: View<'_>) -> Result<(), Error> {
-        from.assert_is(T::KIND, self.len);
-        let (context, bytes) = (&self.context, self.len * size_of::<T>());
+        from.assert_is(T::KIND, from.len);
+        assert!(from.len <= self.len, "{} elements, and room for {}", from.len, self.len);
+        let (context, bytes) = (&self.context, from.len * size_of::<T>());
         // SAFETY: both sides have so many bytes, and this waits for the copy.
         unsafe { context.driver().copy_out(self.at.as_ptr(), from.at, bytes, context.stream)? };
         context.synchronize()
     }
 
-    /// Asks for a copy from here, which may be captured.
+    /// Asks for a copy of the first elements here, as many as the view has, which may be captured.
     ///
     /// # Safety
     /// What is here stays as it is, and is not dropped, until the copy is done.
     pub unsafe fn write(&self, to: &mut ViewMut<'_>) -> Result<(), Error> {
-        to.assert_is(T::KIND, self.len);
-        let (context, bytes) = (&self.context, self.len * size_of::<T>());
+        to.assert_is(T::KIND, to.len);
+        assert!(to.len <= self.len, "room for {} elements, of {}", to.len, self.len);
+        let (context, bytes) = (&self.context, to.len * size_of::<T>());
         // SAFETY: both sides have so many bytes; the rest is the caller's promise.
         unsafe { context.driver().copy_in(to.at, self.at.as_ptr(), bytes, context.stream) }
     }
@@ -332,12 +413,33 @@ impl<T: Element> fmt::Debug for Pinned<T> {
 pub struct Buffer {
     context: Context,
     /// None once it is freed.
-    block: Option<Block>,
+    memory: Option<Memory>,
     kind: Kind,
     len: usize,
 }
 
+/// Whose memory a buffer is in.
+enum Memory {
+    Own(Block),
+    /// Another's, from there on.
+    Part {
+        _whole: Arc<Buffer>,
+        at: Ptr,
+    },
+}
+
 impl Buffer {
+    /// Some elements of another as a buffer, for what are many but used as one as well. It keeps the other's memory.
+    ///
+    /// # Safety
+    /// What is asked of the device at once writes no element by one buffer that it uses by another.
+    pub unsafe fn part(whole: &Arc<Buffer>, range: Range<usize>) -> Buffer {
+        let at = whole.view().slice(range.clone()).at;
+        let (context, memory) =
+            (whole.context.clone(), Memory::Part { _whole: Arc::clone(whole), at });
+        Buffer { context, memory: Some(memory), kind: whole.kind, len: range.len() }
+    }
+
     /// All elements.
     pub fn view(&self) -> View<'_> {
         View { at: self.at(), kind: self.kind, len: self.len, of: PhantomData }
@@ -369,13 +471,17 @@ impl Buffer {
     }
 
     fn at(&self) -> Ptr {
-        self.block.as_ref().map_or(Ptr(0), |block| block.at)
+        match &self.memory {
+            Some(Memory::Own(block)) => block.at,
+            Some(Memory::Part { at, .. }) => *at,
+            None => Ptr(0),
+        }
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if let Some(block) = self.block.take() {
+        if let Some(Memory::Own(block)) = self.memory.take() {
             self.context.device.pool.give(block, self.context.stream);
         }
     }
@@ -440,6 +546,16 @@ macro_rules! view {
                 $name { at, len: range.len(), ..self }
             }
 
+            /// The same bytes as elements of another kind.
+            #[track_caller]
+            pub fn as_kind(self, kind: Kind) -> $name<'a> {
+                let bytes = self.len * self.kind.bytes();
+                let is_whole = bytes.is_multiple_of(kind.bytes());
+                let is_aligned = self.at.0.is_multiple_of(kind.bytes() as u64);
+                assert!(is_whole && is_aligned, "{bytes} bytes at {:#x} as {kind}", self.at.0);
+                $name { kind, len: bytes / kind.bytes(), ..self }
+            }
+
             /// Asserts kind and length.
             #[track_caller]
             pub fn assert_is(&self, kind: Kind, len: usize) {
@@ -461,6 +577,14 @@ impl ViewMut<'_> {
     /// The same elements, to be read.
     pub fn as_view(&self) -> View<'_> {
         View { at: self.at, kind: self.kind, len: self.len, of: PhantomData }
+    }
+
+    /// The first `at` elements, and those from there on.
+    #[track_caller]
+    pub fn split_at(self, at: usize) -> (Self, Self) {
+        let rest = ViewMut { at: self.at, kind: self.kind, len: self.len, of: PhantomData };
+        let len = self.len;
+        (self.slice(0..at), rest.slice(at..len))
     }
 
     /// The same elements, lent on.

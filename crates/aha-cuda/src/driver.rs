@@ -1,9 +1,12 @@
 //! What a device is asked to do: memory, copies, launches and products in the order of streams.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::ptr::NonNull;
+use std::sync::Arc;
 
+use crate::link::Link;
 use crate::{Error, Source};
 
 /// An address in a device's memory.
@@ -282,7 +285,7 @@ pub struct Product {
 ///
 /// Between [`Driver::begin_capture`] and [`Driver::end_capture`] what comes on that stream is not done but captured;
 /// no memory may be allocated, freed or waited for meanwhile.
-pub trait Driver: fmt::Debug + Send + Sync {
+pub trait Driver: Any + fmt::Debug + Send + Sync {
     /// What the device is.
     fn info(&self) -> &Info;
 
@@ -381,6 +384,14 @@ pub trait Driver: fmt::Debug + Send + Sync {
     /// # Safety
     /// All memory that was used when it was captured is still there.
     unsafe fn replay(&self, graph: Graph, stream: Stream) -> Result<(), Error>;
+
+    /// Connects devices, of which this is the first and all are of its kind; links in their order.
+    fn connect(&self, drivers: &[Arc<dyn Driver>]) -> Result<Vec<Arc<dyn Link>>, Error> {
+        Err(Error::Missing {
+            what: format!("nothing connects {} devices of this kind", drivers.len()),
+            remedy: "use one".into(),
+        })
+    }
 
     /// Forgets what was captured; it isn't under way any more.
     fn drop_graph(&self, graph: Graph);

@@ -6,6 +6,8 @@
 //! - [`nvrtc`]: from `.cu` sources to machine code; [`cache`] keeps that on disk.
 //! - [`context`]: a driver with a stream and memory; [`Buffer`]s and [`View`]s of them.
 //! - [`pool`]: the allocator: blocks that are freed are used again.
+//! - [`link`]: what several devices send each other; [`meeting`]: where their threads wait for each other.
+//! - [`probes`]: which products of few rows have the library's bits by another kernel too.
 //! - [`source`]: the sources of kernels and the header that all of them include.
 //! - [`doctor`]: what of all this is there on a machine, without a panic.
 //!
@@ -22,12 +24,18 @@ pub mod context;
 pub mod doctor;
 pub mod driver;
 pub mod error;
+pub mod link;
+pub mod meeting;
 pub mod nvidia;
 pub mod nvrtc;
 pub mod pool;
+pub mod probes;
 pub mod source;
 
-pub use context::{Buffer, Captured, Context, Element, Pinned, View, ViewMut};
+pub use context::{Buffer, Captured, Context, Element, Pinned, View, ViewMut, Workspace};
 pub use driver::{Arg, Driver, Info, Kind, Launch, Limits, Operand, Plan, Product, Ptr, Stream};
 pub use error::Error;
+pub use link::{Link, Transfer};
+pub use meeting::Meeting;
+pub use probes::{Agreement, FewRows, Probes};
 pub use source::Source;

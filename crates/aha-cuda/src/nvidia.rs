@@ -5,19 +5,21 @@
 
 mod blas;
 mod kernels;
+mod nccl;
 
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUdevice_attribute as Attribute};
 
 use crate::cache::Cache;
 use crate::driver::{Event, Graph, Memory};
+use crate::link::Link;
 use crate::{Driver, Error, Info, Launch, Limits, Product, Ptr, Stream};
 use blas::Blas;
 use kernels::Kernels;
@@ -81,6 +83,11 @@ pub fn describe(ordinal: u32) -> Result<Info, Error> {
 /// Whether the library of matrix products is there; what to do if it isn't.
 pub fn ask_for_products() -> Result<(), Error> {
     blas::ask_for_library()
+}
+
+/// Whether the library by which several devices exchange is there; what to do if it isn't.
+pub fn ask_for_exchange() -> Result<(), Error> {
+    nccl::ask_for_library()
 }
 
 impl Nvidia {
@@ -349,6 +356,10 @@ impl Driver for Nvidia {
         };
         // SAFETY: the graph is there; its memory is the caller's promise.
         done("cuGraphLaunch", unsafe { result::graph::launch(exec, self.handle(stream)) })
+    }
+
+    fn connect(&self, drivers: &[Arc<dyn Driver>]) -> Result<Vec<Arc<dyn Link>>, Error> {
+        nccl::connect(drivers)
     }
 
     fn drop_graph(&self, graph: Graph) {

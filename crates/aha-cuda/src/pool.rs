@@ -8,7 +8,7 @@
 //! What is kept never makes more than the most that was in use at once and [`SPARE_BYTES_MAX`], as with the
 //! processor's memory: so what a program needs can be predicted from its buffers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::{Driver, Error, Ptr, Stream};
@@ -51,8 +51,8 @@ pub struct Stats {
 struct Blocks {
     /// By bytes; of one size the last was freed last.
     kept: BTreeMap<usize, Vec<(Stream, Ptr)>>,
-    /// Blocks that are freed on a stream whose work is being captured: they count as in use.
-    held: Option<(Stream, BTreeMap<usize, Vec<Ptr>>)>,
+    /// Blocks that are freed on streams whose work is being captured: they count as in use.
+    held: HashMap<Stream, BTreeMap<usize, Vec<Ptr>>>,
     stats: Stats,
 }
 
@@ -94,9 +94,7 @@ impl Pool {
     /// Takes a block back, whose last use is on this stream.
     pub fn give(&self, block: Block, stream: Stream) {
         let mut blocks = self.blocks();
-        if let Some((of, held)) = &mut blocks.held
-            && *of == stream
-        {
+        if let Some(held) = blocks.held.get_mut(&stream) {
             held.entry(block.bytes).or_default().push(block.at);
             return;
         }
@@ -107,16 +105,18 @@ impl Pool {
         self.free(shed);
     }
 
-    /// From now on, blocks that are freed on this stream are only used again on it, and belong to whoever calls
-    /// [`Pool::release`]. One stream at a time.
-    pub fn hold(&self, stream: Stream) {
-        let before = self.blocks().held.replace((stream, BTreeMap::new()));
-        assert!(before.is_none(), "blocks of one stream are held at a time");
+    /// From now on, blocks that are freed on this stream are only used again on it, beside those that are given here.
+    /// They belong to whoever calls [`Pool::release`].
+    pub fn hold(&self, stream: Stream, blocks: Vec<Block>) {
+        let mut held: BTreeMap<usize, Vec<Ptr>> = BTreeMap::new();
+        blocks.into_iter().for_each(|block| held.entry(block.bytes).or_default().push(block.at));
+        let before = self.blocks().held.insert(stream, held);
+        assert!(before.is_none(), "{stream:?} has its blocks held already");
     }
 
-    /// Ends what [`Pool::hold`] began; the blocks that were freed since, to be given back.
-    pub fn release(&self) -> Vec<Block> {
-        let (_, held) = self.blocks().held.take().unwrap_or((Stream::MAIN, BTreeMap::new()));
+    /// Ends what [`Pool::hold`] began; the blocks that were given there or freed since, to be given back.
+    pub fn release(&self, stream: Stream) -> Vec<Block> {
+        let held = self.blocks().held.remove(&stream).unwrap_or_default();
         let blocks =
             |(bytes, list): (usize, Vec<Ptr>)| list.into_iter().map(move |at| Block { at, bytes });
         held.into_iter().flat_map(blocks).collect()
@@ -154,9 +154,11 @@ impl Drop for Pool {
 }
 
 impl Blocks {
-    /// A kept block of at most a quarter more, rather one of the same stream; with its stream.
+    /// A kept block of at most a quarter more, rather one of the same stream; with its stream. One of just this size
+    /// for a stream whose blocks are held, since it is asked for by its size again.
     fn find(&mut self, bytes: usize, stream: Stream) -> Option<(Block, Stream)> {
-        let fitting = || self.kept.range(bytes..=bytes + bytes / 4);
+        let more = if self.held.contains_key(&stream) { 0 } else { bytes / 4 };
+        let fitting = || self.kept.range(bytes..=bytes + more);
         let last_of = |list: &[(Stream, Ptr)]| list.iter().rposition(|(of, _)| *of == stream);
         let own = fitting().find_map(|(&bytes, list)| Some((bytes, last_of(list)?)));
         let (bytes, idx) = own.or_else(|| fitting().next().map(|(&bytes, _)| (bytes, 0)))?;
@@ -171,8 +173,7 @@ impl Blocks {
 
     /// A block of just this size that was freed while the stream's are held.
     fn take_held(&mut self, bytes: usize, stream: Stream) -> Option<Block> {
-        let (_, held) = self.held.as_mut().filter(|(of, _)| *of == stream)?;
-        let at = held.get_mut(&bytes)?.pop()?;
+        let at = self.held.get_mut(&stream)?.get_mut(&bytes)?.pop()?;
         Some(Block { at, bytes })
     }
 

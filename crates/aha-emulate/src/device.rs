@@ -6,10 +6,12 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aha_cuda::driver::{Event, Graph, Memory};
+use aha_cuda::link::Link;
 use aha_cuda::{Arg, Driver, Error, Info, Launch, Limits, Plan, Product, Ptr, Stream};
 
 use crate::library::Library;
-use crate::product;
+use crate::link;
+use crate::product::{self, Sums};
 
 /// In which order threads and blocks run. What lacks a barrier differs between the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,7 @@ const FRESH: u8 = 0xff;
 pub struct Emulated {
     info: Info,
     order: Order,
+    sums: Sums,
     state: Mutex<State>,
 }
 
@@ -47,6 +50,53 @@ struct State {
     capturing: HashMap<Stream, Vec<Work>>,
     graphs: HashMap<u64, Arc<Vec<Work>>>,
     graph_count: u64,
+    calls: Calls,
+}
+
+/// How often the host asked the device for something.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Calls {
+    /// Memory, also pinned.
+    pub allocs: u64,
+    /// Copies from the host.
+    pub copies_in: u64,
+    /// Copies to the host.
+    pub copies_out: u64,
+    /// Copies inside of the device, and bytes set.
+    pub copies: u64,
+    /// Kernels.
+    pub launches: u64,
+    /// Products.
+    pub products: u64,
+    /// Replays of what was captured.
+    pub replays: u64,
+    /// Captures.
+    pub captures: u64,
+    /// Waits for the stream.
+    pub waits: u64,
+}
+
+impl Calls {
+    /// Those since `before`.
+    pub fn since(&self, before: &Calls) -> Calls {
+        Calls {
+            allocs: self.allocs - before.allocs,
+            copies_in: self.copies_in - before.copies_in,
+            copies_out: self.copies_out - before.copies_out,
+            copies: self.copies - before.copies,
+            launches: self.launches - before.launches,
+            products: self.products - before.products,
+            replays: self.replays - before.replays,
+            captures: self.captures - before.captures,
+            waits: self.waits - before.waits,
+        }
+    }
+
+    /// All that take the host's time in each step.
+    pub fn total(&self) -> u64 {
+        let Calls { allocs, copies_in, copies_out, copies, launches, products, replays, .. } = self;
+        allocs + copies_in + copies_out + copies + launches + products + replays + self.waits
+    }
 }
 
 /// An allocation, with guards around it.
@@ -71,13 +121,27 @@ enum Work {
 impl Emulated {
     /// A device with so much memory, whose threads run in this order.
     pub fn new(order: Order, memory_bytes: usize) -> Arc<Emulated> {
-        Emulated::with_capability(order, memory_bytes, (9, 0))
+        Emulated::with(order, memory_bytes, Sums::InOrder, (9, 0))
+    }
+
+    /// The same, whose library sums products so.
+    pub fn with_sums(order: Order, memory_bytes: usize, sums: Sums) -> Arc<Emulated> {
+        Emulated::with(order, memory_bytes, sums, (9, 0))
     }
 
     /// As [`Emulated::new`], of this compute capability as far as programs ask for it: kernels can do all there is.
     pub fn with_capability(
         order: Order,
         memory_bytes: usize,
+        capability: (u32, u32),
+    ) -> Arc<Emulated> {
+        Emulated::with(order, memory_bytes, Sums::InOrder, capability)
+    }
+
+    fn with(
+        order: Order,
+        memory_bytes: usize,
+        sums: Sums,
         capability: (u32, u32),
     ) -> Arc<Emulated> {
         let info = Info {
@@ -88,12 +152,17 @@ impl Emulated {
             limits: Limits::LEAST,
         };
         let state = State { stream_count: 1, ..State::default() };
-        Arc::new(Emulated { info, order, state: Mutex::new(state) })
+        Arc::new(Emulated { info, order, sums, state: Mutex::new(state) })
     }
 
     /// One for each order, with memory for tests.
     pub fn both() -> [Arc<Emulated>; 2] {
         ORDERS.map(|order| Emulated::new(order, 4 << 30))
+    }
+
+    /// What it was asked for until now, but for what was captured.
+    pub fn calls(&self) -> Calls {
+        self.state().calls
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -108,6 +177,14 @@ impl Emulated {
             captured.push(work);
             return Ok(());
         }
+        let calls = &mut state.calls;
+        *match work {
+            Work::CopyIn(..) => &mut calls.copies_in,
+            Work::CopyOut(..) => &mut calls.copies_out,
+            Work::Copy(..) | Work::Fill(..) => &mut calls.copies,
+            Work::Launch(..) => &mut calls.launches,
+            Work::Product(..) => &mut calls.products,
+        } += 1;
         drop(state);
         self.work(&work)
     }
@@ -132,7 +209,7 @@ impl Emulated {
                     Library::of(plan.source)?.launch(plan, args, self.order)?;
                     self.check_guards(&plan.kernel);
                 }
-                Work::Product(product) => product::product(product),
+                Work::Product(product) => product::product(product, self.sums),
             }
         }
         Ok(())
@@ -169,6 +246,7 @@ impl Driver for Emulated {
             let in_use_bytes = state.held_bytes;
             return Err(Error::OutOfMemory { asked_bytes: bytes, in_use_bytes, total_bytes });
         }
+        state.calls.allocs += 1;
         let memory = vec![FRESH; bytes + 3 * GUARD_BYTES].leak();
         let start = memory.as_mut_ptr() as usize;
         let at = start.next_multiple_of(GUARD_BYTES) + GUARD_BYTES;
@@ -196,6 +274,7 @@ impl Driver for Emulated {
     }
 
     fn alloc_pinned(&self, bytes: usize) -> Result<NonNull<u8>, Error> {
+        self.state().calls.allocs += 1;
         // Words, so that it is aligned for every element.
         Ok(NonNull::from(vec![u64::MAX; bytes.div_ceil(8)].leak()).cast())
     }
@@ -213,8 +292,11 @@ impl Driver for Emulated {
     }
 
     fn synchronize(&self, stream: Stream) -> Result<(), Error> {
-        let is_capturing = self.state().capturing.contains_key(&stream);
-        assert!(!is_capturing, "a stream that captures is waited for");
+        let mut state = self.state();
+        state.calls.waits += 1;
+        let is_capturing = state.capturing.contains_key(&stream);
+        drop(state);
+        assert!(!is_capturing || std::thread::panicking(), "a stream that captures is waited for");
         Ok(())
     }
 
@@ -278,14 +360,22 @@ impl Driver for Emulated {
         let mut state = self.state();
         let work = state.capturing.remove(&stream).expect("the stream captures");
         state.graph_count += 1;
+        state.calls.captures += 1;
         let id = state.graph_count;
         state.graphs.insert(id, Arc::new(work));
         Ok(Graph(id))
     }
 
     unsafe fn replay(&self, graph: Graph, _: Stream) -> Result<(), Error> {
-        let work = Arc::clone(self.state().graphs.get(&graph.0).expect("the graph is there"));
+        let mut state = self.state();
+        state.calls.replays += 1;
+        let work = Arc::clone(state.graphs.get(&graph.0).expect("the graph is there"));
+        drop(state);
         work.iter().try_for_each(|work| self.work(work))
+    }
+
+    fn connect(&self, drivers: &[Arc<dyn Driver>]) -> Result<Vec<Arc<dyn Link>>, Error> {
+        Ok(link::connect(drivers))
     }
 
     fn drop_graph(&self, graph: Graph) {

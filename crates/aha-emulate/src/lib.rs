@@ -2,6 +2,7 @@
 //!
 //! # Map
 //! - [`Emulated`]: the driver; start here. `emulate.h` has blocks, threads, barriers and collectives of warps.
+//! - `link`: what devices send each other.
 //! - `library`: a `.cu` source compiled by g++ and loaded.
 //! - `product`: matrix products in plain loops.
 //!
@@ -13,6 +14,8 @@
 
 mod device;
 mod library;
+mod link;
 mod product;
 
-pub use device::{Emulated, ORDERS, Order};
+pub use device::{Calls, Emulated, ORDERS, Order};
+pub use product::Sums;

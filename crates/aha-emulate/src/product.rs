@@ -1,15 +1,30 @@
-//! Matrix products in plain loops: an element is one chain of fused multiply-adds over `k`, in order.
+//! Matrix products in plain loops: an element is one chain of fused multiply-adds over `k`, in order, as the products of
+//! tensor cores are emulated; or, as somebody's library might have it, something else.
 
 use std::slice;
 
 use aha_cuda::{Kind, Operand, Product, Ptr};
 use half::bf16;
 
+/// How products are summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sums {
+    /// One chain over all terms in order: what kernels on tensor cores have in emulation.
+    #[default]
+    InOrder,
+    /// Two chains, over terms at even and at odd places, and then their sum: other bits.
+    TwoChains,
+    /// Two chains, over the first and the second half of the terms, and then their sum.
+    TwoHalves,
+    /// One chain, but of every product the element at this place has another last bit.
+    Flipped(usize),
+}
+
 /// Multiplies.
 ///
 /// # Safety
 /// The operands have as many elements as they must.
-pub unsafe fn product(product: &Product) {
+pub unsafe fn product(product: &Product, how: Sums) {
     let Product { m, n, k, a, b, c, c_kind, c_stride, alpha, beta, bias } = *product;
     // SAFETY: the caller's promise.
     let (a, b) = unsafe { (rows(&a, [m, k]), rows(&b, [k, n])) };
@@ -17,12 +32,7 @@ pub unsafe fn product(product: &Product) {
     let bias = bias.map(|bias| unsafe { read(bias, c_kind, n) });
     let mut sums = vec![0.0f32; n];
     for i in 0..m {
-        sums.fill(0.0);
-        for (a, b) in a[i * k..(i + 1) * k].iter().zip(b.chunks_exact(n)) {
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = a.mul_add(*b, *sum);
-            }
-        }
+        sum_up(&mut sums, &a[i * k..(i + 1) * k], &b, how);
         let at = c.plus(i * c_stride * c_kind.bytes());
         // SAFETY: as above.
         unsafe {
@@ -31,8 +41,41 @@ pub unsafe fn product(product: &Product) {
                 *sum = alpha * *sum + beta * before[j] + bias.as_ref().map_or(0.0, |bias| bias[j]);
             }
             write(at, c_kind, &sums);
+            if let Sums::Flipped(place) = how
+                && (i * n..(i + 1) * n).contains(&place)
+            {
+                // The first byte has the last bits.
+                *(at.plus((place - i * n) * c_kind.bytes()).0 as *mut u8) ^= 1;
+            }
         }
     }
+}
+
+/// A row of sums, without gaps: `a (k) · b (k, n)`.
+fn sum_up(sums: &mut [f32], a: &[f32], b: &[f32], how: Sums) {
+    let (n, k) = (sums.len(), a.len());
+    let chain = |sums: &mut [f32], terms: &mut dyn Iterator<Item = usize>| {
+        sums.fill(0.0);
+        for term in terms {
+            let (a, b) = (a[term], &b[term * n..(term + 1) * n]);
+            for (sum, b) in sums.iter_mut().zip(b) {
+                *sum = a.mul_add(*b, *sum);
+            }
+        }
+    };
+    let mut others = vec![0.0; n];
+    match how {
+        Sums::InOrder | Sums::Flipped(_) => return chain(sums, &mut (0..k)),
+        Sums::TwoChains => {
+            chain(sums, &mut (0..k).step_by(2));
+            chain(&mut others, &mut (1..k).step_by(2));
+        }
+        Sums::TwoHalves => {
+            chain(sums, &mut (0..k / 2));
+            chain(&mut others, &mut (k / 2..k));
+        }
+    }
+    sums.iter_mut().zip(others).for_each(|(sum, other)| *sum += other);
 }
 
 /// The factor's rows without gaps, not transposed.

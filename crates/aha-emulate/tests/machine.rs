@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use aha_cuda::{Arg, Context, Driver, Error, Kind, Pinned, Plan, Source, Stream};
+use aha_cuda::{Arg, Context, Driver, Error, Kind, Pinned, Plan, Source, Stream, Workspace};
 use aha_emulate::{Emulated, Order};
 use half::bf16;
 
@@ -189,8 +189,9 @@ fn captured_work_keeps_its_temporary_memory() {
             let args = [Arg::from(&to.view_mut()), Arg::from(&between.view())];
             run(cx, &plan("reverse_right", 1, 64), &args)
         };
+        let workspace = Workspace::new(&cx);
         // SAFETY: `from` and `to` live on.
-        let captured = unsafe { cx.capture(&mut work).unwrap() };
+        let captured = unsafe { cx.capture(&workspace, &mut work).unwrap() };
         let alloc_count = cx.stats().alloc_count;
         let beside = cx.upload(&[7u32; 64]).unwrap();
         assert_eq!(
@@ -199,11 +200,25 @@ fn captured_work_keeps_its_temporary_memory() {
             "the temporary memory is not for others"
         );
         from.iter_mut().for_each(|x| *x += 100);
-        captured.replay().unwrap();
+        // SAFETY: as above.
+        unsafe { captured.replay().unwrap() };
         let want: Vec<u32> = from.iter().rev().copied().collect();
         assert_eq!(cx.download::<u32>(to.view()).unwrap(), want);
         assert_eq!(cx.download::<u32>(beside.view()).unwrap(), [7; 64]);
-        drop(captured);
+        let mut other = cx.zeros(Kind::U32, 64).unwrap();
+        let mut more = |cx: &Context| {
+            let mut between = cx.buffer(Kind::U32, 64)?;
+            cx.clear(&mut between.view_mut())?;
+            cx.copy(&mut other.view_mut(), between.view())
+        };
+        // SAFETY: `other` lives on.
+        let again = unsafe { cx.capture(&workspace, &mut more).unwrap() };
+        assert_eq!(cx.stats().alloc_count, alloc_count + 2, "work of one workspace shares it");
+        drop((captured, workspace));
+        // SAFETY: as above.
+        unsafe { again.replay().unwrap() };
+        assert_eq!(cx.download::<u32>(beside.view()).unwrap(), [7; 64]);
+        drop((again, other));
         let mut read = Pinned::<u32>::new(&cx, 64).unwrap();
         read.read(to.view()).unwrap();
         assert_eq!(*read, *want);

@@ -188,6 +188,18 @@ impl Totals {
         self.nll += out.nll;
     }
 
+    /// Adds the sums over other pairs.
+    pub fn merge(&mut self, other: &Totals) {
+        self.loss += other.loss;
+        self.pair_count += other.pair_count;
+        self.right_count += other.right_count;
+        self.reward_chosen += other.reward_chosen;
+        self.reward_rejected += other.reward_rejected;
+        self.logp_chosen += other.logp_chosen;
+        self.logp_rejected += other.logp_rejected;
+        self.nll += other.nll;
+    }
+
     /// Share of pairs whose chosen completion has the higher implicit reward; a tie counts as wrong.
     pub fn accuracy(&self) -> f64 {
         self.mean(self.right_count as f64)

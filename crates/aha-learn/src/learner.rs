@@ -11,29 +11,39 @@
 //! A group that doesn't fit into a micro-batch is cut into parts with the prompt in each. Its gradients are
 //! those of a whole group, bit for bit: all parts add to the sums for the prompt's keys and values, and the
 //! last one's backward pass goes on from them.
+//!
+//! Several devices share a minibatch out, neighbours to one device, and add their gradients up in the order of devices
+//! ([`peers`]). Normalisers are those of the whole minibatch, and so are the sums that are reported. Every device has
+//! the same gradients then, and makes the same step: see `team`. The bits are the same in every run on as many devices
+//! of a kind; with another number of devices they differ by rounding.
 
 mod critic;
 mod dpo;
 mod packed;
+mod team;
 
 pub use dpo::{DpoOutcome, DpoPair, compare_dpo};
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use aha_compute::ops::adamw::{AdamW, Hyper};
+use aha_compute::ops::adamw::{AdamW, Hyper, StatePlace};
 use aha_compute::ops::grad_norm;
+use aha_compute::peers::{self, Peers};
 use aha_compute::{Grads, Tape, Tensor};
 use aha_model::Model;
 
 use crate::Error;
 use crate::objective::{self, Normaliser, Objective, Totals};
-use crate::packing::pack;
+use crate::packing::{pack, shares};
 use crate::preference::{self, PairScores};
 use crate::sft;
 use packed::Packed;
 
 pub use critic::{ValueOutcome, ValueTarget, values};
+
+/// Steps from one comparison of all devices' weights to the next: a fault of a device must not stay unseen.
+const WEIGHTS_COMPARED_EVERY: u64 = 100;
 
 /// What one optimizer step does beside its objective.
 #[derive(Clone, Debug, PartialEq)]
@@ -132,19 +142,38 @@ pub struct Learner {
     adamw: AdamW,
     grads: Grads,
     version: u64,
+    /// This one's place among the devices that learn together.
+    peers: Arc<dyn Peers>,
+    /// Those of the other devices, where this is the first.
+    followers: Vec<Learner>,
 }
 
 impl Learner {
     /// A learner that has made no step.
     pub fn new(model: Arc<Model>) -> Learner {
-        let adamw = AdamW::new(model.params());
+        Learner::placed(model, StatePlace::Device)
+    }
+
+    /// As [`Learner::new`], with the optimizer's state in this place.
+    pub fn placed(model: Arc<Model>, place: StatePlace) -> Learner {
+        let adamw = AdamW::placed(model.params(), place);
         Learner::resume(model, adamw, 0)
     }
 
     /// A learner that goes on from saved state, after `version` optimizer steps.
     pub fn resume(model: Arc<Model>, adamw: AdamW, version: u64) -> Learner {
         let grads = Grads::zeros(model.device(), model.params());
-        Learner { model, reference: None, critic: None, teacher: None, adamw, grads, version }
+        Learner {
+            model,
+            reference: None,
+            critic: None,
+            teacher: None,
+            adamw,
+            grads,
+            version,
+            peers: Arc::new(peers::Alone),
+            followers: Vec::new(),
+        }
     }
 
     /// The weights. A holder of this handle keeps them: the next step then changes a copy.
@@ -169,7 +198,7 @@ impl Learner {
 
     /// The model that KL is measured from, or the log-probs of pairs; absent where no objective needs it.
     pub fn set_reference(&mut self, reference: Option<Arc<Model>>) {
-        self.reference = reference;
+        self.each_with_model(reference, |learner, reference| learner.reference = reference);
     }
 
     /// The model that KL is measured from, or the log-probs of pairs.
@@ -180,6 +209,9 @@ impl Learner {
     /// What learns to expect a completion's reward, where advantages are measured against that.
     pub fn set_critic(&mut self, critic: Option<Learner>) {
         self.critic = critic.map(Box::new);
+        if let Some(critic) = &mut self.critic {
+            critic.follow(self.followers.iter().map(Learner::place), &self.peers);
+        }
     }
 
     /// The critic.
@@ -195,7 +227,7 @@ impl Learner {
     /// The model that an objective with `distill` comes closer to; absent where there is none. It knows the same
     /// tokens, and has as many positions.
     pub fn set_teacher(&mut self, teacher: Option<Arc<Model>>) {
-        self.teacher = teacher;
+        self.each_with_model(teacher, |learner, teacher| learner.teacher = teacher);
     }
 
     /// One step of policy optimization on `rollouts`, of which those of a group follow one another. Log-probs
@@ -211,15 +243,19 @@ impl Learner {
         for rollout in rollouts {
             check_rollout(rollout)?;
         }
-        let mut totals = Totals::default();
-        self.grads.clear();
-        for range in packed::micro_batches(rollouts, settings.micro_batch_tokens) {
-            let packed = Packed::completions(rollouts, range.clone());
-            let terms = PolicyTerms { rollouts: &rollouts[range], objective, normaliser };
-            self.policy_micro_batch(&packed, terms, temperature, settings, &mut totals)?;
-        }
-        let (grad_norm, applied) = self.apply(totals.loss, settings)?;
-        Ok(StepOutcome { totals, grad_norm, applied })
+        self.together(|learner| {
+            let rollouts = learner.share(rollouts, &packed::lens(rollouts));
+            let mut totals = Totals::default();
+            learner.grads.clear();
+            for range in packed::micro_batches(rollouts, settings.micro_batch_tokens) {
+                let packed = Packed::completions(rollouts, range.clone());
+                let terms = PolicyTerms { rollouts: &rollouts[range], objective, normaliser };
+                learner.policy_micro_batch(&packed, terms, temperature, settings, &mut totals)?;
+            }
+            let totals = learner.total(totals, |sum, next| sum.add(&next))?;
+            let (grad_norm, applied) = learner.apply(totals.loss, settings)?;
+            Ok(StepOutcome { totals, grad_norm, applied })
+        })
     }
 
     fn policy_micro_batch(
@@ -291,31 +327,47 @@ impl Learner {
         }
         let trained = |e: &Example<'_>| e.loss_mask.iter().skip(1).filter(|&&m| m).count();
         let normaliser = sft::Normaliser::of(examples.iter().map(trained));
-        let lens: Vec<usize> = examples.iter().map(|e| e.ids.len()).collect();
-        let mut totals = Totals::default();
-        self.grads.clear();
-        for range in pack(&lens, settings.micro_batch_tokens) {
-            let packed = Packed::examples(&examples[range]);
-            let model = Arc::clone(&self.model);
-            let mut tape = Tape::recording(model.device(), model.params());
-            let dlogp = normaliser.dlogp();
-            let [logps, _] = packed.run_learning(
-                &model,
-                &mut tape,
-                1.0,
-                settings.activation_checkpointing,
-                &|_, _, _| [dlogp, 0.0],
-                &mut self.grads,
-            );
-            let logps = logps.host();
-            for range in &packed.outputs {
-                totals.loss += normaliser.loss(&logps[range.clone()]);
-                totals.token_count += range.len();
+        let lens = |examples: &[Example<'_>]| -> Vec<usize> {
+            examples.iter().map(|e| e.ids.len()).collect()
+        };
+        self.together(|learner| {
+            let examples = learner.share(examples, &lens(examples));
+            let mut totals = Totals::default();
+            learner.grads.clear();
+            for range in pack(&lens(examples), settings.micro_batch_tokens) {
+                learner.sft_micro_batch(&examples[range], &normaliser, settings, &mut totals);
             }
-            tape.backward(Vec::new(), &mut self.grads);
+            let totals = learner.total(totals, |sum, next| sum.add(&next))?;
+            let (grad_norm, applied) = learner.apply(totals.loss, settings)?;
+            Ok(StepOutcome { totals, grad_norm, applied })
+        })
+    }
+
+    fn sft_micro_batch(
+        &mut self,
+        examples: &[Example<'_>],
+        normaliser: &sft::Normaliser,
+        settings: &StepSettings,
+        totals: &mut Totals,
+    ) {
+        let packed = Packed::examples(examples);
+        let model = Arc::clone(&self.model);
+        let mut tape = Tape::recording(model.device(), model.params());
+        let dlogp = normaliser.dlogp();
+        let [logps, _] = packed.run_learning(
+            &model,
+            &mut tape,
+            1.0,
+            settings.activation_checkpointing,
+            &|_, _, _| [dlogp, 0.0],
+            &mut self.grads,
+        );
+        let logps = logps.host();
+        for range in &packed.outputs {
+            totals.loss += normaliser.loss(&logps[range.clone()]);
+            totals.token_count += range.len();
         }
-        let (grad_norm, applied) = self.apply(totals.loss, settings)?;
-        Ok(StepOutcome { totals, grad_norm, applied })
+        tape.backward(Vec::new(), &mut self.grads);
     }
 
     /// One step of a reward model on `pairs`, by the loss of [`preference`].
@@ -326,33 +378,41 @@ impl Learner {
         settings: &StepSettings,
     ) -> Result<PreferenceOutcome, Error> {
         check_pairs(pairs)?;
-        let mut totals = preference::Totals::default();
-        self.grads.clear();
-        for range in pack_pairs(pairs, settings.micro_batch_tokens) {
-            let pairs_of = &pairs[range];
-            let model = Arc::clone(&self.model);
-            let mut tape = Tape::recording(model.device(), model.params());
-            let scores =
-                pair_scores(&model, &mut tape, pairs_of, settings.activation_checkpointing);
-            let mut dscores = Vec::with_capacity(2 * pairs_of.len());
-            for (pair, two) in pairs_of.iter().zip(scores.value().host().chunks_exact(2)) {
-                let two = PairScores { chosen: two[0], rejected: two[1], margin: pair.margin };
-                let out = preference::loss(two, centering, pairs.len());
-                totals.add(two, out.loss);
-                dscores.extend([out.dchosen, out.drejected]);
+        let pair_count = pairs.len();
+        self.together(|learner| {
+            let pairs = learner.share(pairs, &pair_lens(pairs));
+            let mut totals = preference::Totals::default();
+            learner.grads.clear();
+            for range in pack(&pair_lens(pairs), settings.micro_batch_tokens) {
+                let pairs_of = &pairs[range];
+                let model = Arc::clone(&learner.model);
+                let mut tape = Tape::recording(model.device(), model.params());
+                let scores =
+                    pair_scores(&model, &mut tape, pairs_of, settings.activation_checkpointing);
+                let mut dscores = Vec::with_capacity(2 * pairs_of.len());
+                for (pair, two) in pairs_of.iter().zip(scores.value().host().chunks_exact(2)) {
+                    let two = PairScores { chosen: two[0], rejected: two[1], margin: pair.margin };
+                    let out = preference::loss(two, centering, pair_count);
+                    totals.add(two, out.loss);
+                    dscores.extend([out.dchosen, out.drejected]);
+                }
+                let seed = Tensor::from_slice(model.device(), &[dscores.len(), 1], &dscores);
+                tape.backward(vec![(scores, seed)], &mut learner.grads);
             }
-            let seed = Tensor::from_slice(model.device(), &[dscores.len(), 1], &dscores);
-            tape.backward(vec![(scores, seed)], &mut self.grads);
-        }
-        let (grad_norm, applied) = self.apply(totals.loss, settings)?;
-        Ok(PreferenceOutcome { totals, grad_norm, applied })
+            let totals = learner.total(totals, |sum, next| sum.merge(&next))?;
+            let (grad_norm, applied) = learner.apply(totals.loss, settings)?;
+            Ok(PreferenceOutcome { totals, grad_norm, applied })
+        })
     }
 
-    /// Clips the gradient and steps the optimizer, unless something isn't finite. Returns the gradient's norm
-    /// before, and whether there was a step. Fails where the device did.
+    /// Adds up the gradients of all devices, clips them and steps the optimizer, unless something isn't finite. `loss` is
+    /// that of all. Returns the gradient's norm before, and whether there was a step. Fails where a device did.
     fn apply(&mut self, loss: f64, settings: &StepSettings) -> Result<(f64, bool), Error> {
         self.grads.finish();
+        self.model.device().check()?;
+        self.peers.sum(&mut self.grads)?;
         let grad_norm = grad_norm::global_norm(self.grads.iter());
+        self.agree("the norm of the gradient", grad_norm.to_bits())?;
         let applied = grad_norm.is_finite() && loss.is_finite();
         if applied {
             let scale =
@@ -362,6 +422,9 @@ impl Learner {
             self.version += 1;
         }
         self.model.device().check()?;
+        if applied && self.version % WEIGHTS_COMPARED_EVERY == 1 && self.peers.count() > 1 {
+            self.agree("the weights", self.model.params().checksum())?;
+        }
         Ok((grad_norm, applied))
     }
 }
@@ -375,7 +438,7 @@ pub fn compare(
 ) -> Result<preference::Totals, Error> {
     check_pairs(pairs)?;
     let mut totals = preference::Totals::default();
-    for range in pack_pairs(pairs, micro_batch_tokens) {
+    for range in pack(&pair_lens(pairs), micro_batch_tokens) {
         let mut tape = Tape::inference(model.device(), model.params());
         let scores = pair_scores(model, &mut tape, &pairs[range.clone()], false);
         for (pair, two) in pairs[range].iter().zip(scores.value().host().chunks_exact(2)) {
@@ -386,10 +449,9 @@ pub fn compare(
     Ok(totals)
 }
 
-/// Micro-batches of whole pairs, since a pair's loss takes both of its scores.
-fn pack_pairs(pairs: &[Pair<'_>], micro_batch_tokens: usize) -> Vec<Range<usize>> {
-    let lens: Vec<usize> = pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).collect();
-    pack(&lens, micro_batch_tokens)
+/// Tokens of pairs, which stay whole, since a pair's loss takes both of its scores.
+fn pair_lens(pairs: &[Pair<'_>]) -> Vec<usize> {
+    pairs.iter().map(|p| p.chosen.len() + p.rejected.len()).collect()
 }
 
 /// Scores of each pair's chosen and rejected completion, one after the other.

@@ -46,6 +46,23 @@ pub fn pack_groups(groups: &[(usize, Vec<usize>)], micro_batch_tokens: usize) ->
     pack(&lens_tokens, micro_batch_tokens).into_iter().map(completions).collect()
 }
 
+/// Shares sequences out to devices that learn together: neighbours to one device, about as many tokens to each. A
+/// function of the lengths, so the same sequences are shared out in the same way in every run. With fewer sequences
+/// than devices some get none.
+pub fn shares(lens_tokens: &[usize], count: usize) -> Vec<Range<usize>> {
+    let total: u128 = lens_tokens.iter().map(|&len| 2 * len as u128).sum();
+    let mut before = 0;
+    // A sequence goes where its middle is.
+    let share = |len: &usize| {
+        let middle = before + *len as u128;
+        before += 2 * *len as u128;
+        (middle * count as u128 / total.max(1)).min(count as u128 - 1) as usize
+    };
+    let shares: Vec<usize> = lens_tokens.iter().map(share).collect();
+    let start = |of: usize| shares.partition_point(|share| *share < of);
+    (0..count).map(|share| start(share)..start(share + 1)).collect()
+}
+
 /// Deals the groups of a rollout batch into minibatches, whole groups, in an order that `random` decides.
 ///
 /// `random` is a function of an address (0, 1, 2, …) and the caller's seed, so the same seed deals the same
@@ -84,6 +101,27 @@ pub fn permutation(count: usize, random: impl Fn(u64) -> u64) -> Vec<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Goal: each sequence is in one share, in order, and no share is much larger than another. Method: many lengths;
+    /// a share is off an equal one by no more than a sequence.
+    #[test]
+    fn shares_have_every_sequence_once_and_about_as_many_tokens() {
+        for count in [1, 2, 3, 8] {
+            for len in [0, 1, 2, 7, 100] {
+                let lens: Vec<usize> = (0..len).map(|i| (i * 37 + 11) % 50).collect();
+                let shares = shares(&lens, count);
+                assert_eq!((shares.len(), shares[0].start, shares[count - 1].end), (count, 0, len));
+                assert!(shares.windows(2).all(|two| two[0].end == two[1].start));
+                let total: usize = lens.iter().sum();
+                for share in shares {
+                    let tokens: usize = lens[share].iter().sum();
+                    assert!(tokens.abs_diff(total / count) <= 50, "{tokens} of {total}, {count}");
+                }
+            }
+        }
+        assert_eq!(shares(&[5, 5, 5, 5], 2), [0..2, 2..4]);
+        assert_eq!(shares(&[0, 0], 2), [0..2, 2..2]);
+    }
 
     /// SplitMix64: any good function of seed and address will do here.
     fn random(seed: u64) -> impl Fn(u64) -> u64 {

@@ -82,6 +82,16 @@ impl Totals {
         self.squares += chosen * chosen + rejected * rejected;
     }
 
+    /// Adds the sums over other pairs.
+    pub fn merge(&mut self, other: &Totals) {
+        self.loss += other.loss;
+        self.pair_count += other.pair_count;
+        self.right_count += other.right_count;
+        self.ahead += other.ahead;
+        self.scores += other.scores;
+        self.squares += other.squares;
+    }
+
     /// Share of pairs whose chosen completion has the higher score; a tie counts as wrong.
     pub fn accuracy(&self) -> f64 {
         self.right_count as f64 / self.pair_count.max(1) as f64

@@ -2,13 +2,15 @@
 //!
 //! Llama, Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm over query and key heads) differ by switches of the
 //! [`Config`]; learner, sampler and scorer all call [`Model::hidden`]. What is different in a reward model,
-//! which has a scalar head in place of the LM head, is in `reward`; low-rank adapters are in [`lora`].
+//! which has a scalar head in place of the LM head, is in `reward`; low-rank adapters are in [`lora`]; steps of decoding
+//! on a CUDA device, captured once and done again, are in [`decode`].
 
+pub mod decode;
 pub mod lora;
 mod reward;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use aha_compute::ops::attention::{self, Layout};
 use aha_compute::ops::rope;
@@ -20,6 +22,9 @@ use crate::config::{Config, Head, LM_HEAD_WEIGHT, SCORE_WEIGHT};
 use crate::error::{Error, Result};
 use crate::weights;
 use lora::{Lora, Target};
+
+/// Random weights that a thread draws at a time.
+const DRAWS_LEN: usize = 1 << 16;
 
 /// A decoder with its weights.
 #[derive(Clone, Debug)]
@@ -132,9 +137,15 @@ impl Model {
                 _ => std,
             };
             let family = random.derive(name);
-            for (i, value) in values.iter_mut().enumerate() {
-                *value = (family.normal(i as u64) * std) as f32;
-            }
+            // A draw has an address, so that threads can share them out.
+            let parts: Vec<Mutex<&mut [f32]>> =
+                values.chunks_mut(DRAWS_LEN).map(Mutex::new).collect();
+            device.run(parts.len(), |part| {
+                let mut values = parts[part].lock().unwrap_or_else(PoisonError::into_inner);
+                for (i, value) in values.iter_mut().enumerate() {
+                    *value = (family.normal((part * DRAWS_LEN + i) as u64) * std) as f32;
+                }
+            });
             Ok(())
         })
     }
@@ -246,6 +257,16 @@ impl Model {
         let mut copy = Model { device: device.clone(), ..self.clone() };
         copy.params = self.params.copy_on(device);
         copy
+    }
+
+    /// The same model on a device whose memory isn't this one's: all weights are copied, frozen ones too.
+    pub fn replica_on(&self, device: &Device) -> Model {
+        Model {
+            device: device.clone(),
+            params: self.params.replica_on(device),
+            rope: Arc::new(self.rope.replica_on(device)),
+            ..self.clone()
+        }
     }
 
     /// The weights, under their Hugging Face names.

@@ -27,6 +27,7 @@ use crate::pages::Pages;
 use crate::thinking::{Forcing, Next, Thought};
 use crate::weights::{Held, Versions, Weights};
 use crate::{Error, FinishReason, Limits, Sampling};
+use on_cuda::OnCuda;
 use plan::Plan;
 
 /// Most logits kept at a time, in floats; a row always is.
@@ -72,6 +73,8 @@ pub struct Completion {
 pub struct Sampler {
     tokenizer: Arc<Tokenizer>,
     limits: Limits,
+    /// On a CUDA device.
+    on_cuda: Option<OnCuda>,
     cache: KvCache,
     pages: Pages,
 }
@@ -85,7 +88,8 @@ impl Sampler {
             / KvCache::bytes_per_page(model.device().kv_dtype(), layer_count, dims))
         .max(1);
         let cache = KvCache::new(model.device(), layer_count, page_count, dims);
-        Sampler { tokenizer, limits, cache, pages: Pages::new(page_count) }
+        let on_cuda = model.device().is_cuda().then(OnCuda::default);
+        Sampler { tokenizer, limits, on_cuda, cache, pages: Pages::new(page_count) }
     }
 
     /// Draws every completion of `requests` from `model` and hands each to `done` as it ends, in no promised order.
@@ -168,6 +172,7 @@ impl Sampler {
             weights: None,
             tokenizer: &self.tokenizer,
             limits: self.limits,
+            on_cuda: self.on_cuda.as_mut(),
             cache: &mut self.cache,
             pages: &mut self.pages,
             requests,
@@ -323,6 +328,7 @@ struct Running<'a> {
     weights: Option<&'a mut Weights>,
     tokenizer: &'a Tokenizer,
     limits: Limits,
+    on_cuda: Option<&'a mut OnCuda>,
     cache: &'a mut KvCache,
     pages: &'a mut Pages,
     requests: Vec<Request>,
@@ -456,7 +462,10 @@ impl Running<'_> {
         pages.extend(group.pages[..shared].iter().map(|&page| self.pages.share(page)));
         if let Some(&own) = group.pages.get(shared) {
             let page = self.pages.take();
-            self.cache.copy_page(self.model.device(), own, page);
+            match &mut self.on_cuda {
+                Some(on_cuda) => on_cuda.copies.push([own, page]),
+                None => self.cache.copy_page(self.model.device(), own, page),
+            }
             pages.push(page);
         }
         let thought = self.forcing.map(|forcing| {
@@ -490,11 +499,17 @@ impl Running<'_> {
         if !plan.ids.is_empty() {
             self.forward(&mut plan);
             self.retire(audience);
+        } else if let Some(on_cuda) = &mut self.on_cuda {
+            // Those that they were for have ended.
+            on_cuda.copies.clear();
         }
         self.plan = plan;
     }
 
     fn forward(&mut self, plan: &mut Plan) {
+        if self.on_cuda.is_some() {
+            return self.forward_on_cuda(plan);
+        }
         let model = self.model.clone();
         let (device, params) = (model.device(), model.params());
         let mut tape = Tape::inference_with(device, params, self.sampling.weights);
@@ -548,6 +563,12 @@ impl Running<'_> {
                 budget -= count;
             }
         }
+        if let Some(on_cuda) = self.on_cuda.as_ref().filter(|_| plan.prefilled.is_empty())
+            && let Some(rows) = on_cuda.rows(self.live.len(), self.sampling)
+            && !plan.ids.is_empty()
+        {
+            plan.fill_up(rows);
+        }
         plan.positions.share();
         plan.wanted_rows.share();
     }
@@ -574,9 +595,6 @@ impl Running<'_> {
         let _span = moving("draw", &[logits]);
         let device = self.model.device();
         let rows = logits.rows();
-        if device.is_cuda() {
-            return self.draw_on_device(logits, start);
-        }
         let rows_per_part = rows.div_ceil(DRAW_PARTS_PER_THREAD * device.threads()).max(1);
         let part_count = rows.div_ceil(rows_per_part);
         if draws.0.len() < part_count {
@@ -622,9 +640,6 @@ impl Running<'_> {
         let request = &self.requests[self.groups[group_idx].request_idx];
         let logits = self.logits(hidden);
         let _span = moving("draw", &[&logits]);
-        if self.model.device().is_cuda() {
-            return self.draw_first_on_device(group_idx, &logits);
-        }
         let mut drawer = Drawer::default();
         let row = drawer.row(self.model.device().isa(), logits.row(0), self.sampling);
         let forced = self.forcing.and_then(|forcing| forcing.start().next());
@@ -646,10 +661,7 @@ impl Running<'_> {
             flop: 2.0 * hidden.rows() as f64 * params.value(head).len() as f64,
             bytes: bytes(hidden) + packed.bytes() as f64 + bytes(&logits),
         });
-        // Draws on a device scale them.
-        let is_cuda = self.model.device().is_cuda();
-        let scale = if is_cuda { 1.0 } else { self.sampling.inv_temperature() };
-        lm_head::logits(&mut logits, hidden, packed, scale);
+        lm_head::logits(&mut logits, hidden, packed, self.sampling.inv_temperature());
         logits
     }
 
@@ -706,6 +718,7 @@ impl Running<'_> {
     }
 
     fn release_all(&mut self) {
+        self.on_cuda.iter_mut().for_each(|on_cuda| on_cuda.copies.clear());
         for sequence in std::mem::take(&mut self.live) {
             sequence.pages.into_iter().for_each(|page| self.pages.release(page));
         }

@@ -55,6 +55,7 @@ fn on_device(cx: &Context, random: Philox, sampling: &Sampling) -> Vec<(u32, u32
         samples: samples.view(),
         positions: positions.view(),
         forced: None,
+        rows: None,
     };
     let (to, log_probs_to) = (&mut ids.view_mut(), &mut log_probs.view_mut());
     draw::draw(cx, to, log_probs_to, rows.view(), &stats, addresses, &settings).unwrap();

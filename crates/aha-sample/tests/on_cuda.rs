@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use aha_compute::cuda::Context;
+use aha_compute::cuda::{Agreement, Context};
 use aha_compute::random::Philox;
 use aha_compute::{Device, Dtype};
-use aha_emulate::Emulated;
+use aha_emulate::{Emulated, ORDERS, Sums};
 use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
 use aha_model::{Model, Tokenizer};
 use aha_sample::{Completion, Error, Limits, Request, Sampler, Sampling, score};
@@ -57,6 +57,15 @@ fn sampling() -> Sampling {
 }
 
 fn sample(model: &Model, sequences_max: usize, prefill: usize) -> Result<Vec<Completion>, Error> {
+    sample_of(model, &requests(), sequences_max, prefill)
+}
+
+fn sample_of(
+    model: &Model,
+    requests: &[Request],
+    sequences_max: usize,
+    prefill: usize,
+) -> Result<Vec<Completion>, Error> {
     let limits = Limits { sequences_max, prefill_tokens_max: prefill, cache_bytes: 1 << 20 };
     let mut sampler = Sampler::new(model, tokenizer(), limits);
     let mut completions = Vec::new();
@@ -65,7 +74,7 @@ fn sample(model: &Model, sequences_max: usize, prefill: usize) -> Result<Vec<Com
         true
     };
     let stop = AtomicBool::new(false);
-    sampler.run(model, &requests(), &sampling(), Philox::new(5), &stop, &mut take)?;
+    sampler.run(model, requests, &sampling(), Philox::new(5), &stop, &mut take)?;
     assert!(!stop.load(Ordering::Relaxed));
     completions.sort_by_key(|c| (c.request_idx, c.sample_idx));
     Ok(completions)
@@ -119,11 +128,44 @@ fn the_learner_finds_the_bits_that_the_sampler_drew() {
     }
 }
 
+/// Goal: a sampler's products of few rows have the bits of the learner's products of many: through the kernel for few
+/// rows where it has the library's bits, and through the library where it hasn't. Method: a prompt of more rows than
+/// the kernel takes, which the sampler reads in pieces and the learner at once; libraries that sum otherwise.
+#[test]
+fn few_rows_of_the_sampler_have_the_bits_of_many_of_the_learner() {
+    for sums in [Sums::InOrder, Sums::TwoHalves] {
+        for name in ["tiny_llama", "tiny_qwen2"] {
+            let context = Context::new(Emulated::with_sums(ORDERS[0], 1 << 30, sums));
+            let device = Device::cpu(1).with_context(context.clone()).with_dtype(Dtype::Bf16);
+            let model_on = model(name, &device);
+            let random = Philox::new(8);
+            let ids = (0..90).map(|t| 3 + (random.bits(&[t]) % 250) as u32).collect();
+            let request = Request { prompt_ids: ids, address: 7, samples: 0..3 };
+            let drawn = sample_of(&model_on, std::slice::from_ref(&request), 8, 50).unwrap();
+            assert_eq!(drawn.len(), 3);
+            for completion in &drawn {
+                let ids = [&request.prompt_ids[..], &completion.token_ids].concat();
+                let scores = score(&model_on, &ids, sampling().temperature, 0).unwrap();
+                let own: Vec<f32> =
+                    scores[request.prompt_ids.len() - 1..].iter().map(|s| s.logprob).collect();
+                assert_eq!(bits(&own), bits(&completion.logprobs), "{name}, {sums:?}");
+            }
+            let answers = context.probes().all();
+            assert!(answers.len() >= 4, "{name}: {answers:?}");
+            assert_eq!(answers.iter().any(|(shape, _)| shape.has_bias), name == "tiny_qwen2");
+            for (shape, answer) in answers {
+                let is_equal = answer == Agreement::Equal;
+                assert_eq!(is_equal, sums == Sums::InOrder, "{name}, {shape}: {answer}");
+            }
+        }
+    }
+}
+
 /// Goal: a device without room is an error that says what to turn, and not a panic. Method: an emulated device with
 /// less memory than the model and its cache take.
 #[test]
 fn a_device_without_room_is_an_error_with_a_remedy() {
-    let emulated = Emulated::new(aha_emulate::ORDERS[0], 300 << 10);
+    let emulated = Emulated::new(ORDERS[0], 300 << 10);
     let device = Device::cpu(1).with_context(Context::new(emulated));
     let model = model("tiny_llama", &device);
     let error = sample(&model, 8, 64).unwrap_err().to_string();

@@ -39,8 +39,13 @@ impl Gpu {
     }
 
     /// The failure after which nothing is done any more.
-    pub(super) fn failure(&self) -> Option<&Error> {
+    pub(crate) fn failure(&self) -> Option<&Error> {
         self.0.failure.get()
+    }
+
+    /// Fails if anything failed here before.
+    pub(crate) fn check(&self) -> Result<(), crate::Error> {
+        self.failure().map_or(Ok(()), |failure| Err(failure.clone().into()))
     }
 
     /// Asks the device for something. None if that or anything before it failed.

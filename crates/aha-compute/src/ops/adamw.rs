@@ -10,9 +10,12 @@
 
 pub mod cuda;
 
+use std::fmt;
+use std::str::FromStr;
+
 use crate::simd::{LANES, Simd, simd_fn};
 use crate::tensor::Shards;
-use crate::{Grads, ParamId, Params, Tensor, profile};
+use crate::{Error, Grads, ParamId, Params, Tensor, profile};
 
 /// Elements that one call of the kernel takes.
 const BLOCK_LEN: usize = 1 << 14;
@@ -32,23 +35,107 @@ pub struct Hyper {
     pub weight_decay: f64,
 }
 
+/// Where the optimizer's state is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum StatePlace {
+    /// In the memory of the device that has the weights.
+    #[default]
+    Device,
+    /// In the host's memory. On a CUDA device each step takes it there in slices and back again: slower, and with the
+    /// same bits.
+    Host,
+}
+
+impl fmt::Display for StatePlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            StatePlace::Device => "device",
+            StatePlace::Host => "host",
+        })
+    }
+}
+
+impl FromStr for StatePlace {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<StatePlace, Error> {
+        match text {
+            "device" => Ok(StatePlace::Device),
+            "host" => Ok(StatePlace::Host),
+            _ => {
+                Err(Error::Environment { what: format!("unknown place `{text}`: device or host") })
+            }
+        }
+    }
+}
+
 /// The optimizer's state: two moments per weight that is trained, and the number of steps.
 #[derive(Clone, Debug)]
 pub struct AdamW {
     /// None for a frozen weight.
     moments: Vec<Option<(Tensor, Tensor)>>,
     step_count: u64,
+    /// For moments in the host's memory.
+    streams: Option<cuda::Streams>,
+}
+
+/// What a step does with a weight.
+struct Weight<'a> {
+    value: &'a mut Tensor,
+    copy: Option<&'a mut Tensor>,
+    m: &'a mut Tensor,
+    v: &'a mut Tensor,
+    gradient: &'a Tensor,
+}
+
+impl Weight<'_> {
+    fn decays(&self) -> bool {
+        self.value.shape().len() > 1
+    }
 }
 
 impl AdamW {
-    /// No steps yet, all moments zero.
+    /// No steps yet, all moments zero, on the device of the weights.
     pub fn new(params: &Params) -> AdamW {
+        AdamW::placed(params, StatePlace::Device)
+    }
+
+    /// As [`AdamW::new`], with the moments in this place.
+    pub fn placed(params: &Params, place: StatePlace) -> AdamW {
         let zeros = |id: ParamId| {
             let value = params.value(id);
-            Tensor::zeros(value.device(), value.shape())
+            match place {
+                StatePlace::Device => Tensor::zeros(value.device(), value.shape()),
+                StatePlace::Host => Tensor::pinned_zeros(value.device(), value.shape()),
+            }
         };
         let of = |id| params.is_trained(id).then(|| (zeros(id), zeros(id)));
-        AdamW { moments: params.ids().map(of).collect(), step_count: 0 }
+        AdamW { moments: params.ids().map(of).collect(), step_count: 0, streams: None }
+    }
+
+    /// The same state for the same weights on another device.
+    pub fn copy_for(&self, params: &Params, place: StatePlace) -> AdamW {
+        let mut copy = AdamW::placed(params, place);
+        if self.step_count == 0 {
+            return copy;
+        }
+        for (to, from) in copy.moments.iter_mut().zip(&self.moments) {
+            if let (Some((to_m, to_v)), Some((m, v))) = (to, from) {
+                to_m.write(&m.host());
+                to_v.write(&v.host());
+            }
+        }
+        copy.step_count = self.step_count;
+        copy
+    }
+
+    /// Where the moments are. On a processor there is one place only.
+    pub fn place(&self) -> StatePlace {
+        let is_pinned = |(m, _): &(Tensor, Tensor)| m.is_pinned();
+        match self.moments.iter().flatten().any(is_pinned) {
+            true => StatePlace::Host,
+            false => StatePlace::Device,
+        }
     }
 
     /// Changes the weights that are trained by one step along gradients times `scale`.
@@ -59,23 +146,37 @@ impl AdamW {
             bytes: (7 * size_of::<f32>() * params.trained_element_count()) as f64,
         });
         self.step_count += 1;
-        for id in params.ids() {
-            let Some((m, v)) = &mut self.moments[id.0] else { continue };
-            let value = params.value_mut(id);
-            let decays = value.shape().len() > 1;
-            if let Some(gpu) = value.gpu() {
-                let (step, gradient) = (self.step_count, grads.get(id));
-                gpu.run(|cx| {
-                    let state = [&mut value.view_mut(), &mut m.view_mut(), &mut v.view_mut()];
-                    let scale = cx.upload(&[scale])?;
-                    let (gradient, scale) = (gradient.view(), scale.view());
-                    cuda::step(cx, state, None, gradient, scale, hyper, step, decays)
-                });
-                continue;
+        let moments = self.moments.iter_mut().flatten();
+        let weights = params.stepped().zip(moments).map(|((id, value, copy), (m, v))| {
+            let gradient = grads.get(id);
+            let len = value.len();
+            assert_eq!(
+                gradient.len(),
+                len,
+                "the gradient has {} elements: expected {len}",
+                gradient.len()
+            );
+            assert_eq!((m.len(), v.len()), (len, len), "the moments must be as long as the weight");
+            Weight { value, copy, m, v, gradient }
+        });
+        let mut weights: Vec<Weight<'_>> = weights.collect();
+        let Some(gpu) = weights.first().and_then(|weight| weight.value.gpu()) else {
+            for weight in &mut weights {
+                let factors = Factors::new(hyper, self.step_count, weight.decays(), scale);
+                update(weight, factors);
             }
-            let factors = Factors::new(hyper, self.step_count, decays, scale);
-            update(value, m, v, grads.get(id), factors);
-        }
+            return;
+        };
+        let is_on_device = weights.iter().all(|weight| weight.m.gpu().is_some());
+        let step = cuda::Step { hyper, scale, step: self.step_count };
+        gpu.run(|cx| match is_on_device {
+            true => cuda::step_all(cx, &mut weights, &step),
+            false => {
+                let streams = cuda::Streams::of(&mut self.streams, cx)?;
+                cuda::step_from_host(cx, streams, &mut weights, &step, cuda::SLICE_LEN)
+            }
+        });
+        params.requantize();
     }
 
     /// The means of gradients and of squared gradients of a trained weight.
@@ -138,11 +239,9 @@ impl Factors {
     }
 }
 
-fn update(value: &mut Tensor, m: &mut Tensor, v: &mut Tensor, gradient: &Tensor, factors: Factors) {
-    let device = value.device().clone();
-    let len = value.len();
-    assert_eq!(gradient.len(), len, "the gradient has {} elements: expected {len}", gradient.len());
-    assert_eq!((m.len(), v.len()), (len, len), "the moments must be as long as the weight");
+fn update(weight: &mut Weight<'_>, factors: Factors) {
+    let Weight { value, m, v, gradient, .. } = weight;
+    let (device, len) = (value.device().clone(), value.len());
     let [value, m, v] = [value, m, v].map(|t| Shards::new(t.as_mut_slice()));
     device.run_blocks(len, BLOCK_LEN, |start, end| {
         // SAFETY: blocks are disjoint.

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use super::{
     adamw, attention, draw, embedding, grad_norm, lm_head, matmul, rms_norm, rope, swiglu,
 };
-use crate::cuda::{Arg, Context, Error, Kind, Plan, Source, View, ViewMut};
+use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, Source, View, ViewMut};
 
 static COLUMN_SUMS: Source =
     Source { name: "column_sums.cu", text: include_str!("cuda/column_sums.cu") };
@@ -29,6 +29,7 @@ pub fn sources() -> Vec<&'static Source> {
         &draw::SOURCE,
         &grad_norm::cuda::SOURCE,
         &lm_head::cuda::SOURCE,
+        &matmul::few_rows::SOURCE,
         &matmul::fp8::SOURCE,
         &rms_norm::cuda::SOURCE,
         &rope::cuda::SOURCE,
@@ -72,6 +73,42 @@ pub(super) fn flat_plan(
     Plan::new(source, kernel, len.div_ceil(EIGHT * 256), 256)
 }
 
+/// Several buffers for one launch: which of its blocks is of which. Kernels find theirs by `segment_of`.
+pub(super) struct Segments {
+    /// The first block of each, its length, and what else the kernel needs of it.
+    words: Vec<u64>,
+    count: usize,
+    block_count: usize,
+    block_len: usize,
+}
+
+impl Segments {
+    /// None yet; a block takes so many elements.
+    pub fn of_blocks(block_len: usize) -> Segments {
+        Segments { words: Vec::new(), count: 0, block_count: 0, block_len }
+    }
+
+    /// Adds one, unless it has no elements. All have as many words.
+    pub fn push<const N: usize>(&mut self, len: usize, words: [u64; N]) {
+        if len == 0 {
+            return;
+        }
+        self.words.extend([self.block_count as u64, len as u64].into_iter().chain(words));
+        self.count += 1;
+        self.block_count += len.div_ceil(self.block_len);
+    }
+
+    /// Blocks of the launch.
+    pub fn block_count(&self) -> usize {
+        self.block_count
+    }
+
+    /// The table on the device, and how many they are.
+    pub fn upload(&self, cx: &Context) -> Result<(Buffer, Arg), Error> {
+        Ok((cx.upload(&self.words)?, Arg::size(self.count)))
+    }
+}
+
 /// `to = from`, where one is f32 and the other bf16, or both are the same.
 pub fn convert(cx: &Context, to: &mut ViewMut<'_>, from: View<'_>) -> Result<(), Error> {
     if to.kind() == from.kind() {
@@ -107,6 +144,26 @@ pub fn scale(cx: &Context, values: &mut ViewMut<'_>, factor: f32) -> Result<(), 
     assert_aligned("a buffer", &args[0]);
     // SAFETY: as above.
     unsafe { cx.launch(&flat_plan(&ELEMENTWISE, "scale_f32", len), &args) }
+}
+
+/// `sum = x_0 + x_1 + …` in this order, element by element, all f32: `x` has `count` parts of one length, of which as
+/// many elements are added as `sum` has.
+pub fn sum_parts(
+    cx: &Context,
+    sum: &mut ViewMut<'_>,
+    x: View<'_>,
+    count: usize,
+) -> Result<(), Error> {
+    let len = sum.len();
+    sum.assert_is(Kind::F32, len);
+    x.assert_is(Kind::F32, x.len());
+    let stride = x.len() / count.max(1);
+    assert!(len <= stride && stride.is_multiple_of(EIGHT), "parts of {stride} for {len} elements");
+    let lens = [len, stride].map(|len| Arg::U64(len as u64));
+    let args = [Arg::from(&*sum), Arg::from(&x), lens[0], lens[1], Arg::size(count)];
+    args[..2].iter().for_each(|arg| assert_aligned("a buffer", arg));
+    // SAFETY: kinds and lengths are checked above.
+    unsafe { cx.launch(&flat_plan(&ELEMENTWISE, "sum_parts_f32", len), &args) }
 }
 
 /// A number for each of these f32 buffers that changes, but for chance, when any bit of it does. Waits for the device.

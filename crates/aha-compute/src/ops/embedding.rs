@@ -12,6 +12,7 @@
 pub mod cuda;
 
 use crate::Tensor;
+use crate::staging::Part;
 use crate::tensor::Shards;
 
 /// Elements of `dy` below which the backward pass stays on the caller's thread.
@@ -29,6 +30,18 @@ pub fn forward(y: &mut Tensor, table: &Tensor, ids: &[u32]) {
     }
     for (row, &id) in y.as_mut_slice().chunks_exact_mut(cols).zip(ids) {
         row.copy_from_slice(table.row(id as usize));
+    }
+}
+
+/// As [`forward`], where the ids are on the table's CUDA device too.
+pub(crate) fn forward_at(y: &mut Tensor, table: &Tensor, ids: &[u32], on_gpu: &Part) {
+    let cols = table.cols();
+    assert_eq!(y.len(), ids.len() * cols, "`y` must have a row for each of {} ids", ids.len());
+    if let Some(past) = ids.iter().find(|&&id| id as usize >= table.rows()) {
+        panic!("id {past} of a table with {} rows", table.rows());
+    }
+    if let Some(gpu) = y.gpu() {
+        gpu.run(|cx| cuda::gather_at(cx, &mut y.view_mut(), table.view(), on_gpu.view(), cols));
     }
 }
 

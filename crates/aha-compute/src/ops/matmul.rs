@@ -32,6 +32,7 @@
 
 mod block;
 mod cuda;
+pub mod few_rows;
 pub mod fp8;
 mod kernel;
 mod pack;
@@ -189,6 +190,16 @@ impl Packed {
         size_of_val(panels.as_slice()) + scales
     }
 
+    /// Where all that kernels of a CUDA device read of it is; nothing on a processor.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = u64> {
+        let (weight, quanta) = match &self.place {
+            Place::Gpu(weight) => (Some(weight.address()), None),
+            Place::Fp8(weight) => (None, weight.as_ref().map(fp8::Weight::addresses)),
+            Place::Host(_) => (None, None),
+        };
+        weight.into_iter().chain(quanta.into_iter().flatten())
+    }
+
     /// The weight as kernels of a CUDA device read it.
     #[track_caller]
     pub(crate) fn on_gpu(&self) -> &Tensor {
@@ -214,6 +225,43 @@ impl Packed {
             Place::Fp8(Some(weight)) => weight,
             _ => panic!("a weight as quanta on a CUDA device"),
         }
+    }
+
+    /// Whether it is for a CUDA device.
+    pub(crate) fn is_on_gpu(&self) -> bool {
+        matches!(self.place, Place::Gpu(_))
+    }
+
+    /// As [`Packed::on_gpu`], to write.
+    #[track_caller]
+    pub(crate) fn on_gpu_mut(&mut self) -> &mut Tensor {
+        match &mut self.place {
+            Place::Gpu(weight) => weight,
+            Place::Host(_) => panic!("a weight packed for a processor"),
+            Place::Fp8(_) => panic!("a weight as quanta"),
+        }
+    }
+
+    /// Writes the quanta of `w (N, K)` in place of those that are there.
+    #[track_caller]
+    pub(crate) fn requantize(&mut self, w: &Tensor) {
+        let (gpu, shape) = (w.gpu().expect("FP8 is for CUDA devices"), [self.out_len, self.in_len]);
+        match &mut self.place {
+            // None: the device has failed, and nothing is done there any more.
+            Place::Fp8(weight) => gpu.run(|cx| match weight {
+                Some(weight) => weight.write(cx, w.view(), shape),
+                None => Ok(()),
+            }),
+            _ => panic!("a weight as quanta"),
+        }
+    }
+
+    /// Memory for another weight of this shape on the same CUDA device, with unspecified contents.
+    #[track_caller]
+    pub(crate) fn uninit_like(&self) -> Packed {
+        let weight = self.on_gpu();
+        let fresh = Tensor::uninit_as(weight.device(), weight.dtype(), weight.shape());
+        Packed { place: Place::Gpu(fresh), ..*self }
     }
 
     #[track_caller]

@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crate::cuda::Context;
 use crate::simd::{LANES, simd_fn};
+use crate::staging::Part;
 use crate::{Device, Tensor};
 
 /// Rows that one call of a kernel takes.
@@ -57,6 +58,11 @@ impl Table {
         }
     }
 
+    /// The same table on another device.
+    pub fn replica_on(&self, device: &Device) -> Table {
+        Table::new(device, &self.inv_freq, self.scale, self.positions_max)
+    }
+
     /// Width of a head: `D`.
     pub fn head_dim(&self) -> usize {
         2 * self.inv_freq.len()
@@ -83,6 +89,12 @@ impl Table {
         }
     }
 
+    /// Where the table is on a CUDA device, with all positions below `end`. It moves when it grows.
+    pub fn address(&self, device: &Device, end: usize) -> u64 {
+        let table = device.gpu().and_then(|gpu| gpu.ask(|cx| self.on_gpu(cx, end)));
+        table.map_or(0, |table| table.address())
+    }
+
     /// A position's row is a function of the position alone, whichever thread comes first.
     fn block(&self, block_idx: usize) -> Tensor {
         let start = block_idx * BLOCK_POSITIONS;
@@ -103,15 +115,33 @@ impl Table {
 
 /// Rotates every head of every row by its position.
 pub fn forward(y: &mut Tensor, x: &Tensor, positions: &[u32], table: &Table) {
-    rotate(y, x, positions, table, 1.0);
+    rotate(y, x, positions, None, table, 1.0);
+}
+
+/// As [`forward`], where the positions are on the CUDA device of `x` too.
+pub(crate) fn forward_at(
+    y: &mut Tensor,
+    x: &Tensor,
+    positions: &[u32],
+    on_gpu: &Part,
+    table: &Table,
+) {
+    rotate(y, x, positions, Some(on_gpu), table, 1.0);
 }
 
 /// The gradient of `x`: the opposite rotation.
 pub fn backward(dx: &mut Tensor, dy: &Tensor, positions: &[u32], table: &Table) {
-    rotate(dx, dy, positions, table, -1.0);
+    rotate(dx, dy, positions, None, table, -1.0);
 }
 
-fn rotate(y: &mut Tensor, x: &Tensor, positions: &[u32], table: &Table, sign: f32) {
+fn rotate(
+    y: &mut Tensor,
+    x: &Tensor,
+    positions: &[u32],
+    on_gpu: Option<&Part>,
+    table: &Table,
+    sign: f32,
+) {
     let cols = x.cols();
     assert_eq!(
         x.len(),
@@ -133,6 +163,16 @@ fn rotate(y: &mut Tensor, x: &Tensor, positions: &[u32], table: &Table, sign: f3
         return gpu.run(|cx| {
             let end = positions.iter().max().map_or(0, |&last| last as usize + 1);
             let table = table.on_gpu(cx, end)?;
+            if let Some(positions) = on_gpu {
+                return cuda::rotate(
+                    cx,
+                    &mut y.view_mut(),
+                    x.view(),
+                    positions.view(),
+                    &table,
+                    sign,
+                );
+            }
             let positions = cx.upload(positions)?;
             cuda::rotate(cx, &mut y.view_mut(), x.view(), positions.view(), &table, sign)
         });

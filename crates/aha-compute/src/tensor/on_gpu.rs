@@ -3,7 +3,7 @@
 use half::bf16;
 
 use super::{Data, Tensor};
-use crate::cuda::{Buffer, Kind, View, ViewMut};
+use crate::cuda::{Buffer, Kind, Pinned, View, ViewMut};
 use crate::device::Gpu;
 use crate::ops::cuda as elements;
 use crate::{Device, Dtype};
@@ -20,6 +20,14 @@ impl Tensor {
     /// The CUDA device that the elements are on.
     pub(crate) fn gpu(&self) -> Option<Gpu> {
         self.device.gpu().cloned()
+    }
+
+    /// Where the elements are on a CUDA device; 0 where it failed before they were there, and on a processor.
+    pub fn address(&self) -> u64 {
+        match &self.data {
+            Data::Gpu(Some(buffer)) => buffer.view().at().0,
+            _ => 0,
+        }
     }
 
     /// The elements on the device, for what is asked of it by [`Gpu::run`]: nothing failed there, so they are there.
@@ -43,6 +51,20 @@ impl Tensor {
             Data::Gpu(Some(buffer)) => buffer,
             _ => panic!("elements on a CUDA device"),
         }
+    }
+
+    /// Zeros in the host's memory, where a CUDA device copies from and to without waiting.
+    pub(crate) fn pinned_zeros(device: &Device, shape: &[usize]) -> Tensor {
+        let len = shape.iter().product();
+        let pinned = device.gpu().and_then(|gpu| gpu.ask(|cx| Pinned::new(cx, len)));
+        let Some(pinned) = pinned else { return Tensor::zeros(&device.host(), shape) };
+        let (device, shape) = (device.host(), shape.to_vec());
+        Tensor { device, shape, dtype: Dtype::F32, data: Data::Pinned(pinned) }
+    }
+
+    /// Whether it is of [`Tensor::pinned_zeros`].
+    pub(crate) fn is_pinned(&self) -> bool {
+        matches!(self.data, Data::Pinned(_))
     }
 
     /// A buffer of `f32` as a tensor.

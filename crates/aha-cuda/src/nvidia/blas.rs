@@ -7,6 +7,9 @@
 //! it is chosen for [`PLANNED_ROWS`] whatever `m` is, and no kernel that cuts sums into parts is considered: so an
 //! element is the same sum in the same order, whichever rows share the call. Only if that kernel can't do so few rows,
 //! another is chosen for them.
+//!
+//! What the library is told of a product but for where its operands are is kept by shape, so that asking again takes
+//! a look-up and one call.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -16,17 +19,28 @@ use cudarc::cublaslt::result::CublasError;
 use cudarc::cublaslt::{result, sys};
 use cudarc::driver::sys::CUstream;
 
-use crate::{Error, Kind, Operand, Product, Stream};
+use crate::{Error, Kind, Operand, Product, Ptr, Stream};
 
 /// Rows that kernels are chosen for.
 const PLANNED_ROWS: usize = 1024;
 /// Memory that kernels may work in; cuBLAS' own default on Hopper.
 const WORKSPACE_BYTES: usize = 32 << 20;
+/// Products that are kept: with as many, batches of other sizes came and went, and all are forgotten.
+const PREPARED_MAX: usize = 4096;
 
 pub(super) struct Blas {
     handle: sys::cublasLtHandle_t,
     algos: HashMap<Key, sys::cublasLtMatmulAlgo_t>,
+    /// With the number of rows.
+    prepared: HashMap<(Key, usize), Prepared>,
     workspaces: HashMap<Stream, u64>,
+}
+
+/// All of a product but for where its operands are.
+struct Prepared {
+    desc: Desc,
+    layouts: Layouts,
+    algo: sys::cublasLtMatmulAlgo_t,
 }
 
 // SAFETY: the handle is cuBLASLt's, which may be used from any thread, one at a time.
@@ -74,10 +88,12 @@ impl Blas {
     pub(super) fn new() -> Result<Blas, Error> {
         ask_for_library()?;
         let handle = done("cublasLtCreate", result::create_handle())?;
-        Ok(Blas { handle, algos: HashMap::new(), workspaces: HashMap::new() })
+        let (algos, prepared, workspaces) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Ok(Blas { handle, algos, prepared, workspaces })
     }
 
     pub(super) fn close(self) {
+        drop(self.prepared);
         // SAFETY: the handle was created, and all work is done.
         unsafe {
             for at in self.workspaces.into_values() {
@@ -98,14 +114,14 @@ impl Blas {
         handle: CUstream,
     ) -> Result<(), Error> {
         let workspace = self.workspace(stream)?;
-        let desc = Desc::new(product)?;
-        let layouts = Layouts::new(product, product.m)?;
-        let algo = self.algo(product, &desc, &layouts)?;
+        let library = self.handle;
+        let Prepared { desc, layouts, algo } = self.prepared(product)?;
+        desc.point_to_bias(product.bias)?;
         let c = product.c.0 as *mut c_void;
         // SAFETY: descriptions live on; the operands are the caller's promise.
         let result = unsafe {
             result::matmul(
-                self.handle,
+                library,
                 desc.0,
                 ptr::from_ref(&product.alpha).cast(),
                 ptr::from_ref(&product.beta).cast(),
@@ -117,13 +133,27 @@ impl Blas {
                 layouts.0[2].0,
                 c,
                 layouts.0[2].0,
-                &algo,
+                algo,
                 workspace as *mut c_void,
                 WORKSPACE_BYTES,
                 handle.cast(),
             )
         };
         done("cublasLtMatmul", result)
+    }
+
+    fn prepared(&mut self, product: &Product) -> Result<&Prepared, Error> {
+        let key = (Key::of(product), product.m);
+        if !self.prepared.contains_key(&key) {
+            if self.prepared.len() >= PREPARED_MAX {
+                self.prepared.clear();
+            }
+            let desc = Desc::new(product)?;
+            let layouts = Layouts::new(product, product.m)?;
+            let algo = self.algo(product, &desc, &layouts)?;
+            self.prepared.insert(key.clone(), Prepared { desc, layouts, algo });
+        }
+        Ok(&self.prepared[&key])
     }
 
     fn workspace(&mut self, stream: Stream) -> Result<u64, Error> {
@@ -249,14 +279,20 @@ impl Desc {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         desc.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSA, &op(&product.b))?;
         desc.set(Attribute::CUBLASLT_MATMUL_DESC_TRANSB, &op(&product.a))?;
-        if let Some(bias) = product.bias {
+        if product.bias.is_some() {
             let epilogue = sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
             desc.set(Attribute::CUBLASLT_MATMUL_DESC_EPILOGUE, &epilogue)?;
-            desc.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.0)?;
+            desc.point_to_bias(product.bias)?;
             let kind = data_type(product.c_kind)?;
             desc.set(Attribute::CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, &kind)?;
         }
         Ok(desc)
+    }
+
+    /// Where the bias is, of a product that has one.
+    fn point_to_bias(&self, bias: Option<Ptr>) -> Result<(), Error> {
+        use sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+        bias.map_or(Ok(()), |bias| self.set(CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias.0))
     }
 
     fn set<T>(&self, name: sys::cublasLtMatmulDescAttributes_t, value: &T) -> Result<(), Error> {

@@ -6,10 +6,13 @@
 use std::path::Path;
 use std::process::{Command, exit};
 use std::sync::Arc;
-use std::{env, fs};
+use std::{env, fs, thread};
 
+use aha_cuda::link::{self, Transfer};
 use aha_cuda::nvidia::{self, Nvidia};
-use aha_cuda::{Arg, Context, Error, Kind, Pinned, Plan, Source, doctor, nvrtc};
+use aha_cuda::{
+    Arg, Buffer, Context, Driver, Error, Kind, Pinned, Plan, Source, Workspace, doctor, nvrtc,
+};
 use aha_emulate::{Emulated, Order};
 use half::bf16;
 
@@ -30,6 +33,7 @@ fn main() {
     graphs(&cx);
     memory(&cx);
     products(&cx);
+    exchanges();
     println!("test the_driver_calls_its_libraries_as_they_must_be ... ok");
 }
 
@@ -41,13 +45,17 @@ fn start() {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR"));
     fs::copy(sources.join("src/emulate.h"), dir.join("emulate.h")).expect("the header is there");
     let library = dir.join("lib/libcuda.so");
-    let built = Command::new("g++")
-        .args(["-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-o"])
-        .arg(&library)
-        .arg(sources.join("tests/abi/libraries.cpp"))
-        .arg("-ldl")
-        .status();
-    assert!(built.expect("g++ is there").success(), "g++ failed");
+    for (library, source) in
+        [(&library, "libraries.cpp"), (&dir.join("lib/libnccl.so.2"), "nccl.cpp")]
+    {
+        let built = Command::new("g++")
+            .args(["-std=c++20", "-O1", "-fPIC", "-shared", "-ffp-contract=off", "-o"])
+            .arg(library)
+            .arg(sources.join("tests/abi").join(source))
+            .args(["-ldl", "-pthread"])
+            .status();
+        assert!(built.expect("g++ is there").success(), "g++ failed");
+    }
     for name in ["libnvrtc.so", "libcublasLt.so"] {
         fs::copy(&library, dir.join("lib").join(name))
             .expect("the target folder can be written to");
@@ -99,7 +107,7 @@ fn kernels(cx: &Context) {
     let error = unsafe { cx.launch(&plan("nowhere", 4, 64), &args) }.expect_err("no such kernel");
     assert!(error.to_string().contains("no such kernel"), "{error}");
     // A thread of its own has no context yet.
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let seen = scope.spawn(|| cx.download::<u32>(to.view()).expect("it is there"));
         assert_eq!(seen.join().expect("the thread ends"), want);
     });
@@ -111,7 +119,7 @@ fn graphs(cx: &Context) {
     let mut to = cx.zeros(Kind::U32, 64).expect("it fits");
     // SAFETY: the buffers live on, and `from` changes only when nothing is under way.
     let captured = unsafe {
-        cx.capture(|cx| {
+        cx.capture(&Workspace::new(&cx), |cx| {
             let mut between = cx.buffer(Kind::U32, 64)?;
             from.write(&mut between.view_mut())?;
             let args = [Arg::from(&to.view_mut()), Arg::from(&between.view())];
@@ -120,7 +128,8 @@ fn graphs(cx: &Context) {
     };
     let captured = captured.expect("it is captured");
     from.iter_mut().zip(0..).for_each(|(x, i)| *x = i);
-    captured.replay().expect("it runs");
+    // SAFETY: as above.
+    unsafe { captured.replay().expect("it runs") };
     let want: Vec<u32> = (0..64).rev().collect();
     assert_eq!(cx.download::<u32>(to.view()).expect("it is there"), want);
     let driver = cx.driver();
@@ -192,4 +201,56 @@ fn product(
             values.into_iter().map(f32::to_bits).collect()
         }
     }
+}
+
+/// Three ranks, each of which is the one device there is, opened once more: every two swap what they have for each
+/// other; then one leaves, and nobody waits for it.
+fn exchanges() {
+    assert_eq!(nvidia::ask_for_exchange(), Ok(()));
+    let open = |_| -> Arc<dyn Driver> { Arc::new(Nvidia::open(0).expect("the device is there")) };
+    let drivers: Vec<Arc<dyn Driver>> = (0..3).map(open).collect();
+    let contexts: Vec<Context> = drivers.iter().cloned().map(Context::new).collect();
+    let links = link::connect(&drivers).expect("they are connected");
+    let from: Vec<Buffer> = (0..3u32)
+        .map(|rank| contexts[rank as usize].upload(&[10 * rank, 10 * rank + 1, 10 * rank + 2]))
+        .collect::<Result<_, _>>()
+        .expect("it fits");
+    let to: Vec<Buffer> = contexts
+        .iter()
+        .map(|cx| cx.zeros(Kind::U32, 3))
+        .collect::<Result<_, _>>()
+        .expect("it fits");
+    let exchange = |rank: usize| {
+        let word = |buffer: &Buffer, at: usize| buffer.view().slice(at..at + 1).at();
+        let (from, to) = (&from[rank], &to[rank]);
+        let transfers = (0..3).filter(|other| *other != rank).flat_map(|other| {
+            let sent = Transfer::Send { from: word(from, other), bytes: 4, to_rank: other };
+            [sent, Transfer::Receive { to: word(to, other), bytes: 4, from_rank: other }]
+        });
+        let transfers: Vec<Transfer> = transfers.collect();
+        // SAFETY: each address is of a word of its own.
+        unsafe { links[rank].exchange(&transfers, contexts[rank].stream()) }
+    };
+    thread::scope(|scope| {
+        let exchange = &exchange;
+        let ranks = [0, 1, 2].map(|rank| scope.spawn(move || exchange(rank)));
+        for rank in ranks {
+            rank.join().expect("it ends").expect("it is done");
+        }
+    });
+    for (rank, (cx, to)) in contexts.iter().zip(&to).enumerate() {
+        let mut want = [rank as u32, 10 + rank as u32, 20 + rank as u32];
+        want[rank] = 0;
+        assert_eq!(cx.download::<u32>(to.view()).expect("it is there"), want);
+    }
+    let error = thread::scope(|scope| {
+        let waiting = scope.spawn(|| exchange(0));
+        links[2].abort();
+        waiting.join().expect("it ends").expect_err("nobody answers")
+    });
+    assert!(matches!(&error, Error::Failed { call, .. } if call.starts_with("nccl")), "{error}");
+    let after = exchange(1).expect_err("nothing can be exchanged any more").to_string();
+    assert!(after.contains("aborted"), "{after}");
+    let mixed = [Arc::clone(&drivers[0]), Emulated::new(Order::Forward, 1 << 20)];
+    assert!(link::connect(&mixed).is_err(), "devices of two kinds");
 }

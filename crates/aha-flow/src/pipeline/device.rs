@@ -41,7 +41,8 @@ impl Device {
     }
 }
 
-const EXPECTS: &str = "\"auto\", \"cpu\" or \"cuda:N\", where N is a device's number";
+const EXPECTS: &str =
+    "\"auto\", \"cpu\" or \"cuda:N\", where N is a device's number, or several as in \"cuda:0,1\"";
 
 impl FromStr for Device {
     type Err = String;
@@ -102,6 +103,10 @@ impl Field for Device {
             ("auto", " The first CUDA device that works, or the processor where there is none.\n"),
             ("cpu", " The processor.\n"),
             ("cuda:N", " The CUDA device of this number, as `aha doctor` lists them.\n"),
+            (
+                "cuda:N,M",
+                " Several: training stages share each minibatch out to all, the first does the rest.\n",
+            ),
         ]
     }
 }
@@ -178,29 +183,27 @@ pub(super) fn choose(pipeline: &mut Pipeline, room: Room<'_>, reader: &mut Reade
     }
     let device = pipeline.run.device.clone();
     let fp8 = |found: String| format!("`run.fp8` needs {}: {found}", fp8_devices());
-    match device.numbers() {
-        [] if pipeline.run.fp8 => {
-            let message = fp8("the run computes on the processor".to_owned());
-            reader.report_at("run.fp8", message, Some(devices::FP8_HINT.to_owned()));
-        }
-        [] => {}
-        [number] => match facts(devices, *number) {
+    if pipeline.run.fp8 && device.numbers().is_empty() {
+        let message = fp8("the run computes on the processor".to_owned());
+        reader.report_at("run.fp8", message, Some(devices::FP8_HINT.to_owned()));
+    }
+    for number in device.numbers() {
+        match facts(devices, *number) {
             Ok(facts) => {
                 if pipeline.run.fp8 && facts.capability < FP8_CAPABILITY_MIN {
                     let (major, minor) = facts.capability;
                     let message = fp8(format!("{} has {major}.{minor}", facts.name));
                     reader.report_at("run.fp8", message, Some(devices::FP8_HINT.to_owned()));
                 }
-                found.facts = Some(facts);
+                // Each of several has all weights: the one with the least room counts.
+                if found.facts.as_ref().is_none_or(|f| facts.free_bytes < f.free_bytes) {
+                    found.facts = Some(facts);
+                }
             }
             Err(error) => {
                 let (message, hint) = devices::told(&device, &error);
                 reader.report_at("run.device", message, Some(hint));
             }
-        },
-        _ => {
-            let (message, hint) = (devices::SEVERAL, devices::SEVERAL_HINT);
-            reader.report_at("run.device", message.to_owned(), Some(hint.to_owned()));
         }
     }
     found

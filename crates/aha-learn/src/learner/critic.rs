@@ -11,7 +11,7 @@ use aha_model::Model;
 use super::packed::{self, Packed};
 use super::{Learner, Rollout, StepSettings, check_rollout};
 use crate::Error;
-use crate::value::{self, Totals, ValueTerms};
+use crate::value::{self, Totals, ValueOut, ValueTerms};
 
 /// What a critic is to learn of a completion: a number for each of its tokens.
 #[derive(Clone, Copy, Debug)]
@@ -49,31 +49,46 @@ impl Learner {
             rollout.mask.map_or(len, |mask| mask.iter().filter(|&&m| m).count())
         };
         let token_count = rollouts.iter().map(counted).sum();
-        let mut totals = Totals::default();
-        self.grads.clear();
-        for range in packed::micro_batches(rollouts, settings.micro_batch_tokens) {
-            let packed = Packed::completions(rollouts, range.clone());
-            let model = Arc::clone(&self.model);
-            let mut tape = Tape::recording(model.device(), model.params());
-            let values = packed.values(&model, &mut tape, settings.activation_checkpointing);
-            let out = {
-                let values = values.value().host();
-                let rows = rollouts[range.clone()].iter().zip(&targets[range]).zip(&packed.outputs);
-                let terms = rows.map(|((rollout, target), range)| ValueTerms {
-                    values: &values[range.clone()],
-                    old_values: target.old_values,
-                    returns: target.returns,
-                    mask: rollout.mask,
-                });
-                value::loss(&terms.collect::<Vec<_>>(), clip, token_count)
-            };
-            out.sequences.iter().for_each(|sequence| totals.add(sequence));
-            let shape = [out.dvalues.len(), 1];
-            let seed = Tensor::from_slice(model.device(), &shape, &out.dvalues);
-            tape.backward(vec![(values, seed)], &mut self.grads);
-        }
-        let (grad_norm, applied) = self.apply(totals.loss, settings)?;
-        Ok(ValueOutcome { totals, grad_norm, applied })
+        self.together(|learner| {
+            let lens = packed::lens(rollouts);
+            let targets = learner.share(targets, &lens);
+            let rollouts = learner.share(rollouts, &lens);
+            let mut totals = Totals::default();
+            learner.grads.clear();
+            for range in packed::micro_batches(rollouts, settings.micro_batch_tokens) {
+                let packed = Packed::completions(rollouts, range.clone());
+                let rows = rollouts[range.clone()].iter().zip(&targets[range]);
+                let terms = |values: &[f32]| {
+                    let terms = rows.zip(&packed.outputs).map(|((rollout, target), range)| {
+                        let (old_values, returns) = (target.old_values, target.returns);
+                        let values = &values[range.clone()];
+                        ValueTerms { values, old_values, returns, mask: rollout.mask }
+                    });
+                    value::loss(&terms.collect::<Vec<_>>(), clip, token_count)
+                };
+                learner.value_micro_batch(&packed, terms, settings, &mut totals);
+            }
+            let totals = learner.total(totals, |sum, next| sum.add(&next))?;
+            let (grad_norm, applied) = learner.apply(totals.loss, settings)?;
+            Ok(ValueOutcome { totals, grad_norm, applied })
+        })
+    }
+
+    fn value_micro_batch(
+        &mut self,
+        packed: &Packed,
+        loss: impl FnOnce(&[f32]) -> ValueOut,
+        settings: &StepSettings,
+        totals: &mut Totals,
+    ) {
+        let model = Arc::clone(&self.model);
+        let mut tape = Tape::recording(model.device(), model.params());
+        let values = packed.values(&model, &mut tape, settings.activation_checkpointing);
+        let out = loss(&values.value().host());
+        out.sequences.iter().for_each(|sequence| totals.add(sequence));
+        let shape = [out.dvalues.len(), 1];
+        let seed = Tensor::from_slice(model.device(), &shape, &out.dvalues);
+        tape.backward(vec![(values, seed)], &mut self.grads);
     }
 }
 

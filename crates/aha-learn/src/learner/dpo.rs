@@ -43,26 +43,45 @@ impl Learner {
         settings: &StepSettings,
     ) -> Result<DpoOutcome, Error> {
         check(pairs)?;
-        let reference = self.reference.clone();
+        let rollouts = rollouts(pairs);
+        self.together(|learner| {
+            let mut totals = Totals::default();
+            learner.grads.clear();
+            let own = learner.own(&lens(&rollouts));
+            let minibatch = Minibatch {
+                rollouts: &rollouts[2 * own.start..2 * own.end],
+                pairs: &pairs[own],
+                pair_count: pairs.len(),
+                objective,
+            };
+            for range in pack(&lens(minibatch.rollouts), settings.micro_batch_tokens) {
+                let batch = MicroBatch::new(&minibatch, range);
+                learner.dpo_micro_batch(&batch, settings, &mut totals)?;
+            }
+            let totals = learner.total(totals, |sum, next| sum.merge(&next))?;
+            let (grad_norm, applied) = learner.apply(totals.loss, settings)?;
+            Ok(DpoOutcome { totals, grad_norm, applied })
+        })
+    }
+
+    fn dpo_micro_batch(
+        &mut self,
+        batch: &MicroBatch<'_>,
+        settings: &StepSettings,
+        totals: &mut Totals,
+    ) -> Result<(), Error> {
+        let reference = self.reference.as_ref();
         let reference =
             reference.ok_or_else(|| Error::Bug("DPO needs a reference model".into()))?;
-        let rollouts = rollouts(pairs);
-        let mut totals = Totals::default();
-        self.grads.clear();
-        for range in micro_batches(&rollouts, settings.micro_batch_tokens) {
-            let packed = Packed::completions(&rollouts, 2 * range.start..2 * range.end);
-            let ref_logps = packed.score(&reference, 1.0);
-            let model = Arc::clone(&self.model);
-            let mut tape = Tape::recording(model.device(), model.params());
-            let checkpointing = settings.activation_checkpointing;
-            let (log_probs, _, _) = packed.run(&model, &mut tape, 1.0, checkpointing, None);
-            let batch = MicroBatch { packed: &packed, rollouts: &rollouts, pairs, range };
-            let dlogps = batch.add(&log_probs.value().host(), &ref_logps, objective, &mut totals);
-            let seed = Tensor::from_slice(model.device(), &[dlogps.len()], &dlogps);
-            tape.backward(vec![(log_probs, seed)], &mut self.grads);
-        }
-        let (grad_norm, applied) = self.apply(totals.loss, settings)?;
-        Ok(DpoOutcome { totals, grad_norm, applied })
+        let ref_logps = batch.packed.score(reference, 1.0);
+        let model = Arc::clone(&self.model);
+        let mut tape = Tape::recording(model.device(), model.params());
+        let checkpointing = settings.activation_checkpointing;
+        let (log_probs, _, _) = batch.packed.run(&model, &mut tape, 1.0, checkpointing, None);
+        let dlogps = batch.add(&log_probs.value().host(), &ref_logps, totals);
+        let seed = Tensor::from_slice(model.device(), &[dlogps.len()], &dlogps);
+        tape.backward(vec![(log_probs, seed)], &mut self.grads);
+        Ok(())
     }
 }
 
@@ -77,42 +96,50 @@ pub fn compare_dpo(
     check(pairs)?;
     let rollouts = rollouts(pairs);
     let mut totals = Totals::default();
-    for range in micro_batches(&rollouts, micro_batch_tokens) {
-        let packed = Packed::completions(&rollouts, 2 * range.start..2 * range.end);
-        let [logps, ref_logps] = [model, reference].map(|model| packed.score(model, 1.0));
-        let batch = MicroBatch { packed: &packed, rollouts: &rollouts, pairs, range };
-        batch.add(&logps, &ref_logps, objective, &mut totals);
+    let minibatch = Minibatch { rollouts: &rollouts, pairs, pair_count: pairs.len(), objective };
+    for range in pack(&lens(&rollouts), micro_batch_tokens) {
+        let batch = MicroBatch::new(&minibatch, range);
+        let [logps, ref_logps] = [model, reference].map(|model| batch.packed.score(model, 1.0));
+        batch.add(&logps, &ref_logps, &mut totals);
     }
     Ok(totals)
 }
 
-/// Some pairs of a minibatch, as they run through the model.
-struct MicroBatch<'a> {
-    packed: &'a Packed,
+/// A device's pairs of a minibatch, and their completions.
+struct Minibatch<'a> {
     rollouts: &'a [Rollout<'a>],
     pairs: &'a [DpoPair<'a>],
+    /// Of all devices.
+    pair_count: usize,
+    objective: &'a Objective,
+}
+
+/// Some pairs of a minibatch, as they run through the model.
+struct MicroBatch<'a> {
+    packed: Packed,
+    of: &'a Minibatch<'a>,
     range: Range<usize>,
 }
 
-impl MicroBatch<'_> {
+impl<'a> MicroBatch<'a> {
+    fn new(of: &'a Minibatch<'a>, range: Range<usize>) -> MicroBatch<'a> {
+        let packed = Packed::completions(of.rollouts, 2 * range.start..2 * range.end);
+        MicroBatch { packed, of, range }
+    }
+
     /// Adds the pairs to `totals`; returns the gradients of all log-probs.
-    fn add(
-        &self,
-        logps: &[f32],
-        ref_logps: &[f32],
-        objective: &Objective,
-        totals: &mut Totals,
-    ) -> Vec<f32> {
+    fn add(&self, logps: &[f32], ref_logps: &[f32], totals: &mut Totals) -> Vec<f32> {
+        let Minibatch { rollouts, pairs, pair_count, objective } = *self.of;
         let mut dlogps = vec![0.0; logps.len()];
         let outputs = self.packed.outputs.chunks_exact(2);
         for (idx, outputs) in self.range.clone().zip(outputs) {
-            let masks = [2 * idx, 2 * idx + 1].map(|at| self.rollouts[at].mask.unwrap_or(&[]));
+            let masks = [2 * idx, 2 * idx + 1].map(|at| rollouts[at].mask.unwrap_or(&[]));
             let of = |i: usize| {
                 let tokens = outputs[i].clone();
                 Completion::of(&logps[tokens.clone()], &ref_logps[tokens], masks[i])
             };
-            let pair = dpo::Pair { chosen: of(0), rejected: of(1), margin: self.pairs[idx].margin };
-            let out = dpo::loss(&pair, objective, self.pairs.len());
+            let pair = dpo::Pair { chosen: of(0), rejected: of(1), margin: pairs[idx].margin };
+            let out = dpo::loss(&pair, objective, pair_count);
             totals.add(&pair, &out);
             for (i, gradient) in [out.dchosen, out.drejected].into_iter().enumerate() {
                 let trained =
@@ -124,8 +151,8 @@ impl MicroBatch<'_> {
     }
 }
 
-/// Micro-batches of whole pairs, since a pair's loss takes both of its completions.
-fn micro_batches(rollouts: &[Rollout<'_>], micro_batch_tokens: usize) -> Vec<Range<usize>> {
+/// Tokens of pairs, which stay whole, since a pair's loss takes both of its completions.
+fn lens(rollouts: &[Rollout<'_>]) -> Vec<usize> {
     let tokens = |two: &[Rollout<'_>]| {
         let prompts = match two[0].prompt_ids == two[1].prompt_ids {
             true => two[0].prompt_ids.len(),
@@ -133,7 +160,7 @@ fn micro_batches(rollouts: &[Rollout<'_>], micro_batch_tokens: usize) -> Vec<Ran
         };
         prompts + two[0].completion_ids.len() + two[1].completion_ids.len()
     };
-    pack(&rollouts.chunks_exact(2).map(tokens).collect::<Vec<_>>(), micro_batch_tokens)
+    rollouts.chunks_exact(2).map(tokens).collect()
 }
 
 /// The completions of the pairs, chosen and rejected by turns. What comes before the first token that counts is

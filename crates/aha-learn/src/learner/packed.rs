@@ -36,6 +36,16 @@ pub(super) fn micro_batches(rollouts: &[Rollout<'_>], tokens: usize) -> Vec<Rang
     packing::pack_groups(&groups(rollouts).map(lens).collect::<Vec<_>>(), tokens)
 }
 
+/// Tokens of rollouts; a group's prompt counts as its first completion's.
+pub(super) fn lens(rollouts: &[Rollout<'_>]) -> Vec<usize> {
+    let lens = |group: &[Rollout<'_>]| -> Vec<usize> {
+        let own = group.iter().map(|r| r.completion_ids.len());
+        let prompt = std::iter::once(group[0].prompt_ids.len()).chain(std::iter::repeat(0));
+        own.zip(prompt).map(|(own, prompt)| own + prompt).collect()
+    };
+    groups(rollouts).flat_map(lens).collect()
+}
+
 fn groups<'a, 'r>(rollouts: &'a [Rollout<'r>]) -> impl Iterator<Item = &'a [Rollout<'r>]> {
     rollouts.chunk_by(are_of_one_group)
 }

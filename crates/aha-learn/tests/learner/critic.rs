@@ -17,11 +17,11 @@ use aha_model::Model;
 use crate::{ids, model, settings};
 
 /// One whose head isn't zero, so that gradients reach its body at once.
-fn critic(name: &str, device: &Device) -> Arc<Model> {
+pub(super) fn critic(name: &str, device: &Device) -> Arc<Model> {
     Arc::new(model(name, device).to_reward(Philox::new(5)).unwrap())
 }
 
-struct Drawn {
+pub(super) struct Drawn {
     prompt: Vec<u32>,
     completion: Vec<u32>,
     logps: Vec<f32>,
@@ -31,7 +31,7 @@ struct Drawn {
 }
 
 /// Groups of several completions, one of a single token among them, and completions that are alone.
-fn drawn() -> Vec<Drawn> {
+pub(super) fn drawn() -> Vec<Drawn> {
     let groups: [(usize, &[usize]); 4] =
         [(5, &[9, 1, 26]), (37, &[30, 16, 17, 5]), (16, &[1]), (20, &[14])];
     let rows = groups.iter().enumerate().flat_map(|(group, &(prompt, completions))| {
@@ -51,7 +51,7 @@ fn drawn() -> Vec<Drawn> {
     rows.enumerate().map(of).collect()
 }
 
-fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
+pub(super) fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
     let of = |d| {
         let Drawn { prompt, completion, logps, advantages, .. }: &Drawn = d;
         Rollout {
@@ -67,7 +67,7 @@ fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
     drawn.iter().map(of).collect()
 }
 
-fn targets(drawn: &[Drawn]) -> Vec<ValueTarget<'_>> {
+pub(super) fn targets(drawn: &[Drawn]) -> Vec<ValueTarget<'_>> {
     drawn
         .iter()
         .map(|Drawn { old_values, returns, .. }| ValueTarget { old_values, returns })

@@ -21,7 +21,7 @@ fn moved(model: &Arc<Model>) -> Arc<Model> {
     Arc::clone(learner.model())
 }
 
-struct Drawn {
+pub(super) struct Drawn {
     ids: [Vec<u32>; 2],
     masks: [Vec<bool>; 2],
     margin: f32,
@@ -29,7 +29,7 @@ struct Drawn {
 
 /// Pairs with and without a prompt, two of one prompt, one whose completions don't share theirs, and masks that
 /// leave out what is in the middle and at the end.
-fn drawn() -> Vec<Drawn> {
+pub(super) fn drawn() -> Vec<Drawn> {
     let of = |(i, (prompts, lens)): (usize, ([u64; 2], [usize; 3]))| {
         let [prompt_len, chosen, rejected] = lens;
         let sequence = |k: usize, len: usize| {
@@ -55,7 +55,7 @@ fn drawn() -> Vec<Drawn> {
     all.into_iter().enumerate().map(of).collect()
 }
 
-fn pairs(drawn: &[Drawn]) -> Vec<DpoPair<'_>> {
+pub(super) fn pairs(drawn: &[Drawn]) -> Vec<DpoPair<'_>> {
     drawn.iter().map(Drawn::pair).collect()
 }
 
@@ -68,7 +68,7 @@ impl Drawn {
 }
 
 /// Every term there is.
-const OBJECTIVE: Objective = Objective {
+pub(super) const OBJECTIVE: Objective = Objective {
     kind: LossKind::Sigmoid,
     beta: 0.3,
     label_smoothing: 0.1,

@@ -6,8 +6,10 @@ mod adapters;
 mod critic;
 mod distill;
 mod dpo;
+mod memory_on_cuda;
 mod on_cuda;
 mod steps;
+mod team;
 
 use std::path::Path;
 use std::sync::Arc;

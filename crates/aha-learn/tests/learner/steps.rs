@@ -17,7 +17,7 @@ use aha_model::{Batch, Model};
 
 use crate::{distributions, ids, model, model_as, settings};
 
-struct Drawn {
+pub(super) struct Drawn {
     prompt: Vec<u32>,
     completion: Vec<u32>,
     logps: Vec<f32>,
@@ -36,7 +36,7 @@ fn drawn() -> Vec<Drawn> {
 }
 
 /// Groups of several completions, one of a single token among them: 38, 101, 16 and 33 tokens at once.
-fn drawn_groups() -> Vec<Drawn> {
+pub(super) fn drawn_groups() -> Vec<Drawn> {
     let groups: [(usize, &[usize]); 4] =
         [(5, &[9, 1, 26]), (37, &[30, 16, 17, 5]), (16, &[1, 1]), (20, &[14])];
     let rows = groups.iter().enumerate().flat_map(|(group, &(prompt, completions))| {
@@ -51,7 +51,7 @@ fn drawn_groups() -> Vec<Drawn> {
     rows.enumerate().map(of).collect()
 }
 
-fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
+pub(super) fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
     let of = |d| {
         let Drawn { prompt, completion, logps, advantage }: &Drawn = d;
         Rollout {
@@ -68,7 +68,7 @@ fn rollouts(drawn: &[Drawn]) -> Vec<Rollout<'_>> {
 }
 
 /// Settings that use every term: KL to a reference and an entropy bonus.
-fn objective() -> Objective {
+pub(super) fn objective() -> Objective {
     Objective { kl_coef: 0.05, entropy_coef: 0.01, ..Preset::DeepseekR1.objective(64) }
 }
 
@@ -92,7 +92,7 @@ fn two_steps_on(
     outcome.unwrap()
 }
 
-fn completion_lens(drawn: &[Drawn]) -> Vec<usize> {
+pub(super) fn completion_lens(drawn: &[Drawn]) -> Vec<usize> {
     drawn.iter().map(|d| d.completion.len()).collect()
 }
 
@@ -540,7 +540,7 @@ fn a_sampler_that_computes_otherwise_is_corrected_up_to_the_cap() {
 }
 
 /// Pairs of odd lengths; the last two share their prompt and a margin.
-fn preferences() -> Vec<(Vec<u32>, Vec<u32>, f32)> {
+pub(super) fn preferences() -> Vec<(Vec<u32>, Vec<u32>, f32)> {
     let lens = [(9, 14), (30, 3), (1, 1), (47, 46), (22, 8)];
     let of = |(i, (chosen, rejected)): (usize, (usize, usize))| {
         (ids(i as u64, chosen), ids(70 + i as u64, rejected), [0.0, 0.0, 0.0, 0.5, 0.5][i])
@@ -548,7 +548,7 @@ fn preferences() -> Vec<(Vec<u32>, Vec<u32>, f32)> {
     lens.into_iter().enumerate().map(of).collect()
 }
 
-fn pairs(preferences: &[(Vec<u32>, Vec<u32>, f32)]) -> Vec<Pair<'_>> {
+pub(super) fn pairs(preferences: &[(Vec<u32>, Vec<u32>, f32)]) -> Vec<Pair<'_>> {
     preferences
         .iter()
         .map(|(chosen, rejected, margin)| Pair { chosen, rejected, margin: *margin })

@@ -14,6 +14,8 @@ pub(super) struct Plan {
     pub wanted_rows: Shared<usize>,
     /// Groups, and how many of their prompt's tokens this pass takes.
     pub prefilled: Vec<(usize, usize)>,
+    /// Whether there are rows behind those of sequences, or room for them: see [`Plan::fill_up`].
+    pub is_filled_up: bool,
 }
 
 impl Plan {
@@ -23,6 +25,14 @@ impl Plan {
         self.seqs.clear();
         self.wanted_rows.values.clear();
         self.prefilled.clear();
+        self.is_filled_up = false;
+    }
+
+    /// Adds rows without a sequence, so that there are so many.
+    pub fn fill_up(&mut self, rows: usize) {
+        self.ids.resize(rows, 0);
+        self.positions.values.resize(rows, 0);
+        self.is_filled_up = true;
     }
 
     pub fn push(&mut self, ids: &[u32], position: usize, pages: &[u32]) {

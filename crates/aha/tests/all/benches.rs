@@ -72,6 +72,13 @@ fn every_kind_gives_its_figures() {
     assert_eq!(found["model"]["name"], "tiny");
 }
 
+#[test]
+fn attention_is_measured_forward_and_backward() {
+    let found = bench(&["attention"], &["--filter", "8x256"]);
+    let names = rows(&found, "attention", &["seconds_min", "gflop_per_second", "peak_share"]);
+    assert_eq!(names, ["forward", "backward"].map(|way| format!("{way}/8x256, 9/3 heads of 64")));
+}
+
 /// How much is gained is for people to look at; that the actors go through with it isn't.
 #[test]
 fn a_sampler_ahead_of_its_learner_is_simulated() {

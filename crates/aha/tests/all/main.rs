@@ -6,6 +6,7 @@ mod benches;
 mod daemons;
 mod evaluations;
 mod faults;
+mod gpu_check;
 mod grading;
 mod models;
 mod operations;

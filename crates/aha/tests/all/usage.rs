@@ -83,6 +83,27 @@ fn an_error_has_its_remedy_on_a_line_of_its_own() {
 }
 
 #[test]
+fn a_device_that_is_not_there_is_misuse() {
+    let dir = tempfile::tempdir().unwrap();
+    let calls: [&[&str]; 3] = [
+        &["doctor", "--check", "cuda:63", "--parts", "ops,paths"],
+        &["doctor", "--check", "gpu"],
+        &["bench", "peak", "--device", "cuda:63"],
+    ];
+    for args in calls {
+        let outcome = aha(dir.path(), args);
+        assert_eq!(outcome.code, Some(2), "{args:?}: {outcome:?}");
+        assert!(outcome.stderr.contains("CUDA device"), "{args:?}: {outcome:?}");
+    }
+    let outcome = aha(dir.path(), &["bench", "start", "--device", "cuda:0"]);
+    assert_eq!(outcome.code, Some(2));
+    assert!(
+        outcome.stderr.starts_with("error: start is measured on the processor only"),
+        "{outcome:?}"
+    );
+}
+
+#[test]
 fn doctor_says_what_works_and_what_to_do() {
     let dir = tempfile::tempdir().unwrap();
     let found = aha(dir.path(), &["doctor", "--json"]).json();

@@ -9,7 +9,8 @@ use crate::{none, read};
 
 /// What crates that compute must not know, directly or through others.
 const ABOVE_COMPUTE: [&str; 4] = ["arrow", "parquet", "datafusion", "ractor"];
-const THAT_COMPUTE: [&str; 4] = ["aha-compute", "aha-model", "aha-sample", "aha-learn"];
+const THAT_COMPUTE: [&str; 5] =
+    ["aha-compute", "aha-model", "aha-sample", "aha-learn", "aha-check"];
 
 /// The names in a section of a crate's manifest.
 fn dependencies(name: &str, section: &str) -> Vec<String> {

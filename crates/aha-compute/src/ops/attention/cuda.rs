@@ -33,7 +33,7 @@
 //! | kernel    | block, D = 64; 128          | shared memory | registers (sm_90a) | blocks of a multiprocessor, H100 |
 //! |-----------|-----------------------------|---------------|--------------------|----------------------------------|
 //! | `rows`    | 128; 64 rows in 4 warps     | 50; 81 KiB    | 174; 147           | 2; 2                             |
-//! | `decode`  | 16 rows, 4; 2 tiles at once | 67; 68 KiB    | 92; 112            | 3; 3                             |
+//! | `decode`  | 16 rows, 4; 2 tiles at once | 67; 68 KiB    | 77; 112            | 3; 3                             |
 //! | `keys`    | 64 keys in 4 warps          | 50; 98 KiB    | 165; 248           | 3; 2                             |
 //! | `queries` | 64 rows in 4 warps          | 48; 96 KiB    | 166; 168           | 3; 2                             |
 //!
@@ -55,12 +55,17 @@
 //! memory. A launch of its own for shared tiles would save reads of the cache alone, and costs the time of a launch and
 //! a round trip of f32 sums.
 //!
+//! # Steps that are captured
+//! A step of decoding that is to be captured has lists of one length in one [`Room`]: a row for each of its rows, and
+//! items for the longest sequence of it. What isn't there is an item without rows, whose block leaves at once, and a row
+//! without a slot, whose keys and values are stored nowhere.
+//!
 //! # Map
 //! - `cuda/tiles.cuh`: rows, pages, and how tiles are added. `cuda/squares.cuh`: tiles in shared memory and fragments.
 //! - `cuda/forward.cu`: `rows`, `decode`, `join`. `cuda/backward.cu`: `queries`, `keys`. `cuda/plain.cu`: all for any
 //!   width. `cuda/sums.cu`: `delta`, what was put aside, pages.
 //! - `work`: the lists, as pure functions. [`Packed`], [`forward`], [`backward()`].
-//! - `paged`: [`KvCache`], [`Paged`], [`attend`].
+//! - `paged`: [`KvCache`], [`Paged`], [`attend`]; their lists may be parts of those of a whole step.
 
 mod paged;
 #[cfg(test)]
@@ -68,10 +73,13 @@ mod tests;
 mod work;
 
 pub use paged::{KvCache, Paged, attend};
+pub(crate) use paged::{put, room};
+pub use work::Room;
 
 use super::{Dims, Layout};
 use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, Source, View, ViewMut};
 use crate::ops::cuda::{assert_aligned, assert_float};
+use crate::staging::Part;
 use work::{Item, PackedLists, Wave};
 
 static PLAIN: Source = Source {
@@ -129,6 +137,11 @@ impl Sizes {
             _ => return Sizes { is_squares: false, rows: 16, tile: 16, few_rows: 0 },
         };
         Sizes { is_squares: true, rows, tile: 64, few_rows: 16 }
+    }
+
+    /// Whether so many queries of a sequence are few rows.
+    fn are_few(self, queries: usize, dims: Dims) -> bool {
+        queries * dims.group() <= self.few_rows
     }
 }
 
@@ -213,13 +226,13 @@ fn add_aside_plan(rows: usize) -> Plan {
 /// Items on the device.
 #[derive(Debug)]
 struct Items {
-    words: Buffer,
+    words: Part,
     count: usize,
 }
 
 impl Items {
     fn upload(cx: &Context, items: &[Item]) -> Result<Items, Error> {
-        Ok(Items { words: cx.upload(&work::words(items))?, count: items.len() })
+        Ok(Items { words: cx.upload(&work::words(items))?.into(), count: items.len() })
     }
 
     fn arg(&self) -> Arg {

@@ -54,6 +54,16 @@ impl KvCache {
         self.page_count
     }
 
+    /// It, on a CUDA device.
+    pub(crate) fn on_gpu_mut(&mut self) -> Result<&mut cuda::KvCache, crate::cuda::Error> {
+        self.on_gpu.as_mut().ok_or_else(cuda::no_cache)
+    }
+
+    /// Where it is on a CUDA device.
+    pub fn address(&self) -> u64 {
+        self.on_gpu.as_ref().map_or(0, cuda::KvCache::address)
+    }
+
     /// Copies all layers of a page.
     pub fn copy_page(&mut self, device: &Device, from: u32, to: u32) {
         if let (Some(gpu), Some(cache)) = (device.gpu(), &mut self.on_gpu) {
@@ -74,7 +84,7 @@ impl KvCache {
         let device = k.device();
         if let Some(gpu) = device.gpu() {
             return gpu.run(|cx| {
-                let cache = self.on_gpu.as_mut().ok_or_else(cuda::no_cache)?;
+                let cache = self.on_gpu_mut()?;
                 let paged = seqs.on_gpu(cx, cache)?;
                 cache.append(cx, layer, [k, v].map(Tensor::view), paged)
             });

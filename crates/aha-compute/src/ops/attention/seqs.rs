@@ -86,6 +86,11 @@ impl PagedSeqs {
         self.on_gpu = None;
     }
 
+    /// They are on the device already.
+    pub(crate) fn set_on_gpu(&mut self, paged: cuda::Paged) {
+        self.on_gpu = Some(paged);
+    }
+
     /// They on the device of a cache.
     pub(super) fn on_gpu(
         &mut self,

@@ -24,6 +24,18 @@ CONVERT(f32, bf16)
 ADD(f32)
 ADD(bf16)
 
+// sum = x_0 + x_1 + … in this order; each of `count` parts of x begins `stride` elements behind the one before.
+KERNEL(256, sum_parts_f32, f32* sum, const f32* x, u64 len, u64 stride, u32 count) {
+    f32 held[EIGHT], more[EIGHT];
+    load_flat(held, x, flat_at(), len);
+    for (u32 part = 1; part < count; ++part) {
+        load_flat(more, x + part * stride, flat_at(), len);
+#pragma unroll
+        for (u32 i = 0; i < EIGHT; ++i) held[i] += more[i];
+    }
+    store_flat(sum, flat_at(), len, held);
+}
+
 // values *= factor
 KERNEL(256, scale_f32, f32* values, u64 len, f32 factor) {
     f32 held[EIGHT];

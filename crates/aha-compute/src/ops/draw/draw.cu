@@ -219,17 +219,17 @@ __device__ u32 pick_of_kept(Shared& shared, const Row& row, const f64* block_sum
     return shared.result;
 }
 
-// ids (rows) and log_probs (rows) of the drawn tokens; a row whose `forced` isn't NOTHING takes that. A row's draw has
-// the address (prompts, samples, positions). `top_k` 0 keeps all.
+// ids and log_probs of the drawn tokens, one to a block; one whose `forced` isn't NOTHING takes that. A draw has the
+// address (prompts, samples, positions), and is from row `rows - first_row`, or its own. `top_k` 0 keeps all.
 KERNEL(512, draw, u32* ids, f32* log_probs, const f32* logits, const f32* stats, const f64* block_sums,
-       const u64* prompts, const u64* samples, const u64* positions, const u32* forced, u32 cols, f32 inv_temperature,
-       u64 seed, u32 takes_likeliest, u32 top_k, f32 top_p) {
+       const u64* prompts, const u64* samples, const u64* positions, const u32* forced, const u32* rows, u32 first_row,
+       u32 cols, f32 inv_temperature, u64 seed, u32 takes_likeliest, u32 top_k, f32 top_p) {
     __shared__ Shared shared;
     if (threadIdx.x == 0) shared.held_below = 0;
     __syncthreads();
-    u32 at = blockIdx.x;
-    Row row{logits + u64(at) * cols, cols, inv_temperature, stats[3 * at], stats[3 * at + 1]};
-    const f64* sums = block_sums + u64(at) * ((cols + BLOCK_LEN - 1) / BLOCK_LEN);
+    u32 at = blockIdx.x, of = rows ? rows[at] - first_row : at;
+    Row row{logits + u64(of) * cols, cols, inv_temperature, stats[3 * of], stats[3 * of + 1]};
+    const f64* sums = block_sums + u64(of) * ((cols + BLOCK_LEN - 1) / BLOCK_LEN);
     u32 id = forced ? forced[at] : NOTHING;
     if (id == NOTHING) {
         f64 unit = takes_likeliest ? 0.0 : uniform(seed, prompts[at], samples[at], positions[at]);

@@ -111,6 +111,7 @@ fn draws(
     let mut ids = cx.buffer(Kind::U32, rows).unwrap();
     let mut log_probs = cx.buffer(Kind::F32, rows).unwrap();
     let addresses = Addresses {
+        rows: None,
         prompts: prompts.view(),
         samples: samples.view(),
         positions: positions.view(),

@@ -68,14 +68,25 @@ impl Ids {
 
 /// `y = x[ids]`: as the op's [`forward`](super::forward). `x` and `y` are f32 or bf16.
 pub fn gather(cx: &Context, y: &mut ViewMut<'_>, x: View<'_>, ids: &Ids) -> Result<(), Error> {
-    let cols = cols(x, ids);
+    gather_at(cx, y, x, ids.view(), cols(x, ids))
+}
+
+/// As [`gather`], of rows of `cols` elements; the indices are below how many there are.
+pub(crate) fn gather_at(
+    cx: &Context,
+    y: &mut ViewMut<'_>,
+    x: View<'_>,
+    ids: View<'_>,
+    cols: usize,
+) -> Result<(), Error> {
+    ids.assert_is(Kind::U32, ids.len());
     y.assert_is(y.kind(), ids.len() * cols);
     let plan = gather_plan([y.kind(), x.kind()], ids.len(), cols);
-    let args = [Arg::from(&*y), Arg::from(&x), Arg::from(&ids.view()), Arg::size(cols)];
+    let args = [Arg::from(&*y), Arg::from(&x), Arg::from(&ids), Arg::size(cols)];
     if cols.is_multiple_of(EIGHT) {
         args[..2].iter().for_each(|arg| assert_aligned("a buffer", arg));
     }
-    // SAFETY: kinds are those of the kernel's name, ids are below the rows of `x`.
+    // SAFETY: kinds are those of the kernel's name, ids are below the rows of `x`: checked or promised.
     unsafe { cx.launch(&plan, &args) }
 }
 

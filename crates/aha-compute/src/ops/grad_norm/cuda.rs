@@ -1,12 +1,12 @@
 //! The global norm on a device, without waiting for it.
 
 use crate::cuda::{Arg, Context, Error, Kind, Plan, Source, View, ViewMut};
-use crate::ops::cuda::assert_aligned;
+use crate::ops::cuda::{Segments, assert_aligned};
 
 pub(crate) static SOURCE: Source =
     Source { name: "grad_norm.cu", text: include_str!("grad_norm.cu") };
 
-/// Elements whose squares a block sums.
+/// Elements whose squares a block sums. A block is of one gradient.
 const BLOCK_LEN: usize = 1 << 14;
 
 /// Writes `sqrt(Σ g²)` over all of these f32 buffers to the one element of `norm` (f64), and the factor on gradients
@@ -20,31 +20,31 @@ pub fn global_norm(
 ) -> Result<(), Error> {
     norm.assert_is(Kind::F64, 1);
     scale.assert_is(Kind::F32, 1);
-    let blocks = |view: &View<'_>| view.len().div_ceil(BLOCK_LEN);
-    let mut partial = cx.buffer(Kind::F64, grads.iter().map(blocks).sum())?;
-    let mut first = 0;
+    let mut segments = Segments::of_blocks(BLOCK_LEN);
     for grad in grads {
         grad.assert_is(Kind::F32, grad.len());
-        let part = partial.view_mut().slice(first..first + blocks(grad));
-        let args = [Arg::from(&part), Arg::from(grad), Arg::U64(grad.len() as u64)];
-        assert_aligned("a gradient", &args[1]);
-        // SAFETY: `part` has an element for each block, which stays within `grad`.
-        unsafe { cx.launch(&squares_plan(grad.len()), &args)? };
-        first += blocks(grad);
+        assert_aligned("a gradient", &Arg::from(grad));
+        segments.push(grad.len(), [grad.at().0]);
     }
+    let block_count = segments.block_count();
+    let partial = cx.buffer(Kind::F64, block_count)?;
+    let (table, count) = segments.upload(cx)?;
+    let args = [Arg::from(&partial.view()), Arg::from(&table.view()), count];
+    // SAFETY: `partial` has an element for each block, which stays within its gradient.
+    unsafe { cx.launch(&squares_plan(block_count), &args)? };
     let args = [
         Arg::from(&*norm),
         Arg::from(&*scale),
         Arg::from(&partial.view()),
-        Arg::size(first),
+        Arg::size(block_count),
         Arg::F64(norm_max),
     ];
     // SAFETY: lengths are checked above.
     unsafe { cx.launch(&Plan::new(&SOURCE, "finish_norm", 1, 256), &args) }
 }
 
-fn squares_plan(len: usize) -> Plan {
-    Plan::new(&SOURCE, "sum_of_squares", len.div_ceil(BLOCK_LEN), 256)
+fn squares_plan(block_count: usize) -> Plan {
+    Plan::new(&SOURCE, "sum_of_squares", block_count, 256)
 }
 
 #[cfg(test)]
@@ -91,8 +91,8 @@ mod tests {
 
     #[test]
     fn launches_fit_every_device() {
-        for len in [1, 8_000_000_000] {
-            assert_fits(&squares_plan(len));
+        for len in [1, 8_000_000_000_usize] {
+            assert_fits(&squares_plan(len.div_ceil(BLOCK_LEN)));
         }
     }
 }

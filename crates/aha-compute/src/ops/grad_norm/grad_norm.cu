@@ -17,9 +17,12 @@ __device__ __forceinline__ f64 tree(f64 sum) {
     return sums[0];
 }
 
-// partial[block] = the sum of squares of BLOCK_LEN elements.
-KERNEL(256, sum_of_squares, f64* partial, const f32* x, u64 len) {
-    u64 first = blockIdx.x * BLOCK_LEN, end = min(first + BLOCK_LEN, len);
+// partial[block] = the sum of squares of BLOCK_LEN elements. A segment's numbers behind its first block: length, elements.
+KERNEL(256, sum_of_squares, f64* partial, const u64* segments, u32 count) {
+    const u64* segment = segment_of(segments, count, 3);
+    u64 len = segment[1];
+    const f32* x = (const f32*)segment[2];
+    u64 first = (blockIdx.x - segment[0]) * BLOCK_LEN, end = min(first + BLOCK_LEN, len);
     f64 sum = 0.0;
     for (u64 at = first + threadIdx.x * EIGHT; at < end; at += THREADS * EIGHT) {
         f32 held[EIGHT];

@@ -1,8 +1,9 @@
-//! Products on a device, by its own library.
+//! Products on a device, by its own library; few rows by a kernel of ours where that has the same bits.
 //!
 //! Factors are both f32 or both bf16. A row of the result has the same bits in any company: see
 //! [`Product`](crate::cuda::Product).
 
+use super::few_rows::{self, Operands};
 use super::{Packed, Place, fp8};
 use crate::Tensor;
 use crate::cuda::{Context, Error, Kind};
@@ -23,17 +24,21 @@ pub(super) fn forward(
     let dims = [x.len() / w.in_len.max(1), w.out_len, w.in_len];
     let mut y = y.view_mut();
     // The library adds a bias of the result's kind.
-    let bias = match bias {
+    let converted = match bias.map(Tensor::view).filter(|bias| bias.kind() != y.kind()) {
         Some(bias) => {
             let mut converted = cx.buffer(y.kind(), bias.len())?;
-            convert(cx, &mut converted.view_mut(), bias.view())?;
+            convert(cx, &mut converted.view_mut(), bias)?;
             Some(converted)
         }
-        None => None,
+        _ => None,
     };
-    let bias = bias.as_ref().map(|bias| bias.view());
+    let bias = converted.as_ref().map(|bias| bias.view()).or(bias.map(Tensor::view));
+    let (x, w) = (x.view(), w.on_gpu().view());
+    if !accumulate && few_rows::multiply(cx, &mut y, &Operands { dims, x, w, bias })? {
+        return Ok(());
+    }
     let factors = (1.0, if accumulate { 1.0 } else { 0.0 });
-    cx.product(&mut y, dims, (x.view(), false), (w.on_gpu().view(), true), bias, factors)
+    cx.product(&mut y, dims, (x, false), (w, true), bias, factors)
 }
 
 /// As the op's [`backward_input`](super::backward_input); `w` is of the kind of `dy`.

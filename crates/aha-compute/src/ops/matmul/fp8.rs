@@ -100,17 +100,33 @@ pub struct Weight {
 impl Weight {
     /// Of an `f32` weight.
     pub(super) fn new(cx: &Context, w: View<'_>, [out, inp]: [usize; 2]) -> Result<Weight, Error> {
-        w.assert_is(Kind::F32, out * inp);
         let buffers = |shape| Quantized::uninit(cx, shape, Scales::OfBlocks);
-        let (rows, cols) = (buffers([out, inp])?, buffers([inp, out])?);
-        let plan = blocks_plan(out, inp);
-        let [quanta, scales] = rows.args();
-        let [transposed, transposed_scales] = cols.args();
+        let mut weight = Weight { rows: buffers([out, inp])?, cols: buffers([inp, out])? };
+        weight.write(cx, w, [out, inp])?;
+        Ok(weight)
+    }
+
+    /// Another weight of the same shape.
+    pub(super) fn write(
+        &mut self,
+        cx: &Context,
+        w: View<'_>,
+        [out, inp]: [usize; 2],
+    ) -> Result<(), Error> {
+        w.assert_is(Kind::F32, out * inp);
+        assert_eq!([self.rows.rows, self.rows.depth], [out, inp], "shape of a weight");
+        let [quanta, scales] = self.rows.args();
+        let [transposed, transposed_scales] = self.cols.args();
         let sizes = [out, inp].map(Arg::size);
         let args = [quanta, scales, transposed, transposed_scales, Arg::from(&w)];
-        // SAFETY: lengths are checked above, and buffers made for them.
-        unsafe { cx.launch(&plan, &[&args[..], &sizes].concat())? };
-        Ok(Weight { rows, cols })
+        // SAFETY: lengths are checked above, and buffers were made for them.
+        unsafe { cx.launch(&blocks_plan(out, inp), &[&args[..], &sizes].concat()) }
+    }
+
+    /// Where all that kernels read of it is.
+    pub(super) fn addresses(&self) -> [u64; 4] {
+        let Weight { rows, cols } = self;
+        [&rows.quanta, &rows.scales, &cols.quanta, &cols.scales].map(|part| part.view().at().0)
     }
 
     /// Memory that it takes.

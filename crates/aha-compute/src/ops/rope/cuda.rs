@@ -28,6 +28,11 @@ impl Table {
         Ok(Table { rows: cx.upload(&rows)?, head_dim })
     }
 
+    /// Where it begins.
+    pub(crate) fn address(&self) -> u64 {
+        self.rows.view().at().0
+    }
+
     /// How many positions it has.
     pub fn position_count(&self) -> usize {
         self.rows.len() / self.head_dim

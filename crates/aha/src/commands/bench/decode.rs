@@ -13,15 +13,22 @@ use anyhow::ensure;
 
 use super::job::{Job, Sampled, Work};
 use super::limits::weight_bytes;
+use super::place::Place;
 use super::row::{Row, median_of};
 use super::{Bench, Kind, Weights, subject};
 
-/// A row for all sequences together, and one for a single sequence.
+/// Sequences of the rows of a CUDA device, each with a prompt of its own.
+const ON_CUDA: [usize; 4] = [1, 16, 64, 256];
+
+/// A row for all sequences together, and one for a single sequence; on a CUDA device for several numbers of them.
 pub fn rows(bench: &Bench<'_>) -> anyhow::Result<Vec<Row>> {
     let all = sampled(bench);
     let one = Sampled { prompts: 1, samples: 1, ..all };
-    let mut counts = vec![all];
-    if all.sequences() > 1 {
+    let mut counts = match bench.args.device {
+        Place::Cpu => vec![all],
+        Place::Cuda(_) => ON_CUDA.map(|prompts| Sampled { prompts, ..one }).to_vec(),
+    };
+    if bench.args.device == Place::Cpu && all.sequences() > 1 {
         counts.push(one);
     }
     let of = |sampled: Sampled| {
@@ -127,8 +134,8 @@ struct Times {
 /// Measures sampling.
 pub fn decode(job: &Job, sampled: Sampled) -> anyhow::Result<Row> {
     let weights = job.weights.form();
-    let device = job.device();
-    let Loaded { model, tokenizer } = job.subject.open(&device)?;
+    let open = job.open()?;
+    let Loaded { model, tokenizer } = job.subject.open(&open.device)?;
     let mut drawing = Drawing::new(&model, &tokenizer, sampled);
     let mut once = |new_tokens: usize| {
         let begun = Instant::now();
@@ -142,7 +149,7 @@ pub fn decode(job: &Job, sampled: Sampled) -> anyhow::Result<Row> {
     let median = median_of(whole.clone());
     let first = median_of(times.iter().map(|times| times.first).collect());
     let rest = median_of(times.iter().map(|times| times.whole - times.first).collect());
-    let mut row = Row::new(job.kind, &job.name, device.threads());
+    let mut row = Row::new(job.kind, &job.name, open.device.threads());
     row.add("tokens_per_second", sampled.tokens() as f64 / median);
     let rest_tokens = sampled.tokens() - sampled.sequences();
     row.add("decode_tokens_per_second", rest_tokens as f64 / rest);
@@ -150,9 +157,24 @@ pub fn decode(job: &Job, sampled: Sampled) -> anyhow::Result<Row> {
     let step_bytes = weight_bytes(model.config(), model.device().dtype(), weights);
     let bytes = step_bytes * (sampled.new_tokens - 1) as f64;
     row.add("weights_gb_per_second", bytes / rest / 1e9);
+    let read = (step_bytes + cache_bytes(&model, sampled)) * (sampled.new_tokens - 1) as f64;
+    row.add("read_gb_per_second", read / rest / 1e9);
     row.add_seconds(&whole);
+    open.add_memory(&mut row);
     row.profile = job.profile(|| once(sampled.new_tokens))?;
     Ok(row)
+}
+
+/// Bytes of keys and values that a step reads on the average: those of all sequences, half of the new ones among them.
+fn cache_bytes(model: &Model, sampled: Sampled) -> f64 {
+    let config = model.config();
+    let page = KvCache::bytes_per_page(
+        model.device().kv_dtype(),
+        config.layer_count,
+        model.attention_dims(),
+    );
+    let tokens = sampled.prompt_tokens as f64 + sampled.new_tokens as f64 / 2.0;
+    page as f64 / PAGE_LEN as f64 * tokens * sampled.sequences() as f64
 }
 
 /// Of runs that are shorter than a turn the best of several, in turn, or their scatter would exceed the difference.

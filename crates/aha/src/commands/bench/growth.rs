@@ -1,6 +1,8 @@
 //! How tokens per second change with the length of the context, the number of sequences and the size of the
 //! model, each by itself. Nothing should grow faster than its arithmetic: then shares of the peak stay.
 
+use std::cell::OnceCell;
+
 use aha_model::Config;
 
 use super::decode::suffix;
@@ -52,10 +54,10 @@ fn row(
     sequences: Sequences,
 ) -> anyhow::Result<Row> {
     let config = subject.config()?;
-    let limits = Limits::take(&bench.device);
-    let of = Bench { subject, device: bench.device.clone(), ..*bench };
+    let limits = bench.limits();
+    let of = Bench { subject, open: bench.open.clone(), limits: OnceCell::new(), ..*bench };
     let name = &format!("{name}{}", suffix(bench.args.weights));
-    let mut row = Row::new(Kind::Growth, name, bench.device.threads());
+    let mut row = Row::new(Kind::Growth, name, bench.device().threads());
     row.add("param_count", config.param_count() as f64);
     let mut problems = Vec::new();
     for (cell, work) in cells(bench, sequences) {

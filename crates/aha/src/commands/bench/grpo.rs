@@ -13,6 +13,7 @@ use anyhow::ensure;
 
 use super::decode::{Drawing, name, sampled, suffix};
 use super::job::{Job, Sampled, Work};
+use super::place::Open;
 use super::row::{Row, median_of};
 use super::train::settings;
 use super::{Bench, Kind};
@@ -51,7 +52,8 @@ pub fn grpo(
     micro_batch_tokens: usize,
     checkpointing: bool,
 ) -> anyhow::Result<Row> {
-    let Loaded { model, tokenizer } = job.subject.open(&job.device())?;
+    let open = job.open()?;
+    let Loaded { model, tokenizer } = job.subject.open(&open.device)?;
     let (mut drawing, weights) = (Drawing::new(&model, &tokenizer, sampled), job.weights.form());
     let mut learner = Learner::new(model);
     if kl_coef != 0.0 {
@@ -75,6 +77,7 @@ pub fn grpo(
             |(completion, &advantage): (_, _)| rollout(prompts, completion, old, advantage);
         let rollouts: Vec<_> = completions.iter().zip(&advantages).map(rollout).collect();
         train(learner, &rollouts, &objective, &settings)?;
+        open.wait()?;
         let train = begun.elapsed().as_secs_f64() - generate;
         if let Some(reference) = learner.reference().filter(|_| is_alone) {
             let begun = Instant::now();
@@ -85,11 +88,11 @@ pub fn grpo(
     };
     let found = job.repeat(|| step(&mut learner, true))?;
     let profile = job.profile(|| step(&mut learner, false))?;
-    Ok(Row { profile, ..row(job, sampled, &found, score_seconds) })
+    Ok(Row { profile, ..row(job, &open, sampled, &found, score_seconds) })
 }
 
-fn row(job: &Job, sampled: Sampled, found: &[Phases], score_seconds: Vec<f64>) -> Row {
-    let mut row = Row::new(job.kind, &job.name, job.device().threads());
+fn row(job: &Job, open: &Open, sampled: Sampled, found: &[Phases], score_seconds: Vec<f64>) -> Row {
+    let mut row = Row::new(job.kind, &job.name, open.device.threads());
     let whole: Vec<f64> = found.iter().map(|phases| phases.generate + phases.train).collect();
     let generate = median_of(found.iter().map(|phases| phases.generate).collect());
     let train = median_of(found.iter().map(|phases| phases.train).collect());
@@ -101,6 +104,7 @@ fn row(job: &Job, sampled: Sampled, found: &[Phases], score_seconds: Vec<f64>) -
     row.add("train_tokens_per_second", trained as f64 / train);
     row.add("score_seconds", median_of(score_seconds));
     row.add_seconds(&whole);
+    open.add_memory(&mut row);
     row
 }
 

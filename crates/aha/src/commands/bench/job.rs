@@ -5,10 +5,11 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use aha_compute::{Device, profile};
+use aha_compute::profile;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::place::{Open, Place};
 use super::profile::Times;
 use super::row::Row;
 use super::subject::Subject;
@@ -30,6 +31,9 @@ pub struct Job {
     pub name: String,
     /// The model.
     pub subject: Subject,
+    /// What computes.
+    #[serde(default)]
+    pub device: Place,
     /// Threads that compute; 0 takes every core.
     pub threads: u32,
     /// What the model computes with.
@@ -106,9 +110,9 @@ impl Sampled {
 }
 
 impl Job {
-    /// What computes.
-    pub fn device(&self) -> Device {
-        Device::cpu(self.threads as usize).with_dtype(self.dtype.dtype())
+    /// Opens what computes.
+    pub fn open(&self) -> anyhow::Result<Open> {
+        self.device.open(self.threads as usize, self.dtype.dtype())
     }
 
     /// Calls `run` once to warm up, then as often as asked for and as time allows, and gives what each call
@@ -222,6 +226,7 @@ mod tests {
             kind: Kind::Decode,
             name: "x".to_owned(),
             subject: Subject::Random(Shape::Tiny),
+            device: Place::Cpu,
             threads: 1,
             dtype: Precision::Bf16,
             weights: Weights::Same,

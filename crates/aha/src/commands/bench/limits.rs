@@ -66,6 +66,9 @@ pub fn weight_bytes(config: &Config, dtype: Dtype, weights: WeightForm) -> f64 {
 /// FLOP/s that a device reaches with what its models compute with. bf16 numbers are multiplied as `f32` where that is
 /// faster.
 pub fn flop_per_second(device: &Device) -> f64 {
+    if device.is_cuda() && device.dtype() == Dtype::Bf16 {
+        return measure::bf16_flop_per_second(device).unwrap_or(f64::NAN);
+    }
     let floats = measure::f32_flop_per_second(device);
     match device.dtype() {
         Dtype::F32 => floats,

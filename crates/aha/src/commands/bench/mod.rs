@@ -6,8 +6,11 @@
 //! - `job`: one configuration, measured in a child process, so that its peak of memory is its own.
 //! - `limits`: the machine's peaks, taken around each job, and the FLOPs of a model. `needs`: what a job takes.
 //! - `row`: figures of a configuration, as JSON and as a table. `profile`: its time by op.
-//! - A module per kind: `peak`, `matmul`, `train` (and log-probs), `decode`, `grpo`, `growth`, `start`, `overlap`.
+//! - `place`: what computes, the processor or a CUDA device.
+//! - A module per kind: `peak`, `matmul`, `attention`, `train` (and log-probs), `decode`, `grpo`, `growth`, `start`,
+//!   `overlap`.
 
+mod attention;
 mod decode;
 mod growth;
 mod grpo;
@@ -17,11 +20,14 @@ mod matmul;
 mod needs;
 mod overlap;
 mod peak;
+mod place;
 mod profile;
 mod row;
 mod start;
 mod subject;
 mod train;
+
+use std::cell::OnceCell;
 
 use aha_compute::{Device, Dtype, WeightForm};
 use clap::ValueEnum;
@@ -31,6 +37,7 @@ use serde_json::{Value, json};
 use self::job::{Job, Work};
 use self::limits::Limits;
 use self::needs::Needs;
+use self::place::{Open, Place};
 use self::row::Row;
 use self::subject::{Shape, Subject};
 use super::doctor::machine;
@@ -46,6 +53,8 @@ enum Kind {
     Peak,
     /// Products of named shapes, forward and both ways back.
     Matmul,
+    /// Attention over packed sequences, forward and backward.
+    Attention,
     /// A training step: forward, backward, AdamW.
     Train,
     /// Log-probs of every token: the forward pass alone.
@@ -74,10 +83,15 @@ impl Kind {
         Kind::Start,
     ];
 
+    /// What is measured on a CUDA device where nothing is named.
+    const ON_CUDA: [Kind; 6] =
+        [Kind::Peak, Kind::Matmul, Kind::Attention, Kind::Train, Kind::Decode, Kind::Grpo];
+
     fn name(self) -> &'static str {
         match self {
             Kind::Peak => "peak",
             Kind::Matmul => "matmul",
+            Kind::Attention => "attention",
             Kind::Train => "train",
             Kind::Logprob => "logprob",
             Kind::Decode => "decode",
@@ -173,6 +187,10 @@ pub struct Args {
     /// Without --model: random weights of this shape.
     #[arg(long, value_enum, value_name = "SHAPE", default_value = "smollm2-135m")]
     shape_of: Shape,
+    /// What computes: cpu, or cuda:N for a CUDA device by its number in `aha doctor`. There decode measures 1, 16, 64
+    /// and 256 sequences, and start, growth and overlap are not measured.
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = place::place)]
+    device: Place,
     /// Threads that compute; 0 takes every core.
     #[arg(long, value_name = "N", default_value_t = 0)]
     #[arg(value_parser = clap::value_parser!(u32).range(0..=256))]
@@ -219,7 +237,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 20)]
     #[arg(value_parser = clap::value_parser!(u32).range(2..=10_000))]
     steps: u32,
-    /// For matmul and growth: only rows whose name contains this.
+    /// For matmul, attention and growth: only rows whose name contains this.
     #[arg(long, value_name = "TEXT", default_value = "")]
     filter: String,
     /// Show time by op, and how far each op is from what the machine allows. Costs a run more.
@@ -237,7 +255,9 @@ pub struct Args {
 struct Bench<'a> {
     args: &'a Args,
     subject: Subject,
-    device: Device,
+    open: Open,
+    /// Of a CUDA device, which nobody shares: taken once.
+    limits: OnceCell<Limits>,
     screen: &'a Screen,
 }
 
@@ -246,7 +266,12 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     if let Some(job) = &args.job {
         return job::serve(job);
     }
-    let kinds = if args.what.is_empty() { &Kind::DEFAULT[..] } else { &args.what[..] };
+    let kinds = match args.device {
+        _ if !args.what.is_empty() => &args.what[..],
+        Place::Cpu => &Kind::DEFAULT[..],
+        Place::Cuda(_) => &Kind::ON_CUDA[..],
+    };
+    check_place(args, kinds)?;
     let draws = |kind: &Kind| matches!(kind, Kind::Decode | Kind::Grpo | Kind::Growth);
     if args.weights != Weights::Same && !kinds.iter().any(draws) {
         return Err(misuse(
@@ -255,9 +280,11 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
         ));
     }
     let subject = Subject::of(args.model.as_deref(), args.shape_of)?;
-    let device = Device::cpu(args.threads as usize).with_dtype(args.dtype.dtype());
-    let bench = Bench { args, subject, device, screen };
-    if kinds.iter().any(|kind| !matches!(kind, Kind::Peak | Kind::Matmul | Kind::Overlap)) {
+    let open = args.device.open(args.threads as usize, args.dtype.dtype())?;
+    let bench = Bench { args, subject, open, limits: OnceCell::new(), screen };
+    let no_text =
+        |kind: &Kind| matches!(kind, Kind::Peak | Kind::Matmul | Kind::Attention | Kind::Overlap);
+    if !kinds.iter().all(no_text) {
         bench.check_lens(kinds)?;
     }
     let mut rows = Vec::new();
@@ -277,11 +304,33 @@ pub fn run(args: &Args, screen: &Screen) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Fails for what a CUDA device doesn't have.
+fn check_place(args: &Args, kinds: &[Kind]) -> anyhow::Result<()> {
+    if args.device == Place::Cpu {
+        return Ok(());
+    }
+    let of_processor = |kind: &&Kind| matches!(kind, Kind::Start | Kind::Growth | Kind::Overlap);
+    if let Some(kind) = kinds.iter().find(of_processor) {
+        return Err(misuse(
+            format!("{} is measured on the processor only", kind.name()),
+            "leave --device out, or measure something else",
+        ));
+    }
+    if args.weights != Weights::Same {
+        return Err(misuse(
+            "a CUDA device can't multiply with int8 weights",
+            "leave --weights out, or --device",
+        ));
+    }
+    Ok(())
+}
+
 impl Bench<'_> {
     fn measure(&self, kind: Kind) -> anyhow::Result<Vec<Row>> {
         match kind {
             Kind::Peak => Ok(peak::rows(self)),
-            Kind::Matmul => Ok(matmul::rows(self)),
+            Kind::Matmul => matmul::rows(self),
+            Kind::Attention => attention::rows(self),
             Kind::Train | Kind::Logprob => train::rows(self, kind),
             Kind::Decode => decode::rows(self),
             Kind::Grpo => grpo::rows(self),
@@ -293,7 +342,9 @@ impl Bench<'_> {
 
     /// Runs the job in a child process, between two looks at what the machine reaches.
     fn job(&self, kind: Kind, name: &str, work: Work) -> anyhow::Result<Row> {
-        if let Some(why) = Needs::of(&self.subject.config()?, &work).exceeded() {
+        // A CUDA device has memory of its own, and says when that is full.
+        let needs = Needs::of(&self.subject.config()?, &work);
+        if let Some(why) = needs.exceeded().filter(|_| self.args.device == Place::Cpu) {
             return Err(misuse(
                 format!("{} of {name} {why}", kind.name()),
                 "measure fewer or shorter sequences, or smaller micro-batches with --micro-batch-tokens",
@@ -303,6 +354,7 @@ impl Bench<'_> {
             kind,
             name: name.to_owned(),
             subject: self.subject.clone(),
+            device: self.args.device,
             threads: self.args.threads,
             dtype: self.args.dtype,
             weights: self.args.weights,
@@ -312,10 +364,22 @@ impl Bench<'_> {
             work,
         };
         self.say(kind, name);
-        let before = Limits::take(&self.device);
-        let mut row = job::run(&job, self.device.threads())?;
-        row.judge(&before.max(&Limits::take(&self.device)));
+        let before = self.limits();
+        let mut row = job::run(&job, self.device().threads())?;
+        row.judge(&before.max(&self.limits()));
         Ok(row)
+    }
+
+    /// What the machine reaches now.
+    fn limits(&self) -> Limits {
+        match self.args.device {
+            Place::Cpu => Limits::take(self.device()),
+            Place::Cuda(_) => *self.limits.get_or_init(|| Limits::take(self.device())),
+        }
+    }
+
+    fn device(&self) -> &Device {
+        &self.open.device
     }
 
     /// Says on stderr what is being measured.
@@ -326,8 +390,8 @@ impl Bench<'_> {
     fn machine(&self) -> Value {
         json!({
             "processor": machine::processor_model(), "features": machine::features(),
-            "instruction_set": self.device.isa().to_string(), "threads": self.device.threads(),
-            "dtype": self.device.dtype().to_string(),
+            "device": self.open.name(), "instruction_set": self.device().isa().to_string(),
+            "threads": self.device().threads(), "dtype": self.device().dtype().to_string(),
             "weights": self.args.weights.form().to_string(),
             "memory_bytes": aha_flow::machine::memory().total_bytes,
         })

@@ -5,15 +5,20 @@ use aha_compute::{Device, measure};
 use super::row::Row;
 use super::{Bench, Kind};
 
-/// A row for one thread, and one for all where there are more.
+/// A row for one thread, and one for all where there are more; one for a CUDA device, where arithmetic is that of a
+/// large product.
 pub fn rows(bench: &Bench<'_>) -> Vec<Row> {
+    if bench.device().is_cuda() {
+        return vec![row(bench, bench.device())];
+    }
     let one = Device::cpu(1);
-    let devices = if bench.device.threads() > 1 { vec![&one, &bench.device] } else { vec![&one] };
+    let all = bench.device();
+    let devices = if all.threads() > 1 { vec![&one, all] } else { vec![&one] };
     devices.into_iter().map(|device| row(bench, device)).collect()
 }
 
 fn row(bench: &Bench<'_>, device: &Device) -> Row {
-    let name = device.isa().to_string();
+    let name = bench.open.name().map_or_else(|| device.isa().to_string(), str::to_owned);
     bench.say(Kind::Peak, &format!("{name}, threads: {}", device.threads()));
     let mut row = Row::new(Kind::Peak, name, device.threads());
     let best = |figure: &dyn Fn() -> f64| {

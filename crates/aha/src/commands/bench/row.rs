@@ -66,6 +66,10 @@ impl Row {
         if let Some(share) = share(read, limits.read_bytes_per_second) {
             self.add("read_share", share);
         }
+        let all = self.get("read_gb_per_second").filter(|_| self.kind == Kind::Decode);
+        if let Some(share) = share(all, limits.read_bytes_per_second) {
+            self.add("read_share_with_cache", share);
+        }
         if let Some(times) = &mut self.profile {
             times.judge(limits);
         }

@@ -25,18 +25,18 @@ pub fn rows(bench: &Bench<'_>) -> anyhow::Result<Vec<Row>> {
     first_token(bench, &path)?;
     let runs = (0..bench.args.runs).map(|_| first_token(bench, &path));
     let seconds = runs.collect::<anyhow::Result<Vec<f64>>>()?;
-    let mut row = Row::new(Kind::Start, name, bench.device.threads());
+    let mut row = Row::new(Kind::Start, name, bench.device().threads());
     row.add_seconds(&seconds);
     Ok(vec![row])
 }
 
 /// Where the subject's random weights have been written.
 fn written(bench: &Bench<'_>, scratch: &Path) -> anyhow::Result<PathBuf> {
-    let Loaded { model, tokenizer } = bench.subject.open(&bench.device)?;
+    let Loaded { model, tokenizer } = bench.subject.open(bench.device())?;
     let path = scratch.join("model");
     models::save(&path, &model, &tokenizer, SaveDtype::F32)?;
     drop(model);
-    bench.device.trim();
+    bench.device().trim();
     Ok(path)
 }
 

@@ -39,6 +39,12 @@ pub enum Shape {
     /// Llama 3.2 1B.
     #[value(name = "llama-1b")]
     LlamaB1,
+    /// Qwen2.5-0.5B.
+    #[value(name = "qwen2.5-0.5b")]
+    QwenM500,
+    /// Qwen2.5-1.5B.
+    #[value(name = "qwen2.5-1.5b")]
+    QwenM1500,
 }
 
 impl Shape {
@@ -58,10 +64,13 @@ impl Shape {
             Shape::Smollm2M135 => [49152, 576, 1536, 30, 9, 3, 64, 8192],
             Shape::Smollm2M360 => [49152, 960, 2560, 32, 15, 5, 64, 8192],
             Shape::LlamaB1 => [128_256, 2048, 8192, 16, 32, 8, 64, 8192],
+            Shape::QwenM500 => [151_936, 896, 4864, 24, 14, 2, 64, 32_768],
+            Shape::QwenM1500 => [151_936, 1536, 8960, 28, 12, 2, 128, 32_768],
         };
+        let is_qwen = matches!(self, Shape::QwenM500 | Shape::QwenM1500);
         let [head_count, kv_head_count, head_dim, max_position_embeddings] = rest;
         Config {
-            architecture: Architecture::Llama,
+            architecture: if is_qwen { Architecture::Qwen2 } else { Architecture::Llama },
             vocab_size,
             hidden_size,
             intermediate_size,
@@ -70,7 +79,7 @@ impl Shape {
             kv_head_count,
             head_dim,
             rms_norm_eps: 1e-5,
-            rope: Rope::plain(100_000.0),
+            rope: Rope::plain(if is_qwen { 1e6 } else { 1e5 }),
             head: Head::Language,
             tie_word_embeddings: true,
             attention_bias: false,
@@ -168,6 +177,8 @@ mod tests {
             (Shape::Smollm2M135, 134.5),
             (Shape::Smollm2M360, 361.8),
             (Shape::LlamaB1, 1235.8),
+            (Shape::QwenM500, 494.0),
+            (Shape::QwenM1500, 1543.7),
         ];
         for (shape, expected) in cases {
             assert!(

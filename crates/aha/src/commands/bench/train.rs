@@ -9,6 +9,7 @@ use anyhow::ensure;
 
 use super::job::{Batch, Job, Work};
 use super::limits::{forward_flop, train_flop};
+use super::place::Open;
 use super::row::{Row, median_of};
 use super::{Bench, Kind, Sequences, subject};
 
@@ -47,8 +48,8 @@ pub fn settings(micro_batch_tokens: usize, checkpointing: bool) -> StepSettings 
 
 /// Measures steps of SFT, each token but the first of a sequence counted in the loss.
 pub fn train(job: &Job, batch: Batch) -> anyhow::Result<Row> {
-    let device = job.device();
-    let model = job.subject.open(&device)?.model;
+    let open = job.open()?;
+    let model = job.subject.open(&open.device)?.model;
     let config = model.config().clone();
     // Held by the learner alone, the model is changed in place.
     let mut learner = Learner::new(model);
@@ -61,18 +62,19 @@ pub fn train(job: &Job, batch: Batch) -> anyhow::Result<Row> {
         let begun = Instant::now();
         let outcome = learner.sft_step(&examples, &settings)?;
         ensure!(outcome.applied, "a step's loss or gradient is not finite");
+        open.wait()?;
         Ok(begun.elapsed().as_secs_f64())
     };
     let seconds = job.repeat(&mut step)?;
-    let mut row = row(job, &seconds, batch.sequences, train_flop(&config, batch.sequences));
+    let mut row = row(job, &open, &seconds, batch.sequences, train_flop(&config, batch.sequences));
     row.profile = job.profile(&mut step)?;
     Ok(row)
 }
 
 /// Measures forward passes.
 pub fn logprob(job: &Job, batch: Batch) -> anyhow::Result<Row> {
-    let device = job.device();
-    let model = job.subject.open(&device)?.model;
+    let open = job.open()?;
+    let model = job.subject.open(&open.device)?.model;
     let sequences = batch.sequences;
     let texts = subject::text(model.config(), sequences.count, sequences.len_tokens);
     let lens: Vec<usize> = texts.iter().map(Vec::len).collect();
@@ -85,16 +87,17 @@ pub fn logprob(job: &Job, batch: Batch) -> anyhow::Result<Row> {
         Ok(begun.elapsed().as_secs_f64())
     };
     let seconds = job.repeat(run)?;
-    let mut row = row(job, &seconds, sequences, forward_flop(model.config(), sequences));
+    let mut row = row(job, &open, &seconds, sequences, forward_flop(model.config(), sequences));
     row.profile = job.profile(run)?;
     Ok(row)
 }
 
-fn row(job: &Job, seconds: &[f64], sequences: Sequences, flop: f64) -> Row {
-    let mut row = Row::new(job.kind, &job.name, job.device().threads());
+fn row(job: &Job, open: &Open, seconds: &[f64], sequences: Sequences, flop: f64) -> Row {
+    let mut row = Row::new(job.kind, &job.name, open.device.threads());
     let median = median_of(seconds.to_vec());
     row.add("tokens_per_second", sequences.tokens() as f64 / median);
     row.add("gflop_per_second", flop / median / 1e9);
     row.add_seconds(seconds);
+    open.add_memory(&mut row);
     row
 }

@@ -1,10 +1,12 @@
 //! `aha doctor`: what works on this machine, and what to do about what doesn't.
 
 mod cuda;
+pub(super) mod device;
 pub(super) mod machine;
 
 use std::path::Path;
 
+use aha_check::Part;
 use aha_compute::simd::Isa;
 use aha_reward::code::{self, State};
 use serde::Serialize;
@@ -22,7 +24,20 @@ const MEMORY_BYTES_MIN: u64 = 2 << 30;
 /// The flags of `aha doctor`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Print the findings as JSON.
+    /// Hold a CUDA device against the processor, such as cuda:0: ops, gradients, models, whole steps. Takes minutes.
+    #[arg(long, value_name = "DEVICE", value_parser = device::number)]
+    check: Option<u32>,
+    /// With --check: parts of it, separated by commas: driver, ops, draws, models, gradients, determinism, paths, grpo.
+    #[arg(long, value_name = "PARTS", value_delimiter = ',', requires = "check")]
+    parts: Vec<Part>,
+    /// With --check: small shapes only.
+    #[arg(long, requires = "check")]
+    quick: bool,
+    /// With --check: threads of the processor; 0 takes every core.
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "check")]
+    #[arg(value_parser = clap::value_parser!(u32).range(0..=256))]
+    threads: u32,
+    /// Print the findings as JSON: with --check a line for each case, and one for all.
     #[arg(long)]
     json: bool,
 }
@@ -52,6 +67,15 @@ struct Check {
 
 /// Looks at the machine and prints what was found. Fails where runs would.
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if let Some(number) = args.check {
+        return device::run(&device::Checks {
+            number,
+            parts: args.parts.clone(),
+            quick: args.quick,
+            threads: args.threads as usize,
+            json: args.json,
+        });
+    }
     let checks = [processor(), memory(), gpu(), disk(Path::new("runs")), sandbox()];
     if args.json {
         screen::print_json(&json!({ "version": env!("CARGO_PKG_VERSION"), "checks": checks }))?;

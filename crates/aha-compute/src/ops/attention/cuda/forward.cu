@@ -175,6 +175,7 @@ __device__ __forceinline__ void rows(bf16* o, f32* lse, const bf16* q, const bf1
     bf16 *q_tile = memory, *kv_tiles = memory + BLOCK_ROWS<D> * D;
     constexpr u32 TILE_LEN = TILE_KEYS * D;
     Item item = load_item(items);
+    if (item.is_nothing()) return;
     Keys keys{page_ids + item.keys, slot_rows};
     u32 key_end = item.position + (item.end - 1) / heads.group + 1;
     f32 scale_log2 = scale * LOG2_E;
@@ -309,6 +310,7 @@ __device__ __forceinline__ void decode(bf16* o, f32* lse, f32* part_sums, f32* p
     u32 warp = threadIdx.x / WARP;
     bf16 *q_tile = memory, *k_tile = memory + FEW_ROWS * D + warp * 2 * TILE_LEN;
     Item item = load_item(items);
+    if (item.is_nothing()) return;
     Keys keys{page_ids + item.keys, slot_rows};
     u32 key_end = item.position + (item.end - 1) / heads.group + 1;
     f32 scale_log2 = scale * LOG2_E;
@@ -384,6 +386,7 @@ template <u32 D>
 __device__ __forceinline__ void join(bf16* o, f32* lse, f32* part_sums, f32* part_softmax, const u32* items,
                                      Heads heads, f32 scale) {
     Item item = load_item(items);
+    if (item.is_nothing()) return;
     Parts parts{part_sums, part_softmax, item.end - item.from};
     Share<D, ROW_THREADS> share;
     u32 row = share.row();

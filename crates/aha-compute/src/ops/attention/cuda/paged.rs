@@ -1,13 +1,16 @@
 //! Keys and values of a sampler's sequences, and attention over them.
 
+use std::sync::Arc;
+
 use super::super::{Dims, PagedSeqs};
-use super::work::PagedLists;
+use super::work::{PagedLists, Room};
 use super::{
     FORWARD, Items, KEY_WARPS_LEAST, SQUARES_THREADS, SUMS, Sizes, check_dims, check_scale,
     forward_plan, item_plan, sizes,
 };
 use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, View, ViewMut};
 use crate::ops::cuda::assert_aligned;
+use crate::staging::{Part, Place, Words};
 
 /// Keys and values of all layers, in pages of 16 positions: `(layers, 2, pages, 16, KV·D)`, so that a slot of a page is
 /// a row as the packed path has them. A page begins with whatever was there.
@@ -38,6 +41,11 @@ impl KvCache {
         layer_count * 2 * dims.page_len() * kind.bytes()
     }
 
+    /// Where it begins.
+    pub(crate) fn address(&self) -> u64 {
+        self.slots.view().at().0
+    }
+
     /// Pages.
     pub fn page_count(&self) -> usize {
         self.page_count
@@ -60,18 +68,29 @@ impl KvCache {
         [0, 1].map(|i| self.slots.view().slice((2 * layer + i) * len..(2 * layer + i + 1) * len))
     }
 
-    /// Copies all layers of pages: from the first of each pair to the second. No page is in two pairs.
+    /// Copies all layers of pages: from the first of each pair to the second. No page that is written is in two pairs.
     pub fn copy_pages(&mut self, cx: &Context, pairs: &[[u32; 2]]) -> Result<(), Error> {
+        let list = cx.upload(pairs.as_flattened())?;
+        self.copy_pages_of(cx, pairs, list.view())
+    }
+
+    /// As [`KvCache::copy_pages`], where the list is on the device already.
+    pub(crate) fn copy_pages_of(
+        &mut self,
+        cx: &Context,
+        pairs: &[[u32; 2]],
+        list: View<'_>,
+    ) -> Result<(), Error> {
         if let Some(page) =
             pairs.as_flattened().iter().find(|&&page| page as usize >= self.page_count)
         {
             panic!("page {page} is copied: the cache has {}", self.page_count);
         }
+        list.assert_is(Kind::U32, 2 * pairs.len());
         let plan = copy_plan(self.kind(), pairs.len(), self.layer_count);
-        let list = cx.upload(pairs.as_flattened())?;
         let args = [
             Arg::from(&self.slots.view()),
-            Arg::from(&list.view()),
+            Arg::from(&list),
             Arg::U64(self.layer_len() as u64),
             Arg::size(self.dims.page_len()),
         ];
@@ -116,42 +135,88 @@ pub struct Paged {
     kind: Kind,
     page_count: usize,
     row_count: usize,
-    page_ids: Buffer,
-    slots: Buffer,
+    page_ids: Part,
+    slots: Part,
     rows: Items,
     decode: Items,
     join: Items,
     part_rows: usize,
 }
 
+/// Where the lists of a [`Paged`] are among those of a step.
+pub(crate) struct PagedPlaces {
+    dims: Dims,
+    kind: Kind,
+    page_count: usize,
+    row_count: usize,
+    page_ids: Place,
+    slots: Place,
+    items: [(Place, usize); 3],
+    part_rows: usize,
+}
+
+/// Puts the lists of a step over this cache with those that are there, filled up to a room if there is one.
+pub(crate) fn put(
+    words: &mut Words,
+    seqs: &PagedSeqs,
+    cache: &KvCache,
+    room: Option<Room>,
+) -> PagedPlaces {
+    let sizes = Sizes::of(cache.dims, cache.kind());
+    let lists = match room {
+        Some(room) => PagedLists::in_room(seqs, cache.dims, sizes, room),
+        None => PagedLists::new(seqs, cache.dims, sizes),
+    };
+    put_lists(words, cache, &lists)
+}
+
+/// The room of a step over this cache whose sequences decode, among `rows` rows; none where others do.
+pub(crate) fn room(seqs: &PagedSeqs, cache: &KvCache, rows: usize) -> Option<Room> {
+    Room::of(seqs, rows, cache.dims, Sizes::of(cache.dims, cache.kind()))
+}
+
+fn put_lists(words: &mut Words, cache: &KvCache, lists: &PagedLists) -> PagedPlaces {
+    if let Some(page) = lists.page_ids.iter().find(|&&page| page as usize >= cache.page_count) {
+        panic!("a sequence names page {page}: the cache has {}", cache.page_count);
+    }
+    let slots = words.push(lists.slots.iter().copied());
+    let items = [&lists.rows, &lists.decode, &lists.join]
+        .map(|items| (words.push(super::work::words(items)), items.len()));
+    // Of any length, so behind what steps of one room have at the same place.
+    let page_ids = words.push(lists.page_ids.iter().copied());
+    PagedPlaces {
+        dims: cache.dims,
+        kind: cache.kind(),
+        page_count: cache.page_count,
+        row_count: lists.slots.len(),
+        page_ids,
+        slots,
+        items,
+        part_rows: lists.part_rows,
+    }
+}
+
 impl Paged {
     /// For the sequences of a step over this cache.
     pub fn upload(cx: &Context, seqs: &PagedSeqs, cache: &KvCache) -> Result<Paged, Error> {
         let sizes = Sizes::of(cache.dims, cache.kind());
-        Paged::of(cx, seqs, cache, &PagedLists::new(seqs, cache.dims, sizes))
+        Paged::of(cx, cache, &PagedLists::new(seqs, cache.dims, sizes))
     }
 
-    fn of(
-        cx: &Context,
-        seqs: &PagedSeqs,
-        cache: &KvCache,
-        lists: &PagedLists,
-    ) -> Result<Paged, Error> {
-        if let Some(page) = lists.page_ids.iter().find(|&&page| page as usize >= cache.page_count) {
-            panic!("a sequence names page {page}: the cache has {}", cache.page_count);
-        }
-        Ok(Paged {
-            dims: cache.dims,
-            kind: cache.kind(),
-            page_count: cache.page_count,
-            row_count: seqs.row_count(),
-            page_ids: cx.upload(&lists.page_ids)?,
-            slots: cx.upload(&lists.slots)?,
-            rows: Items::upload(cx, &lists.rows)?,
-            decode: Items::upload(cx, &lists.decode)?,
-            join: Items::upload(cx, &lists.join)?,
-            part_rows: lists.part_rows,
-        })
+    fn of(cx: &Context, cache: &KvCache, lists: &PagedLists) -> Result<Paged, Error> {
+        let mut words = Words::default();
+        let places = put_lists(&mut words, cache, lists);
+        Ok(Paged::at(&Arc::new(cx.upload(words.as_slice())?), places))
+    }
+
+    /// Of lists that were copied to the device.
+    pub(crate) fn at(words: &Arc<Buffer>, places: PagedPlaces) -> Paged {
+        let PagedPlaces { dims, kind, page_count, row_count, part_rows, .. } = places;
+        let part = |place| Part::new(words, place);
+        let [rows, decode, join] =
+            places.items.map(|(place, count)| Items { words: part(place), count });
+        let (page_ids, slots) = (part(places.page_ids), part(places.slots));
+        Paged { dims, kind, page_count, row_count, page_ids, slots, rows, decode, join, part_rows }
     }
 
     fn check(&self, cache: &KvCache) {
@@ -196,12 +261,13 @@ pub fn attend(
         unsafe { cx.launch(&plan, &args) }
     };
     launch(forward_plan(paged.rows.count, dims, kind), &[], &paged.rows)?;
+    if paged.decode.count == 0 {
+        return Ok(());
+    }
     let sums = cx.buffer(Kind::F32, paged.part_rows * dims.head_dim)?;
     let softmax = cx.buffer(Kind::F32, paged.part_rows * 2)?;
     let parts = [&sums, &softmax].map(|part| Arg::from(&part.view()));
-    if paged.decode.count > 0 {
-        launch(decode_plan(paged.decode.count, dims), &parts, &paged.decode)?;
-    }
+    launch(decode_plan(paged.decode.count, dims), &parts, &paged.decode)?;
     if paged.join.count == 0 {
         return Ok(());
     }
@@ -296,7 +362,8 @@ mod tests {
         paged
     }
 
-    /// Appends and attends, with sequences cut and whole, and compares with the packed path.
+    /// Appends and attends, with sequences cut and whole and, where all decode, with room for more, and compares with
+    /// the packed path.
     #[track_caller]
     fn step(cx: &Context, cache: &mut KvCache, seqs: &[Seq<'_>]) {
         let (dims, kind) = (cache.dims, cache.kind());
@@ -307,17 +374,25 @@ mod tests {
             seqs.iter().flat_map(rows).collect()
         };
         let want = rows(dims.q_cols(), |c| &c.o);
-        let q = upload(cx, &rows(dims.q_cols(), |c| &c.q), kind);
-        let [k, v] = [rows(dims.kv_cols(), |c| &c.k), rows(dims.kv_cols(), |c| &c.v)]
-            .map(|x| upload(cx, &x, kind));
-        let seqs = paged(seqs);
-        for blocks_least in [0, 1000] {
-            let lists = PagedLists::with_limit(&seqs, dims, Sizes::of(dims, kind), blocks_least);
-            let paged = Paged::of(cx, &seqs, cache, &lists).unwrap();
+        let q = rows(dims.q_cols(), |c| &c.q);
+        let [k, v] = [rows(dims.kv_cols(), |c| &c.k), rows(dims.kv_cols(), |c| &c.v)];
+        let (seqs, sizes) = (paged(seqs), Sizes::of(dims, kind));
+        let room = Room::of(&seqs, seqs.row_count() + 3, dims, sizes);
+        let filled_up = room.map(|room| PagedLists::in_room(&seqs, dims, sizes, room));
+        let lists = [0, 1000].map(|least| PagedLists::with_limit(&seqs, dims, sizes, least));
+        for lists in lists.into_iter().chain(filled_up) {
+            let paged = Paged::of(cx, cache, &lists).unwrap();
+            let padded = |x: &[f32], cols: usize| {
+                let mut x = x.to_vec();
+                x.resize(paged.row_count * cols, f32::NAN);
+                upload(cx, &x, kind)
+            };
+            let q = padded(&q, dims.q_cols());
+            let [k, v] = [&k, &v].map(|x| padded(x, dims.kv_cols()));
             cache.append(cx, 1, [k.view(), v.view()], &paged).unwrap();
             let mut o = cx.buffer(kind, q.len()).unwrap();
             attend(cx, &mut o.view_mut(), q.view(), cache, 1, &paged, SCALE).unwrap();
-            assert_same_bits("o", &download(cx, &o), &want);
+            assert_same_bits("o", &download(cx, &o)[..want.len()], &want);
         }
     }
 

@@ -74,6 +74,7 @@ __device__ __forceinline__ void forward(T* o, f32* lse, const T* q, const T* k, 
     Rows q_rows{memory, width}, k_rows{memory + Rows::len(width), width}, v_rows{memory + 2 * Rows::len(width), width};
     f32* weights = memory + 3 * Rows::len(width);
     Item item = load_item(items);
+    if (item.is_nothing()) return;
     Keys keys{page_ids + item.keys, slot_rows};
     u32 a = threadIdx.x / SIDE, b = threadIdx.x % SIDE;
     u32 i = item.from + a, key_end = item.position + (item.end - 1) / heads.group + 1;

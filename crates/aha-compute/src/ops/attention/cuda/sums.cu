@@ -34,10 +34,13 @@ __device__ __forceinline__ void add_aside(f32* to, const f32* aside, const u32* 
     }
 }
 
-// Copies rows of keys (y = 0) and of values (y = 1) to their slots.
+constexpr u32 NONE = 0xffffffffu;
+
+// Copies rows of keys (y = 0) and of values (y = 1) to their slots, but for those that have none.
 template <typename T>
 __device__ __forceinline__ void append(T* k_slots, T* v_slots, const T* k, const T* v, const u32* slots, u32 len) {
     constexpr u32 CHUNK = 16 / sizeof(T);
+    if (slots[blockIdx.x] == NONE) return;
     const T* from = (blockIdx.y == 0 ? k : v) + u64(blockIdx.x) * len;
     T* to = (blockIdx.y == 0 ? k_slots : v_slots) + u64(slots[blockIdx.x]) * len;
     for (u32 c = threadIdx.x * CHUNK; c < len; c += blockDim.x * CHUNK) store16(to + c, load16(from + c));

@@ -18,6 +18,9 @@ struct Item {
     u32 tile, tile_end;
     // Where what is not the final result goes; NONE if it is the final one.
     u32 aside;
+
+    // One without rows fills a list up; its block leaves at once.
+    __device__ __forceinline__ bool is_nothing() const { return from == end; }
 };
 
 __device__ __forceinline__ Item load_item(const u32* items) {

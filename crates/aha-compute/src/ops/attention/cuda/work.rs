@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
+use super::super::seqs::PagedSeq;
 use super::super::{Dims, Layout, PAGE_LEN, PagedSeqs, Segment};
 use super::{KEY_WARPS_LEAST, Sizes};
 
@@ -30,6 +31,16 @@ pub(super) struct Item {
     pub tiles: Range32,
     pub aside: u32,
 }
+
+/// An item of a block that has nothing to do: no rows.
+const NOTHING: Item = Item {
+    row: 0,
+    position: 0,
+    rows: Range32 { start: 0, end: 0 },
+    keys: 0,
+    tiles: Range32 { start: 0, end: 0 },
+    aside: NONE,
+};
 
 /// A range that can be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -225,11 +236,41 @@ fn wave(layout: &Layout, all: &[Queries], of: Range<usize>, group: usize, tile_l
     wave
 }
 
+/// Room for the lists of a step that decodes: they are filled up to it, so that all steps with the same room are the
+/// same launches, which can be captured once. Rows and items that fill it up have nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Room {
+    /// Rows of the batch.
+    pub rows: usize,
+    /// Tiles of keys of the longest sequence, where they are computed by several blocks.
+    pub tiles: usize,
+}
+
+impl Room {
+    /// Room for `rows` sequences that decode; none where others do.
+    pub(super) fn of(seqs: &PagedSeqs, rows: usize, dims: Dims, sizes: Sizes) -> Option<Room> {
+        if rows < seqs.row_count() || seqs.seqs().iter().any(|seq| seq.row_count != 1) {
+            return None;
+        }
+        let least = KEY_WARPS_LEAST as usize;
+        if !sizes.are_few(1, dims) || !cuts(rows, dims, DECODE_BLOCKS_LEAST) {
+            return Some(Room { rows, tiles: least });
+        }
+        let tiles = seqs.seqs().iter().map(|seq| (seq.position + 1).div_ceil(sizes.tile)).max();
+        Some(Room { rows, tiles: tiles.unwrap_or(0).next_power_of_two().max(least) })
+    }
+}
+
+/// Whether so many sequences that decode are cut.
+fn cuts(rows: usize, dims: Dims, blocks_least: usize) -> bool {
+    rows * dims.kv_heads < blocks_least
+}
+
 /// What kernels read of [`PagedSeqs`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PagedLists {
     pub page_ids: Vec<u32>,
-    /// The slot of each new row.
+    /// The slot of each new row; [`NONE`] for a row that fills the room up.
     pub slots: Vec<u32>,
     /// Blocks of many rows.
     pub rows: Vec<Item>,
@@ -252,10 +293,31 @@ impl PagedLists {
         sizes: Sizes,
         blocks_least: usize,
     ) -> PagedLists {
+        let few = |seq: &&PagedSeq| sizes.are_few(seq.row_count, dims);
+        let decode_count = seqs.seqs().iter().filter(few).count();
+        PagedLists::of(seqs, dims, sizes, cuts(decode_count, dims, blocks_least))
+    }
+
+    /// For a step that decodes, filled up.
+    pub fn in_room(seqs: &PagedSeqs, dims: Dims, sizes: Sizes, room: Room) -> PagedLists {
+        let cuts = room.tiles > KEY_WARPS_LEAST as usize;
+        let mut lists = PagedLists::of(seqs, dims, sizes, cuts);
+        lists.slots.resize(room.rows, NONE);
+        let group = dims.group();
+        if !sizes.are_few(1, dims) {
+            lists.rows.resize(room.rows * group.div_ceil(sizes.rows), NOTHING);
+        } else if cuts {
+            lists.decode.resize(room.rows * room.tiles.div_ceil(KEY_WARPS_LEAST as usize), NOTHING);
+            lists.join.resize(room.rows, NOTHING);
+            lists.part_rows = room.rows * room.tiles * dims.kv_heads * group;
+        } else {
+            lists.decode.resize(room.rows, NOTHING);
+        }
+        lists
+    }
+
+    fn of(seqs: &PagedSeqs, dims: Dims, sizes: Sizes, cuts: bool) -> PagedLists {
         let mut lists = PagedLists::default();
-        let few = |count: usize| count * dims.group() <= sizes.few_rows;
-        let decode_count = seqs.seqs().iter().filter(|seq| few(seq.row_count)).count();
-        let cuts = decode_count * dims.kv_heads < blocks_least;
         for seq in seqs.seqs() {
             let pages = seqs.pages(seq);
             let queries = Queries {
@@ -268,7 +330,7 @@ impl PagedLists {
             lists.slots.extend((seq.position..seq.position + seq.row_count).map(|position| {
                 pages[position / PAGE_LEN] * PAGE_LEN as u32 + size(position % PAGE_LEN)
             }));
-            if !few(seq.row_count) {
+            if !sizes.are_few(seq.row_count, dims) {
                 lists.rows.extend(queries.blocks(sizes.rows, sizes.tile, dims.group()));
                 continue;
             }
@@ -432,5 +494,32 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Goal: steps with one room are the same launches. Method: batches that differ in sequences and lengths.
+    #[test]
+    fn lists_in_one_room_have_one_length() {
+        let pages: Vec<u32> = (0..100).collect();
+        let in_room = |lens: &[usize], rows: usize| {
+            let mut seqs = PagedSeqs::default();
+            lens.iter().for_each(|&len| seqs.push(1, len - 1, &pages));
+            let room = Room::of(&seqs, rows, DIMS, sizes()).expect("all decode");
+            let lists = PagedLists::in_room(&seqs, DIMS, sizes(), room);
+            let lens = [&lists.rows, &lists.decode, &lists.join].map(Vec::len);
+            assert_eq!(lists.slots.len(), rows);
+            (room, lens, lists.part_rows)
+        };
+        let two_tiles = in_room(&[1, 128, 77], 4);
+        assert_eq!(two_tiles, (Room { rows: 4, tiles: 2 }, [0, 4, 0], 0));
+        assert_eq!(in_room(&[3], 4), two_tiles);
+        let cut = in_room(&[129], 4);
+        assert_eq!(cut, (Room { rows: 4, tiles: 4 }, [0, 8, 4], 4 * 4 * 2 * 2));
+        assert_eq!(in_room(&[256, 1, 200, 130], 4), cut);
+        // Enough blocks without cutting.
+        let many = in_room(&[1000; 120], 128);
+        assert_eq!(many, (Room { rows: 128, tiles: 2 }, [0, 128, 0], 0));
+        let mut seqs = PagedSeqs::default();
+        seqs.push(2, 0, &pages);
+        assert_eq!(Room::of(&seqs, 4, DIMS, sizes()), None, "a prompt");
     }
 }
