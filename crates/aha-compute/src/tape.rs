@@ -227,16 +227,36 @@ impl<'p> Tape<'p> {
 
     /// As [`Tape::linear`], with a result of this kind.
     pub fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
-        let packed = self.packed(w);
-        let mut y = Tensor::uninit_as(&self.device, dtype, &[x.value.rows(), packed.out_len()]);
+        let [y] = self.linears_as(x, [(w, bias)], dtype);
+        y
+    }
+
+    /// As [`Tape::linear_as`], with several weights `(N, K)` and their biases, `K` being the same.
+    pub fn linears_as<const COUNT: usize>(
+        &mut self,
+        x: &Var,
+        weights: [(ParamId, Option<ParamId>); COUNT],
+        dtype: Dtype,
+    ) -> [Var; COUNT] {
+        let factors = weights
+            .map(|(w, bias)| (self.packed(w), bias.map(|bias| self.params.bias(bias, dtype))));
+        let rows = x.value.rows();
+        let mut ys = factors
+            .map(|(packed, _)| Tensor::uninit_as(&self.device, dtype, &[rows, packed.out_len()]));
         let span = profile::span("matmul.forward", || {
-            let activations = bytes(&x.value) + bytes(&y);
-            let flop = product(&x.value, self.params.value(w));
-            profile::Work { flop, bytes: activations + packed.bytes() as f64 }
+            let flop = weights.iter().map(|(w, _)| product(&x.value, self.params.value(*w))).sum();
+            let weight_bytes = factors.iter().map(|(packed, _)| packed.bytes() as f64);
+            let results = ys.iter().map(bytes).sum::<f64>();
+            profile::Work { flop, bytes: bytes(&x.value) + results + weight_bytes.sum::<f64>() }
         });
-        matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.bias(b, dtype)));
+        matmul::forward_all(&mut ys, &x.value, &factors);
         drop(span);
-        self.record(y, || Op::Linear { x: x.clone(), w, bias })
+        let mut idx = 0;
+        ys.map(|y| {
+            let (w, bias) = weights[idx];
+            idx += 1;
+            self.record(y, || Op::Linear { x: x.clone(), w, bias })
+        })
     }
 
     /// As [`Tape::linear_as`] with a frozen weight and bias, and an adapter, which is trained. The adapter is never
