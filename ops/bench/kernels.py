@@ -2,7 +2,8 @@
 """Prints registers, shared memory and spills of every kernel, per architecture, as a table.
 
 Needs no GPU, only NVRTC: `pip install -r ops/requirements-cuda.txt`, or libnvrtc in LD_LIBRARY_PATH. Instances of one
-kernel for several types are one row; where they differ, the row has the least and the most.
+kernel for several types are one row; where they differ, the row has the least and the most. A dash is for what an
+architecture can't do.
 """
 
 import ctypes
@@ -51,6 +52,8 @@ def compile_log(nvrtc, path, arch):
     log = ctypes.create_string_buffer(size.value + 1)
     nvrtc.nvrtcGetProgramLog(program, log)
     nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    if failed and "need a device of compute capability" in log.value.decode():
+        return ""
     if failed:
         sys.exit(f"error: {path} does not compile for {arch}\n{log.value.decode()}")
     return log.value.decode()
@@ -84,10 +87,10 @@ def main():
     print("| --- |" + " --- |" * (1 + len(ARCHS)))
     for path in sorted((ROOT / "crates/aha-compute/src/ops").rglob("*.cu")):
         of_archs = [figures(compile_log(nvrtc, path, arch)) for arch in ARCHS]
-        for name in dict.fromkeys(map(family, sorted(of_archs[0]))):
+        for name in dict.fromkeys(map(family, sorted(of_archs[-1]))):
             rows = [[of[kernel] for kernel in of if family(kernel) == name] for of in of_archs]
-            cells = [", ".join(shown(column) for column in zip(*row)) for row in rows]
-            print(f"| `{name}` | {len(rows[0])} | " + " | ".join(cells) + " |", flush=True)
+            cells = [", ".join(shown(column) for column in zip(*row)) or "–" for row in rows]
+            print(f"| `{name}` | {len(rows[-1])} | " + " | ".join(cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,16 @@ use crate::{Error, Size};
 /// Both kinds of activations.
 pub(crate) const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::Bf16];
 
-/// Values in `[-1, 1)`.
+/// Values in `[-1, 1)`. Heads of models have hundreds of millions, so a number is a few multiplications.
 pub(crate) fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let random = Philox::new(seed);
-    (0..len as u64).map(|i| (2.0 * random.uniform(&[i]) - 1.0) as f32).collect()
+    // SplitMix64 (Steele, Lea and Flood 2014).
+    let mix = |i: u64| {
+        let x = (i + (seed << 40)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        x ^ (x >> 31)
+    };
+    (0..len as u64).map(|i| (mix(i) >> 40) as f32 / 8_388_608.0 - 1.0).collect()
 }
 
 /// A tensor of [`noise`], rounded to the dtype.

@@ -30,7 +30,11 @@ pub struct Device {
     gpu: Option<Gpu>,
     dtype: Dtype,
     kv_dtype: Dtype,
+    is_fp8: bool,
 }
+
+/// Least compute capability of a device that multiplies in FP8.
+pub const FP8_CAPABILITY_MIN: (u32, u32) = (8, 9);
 
 struct Cpu {
     isa: Isa,
@@ -63,7 +67,8 @@ impl Device {
             threads
         };
         let cpu = Cpu { isa, pool: Pool::new(threads), buffers: Mutex::default() };
-        Device { cpu: Arc::new(cpu), gpu: None, dtype: Dtype::F32, kv_dtype: Dtype::F32 }
+        let (dtype, kv_dtype) = (Dtype::F32, Dtype::F32);
+        Device { cpu: Arc::new(cpu), gpu: None, dtype, kv_dtype, is_fp8: false }
     }
 
     /// The CUDA device of this number, and `threads` of the processor, where 0 means all cores.
@@ -90,7 +95,7 @@ impl Device {
 
     /// The processor alone.
     pub(crate) fn host(&self) -> Device {
-        Device { gpu: None, ..self.clone() }
+        Device { gpu: None, is_fp8: false, ..self.clone() }
     }
 
     /// Whether tensors are in the memory of a CUDA device.
@@ -138,6 +143,32 @@ impl Device {
     /// in caches in any case. On a CUDA device keys and values are of the activations' dtype.
     pub fn with_kv_dtype(self, dtype: Dtype) -> Device {
         Device { kv_dtype: dtype, ..self }
+    }
+
+    /// The same device, where linear layers multiply in FP8: see [`fp8`](crate::ops::matmul::fp8). All else is as
+    /// without: embedding, norms, attention, heads and adapters. Fails for a processor, and for a CUDA device that
+    /// can't.
+    pub fn with_fp8(self) -> Result<Device, Error> {
+        let (major, minor) = FP8_CAPABILITY_MIN;
+        let has = match &self.gpu {
+            None => "there is none".into(),
+            Some(gpu) => match gpu.context().info() {
+                info if info.capability >= FP8_CAPABILITY_MIN => {
+                    return Ok(Device { is_fp8: true, ..self });
+                }
+                info => format!("{} has {}.{}", info.name, info.capability.0, info.capability.1),
+            },
+        };
+        let what = format!(
+            "products in FP8 need a CUDA device of compute capability {major}.{minor} or more, such as an L40S, an \
+             H100 or a B200: {has}"
+        );
+        Err(Error::Environment { what })
+    }
+
+    /// Whether linear layers multiply in FP8.
+    pub fn is_fp8(&self) -> bool {
+        self.is_fp8
     }
 
     /// What keys and values are stored as.
@@ -267,7 +298,10 @@ impl Buffers {
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.gpu {
-            Some(gpu) => write!(f, "cuda({}, {})", gpu.context().info().name, self.dtype),
+            Some(gpu) => {
+                let fp8 = if self.is_fp8 { ", fp8" } else { "" };
+                write!(f, "cuda({}, {}{fp8})", gpu.context().info().name, self.dtype)
+            }
             None => write!(f, "cpu({}, {} threads, {})", self.isa(), self.threads(), self.dtype),
         }
     }
@@ -320,6 +354,19 @@ mod tests {
         device.trim();
         assert_eq!(device.buffers().kept_bytes, 0);
         assert_eq!(device.buffers().in_use_bytes_max, 0);
+    }
+
+    #[test]
+    fn fp8_is_for_devices_that_multiply_in_it() {
+        use aha_emulate::{Emulated, ORDERS};
+        let refused = |device: Device| device.with_fp8().unwrap_err().to_string();
+        assert!(refused(Device::cpu(1)).contains("there is none"));
+        let with = |capability| {
+            let emulated = Emulated::with_capability(ORDERS[0], 1 << 20, capability);
+            Device::cpu(1).with_context(Context::new(emulated))
+        };
+        assert!(refused(with((8, 6))).ends_with("emulated has 8.6"), "{}", refused(with((8, 6))));
+        assert!(with((8, 9)).with_fp8().unwrap().is_fp8());
     }
 
     #[test]

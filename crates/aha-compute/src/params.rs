@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use crate::cuda::{Buffer, Kind, ViewMut};
 use crate::device::Gpu;
 use crate::ops::grad_norm;
-use crate::ops::matmul::Packed;
+use crate::ops::matmul::{Factor, Packed};
 use crate::{Device, Dtype, Error, Tensor};
 
 /// The place of a weight in [`Params`], and of its gradient in [`Grads`].
@@ -20,7 +20,7 @@ pub struct ParamId(pub(crate) usize);
 ///
 /// A weight that multiplies activations is packed for the matmul kernel when it is first used and again
 /// after each change, so sampler and learner share one packed copy per policy version. A sampler that multiplies
-/// with int8 has a second one.
+/// with int8 has a second one. The weight of a layer that is multiplied in FP8 has quanta in place of the first.
 ///
 /// A packed copy is never stale: [`Params::value_mut`] drops it before it lends the value, and no copy can be made, or
 /// still be in use, while the value is lent. A step of the optimizer, the only other way to change a weight, does the
@@ -57,6 +57,7 @@ struct Param {
     value: Tensor,
     packed: OnceLock<Packed>,
     int8: OnceLock<Packed>,
+    fp8: OnceLock<Packed>,
 }
 
 /// What the kernels that only compute, and don't learn, multiply with.
@@ -155,13 +156,16 @@ impl Params {
     /// of its own.
     pub fn value_mut(&mut self, id: ParamId) -> &mut Tensor {
         let param = Arc::make_mut(&mut self.params[id.0].param);
-        (param.packed, param.int8) = (OnceLock::new(), OnceLock::new());
+        for copy in [&mut param.packed, &mut param.int8, &mut param.fp8] {
+            *copy = OnceLock::new();
+        }
         &mut param.value
     }
 
     /// The trained weights in order, for a step of the optimizer: each with its value and, where it was multiplied with
     /// on a CUDA device, the copy that products read, which has the value's elements in its own dtype. Whoever writes
-    /// the one writes the other; so a copy stays where it is from step to step. All other packed copies are dropped.
+    /// the one writes the other; so a copy stays where it is from step to step, and so do quanta of FP8, which
+    /// [`Params::requantize`] writes then. All other packed copies are dropped.
     pub(crate) fn stepped(
         &mut self,
     ) -> impl Iterator<Item = (ParamId, &mut Tensor, Option<&mut Tensor>)> {
@@ -179,46 +183,83 @@ impl Params {
         })
     }
 
+    /// Writes the quanta of FP8 of the trained weights anew, where they lie: to be called after a step of the optimizer.
+    pub(crate) fn requantize(&mut self) {
+        for entry in self.params.iter_mut().filter(|entry| entry.is_trained) {
+            // A weight that others have too wasn't changed since.
+            if let Some(Param { value, fp8, .. }) = Arc::get_mut(&mut entry.param)
+                && let Some(fp8) = fp8.get_mut()
+            {
+                fp8.requantize(value);
+            }
+        }
+    }
+
     /// The weight `(out, in)` packed for products with rows of activations.
     pub fn packed(&self, id: ParamId) -> &Packed {
         let param = &self.params[id.0].param;
         param.packed.get_or_init(|| Packed::of_weight(&param.value, param.value.device().dtype()))
     }
 
+    /// The weight of a linear layer: as [`Params::packed`], or as quanta where the device multiplies layers in FP8.
+    pub fn packed_for_layer(&self, id: ParamId) -> &Packed {
+        let param = &self.params[id.0].param;
+        match param.value.device().is_fp8() {
+            true => param.fp8.get_or_init(|| Packed::as_fp8(&param.value)),
+            false => self.packed(id),
+        }
+    }
+
     /// The weight `(out, in)` as gradients of activations are multiplied with it: on a processor, whose kernels round
     /// what they read, its value; on a CUDA device of the dtype that activations have there.
-    pub fn factor(&self, id: ParamId) -> &Tensor {
+    pub fn factor(&self, id: ParamId) -> Factor<'_> {
         match self.value(id).device().is_cuda() {
+            true => self.packed(id).factor(),
+            false => Factor::Value(self.value(id)),
+        }
+    }
+
+    /// As [`Params::factor`], of a linear layer: see [`Params::packed_for_layer`].
+    pub fn factor_for_layer(&self, id: ParamId) -> Factor<'_> {
+        match self.value(id).device().is_fp8() {
+            true => self.packed_for_layer(id).factor(),
+            false => self.factor(id),
+        }
+    }
+
+    /// A bias as it is added to results of this dtype: on a processor, whose kernels add it to sums, its value; on a
+    /// CUDA device of the result's dtype, but for products in FP8.
+    pub(crate) fn bias(&self, id: ParamId, dtype: Dtype) -> &Tensor {
+        match self.rounded_bias(id) {
+            Some(rounded) if dtype == Dtype::Bf16 => rounded.on_gpu(),
+            _ => self.value(id),
+        }
+    }
+
+    /// The copy of a bias that a CUDA device adds to bf16 results, where it does.
+    pub fn rounded_bias(&self, id: ParamId) -> Option<&Packed> {
+        let device = self.value(id).device();
+        let rounds = device.is_cuda() && !device.is_fp8() && self.dtype() == Dtype::Bf16;
+        rounds.then(|| self.packed(id))
+    }
+
+    /// The embedding table to look up: its value, or a copy that is there anyway, whose rows are rounded.
+    pub(crate) fn table(&self, id: ParamId) -> &Tensor {
+        let is_rounded = self.tied == Some(id) && self.dtype() == Dtype::Bf16;
+        match self.value(id).device().is_cuda() && is_rounded {
             true => self.packed(id).on_gpu(),
             false => self.value(id),
         }
     }
 
-    /// A bias as it is added to results of this dtype: on a processor, whose kernels add it to sums, its value; on a
-    /// CUDA device of the result's dtype.
-    pub(crate) fn bias(&self, id: ParamId, dtype: Dtype) -> &Tensor {
-        match (dtype, self.dtype()) {
-            (Dtype::Bf16, Dtype::Bf16) => self.factor(id),
-            _ => self.value(id),
-        }
-    }
-
-    /// The embedding table to look up: its value, or a copy that is there anyway, whose rows are rounded.
-    pub(crate) fn table(&self, id: ParamId) -> &Tensor {
-        match (self.tied, self.dtype()) {
-            (Some(tied), Dtype::Bf16) if tied == id => self.factor(id),
-            _ => self.value(id),
-        }
-    }
-
-    /// Where kernels of a CUDA device read the weights: all values, and the packed copies of `packed`, in order. What
-    /// was captured with weights at some addresses may be replayed with weights at the same.
+    /// Where kernels of a CUDA device read the weights: all values, and these packed copies, in order. What was captured
+    /// with weights at some addresses may be replayed with weights at the same.
     pub fn addresses<'a>(
         &'a self,
-        packed: impl Iterator<Item = ParamId> + 'a,
+        packed: impl Iterator<Item = &'a Packed> + 'a,
     ) -> impl Iterator<Item = u64> + 'a {
         let values = self.params.iter().map(|entry| entry.param.value.address());
-        values.chain(packed.flat_map(|id| self.packed(id).addresses()))
+        values.chain(packed.flat_map(Packed::addresses))
     }
 
     /// As [`Params::packed`], in this form. Each form that is asked for has a copy of its own, kept until the weight
@@ -308,7 +349,8 @@ impl Params {
 
 impl Param {
     fn new(name: String, value: Tensor) -> Param {
-        Param { name, value, packed: OnceLock::new(), int8: OnceLock::new() }
+        let [packed, int8, fp8] = [0; 3].map(|_| OnceLock::new());
+        Param { name, value, packed, int8, fp8 }
     }
 
     /// As a clone, and with memory for a packed copy where there is one on a CUDA device.
@@ -498,7 +540,7 @@ const FROZEN: &str = "a frozen weight has no gradient";
 mod tests {
     use super::*;
     use crate::ops::adamw::{AdamW, Hyper};
-    use crate::ops::check::{assert_same_bits, noise_tensor};
+    use crate::ops::check::{assert_same_bits, contexts, noise_tensor};
     use crate::ops::matmul;
 
     fn params(device: &Device) -> Params {
@@ -510,23 +552,32 @@ mod tests {
 
     #[test]
     fn a_checksum_sees_every_bit_of_every_weight() {
-        let device = Device::cpu(1);
-        let mut params = params(&device);
-        let before = params.checksum();
-        for id in params.ids() {
-            for i in 0..params.value(id).len() {
-                for bit in [0, 13, 31] {
-                    let flip = |params: &mut Params| {
-                        let x = &mut params.value_mut(id).as_mut_slice()[i];
-                        *x = f32::from_bits(x.to_bits() ^ (1 << bit));
-                    };
-                    flip(&mut params);
-                    assert_ne!(params.checksum(), before, "weight {i}, bit {bit}");
-                    flip(&mut params);
+        let on_cuda = contexts().map(|cx| Device::cpu(1).with_context(cx));
+        let mut of_cuda = None;
+        for device in [vec![Device::cpu(1)], on_cuda.to_vec()].concat() {
+            let mut params = params(&device);
+            let before = params.checksum();
+            for id in params.ids() {
+                let values = params.value(id).host().into_owned();
+                for i in 0..values.len() {
+                    for bit in [0, 13, 31] {
+                        let mut flipped = values.clone();
+                        flipped[i] = f32::from_bits(values[i].to_bits() ^ (1 << bit));
+                        params.value_mut(id).write(&flipped);
+                        assert_ne!(params.checksum(), before, "{device:?}: {i}, bit {bit}");
+                    }
                 }
+                let mut rotated = values.clone();
+                rotated.rotate_left(1);
+                params.value_mut(id).write(&rotated);
+                assert_ne!(params.checksum(), before, "{device:?}: places count");
+                params.value_mut(id).write(&values);
+            }
+            assert_eq!(params.checksum(), before);
+            if device.is_cuda() {
+                assert_eq!(*of_cuda.get_or_insert(before), before, "in any order");
             }
         }
-        assert_eq!(params.checksum(), before);
     }
 
     #[test]

@@ -24,6 +24,8 @@ use crate::{Device, Error, Grads};
 
 /// Elements that are exchanged at once: 128 MiB, which a rank needs beside its gradients.
 const CHUNK_LEN: usize = 32 << 20;
+/// Bytes that a rank needs for that.
+pub const CHUNK_BYTES: usize = CHUNK_LEN * size_of::<f32>();
 /// Slices begin at multiples of as many elements.
 const APART_LEN: usize = 64;
 

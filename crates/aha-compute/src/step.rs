@@ -12,7 +12,6 @@ use crate::ops::draw::{self, Draws};
 use crate::ops::embedding;
 use crate::ops::matmul::Packed;
 use crate::staging::{Part, Staging, Words};
-use crate::tensor::kind_of;
 use crate::{Device, Tensor};
 
 /// Most logits that draws of a step have in memory at once on a device, but for a row of them: 256 MiB.
@@ -122,7 +121,7 @@ impl Step {
         settings: &draw::Settings,
         logits_len_max: usize,
     ) -> Option<Vec<(u32, f32)>> {
-        assert_eq!(kind_of(hidden.dtype()), head.on_gpu().view().kind(), "hidden states and head");
+        assert_eq!(hidden.dtype(), head.on_gpu().dtype(), "hidden states and head");
         hidden.gpu().expect("a CUDA device").ask(|cx| {
             let of = (hidden.view(), row_count);
             let (head, width) = (head.on_gpu().view(), head.in_len());

@@ -75,6 +75,7 @@ enum Op<'p> {
         x: Var,
         w: ParamId,
         bias: Option<ParamId>,
+        is_layer: bool,
     },
     Adapted {
         x: Var,
@@ -220,12 +221,7 @@ impl<'p> Tape<'p> {
         self.linear_as(x, w, bias, self.params.dtype())
     }
 
-    /// As [`Tape::linear`], for what is added to the residual stream or is a result: the sums are not rounded.
-    pub fn linear_f32(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>) -> Var {
-        self.linear_as(x, w, bias, Dtype::F32)
-    }
-
-    /// As [`Tape::linear`], with a result of this kind.
+    /// As [`Tape::linear`], with a result of this kind: `f32` for what is added to the residual stream.
     pub fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
         let [y] = self.linears_as(x, [(w, bias)], dtype);
         y
@@ -238,8 +234,26 @@ impl<'p> Tape<'p> {
         weights: [(ParamId, Option<ParamId>); COUNT],
         dtype: Dtype,
     ) -> [Var; COUNT] {
-        let factors = weights
-            .map(|(w, bias)| (self.packed(w), bias.map(|bias| self.params.bias(bias, dtype))));
+        self.products(x, weights, dtype, true)
+    }
+
+    /// `x · wᵀ`, for a head: an `f32` result, and never in FP8, which is for layers.
+    pub fn head_product(&mut self, x: &Var, w: ParamId) -> Var {
+        let [y] = self.products(x, [(w, None)], Dtype::F32, false);
+        y
+    }
+
+    fn products<const COUNT: usize>(
+        &mut self,
+        x: &Var,
+        weights: [(ParamId, Option<ParamId>); COUNT],
+        dtype: Dtype,
+        is_layer: bool,
+    ) -> [Var; COUNT] {
+        let factors = weights.map(|(w, bias)| {
+            let packed = if is_layer { self.packed_for_layer(w) } else { self.packed(w) };
+            (packed, bias.map(|bias| self.params.bias(bias, dtype)))
+        });
         let rows = x.value.rows();
         let mut ys = factors
             .map(|(packed, _)| Tensor::uninit_as(&self.device, dtype, &[rows, packed.out_len()]));
@@ -255,12 +269,12 @@ impl<'p> Tape<'p> {
         ys.map(|y| {
             let (w, bias) = weights[idx];
             idx += 1;
-            self.record(y, || Op::Linear { x: x.clone(), w, bias })
+            self.record(y, || Op::Linear { x: x.clone(), w, bias, is_layer })
         })
     }
 
     /// As [`Tape::linear_as`] with a frozen weight and bias, and an adapter, which is trained. The adapter is never
-    /// multiplied with as int8.
+    /// multiplied with as int8 or in FP8.
     pub fn adapted_as(
         &mut self,
         x: &Var,
@@ -268,7 +282,7 @@ impl<'p> Tape<'p> {
         adapter: Adapter,
         dtype: Dtype,
     ) -> Var {
-        let packed = self.packed(w);
+        let packed = self.packed_for_layer(w);
         let two = [adapter.a, adapter.b].map(|id| self.packed_as(id, WeightForm::Same));
         let mut y = self.uninit(&[x.value.rows(), packed.out_len()]);
         let span = profile::span("lora.forward", || {
@@ -591,6 +605,15 @@ impl<'p> Tape<'p> {
     /// The weight, packed now if it isn't yet: after each change of it, the first use waits for that.
     fn packed(&self, id: ParamId) -> &'p Packed {
         self.packed_as(id, self.weights)
+    }
+
+    /// As [`Tape::packed`], of a linear layer, which may be multiplied in FP8.
+    fn packed_for_layer(&self, id: ParamId) -> &'p Packed {
+        if self.weights != WeightForm::Same {
+            return self.packed(id);
+        }
+        let _span = moving("matmul.pack", &[]);
+        self.params.packed_for_layer(id)
     }
 
     fn packed_as(&self, id: ParamId, form: WeightForm) -> &'p Packed {

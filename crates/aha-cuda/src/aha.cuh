@@ -313,7 +313,8 @@ __device__ __forceinline__ void wait_copies() {
 }
 
 // Four squares of 8 x 8 bf16: lane 8 i + r names row r of square i. A lane gets two neighbours of row lane / 4 of each.
-__device__ __forceinline__ void load_squares(u32 (&to)[4], const bf16* row) {
+// Or of 8 x 16 bytes, of which it gets four neighbours.
+__device__ __forceinline__ void load_squares(u32 (&to)[4], const void* row) {
 #ifdef AHA_EMULATED
     emulated::check_aligned(row, 16);
     emulated::load_squares(__LINE__, to, row, false);
@@ -347,6 +348,34 @@ __device__ __forceinline__ void multiply_add(f32 (&c)[4], const u32 (&a)[4], u32
 #else
     asm volatile(
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#endif
+}
+
+// Two e4m3 numbers in the lower half of a word, `low` first: rounded to nearest, ties to even, to 448 at most; a NaN
+// stays one. Needs compute capability 8.9.
+__device__ __forceinline__ u32 pack_e4m3(f32 low, f32 high) {
+#ifdef AHA_EMULATED
+    return emulated::round_e4m3(low) | emulated::round_e4m3(high) << 8;
+#else
+    u16 both;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(both) : "f"(high), "f"(low));
+    return both;
+#endif
+}
+
+// c (16, 8) += a (16, 32) b (32, 8) of a warp, e4m3 with f32 sums. With g = lane / 4 and t = 4 (lane % 4), a lane holds
+// of a: (g, t) (g + 8, t) (g, t + 16) (g + 8, t + 16) and the three neighbours in the row; of b: (t, g) (t + 16, g) and
+// those in the column; of c what it holds of a product of bf16. Needs compute capability 8.9. Devices from 9.0 on do it
+// in f16, without gain.
+__device__ __forceinline__ void multiply_add_e4m3(f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+#ifdef AHA_EMULATED
+    emulated::multiply_add_e4m3(__LINE__, c, a, b0, b1);
+#else
+    asm volatile(
+        "mma.sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
         "{%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));

@@ -627,3 +627,4 @@ element!(bf16, Bf16, bf16::ZERO);
 element!(u32, U32, 0);
 element!(u64, U64, 0);
 element!(f64, F64, 0.0);
+element!(u8, U8, 0);

@@ -33,6 +33,8 @@ pub enum Kind {
     U64,
     /// IEEE 754 double precision: sums of sampling and of norms.
     F64,
+    /// Bytes: e4m3 numbers.
+    U8,
 }
 
 impl Kind {
@@ -42,6 +44,7 @@ impl Kind {
             Kind::F32 | Kind::U32 => 4,
             Kind::Bf16 => 2,
             Kind::F64 | Kind::U64 => 8,
+            Kind::U8 => 1,
         }
     }
 }
@@ -55,6 +58,7 @@ impl fmt::Display for Kind {
             Kind::U32 => "u32",
             Kind::U64 => "u64",
             Kind::F64 => "f64",
+            Kind::U8 => "u8",
         })
     }
 }

@@ -77,7 +77,22 @@ pub struct Calls {
 }
 
 impl Calls {
-    /// All that take time each step.
+    /// Those since `before`.
+    pub fn since(&self, before: &Calls) -> Calls {
+        Calls {
+            allocs: self.allocs - before.allocs,
+            copies_in: self.copies_in - before.copies_in,
+            copies_out: self.copies_out - before.copies_out,
+            copies: self.copies - before.copies,
+            launches: self.launches - before.launches,
+            products: self.products - before.products,
+            replays: self.replays - before.replays,
+            captures: self.captures - before.captures,
+            waits: self.waits - before.waits,
+        }
+    }
+
+    /// All that take the host's time in each step.
     pub fn total(&self) -> u64 {
         let Calls { allocs, copies_in, copies_out, copies, launches, products, replays, .. } = self;
         allocs + copies_in + copies_out + copies + launches + products + replays + self.waits
@@ -106,14 +121,32 @@ enum Work {
 impl Emulated {
     /// A device with so much memory, whose threads run in this order.
     pub fn new(order: Order, memory_bytes: usize) -> Arc<Emulated> {
-        Emulated::with_sums(order, memory_bytes, Sums::InOrder)
+        Emulated::with(order, memory_bytes, Sums::InOrder, (9, 0))
     }
 
     /// The same, whose library sums products so.
     pub fn with_sums(order: Order, memory_bytes: usize, sums: Sums) -> Arc<Emulated> {
+        Emulated::with(order, memory_bytes, sums, (9, 0))
+    }
+
+    /// As [`Emulated::new`], of this compute capability as far as programs ask for it: kernels can do all there is.
+    pub fn with_capability(
+        order: Order,
+        memory_bytes: usize,
+        capability: (u32, u32),
+    ) -> Arc<Emulated> {
+        Emulated::with(order, memory_bytes, Sums::InOrder, capability)
+    }
+
+    fn with(
+        order: Order,
+        memory_bytes: usize,
+        sums: Sums,
+        capability: (u32, u32),
+    ) -> Arc<Emulated> {
         let info = Info {
             name: "emulated".into(),
-            capability: (9, 0),
+            capability,
             multiprocessor_count: 132,
             memory_bytes,
             limits: Limits::LEAST,

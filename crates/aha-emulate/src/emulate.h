@@ -279,31 +279,66 @@ inline void load_squares(u32 line, u32 (&to)[4], const void* row, bool transpose
     memcpy(to, mine.words, sizeof mine.words);
 }
 
-// mma.m16n8k16, with its sums in the order of k.
-inline void multiply_add(u32 line, f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+// What cvt.rn.satfinite.e4m3x2.f32 makes of one number.
+inline u32 round_e4m3(f32 x) {
+    u32 bits = __builtin_bit_cast(u32, x), sign = bits >> 24 & 0x80u, size = bits & 0x7fffffffu;
+    if (size > 0x7f800000u) return 0x7fu;
+    if (size >= 0x43e00000u) return sign | 0x7eu;
+    if (size < 0x3c800000u) {
+        // Below 2^-6 numbers are 2^-9 apart, as those of f32 from 2^14 on.
+        return sign | (__builtin_bit_cast(u32, __builtin_bit_cast(f32, size) + 16384.0f) - 0x46800000u);
+    }
+    return sign | (((size + 0x7ffffu + (size >> 20 & 1u)) >> 20) - (120u << 3));
+}
+
+inline f32 wide_e4m3(u32 byte) {
+    u32 exponent = byte >> 3 & 15u, mantissa = byte & 7u;
+    f32 size = __builtin_bit_cast(f32, (exponent + 120) << 23 | mantissa << 20);
+    if (exponent == 0) size = f32(mantissa) / 512.0f;
+    if ((byte & 0x7fu) == 0x7fu) size = NAN;
+    return byte & 0x80u ? -size : size;
+}
+
+// A warp's fragments of c (16, 8) += a (16, K) b (K, 8), with sums in the order of k. A word has PER neighbours of k,
+// which `widen` reads.
+template <u32 PER, typename F>
+inline void multiply_add_of(u32 line, f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1, F widen) {
     struct Fragments {
         f32 c[4];
         u32 a[4], b[2];
     } mine{{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
-    meet(line, 0xffffffffu, &mine, [](void** lanes) {
-        f32 a[16][16], b[16][8];
+    meet(line, 0xffffffffu, &mine, [widen](void** lanes) {
+        constexpr u32 DEPTH = 8 * PER;
+        f32 a[16][DEPTH], b[8][DEPTH];
         for (u32 lane = 0; lane < LANES; ++lane) {
             Fragments* own = static_cast<Fragments*>(lanes[lane]);
-            u32 g = lane / 4, t = lane % 4 * 2;
-            for (u32 i = 0; i < 8; ++i) {
-                a[g + i / 2 % 2 * 8][t + i / 4 * 8 + i % 2] = wide(u16(own->a[i / 2] >> (i % 2 * 16)));
+            u32 g = lane / 4, t = lane % 4 * PER;
+            for (u32 word = 0; word < 4; ++word) {
+                for (u32 i = 0; i < PER; ++i) {
+                    a[g + word % 2 * 8][t + word / 2 * DEPTH / 2 + i] = widen(own->a[word], i);
+                    if (word < 2) b[g][t + word * DEPTH / 2 + i] = widen(own->b[word], i);
+                }
             }
-            for (u32 i = 0; i < 4; ++i) b[t + i / 2 * 8 + i % 2][g] = wide(u16(own->b[i / 2] >> (i % 2 * 16)));
         }
         for (u32 lane = 0; lane < LANES; ++lane) {
             Fragments* own = static_cast<Fragments*>(lanes[lane]);
             for (u32 i = 0; i < 4; ++i) {
                 u32 row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-                for (u32 k = 0; k < 16; ++k) own->c[i] = __builtin_fmaf(a[row][k], b[k][column], own->c[i]);
+                for (u32 k = 0; k < DEPTH; ++k) own->c[i] = __builtin_fmaf(a[row][k], b[column][k], own->c[i]);
             }
         }
     });
     memcpy(c, mine.c, sizeof mine.c);
+}
+
+// mma.m16n8k16 of bf16.
+inline void multiply_add(u32 line, f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    multiply_add_of<2>(line, c, a, b0, b1, [](u32 word, u32 i) { return wide(u16(word >> (16 * i))); });
+}
+
+// mma.m16n8k32 of e4m3.
+inline void multiply_add_e4m3(u32 line, f32 (&c)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    multiply_add_of<4>(line, c, a, b0, b1, [](u32 word, u32 i) { return wide_e4m3(word >> (8 * i) & 0xffu); });
 }
 
 inline const char* name(State state) {

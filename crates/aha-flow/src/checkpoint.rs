@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aha_compute::Device;
-use aha_compute::ops::adamw::AdamW;
+use aha_compute::ops::adamw::{AdamW, StatePlace};
 use aha_model::save::SaveDtype;
 use aha_model::{Head, Model, Tokenizer};
 use serde::{Deserialize, Serialize};
@@ -183,6 +183,15 @@ fn save_once(dir: &RunDir, content: &Content<'_>, keep: usize) -> Result<Parts> 
     Ok(position.parts)
 }
 
+/// Where what optimizers know is read to.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct States {
+    /// That of what the stage trains.
+    pub policy: StatePlace,
+    /// Its critic's.
+    pub critic: StatePlace,
+}
+
 /// The stage's newest checkpoint that is whole, if it has one. One that is damaged is passed over with a warning,
 /// and the one before is taken. Fails where rows that it stands on are lost.
 pub fn newest(
@@ -190,9 +199,10 @@ pub fn newest(
     stage: &str,
     device: &Device,
     begun: Begun<'_>,
+    states: States,
 ) -> Result<Option<Saved>> {
     for (_, path) in list(&dir.checkpoints(stage))?.into_iter().rev() {
-        match load(&path, device, begun) {
+        match load(&path, device, begun, states) {
             Ok(saved) => {
                 let hint = format!(
                     "put it back from a copy; or remove `{}`, and the stage begins again and makes the \
@@ -208,7 +218,7 @@ pub fn newest(
     Ok(None)
 }
 
-fn load(path: &Path, device: &Device, begun: Begun<'_>) -> Result<Saved> {
+fn load(path: &Path, device: &Device, begun: Begun<'_>, states: States) -> Result<Saved> {
     let file = path.join("position.json");
     let bytes = fs_err::read(&file).map_err(Error::io("read", &file))?;
     let position: Position = serde_json::from_slice(&bytes).map_err(|error| {
@@ -230,13 +240,15 @@ fn load(path: &Path, device: &Device, begun: Begun<'_>) -> Result<Saved> {
         &path.join("optimizer.safetensors"),
         model.params(),
         position.optimizer_steps,
+        states.policy,
     )?;
     let critic = path.join("critic");
     let critic = match critic.exists() {
         true => {
             let model = Model::load_with_head(&critic, device, Head::Score)?;
             let moments = path.join(CRITIC_OPTIMIZER);
-            let moments = optimizer::read(&moments, model.params(), position.critic_steps)?;
+            let steps = position.critic_steps;
+            let moments = optimizer::read(&moments, model.params(), steps, states.critic)?;
             Some((Arc::new(model), moments))
         }
         false => None,

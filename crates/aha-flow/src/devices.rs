@@ -83,22 +83,38 @@ pub fn first(devices: &dyn Devices) -> (pipeline::Device, Vec<String>) {
     (pipeline::Device::Cpu, reasons)
 }
 
-/// What computes, by `run.threads`, `run.device`, `run.dtype` and `run.kv_dtype`; "auto" is the first that works.
+/// What computes, by `run.threads`, `run.device`, `run.dtype`, `run.kv_dtype` and `run.fp8`; "auto" is the first that
+/// works. For what computes on one device only.
 pub fn open(devices: &dyn Devices, run: &Run) -> Result<Device> {
+    match open_all(devices, run)? {
+        (device, others) if others.is_empty() => Ok(device),
+        _ => Err(Error::input_with(SEVERAL, SEVERAL_HINT)),
+    }
+}
+
+/// As [`open`]: the device that does everything, and others that train with it.
+pub fn open_all(devices: &dyn Devices, run: &Run) -> Result<(Device, Vec<Device>)> {
     let wanted = match &run.device {
         pipeline::Device::Auto => first(devices).0,
         wanted => wanted.clone(),
     };
-    let processor = Device::cpu(compute::threads(run.threads));
-    let device = match wanted.numbers() {
-        [] => processor,
-        [number] => {
-            let context = devices.open(*number).map_err(|error| missing(&wanted, &error))?;
-            processor.with_context(context)
-        }
-        _ => return Err(Error::input_with(SEVERAL, SEVERAL_HINT)),
+    let threads = compute::threads(run.threads);
+    let of_run = |device: Device| {
+        let device = device.with_dtype(run.dtype.into()).with_kv_dtype(run.kv_dtype.into());
+        let fp8 = |error: aha_compute::Error| Error::input_with(error.to_string(), FP8_HINT);
+        if run.fp8 { device.with_fp8().map_err(fp8) } else { Ok(device) }
     };
-    Ok(device.with_dtype(run.dtype.into()).with_kv_dtype(run.kv_dtype.into()))
+    let open = |number: &u32, threads: usize| {
+        let context = devices.open(*number).map_err(|error| missing(&wanted, &error))?;
+        of_run(Device::cpu(threads).with_context(context))
+    };
+    let [first, others @ ..] = wanted.numbers() else {
+        return Ok((of_run(Device::cpu(threads))?, Vec::new()));
+    };
+    let first = open(first, threads)?;
+    // What the host does for one of several devices is little.
+    let others = others.iter().map(|number| open(number, 1)).collect::<Result<_>>()?;
+    Ok((first, others))
 }
 
 /// A device for work that is done beside what `device` does, with so many threads.
@@ -108,10 +124,15 @@ pub fn beside(device: &Device, threads: usize) -> Result<Device> {
     })
 }
 
-/// What is said where a run asks for several devices.
-pub(crate) const SEVERAL: &str = "a run computes on one device, and `run.device` names several";
+/// What is said where several devices are asked for, and one can be used.
+const SEVERAL: &str =
+    "this computes on one device, and several are named: only a run's training stages use more";
 /// The remedy.
-pub(crate) const SEVERAL_HINT: &str = "name one, such as \"cuda:0\"";
+const SEVERAL_HINT: &str = "name one, such as \"cuda:0\"";
+
+/// What to do where FP8 is asked for and can't be.
+pub(crate) const FP8_HINT: &str =
+    "leave `run.fp8` out, or compute on a device that multiplies in FP8";
 
 /// A device that can't be opened.
 fn missing(wanted: &pipeline::Device, error: &cuda::Error) -> Error {

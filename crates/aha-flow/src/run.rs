@@ -115,7 +115,7 @@ pub(crate) async fn execute(
         let began = Began::read(dir, state);
         state.identity.difference(&began, &identity, &pipeline.settings())
     });
-    let device = devices::open(&*how.devices, &pipeline.run)?;
+    let (device, others) = devices::open_all(&*how.devices, &pipeline.run)?;
     let difference = difference.or_else(|| other_device(found.as_ref()?, &device));
     // A finished run is only shown: whether its parts are there takes no reading.
     let mut depth = Depth::Content;
@@ -148,7 +148,7 @@ pub(crate) async fn execute(
     let waiting = lend::waiting(&pipeline, dir, &how.stop)?;
     let session = session(&pipeline, &places, dir).await?;
     let dir = dir.clone();
-    let mut runner = Runner { pipeline, dir, device, session, places, state, how, waiting };
+    let mut runner = Runner { pipeline, dir, device, others, session, places, state, how, waiting };
     runner.warn_of_version();
     runner.stages().await?;
     drop(runner);
@@ -241,6 +241,8 @@ struct Runner {
     pipeline: Arc<Pipeline>,
     dir: RunDir,
     device: Device,
+    /// More devices that train.
+    others: Vec<Device>,
     session: Session,
     places: Places,
     state: RunState,
@@ -398,6 +400,7 @@ impl Runner {
             settings: settings.clone(),
             run: self.pipeline.run.clone(),
             device: self.device.clone(),
+            others: self.others.clone(),
             dir: self.dir.clone(),
             draw: Draw::new(settings, &problems, &scorer, random)?,
             problems,
@@ -419,6 +422,7 @@ impl Runner {
             run: &self.pipeline.run,
             dir: &self.dir,
             device: &self.device,
+            others: &self.others,
             session: &self.session,
             watcher: &self.how.watcher,
             stop: &self.how.stop,

@@ -91,16 +91,21 @@ fn cuda(dtype: Dtype) -> Device {
 
 #[test]
 fn the_learner_finds_the_bits_that_the_sampler_drew() {
+    let fp8 = cuda(Dtype::Bf16).with_fp8().unwrap();
     for name in NAMES {
-        for dtype in [Dtype::F32, Dtype::Bf16] {
-            let model_on = model(name, &cuda(dtype));
+        for device in [&cuda(Dtype::F32), &cuda(Dtype::Bf16), &fp8] {
+            let (dtype, model_on) = (device.dtype(), model(name, device));
             let drawn = sample(&model_on, 8, 64).unwrap();
             assert_eq!(drawn.len(), PROMPT_LENS.len() * GROUP_SIZE as usize);
             for (sequences_max, prefill) in [(1, 3), (5, 17)] {
                 let again = sample(&model_on, sequences_max, prefill).unwrap();
                 for (a, b) in drawn.iter().zip(&again) {
-                    assert_eq!(a.token_ids, b.token_ids, "{name}, {dtype}, {prefill}");
-                    assert_eq!(bits(&a.logprobs), bits(&b.logprobs), "{name}, {dtype}, {prefill}");
+                    assert_eq!(a.token_ids, b.token_ids, "{name}, {device:?}, {prefill}");
+                    assert_eq!(
+                        bits(&a.logprobs),
+                        bits(&b.logprobs),
+                        "{name}, {device:?}, {prefill}"
+                    );
                 }
             }
             for completion in &drawn {
@@ -109,7 +114,7 @@ fn the_learner_finds_the_bits_that_the_sampler_drew() {
                 let scores = score(&model_on, &ids, sampling().temperature, 0).unwrap();
                 let own: Vec<f32> =
                     scores[prompt.len() - 1..].iter().map(|score| score.logprob).collect();
-                assert_eq!(bits(&own), bits(&completion.logprobs), "{name}, {dtype}");
+                assert_eq!(bits(&own), bits(&completion.logprobs), "{name}, {device:?}");
             }
             if dtype == Dtype::F32 {
                 let on_cpu = sample(&model(name, &Device::cpu(1)), 8, 64).unwrap();

@@ -116,6 +116,9 @@ impl AdamW {
     /// The same state for the same weights on another device.
     pub fn copy_for(&self, params: &Params, place: StatePlace) -> AdamW {
         let mut copy = AdamW::placed(params, place);
+        if self.step_count == 0 {
+            return copy;
+        }
         for (to, from) in copy.moments.iter_mut().zip(&self.moments) {
             if let (Some((to_m, to_v)), Some((m, v))) = (to, from) {
                 to_m.write(&m.host());
@@ -173,6 +176,7 @@ impl AdamW {
                 cuda::step_from_host(cx, streams, &mut weights, &step, cuda::SLICE_LEN)
             }
         });
+        params.requantize();
     }
 
     /// The means of gradients and of squared gradients of a trained weight.

@@ -30,6 +30,7 @@ pub fn sources() -> Vec<&'static Source> {
         &grad_norm::cuda::SOURCE,
         &lm_head::cuda::SOURCE,
         &matmul::few_rows::SOURCE,
+        &matmul::fp8::SOURCE,
         &rms_norm::cuda::SOURCE,
         &rope::cuda::SOURCE,
         &swiglu::cuda::SOURCE,

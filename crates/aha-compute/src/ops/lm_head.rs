@@ -107,7 +107,8 @@ pub fn forward(
             let (logp, entropy) = (&mut logp.view_mut(), &mut entropy.view_mut());
             let (hidden, w) = (hidden.view(), head.on_gpu().view());
             let targets = cx.upload(targets)?;
-            cuda::forward(cx, logp, entropy, hidden, w, targets.view(), inv_temperature)
+            let asked = cuda::Asked { hidden, w, targets: targets.view(), inv_temperature };
+            cuda::forward(cx, [logp, entropy], None, asked)
         });
     }
     let chunk_rows = chunk_rows(head.out_len());
@@ -123,6 +124,19 @@ pub struct Other<'a> {
     pub head: &'a Packed,
 }
 
+impl<'a> Other<'a> {
+    #[track_caller]
+    fn check(&self, rows: usize) {
+        let Other { hidden, head } = self;
+        assert!(head.out_len() > 0, "`other.head` has no rows: a distribution needs a token");
+        check_len("other.hidden", hidden.len(), rows, head.in_len());
+    }
+
+    fn on_gpu(self) -> cuda::Other<'a> {
+        cuda::Other { hidden: self.hidden.view(), w: self.head.on_gpu().view() }
+    }
+}
+
 /// As [`forward`], with the same bits, and the divergences from the distributions of `other`, in nats.
 pub fn forward_beside(
     [logp, entropy, divergence]: [&mut Tensor; 3],
@@ -132,6 +146,19 @@ pub fn forward_beside(
     targets: &[u32],
     inv_temperature: f32,
 ) {
+    if let Some(gpu) = hidden.gpu() {
+        let rows = check_hidden(hidden, head);
+        check_targets(targets, rows, head.out_len());
+        other.check(rows);
+        return gpu.run(|cx| {
+            let targets = cx.upload(targets)?;
+            let (hidden, w) = (hidden.view(), head.on_gpu().view());
+            let asked = cuda::Asked { hidden, w, targets: targets.view(), inv_temperature };
+            let [logp, entropy, divergence] =
+                &mut [logp, entropy, divergence].map(Tensor::view_mut);
+            cuda::forward(cx, [logp, entropy], Some((divergence, other.on_gpu())), asked)
+        });
+    }
     let rows = chunk_rows(head.out_len());
     let beside = Some((divergence, other));
     forward_in_chunks(logp, entropy, beside, hidden, head, targets, inv_temperature, rows);
@@ -170,20 +197,24 @@ fn backward_on(
     targets: &[u32],
     inv_temperature: f32,
 ) -> Result<(), crate::cuda::Error> {
-    assert!(grads.ddivergence.is_none(), "divergences are computed on a processor only");
     let dlogp = cx.upload(grads.dlogp)?;
     let dentropy = grads.dentropy.map(|dentropy| cx.upload(dentropy)).transpose()?;
+    let ddivergence = match grads.ddivergence {
+        Some((slopes, other)) => {
+            other.check(hidden.rows());
+            Some((cx.upload(slopes)?, other.on_gpu()))
+        }
+        None => None,
+    };
     let (targets, mut dw) = (cx.upload(targets)?, dw.map(Tensor::view_mut));
-    cuda::backward(
-        cx,
-        &mut dhidden.view_mut(),
-        dw.as_mut(),
-        cuda::Grads { dlogp: dlogp.view(), dentropy: dentropy.as_ref().map(|of| of.view()) },
-        hidden.view(),
-        head.on_gpu().view(),
-        targets.view(),
-        inv_temperature,
-    )
+    let (hidden, w, targets) = (hidden.view(), head.on_gpu().view(), targets.view());
+    let grads = cuda::Grads {
+        dlogp: dlogp.view(),
+        dentropy: dentropy.as_ref().map(|of| of.view()),
+        ddivergence: ddivergence.as_ref().map(|(slopes, other)| (slopes.view(), *other)),
+    };
+    let asked = cuda::Asked { hidden, w, targets, inv_temperature };
+    cuda::backward(cx, &mut dhidden.view_mut(), dw.as_mut(), grads, asked)
 }
 
 /// The gradients of a token's log-prob and entropy, from the token's place, its log-prob and its entropy.
@@ -307,9 +338,8 @@ struct Others<'a> {
 
 impl<'a> Others<'a> {
     fn new(other: Other<'a>, rows: usize, inv_temperature: f32, chunk_rows: usize) -> Self {
+        other.check(rows);
         let Other { hidden, head } = other;
-        assert!(head.out_len() > 0, "`other.head` has no rows: a distribution needs a token");
-        check_len("other.hidden", hidden.len(), rows, head.in_len());
         let scratch = Tensor::uninit(hidden.device(), &[chunk_rows.min(rows), head.out_len()]);
         Self { other, inv_temperature, scratch }
     }

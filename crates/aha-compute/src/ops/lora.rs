@@ -18,7 +18,7 @@
 //! Where `x` is bf16, `u` and `du` are rounded to it.
 
 use super::cuda as elements;
-use super::matmul::{self, Packed};
+use super::matmul::{self, Factor, Packed};
 use crate::Tensor;
 
 /// Writes `y` and returns `u`. `a` and `b` are packed for activations of the kind of `x`.
@@ -41,14 +41,14 @@ pub fn forward(
 }
 
 /// Adds the gradients of `a` and `b`, and writes that of `x`, or adds it if it accumulates. `dy` is of the kind of `x`.
-pub fn backward(
+pub fn backward<'a>(
     dx: &mut Tensor,
     [da, db]: [&mut Tensor; 2],
     dy: &Tensor,
     x: &Tensor,
     u: &Tensor,
-    w: &Tensor,
-    [a, b]: [&Tensor; 2],
+    w: impl Into<Factor<'a>>,
+    [a, b]: [impl Into<Factor<'a>>; 2],
     scale: f32,
     accumulate: bool,
 ) {

@@ -26,10 +26,14 @@
 //! `q_nk = round(w_nk / s_n)`, ties to even, so that `|s_n q_nk - w_nk|` is at most `s_n / 2`. An output is
 //! `s_n Σ_k x_k q_nk + b_n`: the chain of the `f32` product of `x`, rounded to bf16 or not, and the quanta, in order of
 //! `k`, and then the product with the scale. It has the same bits on every instruction set.
+//!
+//! # FP8
+//! On a CUDA device, all three products can be those of [`fp8`].
 
 mod block;
 mod cuda;
 pub mod few_rows;
+pub mod fp8;
 mod kernel;
 mod pack;
 mod pairs;
@@ -69,6 +73,8 @@ pub struct Packed {
 enum Place {
     Host(Panels),
     Gpu(Tensor),
+    /// None where the device failed before or while it was made.
+    Fp8(Option<fp8::Weight>),
 }
 
 struct Panels {
@@ -152,6 +158,14 @@ impl Packed {
         Packed { out_len, in_len, place: Place::Host(panels) }
     }
 
+    /// Packs `w (N, K)`, an `f32` tensor, as quanta of [`fp8`]. For a CUDA device only.
+    pub fn as_fp8(w: &Tensor) -> Packed {
+        let (out_len, in_len) = (w.rows(), w.cols());
+        let gpu = w.gpu().expect("FP8 is for CUDA devices");
+        let weight = gpu.ask(|cx| fp8::Weight::new(cx, w.view(), [out_len, in_len]));
+        Packed { out_len, in_len, place: Place::Fp8(weight) }
+    }
+
     /// Outputs: `N`.
     pub fn out_len(&self) -> usize {
         self.out_len
@@ -167,6 +181,7 @@ impl Packed {
         let Panels { panels, form, .. } = match &self.place {
             Place::Host(panels) => panels,
             Place::Gpu(weight) => return weight.len() * weight.dtype().bytes(),
+            Place::Fp8(weight) => return weight.as_ref().map_or(0, fp8::Weight::bytes),
         };
         let scales = match form {
             Form::Dtype(_) => 0,
@@ -177,11 +192,12 @@ impl Packed {
 
     /// Where all that kernels of a CUDA device read of it is; nothing on a processor.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = u64> {
-        let weight = match &self.place {
-            Place::Gpu(weight) => Some(weight.address()),
-            Place::Host(_) => None,
+        let (weight, quanta) = match &self.place {
+            Place::Gpu(weight) => (Some(weight.address()), None),
+            Place::Fp8(weight) => (None, weight.as_ref().map(fp8::Weight::addresses)),
+            Place::Host(_) => (None, None),
         };
-        weight.into_iter()
+        weight.into_iter().chain(quanta.into_iter().flatten())
     }
 
     /// The weight as kernels of a CUDA device read it.
@@ -190,6 +206,24 @@ impl Packed {
         match &self.place {
             Place::Gpu(weight) => weight,
             Place::Host(_) => panic!("a weight packed for a processor"),
+            Place::Fp8(_) => panic!("a weight as quanta"),
+        }
+    }
+
+    /// As gradients of activations are multiplied with it on a CUDA device.
+    pub(crate) fn factor(&self) -> Factor<'_> {
+        match &self.place {
+            Place::Fp8(_) => Factor::Fp8(self),
+            _ => Factor::Value(self.on_gpu()),
+        }
+    }
+
+    /// The quanta, for what is asked of a device: nothing failed there, so they are there.
+    #[track_caller]
+    fn quanta(&self) -> &fp8::Weight {
+        match &self.place {
+            Place::Fp8(Some(weight)) => weight,
+            _ => panic!("a weight as quanta on a CUDA device"),
         }
     }
 
@@ -204,6 +238,21 @@ impl Packed {
         match &mut self.place {
             Place::Gpu(weight) => weight,
             Place::Host(_) => panic!("a weight packed for a processor"),
+            Place::Fp8(_) => panic!("a weight as quanta"),
+        }
+    }
+
+    /// Writes the quanta of `w (N, K)` in place of those that are there.
+    #[track_caller]
+    pub(crate) fn requantize(&mut self, w: &Tensor) {
+        let (gpu, shape) = (w.gpu().expect("FP8 is for CUDA devices"), [self.out_len, self.in_len]);
+        match &mut self.place {
+            // None: the device has failed, and nothing is done there any more.
+            Place::Fp8(weight) => gpu.run(|cx| match weight {
+                Some(weight) => weight.write(cx, w.view(), shape),
+                None => Ok(()),
+            }),
+            _ => panic!("a weight as quanta"),
         }
     }
 
@@ -219,7 +268,7 @@ impl Packed {
     fn panels(&self) -> &Panels {
         match &self.place {
             Place::Host(panels) => panels,
-            Place::Gpu(_) => panic!("a weight on a CUDA device"),
+            Place::Gpu(_) | Place::Fp8(_) => panic!("a weight on a CUDA device"),
         }
     }
 
@@ -247,6 +296,7 @@ impl fmt::Debug for Packed {
             Place::Host(Panels { form: Form::Dtype(dtype), .. }) => write!(f, "{dtype}"),
             Place::Host(Panels { form: Form::Int8(_), .. }) => f.write_str("int8"),
             Place::Gpu(weight) => write!(f, "{} on a CUDA device", weight.dtype()),
+            Place::Fp8(_) => f.write_str("FP8 on a CUDA device"),
         }
     }
 }
@@ -293,9 +343,37 @@ pub fn forward_add(y: &mut Tensor, x: &Tensor, w: &Packed) {
     block::run(&device, &Out::of(y), &product);
 }
 
-/// `dx = dy·w`, or `dx += dy·w` if it accumulates, for `dy (T, N)`, `w (N, K)` and `dx (T, K)`. On a processor `w` is
-/// `f32`; on a CUDA device it is of the kind of `dy` ([`Params::factor`](crate::Params::factor)).
-pub fn backward_input(dx: &mut Tensor, dy: &Tensor, w: &Tensor, accumulate: bool) {
+/// A weight `(N, K)` as gradients of activations are multiplied with it.
+#[derive(Clone, Copy, Debug)]
+pub enum Factor<'a> {
+    /// On a processor an `f32` tensor; on a CUDA device of the kind of the gradients.
+    Value(&'a Tensor),
+    /// Quanta, for gradients of either kind on a CUDA device.
+    Fp8(&'a Packed),
+}
+
+impl<'a> From<&'a Tensor> for Factor<'a> {
+    fn from(value: &'a Tensor) -> Factor<'a> {
+        Factor::Value(value)
+    }
+}
+
+/// `dx = dy·w`, or `dx += dy·w` if it accumulates, for `dy (T, N)`, `w (N, K)` and `dx (T, K)`. For `w` see
+/// [`Params::factor`](crate::Params::factor).
+pub fn backward_input<'a>(
+    dx: &mut Tensor,
+    dy: &Tensor,
+    w: impl Into<Factor<'a>>,
+    accumulate: bool,
+) {
+    let w = match w.into() {
+        Factor::Value(w) => w,
+        Factor::Fp8(w) => {
+            rows_of("dy", dy, w.out_len);
+            let gpu = dy.gpu().expect("FP8 is for CUDA devices");
+            return gpu.run(|cx| fp8::backward_input(cx, dx, dy, w.quanta(), accumulate));
+        }
+    };
     let dims = Dims { rows: rows_of("dy", dy, w.rows()), out: w.rows(), inp: w.cols() };
     if let Some(gpu) = dy.gpu() {
         return gpu.run(|cx| cuda::backward_input(cx, dx, dy, w, accumulate));

@@ -49,7 +49,7 @@ impl Model {
             let gate = tape.linear(&inputs[0], gate, Some(bias));
             let up = tape.linear(&inputs[0], up, None);
             let gated = tape.swiglu(&gate, &up);
-            vec![tape.linear_f32(&gated, down, None)]
+            vec![tape.linear_as(&gated, down, None, Dtype::F32)]
         };
         let down = tape.checkpoint(&[y], layer).remove(0);
         let (_, y) = tape.add_rms_norm(&down, &x, self.norm, 1e-5);

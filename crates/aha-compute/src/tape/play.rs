@@ -52,7 +52,9 @@ pub(super) fn play<'p>(
                 embedding::backward(lookups, &dy, &ids);
             }
         }
-        Op::Linear { x, w, bias } => play_linear(&x, w, bias, outputs[0], slots, params, grads),
+        Op::Linear { x, w, bias, is_layer } => {
+            play_linear(&x, (w, bias, is_layer), outputs[0], slots, params, grads);
+        }
         Op::Adapted { x, w, adapter, u } => {
             play_adapted(&x, w, adapter, &u, outputs[0], slots, params, grads);
         }
@@ -217,8 +219,7 @@ fn play_log_probs(
 
 fn play_linear(
     x: &Var,
-    w: ParamId,
-    bias: Option<ParamId>,
+    (w, bias, is_layer): (ParamId, Option<ParamId>, bool),
     output: usize,
     slots: &mut Slots,
     params: &Params,
@@ -230,18 +231,24 @@ fn play_linear(
         let _span = moving("matmul.backward_bias", &[&dy]);
         matmul::backward_bias(dbias, &dy);
     }
-    let dy = dy.into_dtype(params.dtype());
+    // Quanta are of what was computed, and not of what that is rounded to.
+    let is_fp8 = is_layer && weight.device().is_fp8();
+    let dy = if is_fp8 { dy } else { dy.into_dtype(params.dtype()) };
     let flop = || product(&x.value, weight);
     if let Some(dw) = grads.find_mut(w) {
         let _span = multiplying("matmul.backward_weight", flop, &[&x.value, &dy, dw, dw]);
-        matmul::backward_weight(dw, &dy, &x.value);
+        match is_fp8 {
+            true => matmul::fp8::backward_weight(dw, &dy, &x.value),
+            false => matmul::backward_weight(dw, &dy, &x.value),
+        }
     }
     let (mut dx, accumulate) = match slots.grads[x.slot].take() {
         Some(dx) => (dx, true),
         None => (slots.uninit_like(&x.value), false),
     };
     let span = multiplying("matmul.backward_input", flop, &[&dx, &dy, weight]);
-    matmul::backward_input(&mut dx, &dy, params.factor(w), accumulate);
+    let factor = if is_layer { params.factor_for_layer(w) } else { params.factor(w) };
+    matmul::backward_input(&mut dx, &dy, factor, accumulate);
     drop(span);
     slots.grads[x.slot] = Some(dx);
 }
@@ -274,7 +281,7 @@ fn play_adapted(
         &dy,
         &x.value,
         u,
-        params.factor(w),
+        params.factor_for_layer(w),
         two.map(|id| params.factor(id)),
         adapter.scale,
         accumulate,

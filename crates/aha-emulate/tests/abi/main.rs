@@ -8,7 +8,7 @@ use std::process::{Command, exit};
 use std::sync::Arc;
 use std::{env, fs, thread};
 
-use aha_cuda::link::{self, Link, Transfer};
+use aha_cuda::link::{self, Transfer};
 use aha_cuda::nvidia::{self, Nvidia};
 use aha_cuda::{
     Arg, Buffer, Context, Driver, Error, Kind, Pinned, Plan, Source, Workspace, doctor, nvrtc,
@@ -107,7 +107,7 @@ fn kernels(cx: &Context) {
     let error = unsafe { cx.launch(&plan("nowhere", 4, 64), &args) }.expect_err("no such kernel");
     assert!(error.to_string().contains("no such kernel"), "{error}");
     // A thread of its own has no context yet.
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let seen = scope.spawn(|| cx.download::<u32>(to.view()).expect("it is there"));
         assert_eq!(seen.join().expect("the thread ends"), want);
     });
@@ -234,7 +234,9 @@ fn exchanges() {
     thread::scope(|scope| {
         let exchange = &exchange;
         let ranks = [0, 1, 2].map(|rank| scope.spawn(move || exchange(rank)));
-        ranks.map(|rank| rank.join().expect("it ends").expect("it is done"));
+        for rank in ranks {
+            rank.join().expect("it ends").expect("it is done");
+        }
     });
     for (rank, (cx, to)) in contexts.iter().zip(&to).enumerate() {
         let mut want = [rank as u32, 10 + rank as u32, 20 + rank as u32];

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
-use aha_compute::ops::adamw::AdamW;
+use aha_compute::ops::adamw::{AdamW, StatePlace};
 use aha_compute::{Params, Tensor};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -47,11 +47,11 @@ pub(super) fn write(path: &Path, optimizer: &AdamW, params: &Params) -> Result<(
     })
 }
 
-/// Reads the moments of an optimizer that has made `steps` steps.
-pub(super) fn read(path: &Path, params: &Params, steps: u64) -> Result<AdamW> {
+/// Reads the moments of an optimizer that has made `steps` steps, to this place.
+pub(super) fn read(path: &Path, params: &Params, steps: u64, place: StatePlace) -> Result<AdamW> {
     let file = File::open(path).map_err(Error::io("open", path))?;
     let mut file = Moments::open(file).map_err(|error| damaged(path, error))?;
-    let mut optimizer = AdamW::new(params);
+    let mut optimizer = AdamW::placed(params, place);
     for id in params.trained() {
         let (m, v) = optimizer.moments_mut(id);
         for (kind, moment) in [("m", m), ("v", v)] {
@@ -175,7 +175,7 @@ mod tests {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("optimizer.safetensors");
         write(&path, &optimizer, &params).unwrap();
-        let again = read(&path, &params, 7).unwrap();
+        let again = read(&path, &params, 7, StatePlace::Device).unwrap();
         assert_eq!(again.step_count(), 7);
         for id in params.ids() {
             let [saved, read] = [&optimizer, &again].map(|optimizer| {
@@ -199,14 +199,17 @@ mod tests {
         let bytes = fs_err::read(&path).unwrap();
         for len in [0, 7, 8, 100, bytes.len() - 1] {
             fs_err::write(&path, &bytes[..len]).unwrap();
-            assert!(read(&path, &params, 1).is_err(), "cut to {len} bytes");
+            assert!(read(&path, &params, 1, StatePlace::Device).is_err(), "cut to {len} bytes");
         }
         fs_err::write(&path, [&u64::MAX.to_le_bytes()[..], &bytes[8..]].concat()).unwrap();
-        assert!(read(&path, &params, 1).is_err(), "a header longer than the file");
+        assert!(
+            read(&path, &params, 1, StatePlace::Device).is_err(),
+            "a header longer than the file"
+        );
         fs_err::write(&path, &bytes).unwrap();
         let mut other = Params::default();
         other.push("matrix", Tensor::zeros(&Device::cpu(1), &[257, 130]));
-        let error = read(&path, &other, 1).unwrap_err().to_string();
+        let error = read(&path, &other, 1, StatePlace::Device).unwrap_err().to_string();
         assert!(error.contains("`m.matrix` has another shape"), "{error}");
     }
 }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use aha_compute::device::FP8_CAPABILITY_MIN;
+
 use super::auto::Room;
 use super::reader::{Field, Reader, Word};
 use super::sampling::SamplingWeights;
@@ -39,7 +41,8 @@ impl Device {
     }
 }
 
-const EXPECTS: &str = "\"auto\", \"cpu\" or \"cuda:N\", where N is a device's number";
+const EXPECTS: &str =
+    "\"auto\", \"cpu\" or \"cuda:N\", where N is a device's number, or several as in \"cuda:0,1\"";
 
 impl FromStr for Device {
     type Err = String;
@@ -100,6 +103,10 @@ impl Field for Device {
             ("auto", " The first CUDA device that works, or the processor where there is none.\n"),
             ("cpu", " The processor.\n"),
             ("cuda:N", " The CUDA device of this number, as `aha doctor` lists them.\n"),
+            (
+                "cuda:N,M",
+                " Several: training stages share each minibatch out to all, the first does the rest.\n",
+            ),
         ]
     }
 }
@@ -109,6 +116,8 @@ impl Field for Device {
 pub struct DeviceFacts {
     /// Its name, such as `NVIDIA H200`.
     pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
     /// Bytes of its memory.
     pub total_bytes: u64,
     /// Bytes that nobody uses, or that this program can use again.
@@ -173,21 +182,36 @@ pub(super) fn choose(pipeline: &mut Pipeline, room: Room<'_>, reader: &mut Reade
         (pipeline.run.device, found.reasons) = meant(pipeline, devices, room.earlier);
     }
     let device = pipeline.run.device.clone();
-    match device.numbers() {
-        [] => {}
-        [number] => match facts(devices, *number) {
-            Ok(facts) => found.facts = Some(facts),
+    let fp8 = |found: String| format!("`run.fp8` needs {}: {found}", fp8_devices());
+    if pipeline.run.fp8 && device.numbers().is_empty() {
+        let message = fp8("the run computes on the processor".to_owned());
+        reader.report_at("run.fp8", message, Some(devices::FP8_HINT.to_owned()));
+    }
+    for number in device.numbers() {
+        match facts(devices, *number) {
+            Ok(facts) => {
+                if pipeline.run.fp8 && facts.capability < FP8_CAPABILITY_MIN {
+                    let (major, minor) = facts.capability;
+                    let message = fp8(format!("{} has {major}.{minor}", facts.name));
+                    reader.report_at("run.fp8", message, Some(devices::FP8_HINT.to_owned()));
+                }
+                // Each of several has all weights: the one with the least room counts.
+                if found.facts.as_ref().is_none_or(|f| facts.free_bytes < f.free_bytes) {
+                    found.facts = Some(facts);
+                }
+            }
             Err(error) => {
                 let (message, hint) = devices::told(&device, &error);
                 reader.report_at("run.device", message, Some(hint));
             }
-        },
-        _ => {
-            let (message, hint) = (devices::SEVERAL, devices::SEVERAL_HINT);
-            reader.report_at("run.device", message.to_owned(), Some(hint.to_owned()));
         }
     }
     found
+}
+
+fn fp8_devices() -> String {
+    let (major, minor) = FP8_CAPABILITY_MIN;
+    format!("a CUDA device of compute capability {major}.{minor} or more (L40S, H100, B200)")
 }
 
 /// A pipeline that a device can't run is run on the processor, as on a machine without one.
@@ -208,6 +232,7 @@ fn facts(devices: &dyn Devices, number: u32) -> Result<DeviceFacts, aha_compute:
     let kept = context.stats().kept_bytes as u64;
     Ok(DeviceFacts {
         name: context.info().name.clone(),
+        capability: context.info().capability,
         total_bytes: memory.total_bytes as u64,
         free_bytes: memory.free_bytes as u64 + kept,
     })
@@ -222,8 +247,14 @@ struct Lack {
     message: String,
 }
 
-/// Reports what a CUDA device can't do yet.
+/// Reports what a CUDA device can't do yet, and FP8 beside another dtype than bf16.
 pub(super) fn check(pipeline: &Pipeline, reader: &mut Reader<'_>) {
+    if pipeline.run.fp8 && pipeline.run.dtype != Dtype::Bf16 {
+        let message =
+            "`run.fp8` needs `run.dtype = \"bf16\"`: what isn't multiplied in FP8 is bf16";
+        let hint = "add dtype = \"bf16\" to [run], or leave fp8 out";
+        reader.report_at("run.fp8", message.to_owned(), Some(hint.to_owned()));
+    }
     if !pipeline.run.device.is_cuda() {
         return;
     }
@@ -270,10 +301,6 @@ fn lacking_of(kind: &StageKind) -> Vec<(&'static str, &'static str)> {
             [
                 is_int8.then_some(("sampling.weights", int8)),
                 is_ahead.then_some(("lora", "adapters with `max_staleness` above 0")),
-                stage
-                    .teacher
-                    .is_some()
-                    .then_some(("teacher", "learning from a teacher's predictions")),
             ]
             .into_iter()
             .flatten()

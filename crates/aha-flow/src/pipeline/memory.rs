@@ -14,7 +14,8 @@
 //! | packed weights | A P | each matrix once more, in the order the kernels read it |
 //! | int8 weights | a byte of each, and 4 per output | sampling with `weights = "int8"`, which packs no others |
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
-//! | optimizer | 8 P | training: AdamW's two moments |
+//! | optimizer | 8 P | training: AdamW's two moments; with `optimizer.state = "host"` on a CUDA device two slices of them there, and as many in the host's memory as there are devices |
+//! | exchange | up to 128 MiB | training on several devices: gradients under way |
 //! | reference | (4 + A) P | `rl` with KL, `dpo` unless with `lora` beside its own model: weights, packed ones |
 //! | critic | (16 + A) P of it, and rows * tokens * 24 | `rl` with a critic: all that training takes, and its values |
 //! | teacher | (4 + A) P of the teacher | `rl` with a teacher |
@@ -70,7 +71,7 @@ use super::resolve::Facts;
 use super::rewards::Reward;
 use super::roles::named_critic;
 use super::run::Run;
-use super::sampling::SamplingWeights;
+use super::sampling::{Optimizer, SamplingWeights};
 use super::stages::{Pipeline, RlStage, Stage, StageKind};
 use crate::reward_model::SCORING_TOKENS_MAX;
 use crate::stages::asked;
@@ -298,14 +299,14 @@ fn working<'a>(
             let sequence = u64::from(sft.max_tokens.min(model.max_position_embeddings));
             let tokens = u64::from(sft.micro_batch_tokens.tokens()).max(sequence);
             let batch = u64::from(sft.batch_size).saturating_mul(sequence);
-            at.add_training_state(sft.lora.as_ref());
+            at.add_training_state(sft.lora.as_ref(), &sft.optimizer);
             at.add_training(tokens.min(batch), sft.activation_checkpointing.is_on());
             vec![at]
         }
         StageKind::RewardModel(stage) => {
             let tokens = stage.micro_batch_tokens.tokens();
             let tokens = guides::pair_tokens(tokens, stage.max_tokens, stage.batch_size, model);
-            at.add_training_state(stage.lora.as_ref());
+            at.add_training_state(stage.lora.as_ref(), &stage.optimizer);
             at.add_training(tokens, stage.activation_checkpointing.is_on());
             vec![at]
         }
@@ -534,7 +535,7 @@ impl<'a> Phase<'a> {
     fn add_critic(&mut self, critic: Option<&ModelFacts>, tokens: u64) {
         let Some(critic) = critic else { return };
         let mut state = Phase::new(self.run, critic);
-        state.add_training_state(None);
+        state.add_training_state(None, &Optimizer::default());
         let bytes = state.weights().saturating_add(state.found.total_bytes());
         self.found.add("critic", bytes.saturating_add(tokens.saturating_mul(CRITIC_TOKEN_BYTES)));
     }
@@ -544,7 +545,7 @@ impl<'a> Phase<'a> {
         (F32 + self.multiplied_bytes()).saturating_mul(adapter_len(self.model, lora))
     }
 
-    fn add_training_state(&mut self, lora: Option<&'a Lora>) {
+    fn add_training_state(&mut self, lora: Option<&'a Lora>, optimizer: &Optimizer) {
         self.lora = lora;
         self.add_packed();
         if let Some(lora) = lora {
@@ -553,11 +554,11 @@ impl<'a> Phase<'a> {
             let trained = adapter_len(self.model, lora).saturating_add(head);
             self.found.add("adapters", self.adapter_bytes(lora));
             self.found.add("gradients", F32.saturating_mul(trained));
-            return self.found.add("optimizer", (2 * F32).saturating_mul(trained));
+            return self.add_optimizer((2 * F32).saturating_mul(trained), optimizer.state);
         }
         let lookups = if self.model.has_tied_embeddings { self.vocab() * self.hidden() } else { 0 };
         self.found.add("gradients", self.weights().saturating_add(F32 * lookups));
-        self.found.add("optimizer", self.weights().saturating_mul(2));
+        self.add_optimizer(self.weights().saturating_mul(2), optimizer.state);
     }
 
     fn add_training(&mut self, tokens: u64, is_checkpointed: bool) {
@@ -623,7 +624,7 @@ impl<'a> Phase<'a> {
         let rows = u64::from(rl.prompts_per_step) * u64::from(rl.group_size);
         // Sampling and training leave buffers of each other's sizes.
         self.spare_bytes_max = SPARE_BYTES_MAX as u64;
-        self.add_training_state(rl.lora.as_ref());
+        self.add_training_state(rl.lora.as_ref(), &rl.optimizer);
         self.add_reference(rl.objective.kl_coef > 0.0, rl.sampling.weights);
         self.add_int8(rl.sampling.weights);
         let batches = 1 + u64::from(rl.resample_rounds) + u64::from(rl.max_staleness);

@@ -71,7 +71,8 @@ pub use resolve::Facts;
 pub use rewards::Reward;
 pub use run::Run;
 pub use sampling::{
-    OnStale, Optimizer, Sampling, SamplingWeights, Schedule, ScheduleKind, Template, Thinking,
+    OnStale, Optimizer, OptimizerState, Sampling, SamplingWeights, Schedule, ScheduleKind,
+    Template, Thinking,
 };
 pub use settings::{Settings, Written};
 pub use stages::{

@@ -1,6 +1,7 @@
 //! Settings that several kinds of stage share: drawing tokens, the optimizer, the prompt template.
 
 use aha_compute::WeightForm;
+use aha_compute::ops::adamw::StatePlace;
 
 use super::reader::{Field, Reader, Word, choice, section, section_fields};
 use super::source::{Node, Value};
@@ -135,6 +136,25 @@ section! {
     }
 }
 
+choice! {
+    /// Where the optimizer's state is.
+    pub enum OptimizerState {
+        /// In the memory of the device that has the weights.
+        Device = "device",
+        /// In the host's memory: each step takes it to the CUDA device in slices and back. Slower, with the same bits.
+        Host = "host",
+    }
+}
+
+impl From<OptimizerState> for StatePlace {
+    fn from(state: OptimizerState) -> StatePlace {
+        match state {
+            OptimizerState::Device => StatePlace::Device,
+            OptimizerState::Host => StatePlace::Host,
+        }
+    }
+}
+
 section! {
     /// AdamW: `m = b1 m + (1-b1) g`, `v = b2 v + (1-b2) g^2`,
     /// `w -= lr (m^ / (sqrt(v^) + eps) + weight_decay w)` with bias-corrected `m^` and `v^`.
@@ -149,6 +169,10 @@ section! {
         pub weight_decay: f64 = 0.0, "at least 0" |w| *w >= 0.0;
         /// How the rate moves.
         pub schedule: Schedule = Schedule::default();
+        /// Where the two moments are, eight bytes for each weight that is trained. With `host` a CUDA device has room
+        /// for as many more weights or activations; where the processor computes it changes nothing.
+        @neutral
+        pub state: OptimizerState = OptimizerState::Device;
     }
 }
 

@@ -13,7 +13,7 @@ use super::draw::Draw;
 use super::fault::Faults;
 use super::supervisor::{self, Ending, Supervisor};
 use super::train;
-use crate::checkpoint::{self, Begun, Position, Saved};
+use crate::checkpoint::{self, Begun, Position, Saved, States};
 use crate::error::{Error, Result};
 use crate::evaluate::Answers;
 use crate::models::{self, Loaded, Models};
@@ -37,6 +37,8 @@ pub struct Shared {
     pub run: Run,
     /// What computes; a sampler that runs ahead has one beside it.
     pub device: Device,
+    /// More devices that train.
+    pub others: Vec<Device>,
     /// Where everything is written.
     pub dir: RunDir,
     /// Problems that prompts are made of.
@@ -62,6 +64,13 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Where the optimizers' state is.
+    fn states(&self) -> States {
+        let critic = self.settings.critic.as_ref().map(|critic| critic.optimizer.state.into());
+        let policy = self.settings.optimizer.state.into();
+        States { policy, critic: critic.unwrap_or_default() }
+    }
+
     /// The learning rate of a minibatch, by its place among those that are planned. A minibatch that gives no
     /// optimizer step, and one that a step with fewer groups doesn't have, takes its place all the same:
     /// otherwise the schedule would not be through when the stage is. It begins when the policy first moves.
@@ -202,6 +211,17 @@ async fn begin(
     base: Option<Arc<Model>>,
     models: &Models<'_>,
 ) -> Result<(Learner, Position)> {
+    let (mut learner, position) = begin_on_one(shared, base, models).await?;
+    learner.spread_to(&shared.others)?;
+    Ok((learner, position))
+}
+
+/// As [`begin`], on the first device.
+async fn begin_on_one(
+    shared: &Shared,
+    base: Option<Arc<Model>>,
+    models: &Models<'_>,
+) -> Result<(Learner, Position)> {
     let needs_reference = shared.needs_reference();
     let Some(lora) = &shared.settings.lora else {
         return begin_whole(shared, base, models).await;
@@ -210,12 +230,13 @@ async fn begin(
     let first = first_model(shared, base, models).await?;
     let policy = models::to_train(Arc::clone(&first), Some(lora), shared.random)?;
     let begun = Begun::of(&policy);
-    let saved = checkpoint::newest(&shared.dir, &shared.stage, models.device, begun)?;
+    let states = shared.states();
+    let saved = checkpoint::newest(&shared.dir, &shared.stage, models.device, begun, states)?;
     let (mut learner, reference, position) = match saved {
         None => {
             // Read before the policy's gradients and moments are there.
             let critic = first_critic(shared, &first, models).await?;
-            let mut learner = Learner::new(policy);
+            let mut learner = Learner::placed(policy, shared.states().policy);
             learner.set_critic(critic);
             let position = Position { stage: shared.stage.clone(), ..Position::default() };
             (learner, first, position)
@@ -230,7 +251,7 @@ async fn begin(
     Ok((learner, position))
 }
 
-/// As [`begin`], where all weights are trained.
+/// As [`begin_on_one`], where all weights are trained.
 async fn begin_whole(
     shared: &Shared,
     base: Option<Arc<Model>>,
@@ -238,10 +259,12 @@ async fn begin_whole(
 ) -> Result<(Learner, Position)> {
     let needs_reference = shared.needs_reference();
     let begun = Begun::Anew(Head::Language);
-    let Some(saved) = checkpoint::newest(&shared.dir, &shared.stage, models.device, begun)? else {
+    let saved =
+        checkpoint::newest(&shared.dir, &shared.stage, models.device, begun, shared.states())?;
+    let Some(saved) = saved else {
         let model = first_model(shared, base, models).await?;
         let critic = first_critic(shared, &model, models).await?;
-        let mut learner = Learner::new(Arc::clone(&model));
+        let mut learner = Learner::placed(Arc::clone(&model), shared.states().policy);
         learner.set_critic(critic);
         learner.set_reference(needs_reference.then_some(model));
         let position = Position { stage: shared.stage.clone(), ..Position::default() };
@@ -287,7 +310,7 @@ async fn first_critic(
             if model.is_reward() { model } else { Arc::new(model.to_critic()?) }
         }
     };
-    Ok(Some(Learner::new(model)))
+    Ok(Some(Learner::placed(model, shared.states().critic)))
 }
 
 /// A policy may draw a row of its embedding that no token has.

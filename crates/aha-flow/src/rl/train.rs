@@ -529,6 +529,7 @@ mod tests {
             eps: 1e-3,
             weight_decay: 0.1,
             schedule: pipeline::Schedule { kind, warmup_steps: 2, min_lr: 2.0 },
+            ..Optimizer::default()
         }
     }
 

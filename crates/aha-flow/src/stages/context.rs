@@ -23,6 +23,8 @@ pub struct Context<'a> {
     pub dir: &'a RunDir,
     /// Where weights are.
     pub device: &'a Device,
+    /// More devices that train.
+    pub others: &'a [Device],
     /// The tables.
     pub session: &'a Session,
     /// Who watches.

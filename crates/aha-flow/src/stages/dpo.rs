@@ -104,6 +104,7 @@ impl Dpo<'_> {
             kind: "dpo",
             checkpoint_every: self.settings.checkpoint_every,
             nan: NanWatchdog { nan: watchdogs.nan, nan_batches_max: watchdogs.nan_batches_max },
+            state: self.settings.optimizer.state.into(),
         }
     }
 }

@@ -112,6 +112,7 @@ impl RewardModel<'_> {
             kind: "reward-model",
             checkpoint_every: self.settings.checkpoint_every,
             nan: self.settings.watchdogs.clone(),
+            state: self.settings.optimizer.state.into(),
         }
     }
 }

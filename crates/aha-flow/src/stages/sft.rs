@@ -61,6 +61,7 @@ impl Sft<'_> {
             kind: "sft",
             checkpoint_every: self.settings.checkpoint_every,
             nan: NanWatchdog { nan: watchdogs.nan, nan_batches_max: watchdogs.nan_batches_max },
+            state: self.settings.optimizer.state.into(),
         }
     }
 }

@@ -122,6 +122,7 @@ impl Bench {
             run: &Run::default(),
             dir: &dir,
             device: &self.device,
+            others: &[],
             session: &self.session,
             watcher: &watcher,
             stop,

@@ -95,6 +95,7 @@ impl World {
             run: &self.pipeline.run,
             dir: &self.dir,
             device: &self.device,
+            others: &[],
             session: &self.session,
             watcher,
             stop,

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use aha_compute::ops::adamw::StatePlace;
 use aha_learn::learner::{Learner, StepSettings};
 use aha_model::{Model, Tokenizer};
 use aha_rollout::rows::{self, SetAsideRow};
@@ -15,7 +16,7 @@ use aha_rollout::schema;
 use aha_rollout::table::{TableWriter, part_name};
 
 use super::Context;
-use crate::checkpoint::{self, Begun, Content, Position};
+use crate::checkpoint::{self, Begun, Content, Position, States};
 use crate::clock;
 use crate::compute::ComputeThread;
 use crate::error::{Error, Result};
@@ -89,6 +90,8 @@ pub struct Training<'a> {
     pub checkpoint_every: u64,
     /// What happens to a batch that gives no number.
     pub nan: NanWatchdog,
+    /// Where the optimizer's state is.
+    pub state: StatePlace,
 }
 
 /// What every step of the stage needs.
@@ -111,6 +114,7 @@ impl Training<'_> {
         // The weights go to the learner alone: whoever else held them would make it train a copy.
         let (mut learner, mut position) = self.begin(model)?;
         learner.set_reference(reference);
+        learner.spread_to(self.context.others)?;
         let work = self.work(task, tokenizer, position.step)?;
         let steps = work.task.steps();
         let mut metrics = MetricsLog::open(
@@ -174,6 +178,7 @@ impl Training<'_> {
             self.context.stage,
             self.context.device,
             Begun::of(&model),
+            States { policy: self.state, ..States::default() },
         )? {
             Some(saved) => {
                 let version = saved.position.version;
@@ -183,7 +188,7 @@ impl Training<'_> {
             None => {
                 let position =
                     Position { stage: self.context.stage.to_owned(), ..Position::default() };
-                Ok((Learner::new(model), position))
+                Ok((Learner::placed(model, self.state), position))
             }
         }
     }

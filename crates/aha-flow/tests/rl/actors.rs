@@ -77,6 +77,7 @@ impl Actors {
             settings: (**settings).clone(),
             run: self.pipeline.run.clone(),
             device: self.device.clone(),
+            others: Vec::new(),
             draw: Draw::new(settings, &problems, &scorer, random).unwrap(),
             problems,
             prompter: Prompter::new(&base.tokenizer, &settings.template).unwrap(),

@@ -162,7 +162,7 @@ async fn every_kind_of_stage_runs_on_a_device_and_has_the_same_bits_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_stage_may_learn_with_works_on_a_device() {
     let world = World::new();
-    let variants: [(&str, &[&str]); 5] = [
+    let variants: [(&str, &[&str]); 7] = [
         ("whole", &[]),
         ("again", &["stage.zero.activation_checkpointing=true"]),
         (
@@ -175,6 +175,11 @@ async fn what_a_stage_may_learn_with_works_on_a_device() {
         ),
         ("lora", &["stage.zero.lora={ rank = 4 }", "stage.zero.micro_batch_tokens=33"]),
         (
+            "teacher",
+            &["stage.zero.teacher='blank'", "stage.zero.objective={ preset = \"distill\" }"],
+        ),
+        ("fp8", &["run.dtype='bf16'", "run.fp8=true", "stage.zero.lora={ rank = 4 }"]),
+        (
             "entropy",
             &["stage.zero.objective={ entropy = 0.01, kl = 0.1 }", "stage.zero.inner_epochs=2"],
         ),
@@ -184,6 +189,53 @@ async fn what_a_stage_may_learn_with_works_on_a_device() {
     }
     // What is computed again is what was computed.
     assert_same_run(&world.dir("whole"), &world.dir("again"));
+}
+
+/// Goal: every kind of stage trains on two devices, with the bits of any other run on two and wherever moments are, and
+/// goes on after a stop. Method: emulated devices whose threads run in different orders; the processor's run for what
+/// may differ by rounding alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn training_stages_share_their_work_out_to_two_devices() {
+    let world = World::long();
+    world.append(EVERY);
+    let run_of = async |name: &str, order: [usize; 2], sets: &[&str]| {
+        let devices = order.map(|i| Context::new(Emulated::new(ORDERS[i], 256 * MIB))).to_vec();
+        let more = ["run.device='cuda:0,1'", "stage.tuned.max_steps=1", "stage.zero.steps=2"];
+        let sets = [&SMALL, &more[..], sets].concat();
+        let outcome = world.run(name, How { sets: &sets, devices, ..How::default() }).await;
+        outcome.result.as_ref().unwrap_or_else(|error| panic!("{name}: {error}"));
+        outcome
+    };
+    let found = run_of("two", [0, 1], &[]).await;
+    run_of("again", [1, 0], &["stage.zero.optimizer={ lr = 1e-3, state = 'host' }"]).await;
+    assert_same_run(&world.dir("two"), &world.dir("again"));
+    let sets = ["run.device='cpu'", "stage.tuned.max_steps=1", "stage.zero.steps=2"];
+    let cpu = world.finish("cpu", &[&SMALL[1..], &sets].concat()).await;
+    for ((step, on_two), (_, on_cpu)) in found.steps("zero").iter().zip(cpu.steps("zero")) {
+        assert_eq!(on_two["reward"], on_cpu["reward"], "step {step}");
+        for (name, bound) in [("loss", 1e-6), ("grad_norm", 1e-5), ("entropy", 1e-5)] {
+            let (a, b) = (on_two[name], on_cpu[name]);
+            assert!((a - b).abs() <= bound * (1.0 + b.abs()), "step {step}, {name}: {a} and {b}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_stage_may_learn_with_works_on_two_devices() {
+    let world = World::new();
+    let variants: [(&str, &[&str]); 4] = [
+        ("critic", &["stage.zero.objective={ preset = \"ppo\" }", "stage.zero.minibatches=2"]),
+        ("lora", &["stage.zero.lora={ rank = 4 }", "run.dtype='bf16'"]),
+        ("kl", &["stage.zero.objective={ kl = 0.1 }", "stage.zero.activation_checkpointing=true"]),
+        ("ahead", &["stage.zero.max_staleness=1"]),
+    ];
+    for (name, sets) in variants {
+        let devices = ORDERS.map(|order| Context::new(Emulated::new(order, 256 * MIB))).to_vec();
+        let sets = [&SMALL, sets, &["run.device='cuda:0,1'"]].concat();
+        let outcome = world.run(name, How { sets: &sets, devices, ..How::default() }).await;
+        outcome.result.as_ref().unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(outcome.steps("zero").len(), 2, "{name}");
+    }
 }
 
 /// Goal: sampler and learner at once on one device. Method: a sampler one step ahead, whose tokens have the learner's
@@ -204,7 +256,7 @@ async fn what_a_device_cannot_do_is_refused_by_name_and_auto_takes_the_processor
     for (set, key) in [
         ("stage.zero.sampling={ max_tokens = 6, weights = 'int8' }", "sampling.weights"),
         ("run.kv_dtype='bf16'", "run.kv_dtype"),
-        ("run.device='cuda:0,1'", "several"),
+        ("run.device='cuda:0,1'", "cuda:1"),
         ("run.device='cuda:1'", "cuda:1"),
     ] {
         let sets = [&SMALL[..], &[set]].concat();
@@ -218,6 +270,31 @@ async fn what_a_device_cannot_do_is_refused_by_name_and_auto_takes_the_processor
             let text = fs_err::read_to_string(world.dir(key).pipeline()).unwrap();
             assert!(text.contains("device = \"cpu\""), "{text}");
         }
+    }
+}
+
+/// Goal: sampler and learner agree in FP8, which is refused by name where it can't be had. Method: the ratio of a
+/// step's first pass; a processor, another dtype, a device that is too old.
+#[tokio::test(flavor = "multi_thread")]
+async fn fp8_has_one_numeric_path_and_is_refused_where_it_cannot_be_had() {
+    let world = World::new();
+    let fp8 = ["run.dtype='bf16'", "run.fp8=true", "stage.zero.steps=1"];
+    let found = run_on(&world, "fp8", &emulated(64 * MIB), &fp8).await;
+    let plain = run_on(&world, "bf16", &emulated(64 * MIB), &[fp8[0], fp8[2]]).await;
+    let [(_, of_fp8), (_, of_bf16)] =
+        [found.steps("zero").remove(0), plain.steps("zero").remove(0)];
+    assert_eq!(of_fp8["ratio_max"], 1.0, "sampler and learner agree");
+    assert_ne!(of_fp8["entropy"], of_bf16["entropy"], "it is FP8 that was computed");
+    let old = Context::new(Emulated::with_capability(ORDERS[0], 64 * MIB, (8, 0)));
+    for (name, context, set, says) in [
+        ("dtype", emulated(64 * MIB), "run.dtype='f32'", "`run.dtype = \"bf16\"`"),
+        ("processor", emulated(64 * MIB), "run.device='cpu'", "computes on the processor"),
+        ("old", old, "run.device='cuda:0'", "emulated has 8.0"),
+    ] {
+        let sets = [&SMALL[..], &fp8, &[set]].concat();
+        let how = How { sets: &sets, devices: vec![context], ..How::default() };
+        let refused = world.run(name, how).await.result.unwrap_err().to_string();
+        assert!(refused.contains("run.fp8") && refused.contains(says), "{name}: {refused}");
     }
 }
 
@@ -242,6 +319,7 @@ async fn the_plan_predicts_what_the_allocator_counts() {
         "run.device='cuda:0'",
         "run.kv_cache='1MiB'",
         "run.sequences_max=48",
+        "models.blank.layers=3",
         "stage.zero.steps=1",
         "stage.zero.prompts_per_step=12",
     ];

@@ -6,6 +6,7 @@ mod adapters;
 mod critic;
 mod distill;
 mod dpo;
+mod memory_on_cuda;
 mod on_cuda;
 mod steps;
 mod team;

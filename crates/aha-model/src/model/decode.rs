@@ -12,12 +12,14 @@ use std::sync::Arc;
 
 use aha_compute::graphs::Graphs;
 use aha_compute::ops::attention::{KvCache, PagedSeqs};
+use aha_compute::ops::matmul::Packed;
 use aha_compute::step::Step;
-use aha_compute::{Dtype, ParamId, Rows, Tape, Tensor};
+use aha_compute::{Rows, Tape, Tensor};
 
 use super::{Batch, Model};
 
-/// Rows that a step of decoding with so many sequences is filled up to: at most a third more.
+/// Rows that a step of decoding with so many sequences is filled up to: less than half more, or than twice where they
+/// are few.
 pub fn bucket(rows: usize) -> usize {
     const SMALL: [usize; 14] = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 256];
     SMALL.into_iter().find(|&bucket| bucket >= rows).unwrap_or(rows.next_multiple_of(128))
@@ -80,18 +82,19 @@ impl Decoder {
 }
 
 impl Model {
-    /// The weights of which kernels of a CUDA device read copies in the dtype that they multiply in, or may.
-    fn packed_weights(&self) -> impl Iterator<Item = ParamId> + '_ {
-        let rounds = self.params.dtype() == Dtype::Bf16;
+    /// The copies of weights that kernels of a CUDA device read, or may.
+    fn packed_weights(&self) -> impl Iterator<Item = &Packed> + '_ {
+        let params = &self.params;
         let of_layer = move |layer: &super::Layer| {
             let all = [layer.q, layer.k, layer.v, layer.o, layer.gate, layer.up, layer.down];
             all.into_iter().flat_map(move |projection| {
                 let adapter = projection.adapter.map(|adapter| [adapter.a, adapter.b]);
-                let bias = projection.bias.filter(|_| rounds);
-                [projection.weight].into_iter().chain(adapter.into_iter().flatten()).chain(bias)
+                let adapter = adapter.into_iter().flatten().map(|id| params.packed(id));
+                let bias = projection.bias.and_then(|id| params.rounded_bias(id));
+                [params.packed_for_layer(projection.weight)].into_iter().chain(adapter).chain(bias)
             })
         };
-        self.layers.iter().flat_map(of_layer).chain([self.head])
+        self.layers.iter().flat_map(of_layer).chain([params.packed(self.head)])
     }
 }
 
@@ -100,11 +103,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_batch_is_filled_up_by_at_most_a_third_but_for_the_smallest() {
+    fn a_batch_is_filled_up_by_less_than_half_but_for_the_smallest() {
         for rows in 1..1000 {
             let bucket = bucket(rows);
-            assert!(bucket >= rows, "{rows}");
-            assert!(rows < 8 || 2 * bucket <= 3 * rows, "{rows}: {bucket}");
+            assert!(rows <= bucket && bucket < 2 * rows, "{rows}: {bucket}");
+            assert!(rows < 17 || 2 * bucket < 3 * rows, "{rows}: {bucket}");
         }
         assert_eq!([0, 1, 3, 9, 33, 257].map(bucket), [1, 1, 4, 16, 48, 384]);
     }

@@ -111,7 +111,7 @@ impl Model {
 
     /// Scores `(T, 1)` of final hidden states `(T, C)`, which a critic gives at any token of a sequence.
     pub fn score_hidden<'m>(&'m self, tape: &mut Tape<'m>, hidden: &Var) -> Var {
-        tape.linear_f32(hidden, self.score_head(), None)
+        tape.head_product(hidden, self.score_head())
     }
 
     /// Scores of whole sequences that run through the model at once. The same sequence has the same bits

@@ -185,3 +185,34 @@ fn sequences_go_on_under_new_weights_and_each_token_says_which_drew_it() {
         assert_eq!(found.versions.expand(8), [3, 4, 4, 4, 4, 4, 4, 4]);
     }
 }
+
+/// Goal: on a device logits come in chunks that change nothing. Method: chunks of two rows and of all, with rows that
+/// several first tokens are drawn after.
+#[test]
+fn draws_on_a_device_are_the_same_in_chunks_of_logits() {
+    let [emulated, _] = aha_emulate::Emulated::both();
+    let device = Device::cpu(1).with_context(aha_compute::cuda::Context::new(emulated));
+    let dir = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("set by cargo"))
+        .join("../aha-model/tests/fixtures/tiny_llama");
+    let model = Model::load(&dir, &device).unwrap();
+    let requests = [request(1, 3, 3), request(2, 9, 2), request(3, 5, 2)];
+    let sampling = Sampling { max_tokens: 5, ..Sampling::default() };
+    let mut drawn = [2, 1000].map(|rows| {
+        let mut sampler = Sampler::new(&model, tokenizer(), Limits::default());
+        let on_cuda = sampler.on_cuda.as_mut().expect("a CUDA device");
+        on_cuda.logits_len_max = rows * model.config().vocab_size;
+        let mut completions = Vec::new();
+        let mut take = |completion| {
+            completions.push(completion);
+            true
+        };
+        let never = AtomicBool::new(false);
+        sampler.run(&model, &requests, &sampling, Philox::new(5), &never, &mut take).unwrap();
+        completions
+    });
+    let [few, all] = &mut drawn;
+    assert_eq!(few.len(), 7);
+    few.sort_by_key(|c| (c.request_idx, c.sample_idx));
+    all.sort_by_key(|c| (c.request_idx, c.sample_idx));
+    assert_eq!(few, all);
+}

@@ -14,6 +14,8 @@ pub(crate) static SOURCE: Source = Source { name: "adamw.cu", text: include_str!
 
 /// Elements whose moments are on the device at once, of those in the host's memory: 16 MiB of each moment.
 pub(super) const SLICE_LEN: usize = 1 << 22;
+/// Bytes of the device's memory that these take: means and squares of two slices.
+pub const SLICES_BYTES: usize = 4 * SLICE_LEN * size_of::<f32>();
 /// Threads of a block, with eight elements each.
 const THREADS: usize = 256;
 

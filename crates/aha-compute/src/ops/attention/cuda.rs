@@ -33,7 +33,7 @@
 //! | kernel    | block, D = 64; 128          | shared memory | registers (sm_90a) | blocks of a multiprocessor, H100 |
 //! |-----------|-----------------------------|---------------|--------------------|----------------------------------|
 //! | `rows`    | 128; 64 rows in 4 warps     | 50; 81 KiB    | 174; 147           | 2; 2                             |
-//! | `decode`  | 16 rows, 4; 2 tiles at once | 67; 68 KiB    | 92; 112            | 3; 3                             |
+//! | `decode`  | 16 rows, 4; 2 tiles at once | 67; 68 KiB    | 77; 112            | 3; 3                             |
 //! | `keys`    | 64 keys in 4 warps          | 50; 98 KiB    | 165; 248           | 3; 2                             |
 //! | `queries` | 64 rows in 4 warps          | 48; 96 KiB    | 166; 168           | 3; 2                             |
 //!
@@ -55,12 +55,17 @@
 //! memory. A launch of its own for shared tiles would save reads of the cache alone, and costs the time of a launch and
 //! a round trip of f32 sums.
 //!
+//! # Steps that are captured
+//! A step of decoding that is to be captured has lists of one length in one [`Room`]: a row for each of its rows, and
+//! items for the longest sequence of it. What isn't there is an item without rows, whose block leaves at once, and a row
+//! without a slot, whose keys and values are stored nowhere.
+//!
 //! # Map
 //! - `cuda/tiles.cuh`: rows, pages, and how tiles are added. `cuda/squares.cuh`: tiles in shared memory and fragments.
 //! - `cuda/forward.cu`: `rows`, `decode`, `join`. `cuda/backward.cu`: `queries`, `keys`. `cuda/plain.cu`: all for any
 //!   width. `cuda/sums.cu`: `delta`, what was put aside, pages.
 //! - `work`: the lists, as pure functions. [`Packed`], [`forward`], [`backward()`].
-//! - `paged`: [`KvCache`], [`Paged`], [`attend`].
+//! - `paged`: [`KvCache`], [`Paged`], [`attend`]; their lists may be parts of those of a whole step.
 
 mod paged;
 #[cfg(test)]

@@ -3,11 +3,15 @@
 //! Statistics have the processor's order of sums, so a sampler that draws by them draws what it draws there, from the
 //! same logits. Sampler and learner call the same functions, and nothing of a row depends on the rows beside it.
 
-pub mod beside;
+mod beside;
+
+pub use beside::Other;
+
+use beside::Pair;
 
 use super::BLOCK_LEN;
 use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, Source, View, ViewMut};
-use crate::ops::cuda::{EIGHT, assert_float, scale};
+use crate::ops::cuda::{EIGHT, assert_float, convert, scale};
 
 pub(crate) static SOURCE: Source = Source { name: "lm_head.cu", text: include_str!("lm_head.cu") };
 
@@ -112,25 +116,42 @@ fn statistics_of(
     Ok(Stats { rows: stats, block_sums })
 }
 
-/// As the op's [`forward`](super::forward). `hidden` `(T, C)` and `w` `(V, C)` are of one kind, f32 or bf16.
+/// Activations, the head that they are multiplied with, and what is asked of the distributions. Both are of one kind,
+/// f32 or bf16.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// Activations `(T, C)`.
+    pub hidden: View<'a>,
+    /// The weight `(V, C)`.
+    pub w: View<'a>,
+    /// Token of each row, below V.
+    pub targets: View<'a>,
+    /// What logits are multiplied by.
+    pub inv_temperature: f32,
+}
+
+/// As the op's [`forward`](super::forward), or [`forward_beside`](super::forward_beside) where there is another model.
 pub fn forward(
     cx: &Context,
-    log_probs: &mut ViewMut<'_>,
-    entropies: &mut ViewMut<'_>,
-    hidden: View<'_>,
-    w: View<'_>,
-    targets: View<'_>,
-    inv_temperature: f32,
+    [log_probs, entropies]: [&mut ViewMut<'_>; 2],
+    mut beside: Option<(&mut ViewMut<'_>, Other<'_>)>,
+    asked: Asked<'_>,
 ) -> Result<(), Error> {
-    let head = Head::new(hidden, w, targets.len());
-    for chunk in head.chunks() {
+    let Asked { targets, inv_temperature, .. } = asked;
+    let head = Head::new(asked.hidden, asked.w, targets.len());
+    let mut other = beside.as_ref().map(|(_, other)| other.head(head.rows));
+    for chunk in chunks(&head, other.as_ref()) {
         let logits = head.logits(cx, &chunk)?;
         let mut targets = Targets {
             ids: targets.slice(chunk.clone()),
             log_probs: log_probs.reborrow().slice(chunk.clone()),
-            entropies: entropies.reborrow().slice(chunk),
+            entropies: entropies.reborrow().slice(chunk.clone()),
         };
         statistics(cx, logits.view(), head.vocab, inv_temperature, Some(&mut targets), false)?;
+        if let (Some((divergences, _)), Some(other)) = (&mut beside, &mut other) {
+            let pair = Pair::new(cx, logits.view(), &head, other, &chunk, inv_temperature)?;
+            pair.divergence(cx, &mut divergences.reborrow().slice(chunk), logits.view())?;
+        }
     }
     Ok(())
 }
@@ -184,7 +205,8 @@ pub fn forward_backward(
             .map(|(token, (log_prob, entropy))| slopes(token, log_prob, entropy).into())
             .unzip();
         let [dlogp, dentropy] = [cx.upload(&dlogp)?, cx.upload(&dentropy)?];
-        let grads = Grads { dlogp: dlogp.view(), dentropy: Some(dentropy.view()) };
+        let (dlogp, dentropy) = (dlogp.view(), Some(dentropy.view()));
+        let grads = Grads { dlogp, dentropy, ddivergence: None };
         let dlogits = gradient(cx, logits, &stats, grads, ids, inv_temperature, hidden.kind())?;
         head.products(cx, &mut dhidden, dw.as_mut(), dlogits.view(), &chunk)?;
     }
@@ -198,6 +220,8 @@ pub struct Grads<'a> {
     pub dlogp: View<'a>,
     /// Of the entropies; 0 where absent.
     pub dentropy: Option<View<'a>>,
+    /// Of the divergences, and what they are from; 0 where absent.
+    pub ddivergence: Option<(View<'a>, Other<'a>)>,
 }
 
 /// As the op's [`backward`](super::backward). `dhidden` is f32 or bf16, `dw` f32.
@@ -206,28 +230,40 @@ pub fn backward(
     dhidden: &mut ViewMut<'_>,
     mut dw: Option<&mut ViewMut<'_>>,
     grads: Grads<'_>,
-    hidden: View<'_>,
-    w: View<'_>,
-    targets: View<'_>,
-    inv_temperature: f32,
+    asked: Asked<'_>,
 ) -> Result<(), Error> {
-    let head = Head::new(hidden, w, targets.len());
-    for chunk in head.chunks() {
+    let Asked { hidden, targets, inv_temperature, .. } = asked;
+    let head = Head::new(hidden, asked.w, targets.len());
+    let other = grads.ddivergence.map(|(slopes, other)| (slopes, other.head(head.rows)));
+    for chunk in chunks(&head, other.as_ref().map(|(_, other)| other)) {
         let logits = head.logits(cx, &chunk)?;
         let stats = statistics(cx, logits.view(), head.vocab, inv_temperature, None, false)?;
+        let of_divergence = match &other {
+            Some((slopes, other)) => {
+                let pair = Pair::new(cx, logits.view(), &head, other, &chunk, inv_temperature)?;
+                Some(pair.gradient(cx, logits.view(), slopes.slice(chunk.clone()))?)
+            }
+            None => None,
+        };
         let part = Grads {
             dlogp: grads.dlogp.slice(chunk.clone()),
             dentropy: grads.dentropy.map(|dentropy| dentropy.slice(chunk.clone())),
+            ddivergence: None,
         };
         let ids = targets.slice(chunk.clone());
-        let dlogits = gradient(cx, logits, &stats, part, ids, inv_temperature, hidden.kind())?;
-        let dw = dw.as_deref_mut();
-        head.products(cx, dhidden, dw, dlogits.view(), &chunk)?;
+        let kind = if of_divergence.is_some() { Kind::F32 } else { hidden.kind() };
+        let mut dlogits = gradient(cx, logits, &stats, part, ids, inv_temperature, kind)?;
+        if let Some(of_divergence) = of_divergence {
+            of_divergence.add_to(cx, &mut dlogits.view_mut())?;
+            dlogits = rounded(cx, dlogits, hidden.kind())?;
+        }
+        head.products(cx, dhidden, dw.as_deref_mut(), dlogits.view(), &chunk)?;
     }
     Ok(())
 }
 
-/// Gradients of logits, of which `logits` were made; in their place, or as bf16 in a buffer of their own.
+/// Gradients of the logits of which log-probs and entropies were made; in their place, or as bf16 in a buffer of their
+/// own.
 pub fn gradient(
     cx: &Context,
     mut logits: Buffer,
@@ -316,6 +352,23 @@ impl<'a> Head<'a> {
         let (shape, x) = ([vocab, width, chunk.len()], self.hidden_of(chunk));
         cx.product(dw, shape, (dlogits, true), (x, false), None, (1.0, 1.0))
     }
+}
+
+/// The rows, in chunks of the larger vocabulary.
+fn chunks(
+    head: &Head<'_>,
+    other: Option<&Head<'_>>,
+) -> impl Iterator<Item = std::ops::Range<usize>> + use<> {
+    other.filter(|other| other.vocab > head.vocab).unwrap_or(head).chunks()
+}
+
+fn rounded(cx: &Context, values: Buffer, kind: Kind) -> Result<Buffer, Error> {
+    if kind == values.kind() {
+        return Ok(values);
+    }
+    let mut rounded = cx.buffer(kind, values.len())?;
+    convert(cx, &mut rounded.view_mut(), values.view())?;
+    Ok(rounded)
 }
 
 /// Rows of a chunk: as many have their logits in memory at once.
@@ -412,6 +465,11 @@ mod tests {
         }
     }
 
+    fn asked<'a>(hidden: &'a Buffer, w: &'a Buffer, targets: &'a Buffer, by: f32) -> Asked<'a> {
+        let [hidden, w, targets] = [hidden, w, targets].map(Buffer::view);
+        Asked { hidden, w, targets, inv_temperature: by }
+    }
+
     struct Got([Vec<f32>; 4]);
 
     fn run(cx: &Context, kind: Kind, [rows, width, vocab]: [usize; 3], ids: &[u32]) -> Got {
@@ -420,15 +478,16 @@ mod tests {
         let w = upload_noise(cx, 2, vocab * width, kind).0;
         let targets = cx.upload(ids).unwrap();
         let [mut logp, mut entropy] = [0; 2].map(|_| cx.buffer(Kind::F32, rows).unwrap());
-        let (hidden, w, targets) = (hidden.view(), w.view(), targets.view());
-        let (to, entropy_to) = (&mut logp.view_mut(), &mut entropy.view_mut());
-        forward(cx, to, entropy_to, hidden, w, targets, INV_TEMPERATURE).unwrap();
+        let asked = asked(&hidden, &w, &targets, INV_TEMPERATURE);
+        let to = [&mut logp.view_mut(), &mut entropy.view_mut()];
+        forward(cx, to, None, asked).unwrap();
         let (dlogp, dentropy) = (upload_f32(3, rows), upload_f32(4, rows));
         let mut dhidden = cx.buffer(Kind::F32, rows * width).unwrap();
         let mut dw = upload_f32(5, vocab * width);
-        let grads = Grads { dlogp: dlogp.view(), dentropy: Some(dentropy.view()) };
+        let (of_log_probs, of_entropies) = (dlogp.view(), Some(dentropy.view()));
+        let grads = Grads { dlogp: of_log_probs, dentropy: of_entropies, ddivergence: None };
         let (to, dw_to) = (&mut dhidden.view_mut(), &mut dw.view_mut());
-        backward(cx, to, Some(dw_to), grads, hidden, w, targets, INV_TEMPERATURE).unwrap();
+        backward(cx, to, Some(dw_to), grads, asked).unwrap();
         Got([&logp, &entropy, &dhidden, &dw].map(|buffer| download(cx, buffer)))
     }
 
@@ -481,8 +540,8 @@ mod tests {
             let ids: Vec<u32> = rows.map(|row| row as u32 * 25).collect();
             let ids = cx.upload(&ids).unwrap();
             let [mut logp, mut entropy] = [0; 2].map(|_| cx.buffer(Kind::F32, ids.len()).unwrap());
-            let (to, entropy_to) = (&mut logp.view_mut(), &mut entropy.view_mut());
-            forward(cx, to, entropy_to, x.view(), w.view(), ids.view(), 1.0).unwrap();
+            let to = [&mut logp.view_mut(), &mut entropy.view_mut()];
+            forward(cx, to, None, asked(&x, &w, &ids, 1.0)).unwrap();
             [download(cx, &logp), download(cx, &entropy)].concat()
         };
         let all = run(0..20);

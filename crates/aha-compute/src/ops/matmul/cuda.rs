@@ -3,8 +3,8 @@
 //! Factors are both f32 or both bf16. A row of the result has the same bits in any company: see
 //! [`Product`](crate::cuda::Product).
 
-use super::Packed;
 use super::few_rows::{self, Part, Rows};
+use super::{Packed, Place, fp8};
 use crate::Tensor;
 use crate::cuda::{Context, Error, Kind};
 use crate::ops::cuda::{column_sums, convert};
@@ -17,6 +17,15 @@ pub(super) fn forward_all(
     weights: &[(&Packed, Option<&Tensor>)],
 ) -> Result<(), Error> {
     let Some((first, _)) = weights.first() else { return Ok(()) };
+    if weights.iter().any(|(w, _)| matches!(w.place, Place::Fp8(_))) {
+        for (y, (w, bias)) in ys.iter_mut().zip(weights) {
+            match w.place {
+                Place::Fp8(_) => fp8::forward(cx, y, x, w.quanta(), *bias, false)?,
+                _ => forward_all(cx, std::slice::from_mut(y), x, &[(*w, *bias)])?,
+            }
+        }
+        return Ok(());
+    }
     let rows = Rows { x: x.view(), m: x.len() / first.in_len.max(1), k: first.in_len };
     // A bias is added in the result's kind.
     let mut converted = Vec::new();
@@ -54,6 +63,9 @@ pub(super) fn forward_add(
     x: &Tensor,
     w: &Packed,
 ) -> Result<(), Error> {
+    if let Place::Fp8(_) = w.place {
+        return fp8::forward(cx, y, x, w.quanta(), None, true);
+    }
     let dims = [x.len() / w.in_len.max(1), w.out_len, w.in_len];
     let (x, w) = ((x.view(), false), (w.on_gpu().view(), true));
     cx.product(&mut y.view_mut(), dims, x, w, None, (1.0, 1.0))

@@ -934,6 +934,8 @@ export interface components {
         Record: {
             /** @description The folder that relative paths of its pipeline start from. */
             base_dir: string;
+            /** @description The CUDA devices that it computes on, such as `cuda:0`; absent: the processor. */
+            device?: string | null;
             /**
              * Format: int64
              * @description When it came to an end.

@@ -6,17 +6,24 @@
 //! Keys and values are there only while a stage samples, unless the sampler runs ahead: what is freed is used again.
 
 use aha_compute::cuda::pool;
-use aha_compute::ops::lm_head;
+use aha_compute::ops::{adamw, lm_head};
+use aha_compute::peers;
 
 use super::{Breakdown, F32, Part, Phase};
 use crate::pipeline::run::Run;
+use crate::pipeline::sampling::OptimizerState;
 
 /// Parts that are the host's whatever computes.
-const OF_HOST: [&str; 5] = ["program", "queries", "file", "rollouts", "transfers"];
+const OF_HOST: [&str; 6] =
+    ["program", "queries", "file", "rollouts", "transfers", "optimizer of the host"];
 /// What the library of matrix products works in.
 const WORKSPACE_BYTES: u64 = 32 << 20;
 /// Blocks of an allocator are up to so much larger than what is asked for, in the mean less than half of it.
 const ROUNDING: u64 = 8;
+/// Slices of moments that are on a device at once.
+const SLICES_BYTES: u64 = adamw::cuda::SLICES_BYTES as u64;
+/// Gradients that are under way between devices at once.
+const EXCHANGE_BYTES: u64 = peers::CHUNK_BYTES as u64;
 /// Gradients of keys, and values, that attention puts aside, at most: floats.
 const ASIDE_LEN_MAX: u64 = 1 << 25;
 
@@ -61,6 +68,20 @@ impl Phase<'_> {
         let widest = model.vocab_size.max(model.intermediate_size);
         let tensor = F32 * u64::from(widest).saturating_mul(self.hidden());
         self.found.add("transfers", 2 * tensor);
+    }
+
+    /// The optimizer's two moments of so many bytes, and what several devices exchange gradients in.
+    pub(super) fn add_optimizer(&mut self, bytes: u64, state: OptimizerState) {
+        let devices = self.run.device.numbers().len() as u64;
+        if devices > 1 {
+            // Gradients are half as large.
+            self.found.add("exchange", EXCHANGE_BYTES.min(bytes / 2));
+        }
+        if state == OptimizerState::Device || devices == 0 {
+            return self.found.add("optimizer", bytes);
+        }
+        self.found.add("optimizer", SLICES_BYTES.min(2 * bytes));
+        self.found.add("optimizer of the host", bytes.saturating_mul(devices));
     }
 
     /// In place of what threads take.

@@ -49,7 +49,7 @@ impl<'a> Phase<'a> {
         let reference = guide.unwrap_or(self.model);
         let tokens = stage.micro_batch_tokens.tokens();
         let tokens = pair_tokens(tokens, stage.max_tokens, stage.batch_size, self.model);
-        self.add_training_state(stage.lora.as_ref());
+        self.add_training_state(stage.lora.as_ref(), &stage.optimizer);
         // Weights that are frozen are the reference's as well.
         if guide.is_some() || stage.lora.is_none() {
             self.add_guide("reference", reference);

@@ -1,9 +1,7 @@
 //! What computes: the processor, or a CUDA device beside it.
 
-use std::sync::Arc;
-
-use aha_compute::cuda::{Context, nvidia::Nvidia};
 use aha_compute::{Device, Dtype};
+use aha_flow::devices;
 use serde::{Deserialize, Serialize};
 
 use super::row::Row;
@@ -34,26 +32,24 @@ pub fn place(text: &str) -> Result<Place, String> {
 pub struct Open {
     /// What tensors are made for.
     pub device: Device,
-    context: Option<Context>,
 }
 
 impl Place {
     /// Opens it.
     pub fn open(self, threads: usize, dtype: Dtype) -> anyhow::Result<Open> {
         let device = Device::cpu(threads).with_dtype(dtype);
-        let Place::Cuda(number) = self else { return Ok(Open { device, context: None }) };
-        let driver = Nvidia::open(number).map_err(|error| {
+        let Place::Cuda(number) = self else { return Ok(Open { device }) };
+        let context = devices::of_machine().open(number).map_err(|error| {
             misuse(format!("no CUDA device: {error}"), "`aha doctor` says what was found")
         })?;
-        let context = Context::new(Arc::new(driver));
-        Ok(Open { device: device.with_context(context.clone()), context: Some(context) })
+        Ok(Open { device: device.with_context(context) })
     }
 }
 
 impl Open {
     /// Waits for all that was asked of the device. Fails if any of it did.
     pub fn wait(&self) -> anyhow::Result<()> {
-        if let Some(context) = &self.context {
+        if let Some(context) = self.device.context() {
             context.synchronize()?;
         }
         Ok(self.device.check()?)
@@ -61,12 +57,12 @@ impl Open {
 
     /// The name of a CUDA device.
     pub fn name(&self) -> Option<&str> {
-        self.context.as_ref().map(|context| context.info().name.as_str())
+        self.device.context().map(|context| context.info().name.as_str())
     }
 
     /// Adds the most memory that was in use there at once.
     pub fn add_memory(&self, row: &mut Row) {
-        if let Some(context) = &self.context {
+        if let Some(context) = self.device.context() {
             row.add("peak_device_bytes", context.stats().in_use_bytes_max as f64);
         }
     }

@@ -495,4 +495,31 @@ mod tests {
             }
         }
     }
+
+    /// Goal: steps with one room are the same launches. Method: batches that differ in sequences and lengths.
+    #[test]
+    fn lists_in_one_room_have_one_length() {
+        let pages: Vec<u32> = (0..100).collect();
+        let in_room = |lens: &[usize], rows: usize| {
+            let mut seqs = PagedSeqs::default();
+            lens.iter().for_each(|&len| seqs.push(1, len - 1, &pages));
+            let room = Room::of(&seqs, rows, DIMS, sizes()).expect("all decode");
+            let lists = PagedLists::in_room(&seqs, DIMS, sizes(), room);
+            let lens = [&lists.rows, &lists.decode, &lists.join].map(Vec::len);
+            assert_eq!(lists.slots.len(), rows);
+            (room, lens, lists.part_rows)
+        };
+        let two_tiles = in_room(&[1, 128, 77], 4);
+        assert_eq!(two_tiles, (Room { rows: 4, tiles: 2 }, [0, 4, 0], 0));
+        assert_eq!(in_room(&[3], 4), two_tiles);
+        let cut = in_room(&[129], 4);
+        assert_eq!(cut, (Room { rows: 4, tiles: 4 }, [0, 8, 4], 4 * 4 * 2 * 2));
+        assert_eq!(in_room(&[256, 1, 200, 130], 4), cut);
+        // Enough blocks without cutting.
+        let many = in_room(&[1000; 120], 128);
+        assert_eq!(many, (Room { rows: 128, tiles: 2 }, [0, 128, 0], 0));
+        let mut seqs = PagedSeqs::default();
+        seqs.push(2, 0, &pages);
+        assert_eq!(Room::of(&seqs, 4, DIMS, sizes()), None, "a prompt");
+    }
 }

@@ -3,9 +3,8 @@
 
 use std::ops::Range;
 
-use super::{Grads, Head, SOURCE, Stats, Targets, gradient, parts_plan, statistics_of};
+use super::{Head, SOURCE, Stats, parts_plan, statistics_of};
 use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, View, ViewMut};
-use crate::ops::cuda::convert;
 use crate::ops::lm_head::BLOCK_LEN;
 
 /// Lanes of sums.
@@ -20,92 +19,16 @@ pub struct Other<'a> {
     pub w: View<'a>,
 }
 
-/// As the op's [`forward_beside`](crate::ops::lm_head::forward_beside): log-probs, entropies and divergences, in nats.
-pub fn forward(
-    cx: &Context,
-    [log_probs, entropies, divergences]: [&mut ViewMut<'_>; 3],
-    other: Other<'_>,
-    hidden: View<'_>,
-    w: View<'_>,
-    targets: View<'_>,
-    inv_temperature: f32,
-) -> Result<(), Error> {
-    let rows = targets.len();
-    divergences.assert_is(Kind::F32, rows);
-    let (head, other) = (Head::new(hidden, w, rows), Head::new(other.hidden, other.w, rows));
-    for chunk in chunks(&head, &other) {
-        let logits = head.logits(cx, &chunk)?;
-        let mut of_targets = Targets {
-            ids: targets.slice(chunk.clone()),
-            log_probs: log_probs.reborrow().slice(chunk.clone()),
-            entropies: entropies.reborrow().slice(chunk.clone()),
-        };
-        let shape = [head.vocab, head.vocab];
-        let results = Some(&mut of_targets);
-        statistics_of(cx, logits.view(), shape, inv_temperature, results, false)?;
-        let others = other.logits(cx, &chunk)?;
-        let (own, others) = (logits.view(), others.view());
-        let pair = Pair::new(cx, own, others, [head.vocab, other.vocab], inv_temperature)?;
-        pair.divergence(cx, &mut divergences.reborrow().slice(chunk), own, others)?;
+impl<'a> Other<'a> {
+    pub(super) fn head(self, rows: usize) -> Head<'a> {
+        Head::new(self.hidden, self.w, rows)
     }
-    Ok(())
-}
-
-/// As the op's [`backward`](crate::ops::lm_head::backward) with gradients `ddivergence` of divergences from `other`.
-pub fn backward(
-    cx: &Context,
-    dhidden: &mut ViewMut<'_>,
-    mut dw: Option<&mut ViewMut<'_>>,
-    grads: Grads<'_>,
-    (ddivergence, other): (View<'_>, Other<'_>),
-    hidden: View<'_>,
-    w: View<'_>,
-    targets: View<'_>,
-    inv_temperature: f32,
-) -> Result<(), Error> {
-    let rows = targets.len();
-    ddivergence.assert_is(Kind::F32, rows);
-    let (head, other) = (Head::new(hidden, w, rows), Head::new(other.hidden, other.w, rows));
-    for chunk in chunks(&head, &other) {
-        let logits = head.logits(cx, &chunk)?;
-        let shape = [head.vocab, head.vocab];
-        let stats = statistics_of(cx, logits.view(), shape, inv_temperature, None, false)?;
-        let mut others = other.logits(cx, &chunk)?;
-        let (own, sizes) = (logits.view(), [head.vocab, other.vocab]);
-        let pair = Pair::new(cx, own, others.view(), sizes, inv_temperature)?;
-        let mut divergence = cx.buffer(Kind::F32, chunk.len())?;
-        pair.divergence(cx, &mut divergence.view_mut(), own, others.view())?;
-        let slopes = ddivergence.slice(chunk.clone());
-        pair.gradient(cx, &mut others.view_mut(), own, divergence.view(), slopes)?;
-        let part = Grads {
-            dlogp: grads.dlogp.slice(chunk.clone()),
-            dentropy: grads.dentropy.map(|dentropy| dentropy.slice(chunk.clone())),
-        };
-        let ids = targets.slice(chunk.clone());
-        let mut dlogits = gradient(cx, logits, &stats, part, ids, inv_temperature, Kind::F32)?;
-        pair.add(cx, &mut dlogits.view_mut(), others.view())?;
-        let dlogits = rounded(cx, dlogits, hidden.kind())?;
-        head.products(cx, dhidden, dw.as_deref_mut(), dlogits.view(), &chunk)?;
-    }
-    Ok(())
-}
-
-/// The rows, in chunks of the larger vocabulary.
-fn chunks(head: &Head<'_>, other: &Head<'_>) -> impl Iterator<Item = Range<usize>> + use<> {
-    if head.vocab >= other.vocab { head.chunks() } else { other.chunks() }
-}
-
-fn rounded(cx: &Context, dlogits: Buffer, kind: Kind) -> Result<Buffer, Error> {
-    if kind == Kind::F32 {
-        return Ok(dlogits);
-    }
-    let mut rounded = cx.buffer(kind, dlogits.len())?;
-    convert(cx, &mut rounded.view_mut(), dlogits.view())?;
-    Ok(rounded)
 }
 
 /// Rows of logits of both models for the same tokens.
-struct Pair {
+pub(super) struct Pair {
+    /// The other model's.
+    other: Buffer,
     /// Those of the tokens that both have.
     stats: [Stats; 2],
     rows: usize,
@@ -116,42 +39,44 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(
+    /// Of the rows `chunk`, of whose logits `own` has those of `head`.
+    pub(super) fn new(
         cx: &Context,
         own: View<'_>,
-        other: View<'_>,
-        sizes: [usize; 2],
+        head: &Head<'_>,
+        other: &Head<'_>,
+        chunk: &Range<usize>,
         inv_temperature: f32,
     ) -> Result<Pair, Error> {
-        let (rows, cols) = (own.len() / sizes[0], sizes[0].min(sizes[1]));
-        assert_eq!(other.len(), rows * sizes[1], "both models have a row for each token");
+        let (rows, sizes) = (chunk.len(), [head.vocab, other.vocab]);
+        let cols = sizes[0].min(sizes[1]);
+        let other = other.logits(cx, chunk)?;
         let stats =
             |of, stride| statistics_of(cx, of, [cols, stride], inv_temperature, None, false);
-        let stats = [stats(own, sizes[0])?, stats(other, sizes[1])?];
-        Ok(Pair { stats, rows, cols, sizes, inv_temperature })
+        let stats = [stats(own, sizes[0])?, stats(other.view(), sizes[1])?];
+        Ok(Pair { other, stats, rows, cols, sizes, inv_temperature })
     }
 
     /// What kernels take of both, the logits first.
-    fn args(&self, own: View<'_>, other: View<'_>) -> ([Arg; 4], [Arg; 4]) {
+    fn args(&self, own: View<'_>) -> ([Arg; 4], [Arg; 4]) {
         own.assert_is(Kind::F32, self.rows * self.sizes[0]);
-        other.assert_is(Kind::F32, self.rows * self.sizes[1]);
         let [own_stats, other_stats] = self.stats.each_ref().map(|stats| Arg::from(&stats.rows()));
         let [cols, own_size, other_size] = [self.cols, self.sizes[0], self.sizes[1]].map(Arg::size);
-        let buffers = [Arg::from(&own), Arg::from(&other), own_stats, other_stats];
+        let buffers = [Arg::from(&own), Arg::from(&self.other.view()), own_stats, other_stats];
         (buffers, [cols, own_size, other_size, Arg::F32(self.inv_temperature)])
     }
 
-    fn divergence(
+    /// The divergence of each row.
+    pub(super) fn divergence(
         &self,
         cx: &Context,
         divergence: &mut ViewMut<'_>,
         own: View<'_>,
-        other: View<'_>,
     ) -> Result<(), Error> {
         divergence.assert_is(Kind::F32, self.rows);
         let sums = cx.buffer(Kind::F32, self.rows * self.cols.div_ceil(BLOCK_LEN) * LANES)?;
         let sums = Arg::from(&sums.view());
-        let (buffers, sizes) = self.args(own, other);
+        let (buffers, sizes) = self.args(own);
         let plan = parts_plan("divergence_parts", self.rows, self.cols);
         // SAFETY: lengths are checked above, and there is a sum for each lane of each block.
         unsafe {
@@ -161,29 +86,35 @@ impl Pair {
         }
     }
 
-    /// Overwrites the other model's logits with what the divergences add to the gradients of the own ones.
-    fn gradient(
-        &self,
+    /// What the divergences, whose gradients are `ddivergence`, add to the gradients of the own logits.
+    pub(super) fn gradient(
+        self,
         cx: &Context,
-        other: &mut ViewMut<'_>,
         own: View<'_>,
-        divergence: View<'_>,
         ddivergence: View<'_>,
-    ) -> Result<(), Error> {
-        divergence.assert_is(Kind::F32, self.rows);
+    ) -> Result<Gradient, Error> {
         ddivergence.assert_is(Kind::F32, self.rows);
-        let ([own, other, own_stats, other_stats], sizes) = self.args(own, other.as_view());
-        let of_rows = [Arg::from(&divergence), Arg::from(&ddivergence)];
+        let mut divergence = cx.buffer(Kind::F32, self.rows)?;
+        self.divergence(cx, &mut divergence.view_mut(), own)?;
+        let ([own, other, own_stats, other_stats], sizes) = self.args(own);
+        let of_rows = [Arg::from(&divergence.view()), Arg::from(&ddivergence)];
         let plan = parts_plan("divergence_gradient", self.rows, self.cols);
         let buffers = [other, own, own_stats, other_stats];
-        // SAFETY: lengths are checked above.
-        unsafe { cx.launch(&plan, &[&buffers[..], &of_rows, &sizes].concat()) }
+        // SAFETY: lengths are checked above; the other model's logits, which it overwrites, are this pair's.
+        unsafe { cx.launch(&plan, &[&buffers[..], &of_rows, &sizes].concat())? };
+        Ok(Gradient(self))
     }
+}
 
-    /// `own += other`, over the tokens that both have.
-    fn add(&self, cx: &Context, own: &mut ViewMut<'_>, other: View<'_>) -> Result<(), Error> {
-        let ([own, other, ..], [cols, own_size, other_size, _]) = self.args(own.as_view(), other);
-        let plan = parts_plan("add_rows", self.rows, self.cols);
+/// What divergences add to the gradients of logits, in the place of the other model's.
+pub(super) struct Gradient(Pair);
+
+impl Gradient {
+    /// Adds it, over the tokens that both models have.
+    pub(super) fn add_to(&self, cx: &Context, dlogits: &mut ViewMut<'_>) -> Result<(), Error> {
+        let Gradient(pair) = self;
+        let ([own, other, ..], [cols, own_size, other_size, _]) = pair.args(dlogits.as_view());
+        let plan = parts_plan("add_rows", pair.rows, pair.cols);
         // SAFETY: lengths are checked above.
         unsafe { cx.launch(&plan, &[own, other, cols, own_size, other_size]) }
     }
@@ -191,6 +122,7 @@ impl Pair {
 
 #[cfg(test)]
 mod tests {
+    use super::super::{Asked, Grads, backward, forward};
     use super::*;
     use crate::ops::check::{
         F32, Tol, assert_close, assert_same_bits, contexts, download, rounding, upload_noise, wide,
@@ -213,16 +145,18 @@ mod tests {
         let other_w = upload(7, other_vocab * other_width, kind);
         let other = Other { hidden: other_hidden.view(), w: other_w.view() };
         let targets = cx.upload(ids).unwrap();
-        let (hidden, w, targets) = (hidden.view(), w.view(), targets.view());
+        let [hidden, w, targets] = [&hidden, &w, &targets].map(Buffer::view);
+        let asked = Asked { hidden, w, targets, inv_temperature: INV_TEMPERATURE };
         let mut results = [0; 3].map(|_| cx.buffer(Kind::F32, rows).unwrap());
-        let mut views = results.each_mut().map(Buffer::view_mut);
-        forward(cx, views.each_mut(), other, hidden, w, targets, INV_TEMPERATURE).unwrap();
+        let [a, b, c] = &mut results.each_mut().map(Buffer::view_mut);
+        forward(cx, [a, b], Some((c, other)), asked).unwrap();
         let [dlogp, dentropy, dd] = [3, 4, 8].map(|seed| upload(seed, rows, Kind::F32));
         let mut dhidden = cx.buffer(Kind::F32, rows * width).unwrap();
         let mut dw = upload(5, vocab * width, Kind::F32);
-        let grads = Grads { dlogp: dlogp.view(), dentropy: Some(dentropy.view()) };
-        let (to, dw_to, beside) = (&mut dhidden.view_mut(), &mut dw.view_mut(), (dd.view(), other));
-        backward(cx, to, Some(dw_to), grads, beside, hidden, w, targets, INV_TEMPERATURE).unwrap();
+        let (dlogp, dentropy) = (dlogp.view(), Some(dentropy.view()));
+        let grads = Grads { dlogp, dentropy, ddivergence: Some((dd.view(), other)) };
+        let (to, dw_to) = (&mut dhidden.view_mut(), &mut dw.view_mut());
+        backward(cx, to, Some(dw_to), grads, asked).unwrap();
         let [a, b, c] = results;
         [a, b, c, dhidden, dw].map(|buffer| download(cx, &buffer))
     }
@@ -289,9 +223,10 @@ mod tests {
         let targets = cx.upload(&[0u32, 1, 2]).unwrap();
         let mut results = [0; 3].map(|_| cx.buffer(Kind::F32, 3).unwrap());
         let other = Other { hidden: hidden.view(), w: w.view() };
-        let mut views = results.each_mut().map(Buffer::view_mut);
-        let to = views.each_mut();
-        forward(cx, to, other, hidden.view(), w.view(), targets.view(), 1.0).unwrap();
+        let [a, b, c] = &mut results.each_mut().map(Buffer::view_mut);
+        let (hidden, w, targets) = (hidden.view(), w.view(), targets.view());
+        let asked = Asked { hidden, w, targets, inv_temperature: 1.0 };
+        forward(cx, [a, b], Some((c, other)), asked).unwrap();
         assert_eq!(download(cx, &results[2]), [0.0; 3]);
     }
 }
