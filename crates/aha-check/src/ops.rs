@@ -54,6 +54,9 @@ pub(crate) fn check(subject: &Subject, size: Size, findings: &mut Findings<'_>) 
             findings.case(Part::Ops, name, || compare(subject, case, dtype));
         }
     }
+    for case in products::fp8_cases(size, subject.driver().info().capability) {
+        findings.case(Part::Ops, &*case.name, || compare(subject, &case, Dtype::Bf16));
+    }
 }
 
 /// The output that uses most of its bound.

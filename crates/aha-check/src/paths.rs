@@ -2,8 +2,8 @@
 
 use std::sync::atomic::AtomicBool;
 
-use aha_compute::Dtype;
 use aha_compute::random::Philox;
+use aha_compute::{Device, Dtype};
 use aha_model::Model;
 use aha_sample::{Completion, Limits, Request, Sampler, Sampling};
 
@@ -25,14 +25,19 @@ pub(crate) fn check(subject: &Subject, size: Size, findings: &mut Findings<'_>) 
     for family in Family::ALL {
         for dtype in DTYPES {
             let name = format!("{}, {dtype}: sampler and learner", family.name());
-            findings.case(Part::Paths, name, || compare(subject, family, size, dtype));
+            let device = subject.device(dtype);
+            findings.case(Part::Paths, name, || compare(&device, family, size));
+        }
+        // Where the device has it.
+        if let Ok(device) = subject.device(Dtype::Bf16).with_fp8() {
+            let name = format!("{}, FP8: sampler and learner", family.name());
+            findings.case(Part::Paths, name, || compare(&device, family, size));
         }
     }
 }
 
-fn compare(subject: &Subject, family: Family, size: Size, dtype: Dtype) -> Result<Outcome, Error> {
-    let device = subject.device(dtype);
-    let model = family.model(size, &device)?;
+fn compare(device: &Device, family: Family, size: Size) -> Result<Outcome, Error> {
+    let model = family.model(size, device)?;
     let requests = requests(size);
     let sequences_max = if size == Size::Full { 24 } else { 5 };
     let completions = sample(&model, &requests, new_tokens(size), sequences_max, 33)?;
@@ -50,7 +55,7 @@ fn compare(subject: &Subject, family: Family, size: Size, dtype: Dtype) -> Resul
     }
     device.check()?;
     let what = format!("nats at most; {others} of {count} tokens have other bits");
-    Ok(Outcome::new(nats, bound(dtype), what))
+    Ok(Outcome::new(nats, bound(device.dtype()), what))
 }
 
 /// Tokens of a completion.
