@@ -16,7 +16,9 @@ use crate::{Error, Findings, Part, Size, Subject};
 const BOUND: Bound = Bound { norm: 1e-3, max: 5e-3 };
 
 const SMALL: [[usize; 3]; 2] = [[33, 64, 136], [130, 256, 72]];
-const FULL: [[usize; 3]; 2] = [[1, 896, 1152], [129, 896, 896]];
+/// There are blocks of each size in each product.
+const FULL: [[usize; 3]; 4] =
+    [[1, 896, 4864], [129, 896, 1152], [1536, 300, 1152], [200, 1152, 1536]];
 
 pub(super) fn check(subject: &Subject, size: Size, findings: &mut Findings<'_>) {
     let full = if size == Size::Full { &FULL[..] } else { &[] };

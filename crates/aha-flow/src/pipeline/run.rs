@@ -27,7 +27,7 @@ section! {
         /// Whether linear layers multiply in FP8, with `dtype = "bf16"` on a CUDA device of compute capability 8.9 or
         /// more (L40S, H100, B200): e4m3 numbers with a scale for each 1 x 128 of activations and gradients and each
         /// 128 x 128 of weights, sums in `f32` (DeepSeek-V3, arXiv:2412.19437, section 3.3), when sampling and when
-        /// learning. Embedding, norms, attention and heads are as without. Gradients are off by some more percent.
+        /// learning. Embedding, norms, attention and heads are as without. Gradients are rounded more.
         pub fp8: bool = false;
         /// What keys and values are kept as. With `bf16` they are rounded as soon as they are computed, when sampling
         /// and when learning, so that both compute the same; a cache then holds twice as many. What `dtype = "bf16"`

@@ -325,6 +325,10 @@ fn steps_in_fp8_lower_the_loss_as_those_in_bf16_do() {
         let mut learner = Learner::new(Arc::new(model_as("tiny_qwen2", device, Dtype::Bf16)));
         let (imitation, settings) = (Imitation::new(), settings(1000, false));
         let losses: Vec<f64> = (0..8).map(|_| imitation.step(&mut learner, &settings)).collect();
+        // What was multiplied with is of the newest weights: a copy, which has to make it anew, says the same.
+        let copy = learner.model().copy_on(device);
+        let scores = |model: &Model| score(model, &Drawn::new().rollouts(), 1.0, 24);
+        assert_eq!(scores(learner.model()), scores(&copy), "{device:?}");
         [losses[0], losses[7]]
     };
     let [bf16, fp8] = [emulated(), emulated().with_fp8().unwrap()].map(|device| after(&device));

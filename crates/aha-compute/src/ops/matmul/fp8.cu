@@ -321,6 +321,93 @@ __device__ __forceinline__ void store2(f32* to, f32 a, f32 b) {
 
 __device__ __forceinline__ void store2(bf16* to, f32 a, f32 b) { *reinterpret_cast<u32*>(to) = pack_bf16(a, b); }
 
+// Results of a lane: of [m][n][e] the row is row + 16 m + e / 2 * 8 and the column col + 8 n + e % 2.
+struct Place {
+    u32 row, col, rows, cols;
+};
+
+// Zeros, or what is stored.
+template <typename C, u32 M, u32 N>
+__device__ __forceinline__ void begin_sums(f32 (&sums)[M][N][4], const C* c, Place at, bool accumulates) {
+#pragma unroll
+    for (u32 m = 0; m < M; ++m) {
+#pragma unroll
+        for (u32 n = 0; n < N; ++n) {
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) {
+                u32 i = at.row + 16 * m + e / 2 * 8, j = at.col + 8 * n + e % 2;
+                bool is_there = accumulates && i < at.rows && j < at.cols;
+                sums[m][n][e] = is_there ? to_f32(c[u64(i) * at.cols + j]) : 0.0f;
+            }
+        }
+    }
+}
+
+// Adds the products of a tile, times its scales: those of `a` begin with row 0, those of `b` with column 0 or, if
+// BLOCKS, with the one scale that all columns of a block of threads have.
+template <bool BLOCKS, u32 M, u32 N>
+__device__ __forceinline__ void add_scaled(f32 (&sums)[M][N][4], const f32 (&parts)[M][N][4], const f32* a_scales,
+                                           const f32* b_scales, Place at) {
+    f32 left[M][2], right[N][2];
+#pragma unroll
+    for (u32 m = 0; m < M; ++m) {
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            u32 i = at.row + 16 * m + 8 * half;
+            left[m][half] = i < at.rows ? a_scales[i] : 0.0f;
+        }
+    }
+#pragma unroll
+    for (u32 n = 0; n < N; ++n) {
+#pragma unroll
+        for (u32 e = 0; e < 2; ++e) {
+            u32 j = BLOCKS ? 0 : at.col + 8 * n + e;
+            right[n][e] = j < at.cols ? b_scales[j] : 0.0f;
+        }
+    }
+#pragma unroll
+    for (u32 m = 0; m < M; ++m) {
+#pragma unroll
+        for (u32 n = 0; n < N; ++n) {
+#pragma unroll
+            for (u32 e = 0; e < 4; ++e) {
+                f32 scale = __fmul_rn(left[m][e / 2], right[n][e % 2]);
+                sums[m][n][e] = __fmaf_rn(parts[m][n][e], scale, sums[m][n][e]);
+            }
+        }
+    }
+}
+
+template <typename C, u32 M, u32 N>
+__device__ __forceinline__ void store_sums(C* c, const f32 (&sums)[M][N][4], const f32* bias, Place at) {
+#pragma unroll
+    for (u32 n = 0; n < N; ++n) {
+        u32 j = at.col + 8 * n;
+        f32 added[2] = {0.0f, 0.0f};
+#pragma unroll
+        for (u32 e = 0; e < 2; ++e) {
+            if (bias && j + e < at.cols) added[e] = bias[j + e];
+        }
+#pragma unroll
+        for (u32 m = 0; m < M; ++m) {
+#pragma unroll
+            for (u32 half = 0; half < 2; ++half) {
+                u32 i = at.row + 16 * m + 8 * half;
+                if (i >= at.rows || j >= at.cols) continue;
+                C* to = c + u64(i) * at.cols + j;
+                f32 x = sums[m][n][2 * half], y = sums[m][n][2 * half + 1];
+                if (bias) x = __fadd_rn(x, added[0]), y = __fadd_rn(y, added[1]);
+                if (at.cols % 2 == 0) {
+                    store2(to, x, y);
+                } else {
+                    to[0] = from_f32<C>(x);
+                    if (j + 1 < at.cols) to[1] = from_f32<C>(y);
+                }
+            }
+        }
+    }
+}
+
 // c (rows, cols) = a (rows, depth) b (cols, depth)^T + bias, or what c holds and the product. The tensor cores sum a
 // tile of the contraction from zero; times both scales it is added to an f32 sum, tile after tile. An element's
 // bits depend on nothing else, so blocks of any size give the same.
@@ -337,8 +424,7 @@ __device__ __forceinline__ void product(C* c, const u8* a, const f32* a_scales, 
     u32 lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     u32 first_row = blockIdx.y * ROWS, first_col = blockIdx.x * COLS;
     u32 down = warp / ACROSS * M * 16, across = warp % ACROSS * N * 8;
-    // Of the results at [m][n][e], the row is row + 16 m + e / 2 * 8 and the column col + 8 n + e % 2.
-    u32 row = first_row + down + lane / 4, col = first_col + across + lane % 4 * 2;
+    Place at{first_row + down + lane / 4, first_col + across + lane % 4 * 2, rows, cols};
     auto start = [&](u32 tile) {
         u8* to = stages + tile % STAGES * STAGE_BYTES;
         start_rows<ROWS, COUNT>(to, a, first_row, rows, tile, tiles);
@@ -349,18 +435,7 @@ __device__ __forceinline__ void product(C* c, const u8* a, const f32* a_scales, 
         end_copies();
     }
     f32 sums[M][N][4];
-#pragma unroll
-    for (u32 m = 0; m < M; ++m) {
-#pragma unroll
-        for (u32 n = 0; n < N; ++n) {
-#pragma unroll
-            for (u32 e = 0; e < 4; ++e) {
-                u32 i = row + 16 * m + e / 2 * 8, j = col + 8 * n + e % 2;
-                bool is_there = accumulates && i < rows && j < cols;
-                sums[m][n][e] = is_there ? to_f32(c[u64(i) * cols + j]) : 0.0f;
-            }
-        }
-    }
+    begin_sums<C, M, N>(sums, c, at, accumulates);
     u32 b_count = BLOCKS ? (cols + TILE - 1) / TILE : cols;
     for (u32 tile = 0; tile < tiles; ++tile) {
         wait_copies<STAGES - 2>();
@@ -368,70 +443,19 @@ __device__ __forceinline__ void product(C* c, const u8* a, const f32* a_scales, 
         __syncthreads();
         if (tile + STAGES - 1 < tiles) start(tile + STAGES - 1);
         end_copies();
-        u8* left_tile = stages + tile % STAGES * STAGE_BYTES;
-        u8* right_tile = left_tile + ROWS * TILE;
+        u8* left = stages + tile % STAGES * STAGE_BYTES;
+        u8* right = left + ROWS * TILE;
         f32 parts[M][N][4] = {};
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-        multiply_tile<N>(parts, left_tile + down / GROUP_ROWS * GROUP_ROWS * TILE, right_tile);
+        multiply_tile<N>(parts, left + down / GROUP_ROWS * GROUP_ROWS * TILE, right);
 #else
-        if (first_row + down < rows) multiply_tile<M, N>(parts, left_tile, right_tile, down, across);
+        if (first_row + down < rows) multiply_tile<M, N>(parts, left, right, down, across);
 #endif
-        f32 left_scales[M][2], right_scales[N][2];
-#pragma unroll
-        for (u32 m = 0; m < M; ++m) {
-#pragma unroll
-            for (u32 half = 0; half < 2; ++half) {
-                u32 i = row + 16 * m + 8 * half;
-                left_scales[m][half] = i < rows ? a_scales[u64(tile) * rows + i] : 0.0f;
-            }
-        }
-#pragma unroll
-        for (u32 n = 0; n < N; ++n) {
-#pragma unroll
-            for (u32 e = 0; e < 2; ++e) {
-                // A block's columns are all of one block of the weight.
-                u32 j = BLOCKS ? first_col / TILE : col + 8 * n + e;
-                right_scales[n][e] = j < b_count ? b_scales[u64(tile) * b_count + j] : 0.0f;
-            }
-        }
-#pragma unroll
-        for (u32 m = 0; m < M; ++m) {
-#pragma unroll
-            for (u32 n = 0; n < N; ++n) {
-#pragma unroll
-                for (u32 e = 0; e < 4; ++e) {
-                    f32 scale = __fmul_rn(left_scales[m][e / 2], right_scales[n][e % 2]);
-                    sums[m][n][e] = __fmaf_rn(parts[m][n][e], scale, sums[m][n][e]);
-                }
-            }
-        }
+        u32 scale_at = BLOCKS ? first_col / TILE : 0;
+        const f32* of_tile = b_scales + u64(tile) * b_count + scale_at;
+        add_scaled<BLOCKS, M, N>(sums, parts, a_scales + u64(tile) * rows, of_tile, at);
     }
-#pragma unroll
-    for (u32 n = 0; n < N; ++n) {
-        u32 j = col + 8 * n;
-        f32 added[2] = {0.0f, 0.0f};
-#pragma unroll
-        for (u32 e = 0; e < 2; ++e) {
-            if (bias && j + e < cols) added[e] = bias[j + e];
-        }
-#pragma unroll
-        for (u32 m = 0; m < M; ++m) {
-#pragma unroll
-            for (u32 half = 0; half < 2; ++half) {
-                u32 i = row + 16 * m + 8 * half;
-                if (i >= rows || j >= cols) continue;
-                C* to = c + u64(i) * cols + j;
-                f32 x = sums[m][n][2 * half], y = sums[m][n][2 * half + 1];
-                if (bias) x = __fadd_rn(x, added[0]), y = __fadd_rn(y, added[1]);
-                if (cols % 2 == 0) {
-                    store2(to, x, y);
-                } else {
-                    to[0] = from_f32<C>(x);
-                    if (j + 1 < cols) to[1] = from_f32<C>(y);
-                }
-            }
-        }
-    }
+    store_sums<C, M, N>(c, sums, bias, at);
 }
 
 // Where warps multiply for themselves, those of a large block do best in two rows; Hopper's have sixteen rows each, and

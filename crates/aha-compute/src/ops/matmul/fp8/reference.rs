@@ -100,7 +100,8 @@ impl Quantized {
 /// `c (rows, cols) += a (rows, depth)·b (cols, depth)ᵀ`.
 pub fn product<R: Real>(c: &mut [R], a: &Quantized, b: &Quantized) {
     let (depth, cols) = (a.depth, b.rows);
-    let value = |of: &Quantized, i: usize| R::of(f64::from(wide_e4m3(of.quanta[i])));
+    let of_byte: [R; 256] = std::array::from_fn(|byte| R::of(f64::from(wide_e4m3(byte as u8))));
+    let value = |of: &Quantized, i: usize| of_byte[usize::from(of.quanta[i])];
     for (i, c) in c.iter_mut().enumerate() {
         let (row, col) = (i / cols * depth, i % cols * depth);
         for tile in (0..depth).step_by(TILE) {
