@@ -8,7 +8,8 @@ use crate::text;
 
 /// The check of these findings. `kernel_driver` is the version of the system's driver.
 ///
-/// This version computes on the processor, so a GPU is never needed; what one would need is said all the same.
+/// A GPU is never needed: runs whose device is "auto" compute on the processor where none can be used. What one would
+/// need is said.
 pub(super) fn check(findings: &Findings, kernel_driver: Option<String>) -> Check {
     let devices: Vec<String> = findings.devices.iter().enumerate().map(shown_device).collect();
     let missing = [findings.compiler.as_ref().err(), findings.products.as_ref().err()];
@@ -23,13 +24,15 @@ pub(super) fn check(findings: &Findings, kernel_driver: Option<String>) -> Check
         (Err(why), ..) => kernel_driver.as_ref().map(|_| why.clone()),
         (Ok(_), false, _) => findings.devices.iter().find_map(|device| device.clone().err()),
         (Ok(_), true, Some(missing)) => Some((*missing).to_owned()),
-        (Ok(_), true, None) => Some("nothing to do: the GPU is left alone".to_owned()),
+        (Ok(_), true, None) => None,
     };
+    let is_usable = has_device && missing.is_empty();
+    let place = if is_usable { "a device" } else { "the processor" };
     let error = |result: Option<&String>| result.cloned();
     Check {
         name: "cuda",
         status: if advice.is_some() { Status::Limited } else { Status::Ok },
-        found: format!("{found}; this version computes on the processor only"),
+        found: format!("{found}; runs compute on {place}"),
         advice,
         facts: json!({
             "driver": kernel_driver,
@@ -39,7 +42,7 @@ pub(super) fn check(findings: &Findings, kernel_driver: Option<String>) -> Check
             "compiler_error": error(findings.compiler.as_ref().err()),
             "has_products": findings.products.is_ok(),
             "products_error": error(findings.products.as_ref().err()),
-            "is_used": false,
+            "is_usable": is_usable,
         }),
     }
 }
@@ -117,7 +120,10 @@ mod tests {
         let want = "driver for CUDA 13.0; cuda:0 NVIDIA H200, compute capability 9.0, ";
         assert!(whole.found.starts_with(want), "{}", whole.found);
         assert_eq!(whole.facts["devices"][0]["compute_capability"], "9.0");
+        assert_eq!((whole.status, &whole.advice), (Status::Ok, &None));
+        assert!(whole.found.ends_with("runs compute on a device"), "{}", whole.found);
         let part = check(&Findings { products: none().products, ..h200() }, None);
+        assert!(part.found.ends_with("runs compute on the processor"), "{}", part.found);
         assert!(part.advice.is_some_and(|advice| advice.contains("libcublasLt")));
         let hidden = Findings { devices: vec![Err("the driver shows no device".into())], ..h200() };
         let hidden = check(&hidden, None);
