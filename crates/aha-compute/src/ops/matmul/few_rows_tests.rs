@@ -52,7 +52,9 @@ fn few_rows_have_the_bits_of_many_whoever_is_beside_them() {
                 let want = expected(&cx, dims, [&x, &w, &bias], kind);
                 let tol = if kind == Kind::Bf16 { Tol::BF16 } else { Tol { abs: 1e-4, rel: 1e-4 } };
                 assert_close("library", &all, &crate::ops::check::wide(&want), tol);
-                for rows in ROWS {
+                // Every number of rows once.
+                let all_rows: Vec<usize> = (1..=ROWS_MAX).collect();
+                for &rows in if [n, k] == SHAPES[1] { &all_rows[..] } else { &ROWS } {
                     // The last rows, so that they are others for each count.
                     let first = ROWS_MAX - rows;
                     let mut y = cx.buffer(kind, rows * n).unwrap();
