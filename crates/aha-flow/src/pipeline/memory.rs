@@ -15,6 +15,7 @@
 //! | int8 weights | a byte of each, and 4 per output | sampling with `weights = "int8"`, which packs no others |
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
 //! | optimizer | 8 P | training: AdamW's two moments; with `optimizer.state = "host"` on a CUDA device two slices |
+//! | optimizer of the host | 8 P for each device | the same, with `optimizer.state = "host"` on a CUDA device |
 //! | exchange | up to 128 MiB | training on several devices: gradients under way |
 //! | reference | (4 + A) P | `rl` with KL, `dpo` unless with `lora` beside its own model: weights, packed ones |
 //! | critic | (16 + A) P of it, and rows * tokens * 24 | `rl` with a critic: all that training takes, and its values |
