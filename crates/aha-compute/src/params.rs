@@ -311,8 +311,8 @@ impl Params {
         values().all(|value| value.as_slice().iter().all(|x| x.is_finite()))
     }
 
-    /// The same weights: those that are trained as copies on `device`, frozen ones shared. The copies are made when this
-    /// returns.
+    /// The same weights: those that are trained as copies on `device`, frozen ones shared. The copies are made when
+    /// this returns.
     pub fn copy_on(&self, device: &Device) -> Params {
         let copy = |entry: &Entry| match entry.is_trained {
             false => entry.clone(),

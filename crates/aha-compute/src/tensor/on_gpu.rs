@@ -83,8 +83,8 @@ impl Tensor {
         }
     }
 
-    /// A number for each of these tensors, all of which are on one CUDA device; none where they aren't. Unspecified after
-    /// a failure of the device.
+    /// A number for each of these tensors, all of which are on one CUDA device; none where they aren't. Unspecified
+    /// after a failure of the device.
     pub(crate) fn checksums(tensors: &[&Tensor]) -> Option<Vec<u64>> {
         let gpu = tensors.first()?.gpu()?;
         let is_here = |tensor: &&Tensor| tensor.gpu().is_some_and(|own| own.shares_memory(&gpu));

@@ -14,7 +14,8 @@
 //! | packed weights | A P | each matrix once more, in the order the kernels read it |
 //! | int8 weights | a byte of each, and 4 per output | sampling with `weights = "int8"`, which packs no others |
 //! | gradients | 4 P | training; and 4 V H where the head is the embedding, whose two sums are kept apart |
-//! | optimizer | 8 P | training: AdamW's two moments; with `optimizer.state = "host"` on a CUDA device two slices of them there, and as many in the host's memory as there are devices |
+//! | optimizer | 8 P | training: AdamW's two moments; with `optimizer.state = "host"` on a CUDA device two slices |
+//! | optimizer of the host | 8 P for each device | the same, with `optimizer.state = "host"` on a CUDA device |
 //! | exchange | up to 128 MiB | training on several devices: gradients under way |
 //! | reference | (4 + A) P | `rl` with KL, `dpo` unless with `lora` beside its own model: weights, packed ones |
 //! | critic | (16 + A) P of it, and rows * tokens * 24 | `rl` with a critic: all that training takes, and its values |
@@ -694,7 +695,8 @@ impl<'a> Phase<'a> {
         self.found.add("kv cache", filled_bytes(self.run, sequences, layers, dims, positions));
     }
 
-    /// What a sampler hands on: `rows` are sampled together, and so many batches of them are kept until they are written.
+    /// What a sampler hands on: `rows` are sampled together, and so many batches of them are kept until they are
+    /// written.
     fn add_rollouts(&mut self, rows: u64, batches: u64, max_tokens: u32) {
         let tokens = rows.saturating_mul(batches).saturating_mul(u64::from(max_tokens));
         self.found.add("rollouts", tokens.saturating_mul(ROLLOUT_TOKEN_BYTES));

@@ -11,7 +11,8 @@
 //!   from the tree to structs and back.
 //! - `layout`: the file's sections. `settings`: what of them results depend on. `local`: names and arithmetic.
 //!   `asking`: endpoints. `references`: who reads whom. `roles`: models as what they are named for.
-//!   `device`: where a run computes. `resolve`: tables, queries and models, asked through [`Catalogue`] and [`ModelProbe`].
+//!   `device`: where a run computes. `resolve`: tables, queries and models, asked through [`Catalogue`] and
+//!   [`ModelProbe`].
 //! - [`memory`]: the prediction and its formulas. `auto`: what is chosen by them. [`Plan`]: what `aha check` prints.
 //!
 //! # Invariants

@@ -46,9 +46,9 @@ fn completions(world: &World, name: &str) -> Vec<(String, Vec<u32>)> {
     found
 }
 
-/// Goal: in f32 a device draws the processor's tokens, so that rewards are the same, and its losses and gradients differ
-/// by rounding alone; in either dtype a run has the same bits each time, also where it was stopped. Method: a run of the
-/// processor, two on a device whose threads run in different orders, and one that is stopped.
+/// Goal: in f32 a device draws the processor's tokens, so that rewards are the same, and its losses and gradients
+/// differ by rounding alone; a run has the same bits each time. Method: a run of the processor, and two on a device
+/// whose threads run in different orders.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_on_a_device_is_the_processors_but_for_rounding() {
     let world = World::new();
@@ -75,8 +75,8 @@ async fn a_run_on_a_device_is_the_processors_but_for_rounding() {
     assert_eq!(state["machine"]["device_name"], "emulated");
 }
 
-/// Goal: "auto" takes the device, a run that was stopped keeps it, and ends as if nothing had been. Method: a stop after
-/// the first step, in bf16.
+/// Goal: "auto" takes the device, a run that was stopped keeps it, and ends as if nothing had been. Method: a stop
+/// after the first step, in bf16.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_that_is_stopped_goes_on_on_its_device_with_its_bits() {
     let world = World::new();
@@ -298,9 +298,9 @@ async fn fp8_has_one_numeric_path_and_is_refused_where_it_cannot_be_had() {
     }
 }
 
-/// Goal: what the plan predicts of a device's memory is no less than what is in use and at most half as much again; keys
-/// and values are not there while the learner steps. Method: the allocator's own counts, in a run whose prompts and
-/// sequences fill what a step may take.
+/// Goal: what the plan predicts of a device's memory is no less than what is in use and at most half as much again;
+/// keys and values are not there while the learner steps. Method: the allocator's own counts, in a run whose prompts
+/// and sequences fill what a step may take.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_plan_predicts_what_the_allocator_counts() {
     let long =
