@@ -85,12 +85,12 @@ impl Device {
     /// own, and on a CUDA device with a stream of its own in the same memory. What one computes the other may read once
     /// it is waited for ([`Params::copy_on`](crate::Params::copy_on) does).
     pub fn beside(&self, threads: usize) -> Result<Device, Error> {
-        let Device { dtype, kv_dtype, .. } = *self;
+        let Device { dtype, kv_dtype, is_fp8, .. } = *self;
         let gpu = match &self.gpu {
             Some(gpu) => Some(Gpu::new(gpu.context().with_new_stream()?)),
             None => None,
         };
-        Ok(Device { gpu, dtype, kv_dtype, ..Device::cpu_with(threads, self.isa()) })
+        Ok(Device { gpu, dtype, kv_dtype, is_fp8, ..Device::cpu_with(threads, self.isa()) })
     }
 
     /// The processor alone.
