@@ -32,6 +32,8 @@ struct Device {
     aside: OnceLock<Stream>,
     /// Whoever captures has it alone: what another thread asks of the device meanwhile would be captured too.
     captures: RwLock<()>,
+    /// Held by whoever captures, from what is done before on: one thread at a time.
+    capturing: Mutex<()>,
 }
 
 thread_local! {
@@ -52,8 +54,14 @@ impl Context {
     /// On the driver's first stream.
     pub fn new(driver: Arc<dyn Driver>) -> Context {
         let pool = Pool::new(Arc::clone(&driver));
-        let (probes, aside, captures) = (Probes::default(), OnceLock::new(), RwLock::default());
-        let device = Device { driver, pool, probes, aside, captures };
+        let device = Device {
+            driver,
+            pool,
+            probes: Probes::default(),
+            aside: OnceLock::new(),
+            captures: RwLock::default(),
+            capturing: Mutex::default(),
+        };
         Context { device: Arc::new(device), stream: Stream::MAIN }
     }
 
@@ -222,6 +230,7 @@ impl Context {
         workspace: &Workspace,
         mut work: impl FnMut(&Context) -> Result<(), Error>,
     ) -> Result<Captured, Error> {
+        let _capturing = self.device.capturing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut blocks = workspace.blocks();
         self.device.pool.hold(self.stream, std::mem::take(&mut *blocks));
         let graph = work(self).and_then(|()| {
@@ -239,7 +248,7 @@ impl Context {
                 (Err(error), Err(_)) => Err(error),
             }
         });
-        *blocks = self.device.pool.release(self.stream);
+        *blocks = self.device.pool.release();
         drop(blocks);
         Ok(Captured { context: self.clone(), graph: graph?, _workspace: workspace.clone() })
     }

@@ -8,8 +8,9 @@
 //! What is kept never makes more than the most that was in use at once and [`SPARE_BYTES_MAX`], as with the
 //! processor's memory: so what a program needs can be predicted from its buffers.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, ThreadId};
 
 use crate::{Driver, Error, Ptr, Stream};
 
@@ -51,9 +52,17 @@ pub struct Stats {
 struct Blocks {
     /// By bytes; of one size the last was freed last.
     kept: BTreeMap<usize, Vec<(Stream, Ptr)>>,
-    /// Blocks that are freed on streams whose work is being captured: they count as in use.
-    held: HashMap<Stream, BTreeMap<usize, Vec<Ptr>>>,
+    held: Option<Held>,
     stats: Stats,
+}
+
+/// Blocks that a thread frees on a stream while it captures work there: they count as in use. They are that thread's
+/// alone, since what is captured writes to them whenever it is replayed.
+#[derive(Debug)]
+struct Held {
+    thread: ThreadId,
+    stream: Stream,
+    blocks: BTreeMap<usize, Vec<Ptr>>,
 }
 
 impl Pool {
@@ -94,7 +103,7 @@ impl Pool {
     /// Takes a block back, whose last use is on this stream.
     pub fn give(&self, block: Block, stream: Stream) {
         let mut blocks = self.blocks();
-        if let Some(held) = blocks.held.get_mut(&stream) {
+        if let Some(held) = blocks.held_on(stream) {
             held.entry(block.bytes).or_default().push(block.at);
             return;
         }
@@ -105,18 +114,20 @@ impl Pool {
         self.free(shed);
     }
 
-    /// From now on, blocks that are freed on this stream are only used again on it, beside those that are given here.
-    /// They belong to whoever calls [`Pool::release`].
+    /// From now on, blocks that this thread frees on this stream are only used again by it and there, beside those that
+    /// are given here. They belong to whoever calls [`Pool::release`]; until then nobody else may hold any.
     pub fn hold(&self, stream: Stream, blocks: Vec<Block>) {
-        let mut held: BTreeMap<usize, Vec<Ptr>> = BTreeMap::new();
-        blocks.into_iter().for_each(|block| held.entry(block.bytes).or_default().push(block.at));
-        let before = self.blocks().held.insert(stream, held);
-        assert!(before.is_none(), "{stream:?} has its blocks held already");
+        let mut held = Held { thread: thread::current().id(), stream, blocks: BTreeMap::new() };
+        for block in blocks {
+            held.blocks.entry(block.bytes).or_default().push(block.at);
+        }
+        let before = self.blocks().held.replace(held);
+        assert!(before.is_none(), "blocks are held already");
     }
 
     /// Ends what [`Pool::hold`] began; the blocks that were given there or freed since, to be given back.
-    pub fn release(&self, stream: Stream) -> Vec<Block> {
-        let held = self.blocks().held.remove(&stream).unwrap_or_default();
+    pub fn release(&self) -> Vec<Block> {
+        let held = self.blocks().held.take().map(|held| held.blocks).unwrap_or_default();
         let blocks =
             |(bytes, list): (usize, Vec<Ptr>)| list.into_iter().map(move |at| Block { at, bytes });
         held.into_iter().flat_map(blocks).collect()
@@ -155,9 +166,9 @@ impl Drop for Pool {
 
 impl Blocks {
     /// A kept block of at most a quarter more, rather one of the same stream; with its stream. One of just this size
-    /// for a stream whose blocks are held, since it is asked for by its size again.
+    /// where blocks are held, since it is asked for by its size again.
     fn find(&mut self, bytes: usize, stream: Stream) -> Option<(Block, Stream)> {
-        let more = if self.held.contains_key(&stream) { 0 } else { bytes / 4 };
+        let more = if self.held_on(stream).is_some() { 0 } else { bytes / 4 };
         let fitting = || self.kept.range(bytes..=bytes + more);
         let last_of = |list: &[(Stream, Ptr)]| list.iter().rposition(|(of, _)| *of == stream);
         let own = fitting().find_map(|(&bytes, list)| Some((bytes, last_of(list)?)));
@@ -171,9 +182,16 @@ impl Blocks {
         Some((Block { at, bytes }, of))
     }
 
-    /// A block of just this size that was freed while the stream's are held.
+    /// What this thread holds for its work on this stream, if it holds any.
+    fn held_on(&mut self, stream: Stream) -> Option<&mut BTreeMap<usize, Vec<Ptr>>> {
+        let of = thread::current().id();
+        let held = self.held.as_mut().filter(|held| held.thread == of && held.stream == stream)?;
+        Some(&mut held.blocks)
+    }
+
+    /// A block of just this size that was freed while this thread's are held.
     fn take_held(&mut self, bytes: usize, stream: Stream) -> Option<Block> {
-        let at = self.held.get_mut(&stream)?.get_mut(&bytes)?.pop()?;
+        let at = self.held_on(stream)?.get_mut(&bytes)?.pop()?;
         Some(Block { at, bytes })
     }
 

@@ -262,6 +262,45 @@ fn what_others_ask_for_waits_for_a_capture_and_is_no_part_of_it() {
     assert_eq!(cx.download::<u32>(to.view()).unwrap(), [0; 64]);
 }
 
+/// Goal: what captured work takes is its own, also while another thread uses its stream. Method: between the two passes
+/// a thread takes and frees memory of the same size there, and keeps some; replays write what is the capture's alone.
+#[test]
+fn another_thread_on_the_stream_gets_no_memory_of_a_capture() {
+    let cx = Context::new(Emulated::new(Order::Forward, 1 << 20));
+    let mut to = cx.zeros(Kind::U32, 64).unwrap();
+    let workspace = Workspace::new(&cx);
+    let mut kept = Vec::new();
+    let work = |cx: &Context| {
+        let mut between = cx.buffer(Kind::U32, 64)?;
+        cx.clear(&mut between.view_mut())?;
+        cx.copy(&mut to.view_mut(), between.view())?;
+        drop(between);
+        if kept.is_empty() {
+            // The first pass: nothing is captured yet.
+            std::thread::scope(|scope| {
+                let beside = || {
+                    drop(cx.upload(&[8u32; 64])?);
+                    cx.upload(&[9u32; 64])
+                };
+                kept.push(scope.spawn(beside).join().unwrap()?);
+                Ok::<(), Error>(())
+            })?;
+        }
+        Ok(())
+    };
+    // SAFETY: `to` lives on.
+    let captured = unsafe { cx.capture(&workspace, work).unwrap() };
+    // SAFETY: as above.
+    unsafe { captured.replay().unwrap() };
+    let beside = cx.upload(&[7u32; 64]).unwrap();
+    // SAFETY: as above.
+    unsafe { captured.replay().unwrap() };
+    assert_eq!(cx.download::<u32>(kept[0].view()).unwrap(), [9; 64]);
+    assert_eq!(cx.download::<u32>(beside.view()).unwrap(), [7; 64]);
+    drop((captured, workspace, kept, beside, to));
+    assert_eq!(cx.stats().in_use_bytes, 0);
+}
+
 #[test]
 fn memory_is_bounded_and_fresh_memory_holds_nans() {
     let driver = Emulated::new(Order::Forward, 1 << 20);

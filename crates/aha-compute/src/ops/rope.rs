@@ -38,8 +38,9 @@ pub struct Table {
     positions_max: usize,
     /// Rows of `D` floats: the cosines of a position, then its sines.
     blocks: Vec<OnceLock<Tensor>>,
-    /// Of the first positions, on a CUDA device that needs them.
-    on_gpu: Mutex<Option<Arc<cuda::Table>>>,
+    /// Of the first positions, on a CUDA device that needs them; the last has the most. Work of other streams may still
+    /// read the others.
+    on_gpu: Mutex<Vec<Arc<cuda::Table>>>,
 }
 
 impl Table {
@@ -75,18 +76,17 @@ impl Table {
         block.row(row).split_at(self.inv_freq.len())
     }
 
-    /// The table on a CUDA device, with all positions below `end`.
+    /// The table on a CUDA device, with all positions below `end`. Whichever stream asks for it, it is there.
     fn on_gpu(&self, cx: &Context, end: usize) -> Result<Arc<cuda::Table>, crate::cuda::Error> {
         let mut known = self.on_gpu.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*known {
-            Some(table) if table.position_count() >= end => Ok(Arc::clone(table)),
-            _ => {
-                let count = end.next_multiple_of(BLOCK_POSITIONS).min(self.positions_max);
-                let table = Arc::new(cuda::Table::new(cx, self, count)?);
-                *known = Some(Arc::clone(&table));
-                Ok(table)
-            }
+        if let Some(table) = known.last().filter(|table| table.position_count() >= end) {
+            return Ok(Arc::clone(table));
         }
+        let count = end.next_power_of_two().max(BLOCK_POSITIONS).min(self.positions_max);
+        let table = Arc::new(cuda::Table::new(cx, self, count)?);
+        cx.synchronize()?;
+        known.push(Arc::clone(&table));
+        Ok(table)
     }
 
     /// Where the table is on a CUDA device, with all positions below `end`. It moves when it grows.
