@@ -20,13 +20,14 @@ struct Bounds {
 }
 
 impl Bounds {
-    /// In f32 twice what both devices keep to PyTorch's results on other small models, of which each may be off by as
-    /// much (`aha-learn/tests/model_fixtures/support.rs`: 1e-5 nats and 5e-6). In bf16 four times what the emulated
-    /// device is off by: 0.016 nats and 0.016; PyTorch's bf16 is 0.03 to 0.05 off its f32 in gradients.
+    /// Five times what the emulated device is off by in f32 (8.1e-6 nats, 3.3e-6). In bf16 (0.056 nats, 0.026) what
+    /// both devices keep to PyTorch's f32 (`aha-learn/tests/model_fixtures/support.rs`), from which its own bf16 is up
+    /// to 0.113 nats away. Products in TF32, whose factors have 11 bits, would be off by a hundred times the bounds of
+    /// f32.
     fn of(dtype: Dtype) -> Bounds {
         match dtype {
-            Dtype::F32 => Bounds { nats: 2e-5, gradient: 1e-5 },
-            Dtype::Bf16 => Bounds { nats: 0.06, gradient: 0.06 },
+            Dtype::F32 => Bounds { nats: 4e-5, gradient: 2e-5 },
+            Dtype::Bf16 => Bounds { nats: 0.15, gradient: 0.08 },
         }
     }
 }

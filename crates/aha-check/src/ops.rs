@@ -5,6 +5,7 @@
 
 mod attention;
 mod elements;
+mod fp8;
 mod head;
 mod products;
 
@@ -54,18 +55,19 @@ pub(crate) fn check(subject: &Subject, size: Size, findings: &mut Findings<'_>) 
             findings.case(Part::Ops, name, || compare(subject, case, dtype));
         }
     }
-    for case in products::fp8_cases(size, subject.driver().info().capability) {
-        findings.case(Part::Ops, &*case.name, || compare(subject, &case, Dtype::Bf16));
-    }
+    fp8::check(subject, size, findings);
 }
 
-/// The output that uses most of its bound.
 fn compare(subject: &Subject, case: &Case, dtype: Dtype) -> Result<Outcome, Error> {
     let want = (case.run)(&subject.host(dtype), dtype);
     let device = subject.device(dtype);
     let got = (case.run)(&device, dtype);
     device.check()?;
-    let bound = Bound::of(dtype);
+    Ok(worst(&got, &want, Bound::of(dtype)))
+}
+
+/// The output that uses most of its bound.
+fn worst(got: &Outputs, want: &Outputs, bound: Bound) -> Outcome {
     let mut worst = Outcome::new(0.0, 1.0, "equal");
     for ((name, got), (_, want)) in got.0.iter().zip(&want.0) {
         let distance = Distance::of(got, want);
@@ -79,5 +81,5 @@ fn compare(subject: &Subject, case: &Case, dtype: Dtype) -> Result<Outcome, Erro
             );
         }
     }
-    Ok(worst)
+    worst
 }

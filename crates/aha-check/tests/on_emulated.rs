@@ -42,7 +42,7 @@ fn every_fault_is_found() {
         (Fault::Lost("attention_plain_backward_keys"), Part::Ops, "attention 4/2x64"),
         (Fault::Rounded, Part::Ops, "linear 33x64->136, f32"),
         (Fault::OtherKey, Part::Draws, "9 of 1000, temperature 1, top-k 0"),
-        (Fault::Lost("fp8_product_small_f32_true"), Part::Ops, "linear in FP8 33x64->136"),
+        (Fault::Lost("fp8_product_small_f32_true"), Part::Ops, "linear 33x64->136, FP8"),
         (Fault::Lost("rotate"), Part::Models, "qwen3, f32"),
         (Fault::Lost("swiglu_backward"), Part::Gradients, "qwen3"),
         (Fault::Unsteady, Part::Determinism, "f32: a training step twice"),

@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::cuda::{Context, nvidia::Nvidia};
+use crate::cuda::{Agreement, Context, FewRows, nvidia::Nvidia};
 use crate::pool::Pool;
 use crate::simd::Isa;
 use crate::{Dtype, Error};
@@ -124,6 +124,12 @@ impl Device {
         if let Some(gpu) = &self.gpu {
             gpu.run(Context::synchronize);
         }
+    }
+
+    /// What was found out about products of few rows on the CUDA device so far: where bits are equal, decoding
+    /// multiplies by the kernel that is made for few rows.
+    pub fn probed_products(&self) -> Vec<(FewRows, Agreement)> {
+        self.gpu.as_ref().map_or_else(Vec::new, |gpu| gpu.context().probes().all())
     }
 
     /// The same device, where models multiply with and store activations as `dtype`; `f32` unless this is called.

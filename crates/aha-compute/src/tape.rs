@@ -223,32 +223,54 @@ impl<'p> Tape<'p> {
 
     /// As [`Tape::linear`], with a result of this kind: `f32` for what is added to the residual stream.
     pub fn linear_as(&mut self, x: &Var, w: ParamId, bias: Option<ParamId>, dtype: Dtype) -> Var {
-        self.product(x, w, bias, dtype, true)
+        let [y] = self.linears_as(x, [(w, bias)], dtype);
+        y
+    }
+
+    /// As [`Tape::linear_as`], with several weights `(N, K)` and their biases, `K` being the same.
+    pub fn linears_as<const COUNT: usize>(
+        &mut self,
+        x: &Var,
+        weights: [(ParamId, Option<ParamId>); COUNT],
+        dtype: Dtype,
+    ) -> [Var; COUNT] {
+        self.products(x, weights, dtype, true)
     }
 
     /// `x · wᵀ`, for a head: an `f32` result, and never in FP8, which is for layers.
     pub fn head_product(&mut self, x: &Var, w: ParamId) -> Var {
-        self.product(x, w, None, Dtype::F32, false)
+        let [y] = self.products(x, [(w, None)], Dtype::F32, false);
+        y
     }
 
-    fn product(
+    fn products<const COUNT: usize>(
         &mut self,
         x: &Var,
-        w: ParamId,
-        bias: Option<ParamId>,
+        weights: [(ParamId, Option<ParamId>); COUNT],
         dtype: Dtype,
         is_layer: bool,
-    ) -> Var {
-        let packed = if is_layer { self.packed_for_layer(w) } else { self.packed(w) };
-        let mut y = Tensor::uninit_as(&self.device, dtype, &[x.value.rows(), packed.out_len()]);
-        let span = profile::span("matmul.forward", || {
-            let activations = bytes(&x.value) + bytes(&y);
-            let flop = product(&x.value, self.params.value(w));
-            profile::Work { flop, bytes: activations + packed.bytes() as f64 }
+    ) -> [Var; COUNT] {
+        let factors = weights.map(|(w, bias)| {
+            let packed = if is_layer { self.packed_for_layer(w) } else { self.packed(w) };
+            (packed, bias.map(|bias| self.params.bias(bias, dtype)))
         });
-        matmul::forward(&mut y, &x.value, packed, bias.map(|b| self.params.bias(b, dtype)));
+        let rows = x.value.rows();
+        let mut ys = factors
+            .map(|(packed, _)| Tensor::uninit_as(&self.device, dtype, &[rows, packed.out_len()]));
+        let span = profile::span("matmul.forward", || {
+            let flop = weights.iter().map(|(w, _)| product(&x.value, self.params.value(*w))).sum();
+            let weight_bytes = factors.iter().map(|(packed, _)| packed.bytes() as f64);
+            let results = ys.iter().map(bytes).sum::<f64>();
+            profile::Work { flop, bytes: bytes(&x.value) + results + weight_bytes.sum::<f64>() }
+        });
+        matmul::forward_all(&mut ys, &x.value, &factors);
         drop(span);
-        self.record(y, || Op::Linear { x: x.clone(), w, bias, is_layer })
+        let mut idx = 0;
+        ys.map(|y| {
+            let (w, bias) = weights[idx];
+            idx += 1;
+            self.record(y, || Op::Linear { x: x.clone(), w, bias, is_layer })
+        })
     }
 
     /// As [`Tape::linear_as`] with a frozen weight and bias, and an adapter, which is trained. The adapter is never

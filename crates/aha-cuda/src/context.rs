@@ -1,11 +1,14 @@
 //! A device with a stream and memory, and buffers there.
 
+use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::mem::size_of;
 use std::ops::{Deref, DerefMut, Range};
 use std::ptr::NonNull;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+};
 
 use half::bf16;
 
@@ -27,14 +30,31 @@ struct Device {
     probes: Probes,
     /// The stream on which products are probed, once one is.
     aside: OnceLock<Stream>,
+    /// Whoever captures has it alone: what another thread asks of the device meanwhile would be captured too.
+    captures: RwLock<()>,
+}
+
+thread_local! {
+    /// Whether this thread captures.
+    static CAPTURES: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While a thread captures.
+struct Alone<'a>(#[expect(dead_code, reason = "held")] RwLockWriteGuard<'a, ()>);
+
+impl Drop for Alone<'_> {
+    fn drop(&mut self) {
+        CAPTURES.set(false);
+    }
 }
 
 impl Context {
     /// On the driver's first stream.
     pub fn new(driver: Arc<dyn Driver>) -> Context {
         let pool = Pool::new(Arc::clone(&driver));
-        let (probes, aside) = (Probes::default(), OnceLock::new());
-        Context { device: Arc::new(Device { driver, pool, probes, aside }), stream: Stream::MAIN }
+        let (probes, aside, captures) = (Probes::default(), OnceLock::new(), RwLock::default());
+        let device = Device { driver, pool, probes, aside, captures };
+        Context { device: Arc::new(device), stream: Stream::MAIN }
     }
 
     /// The same device and memory, with a stream of its own.
@@ -84,6 +104,21 @@ impl Context {
         Arc::ptr_eq(&self.device, &other.device)
     }
 
+    /// Held while something is asked of the device, which waits until no other thread captures. Not to be nested.
+    fn asks(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        if CAPTURES.get() {
+            return None;
+        }
+        Some(self.device.captures.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Held while this thread captures.
+    fn alone(&self) -> Alone<'_> {
+        let held = self.device.captures.write().unwrap_or_else(PoisonError::into_inner);
+        CAPTURES.set(true);
+        Alone(held)
+    }
+
     /// How memory is used.
     pub fn stats(&self) -> Stats {
         self.device.pool.stats()
@@ -96,16 +131,19 @@ impl Context {
 
     /// Waits until all work is done.
     pub fn synchronize(&self) -> Result<(), Error> {
+        let _asks = self.asks();
         self.driver().synchronize(self.stream)
     }
 
     /// Work that comes from now on waits for that of another context of the device.
     pub fn after(&self, other: &Context) -> Result<(), Error> {
+        let _asks = self.asks();
         self.driver().join(other.stream, self.stream)
     }
 
     /// A buffer with unspecified contents.
     pub fn buffer(&self, kind: Kind, len: usize) -> Result<Buffer, Error> {
+        let _asks = self.asks();
         let block = self.device.pool.take(len * kind.bytes(), self.stream)?;
         let memory = Some(Memory::Own(block));
         Ok(Buffer { context: self.clone(), memory, kind, len })
@@ -128,7 +166,7 @@ impl Context {
     /// Copies `values` to the device.
     pub fn write<T: Element>(&self, to: &mut ViewMut<'_>, values: &[T]) -> Result<(), Error> {
         to.assert_is(T::KIND, values.len());
-        let bytes = size_of_val(values);
+        let (bytes, _asks) = (size_of_val(values), self.asks());
         // SAFETY: both sides have so many bytes, and what isn't pinned may change when this returns.
         unsafe { self.driver().copy_in(to.at, values.as_ptr().cast(), bytes, self.stream) }
     }
@@ -137,10 +175,10 @@ impl Context {
     pub fn download<T: Element>(&self, from: View<'_>) -> Result<Vec<T>, Error> {
         from.assert_is(T::KIND, from.len);
         let mut values = vec![T::ZERO; from.len];
-        let bytes = from.len * size_of::<T>();
+        let (bytes, _asks) = (from.len * size_of::<T>(), self.asks());
         // SAFETY: both sides have so many bytes, and this waits for the copy.
         unsafe { self.driver().copy_out(values.as_mut_ptr().cast(), from.at, bytes, self.stream)? };
-        self.synchronize()?;
+        self.driver().synchronize(self.stream)?;
         Ok(values)
     }
 
@@ -150,14 +188,14 @@ impl Context {
     /// `to` is there until then, and nobody reads or writes it.
     pub unsafe fn copy_out<T: Element>(&self, to: &mut [T], from: View<'_>) -> Result<(), Error> {
         from.assert_is(T::KIND, to.len());
-        let bytes = size_of_val(to);
+        let (bytes, _asks) = (size_of_val(to), self.asks());
         // SAFETY: both sides have so many bytes; the rest is the caller's promise.
         unsafe { self.driver().copy_out(to.as_mut_ptr().cast(), from.at, bytes, self.stream) }
     }
 
     /// Sets all elements to zero.
     pub fn clear(&self, to: &mut ViewMut<'_>) -> Result<(), Error> {
-        let bytes = to.len * to.kind.bytes();
+        let (bytes, _asks) = (to.len * to.kind.bytes(), self.asks());
         // SAFETY: the view has so many bytes.
         unsafe { self.driver().fill(to.at, 0, bytes, self.stream) }
     }
@@ -165,7 +203,7 @@ impl Context {
     /// Copies elements from buffer to buffer.
     pub fn copy(&self, to: &mut ViewMut<'_>, from: View<'_>) -> Result<(), Error> {
         to.assert_is(from.kind, from.len);
-        let bytes = from.len * from.kind.bytes();
+        let (bytes, _asks) = (from.len * from.kind.bytes(), self.asks());
         // SAFETY: both sides have so many bytes; what is written is borrowed alone, so they don't overlap.
         unsafe { self.driver().copy(to.at, from.at, bytes, self.stream) }
     }
@@ -173,8 +211,8 @@ impl Context {
     /// Does `work` once, then captures it, so that it can be done again at one call.
     ///
     /// `work` runs twice: what it does the first time counts, and makes sure that kernels are loaded and memory is
-    /// there; the second time nothing is done. Both times it must ask for the same. Memory that it takes and frees is
-    /// kept in the workspace.
+    /// there; the second time nothing is done, and what other threads ask of the device waits. Both times it must ask
+    /// for the same. Memory that it takes and frees is kept in the workspace.
     ///
     /// # Safety
     /// All buffers that `work` uses and doesn't make itself are there whenever the result is replayed. What it leaves
@@ -187,6 +225,7 @@ impl Context {
         let mut blocks = workspace.blocks();
         self.device.pool.hold(self.stream, std::mem::take(&mut *blocks));
         let graph = work(self).and_then(|()| {
+            let _alone = self.alone();
             self.driver().begin_capture(self.stream)?;
             let worked = work(self);
             // Ended in any case, or the stream could not be used any more.
@@ -216,6 +255,7 @@ impl Context {
         if let Err(what) = plan.check(&self.info().limits) {
             return Err(Error::Kernel { kernel: plan.kernel.to_string(), what });
         }
+        let _asks = self.asks();
         // SAFETY: the caller's promise.
         unsafe { self.driver().launch(&Launch { plan, args }, self.stream) }
     }
@@ -258,6 +298,7 @@ impl Context {
             beta,
             bias: bias.map(|bias| bias.at),
         };
+        let _asks = self.asks();
         // SAFETY: lengths are asserted above, and what is written is borrowed alone.
         unsafe { self.driver().product(&product, self.stream) }
     }
@@ -320,6 +361,7 @@ impl Captured {
     /// # Safety
     /// What [`Context::capture`] asks for: the buffers are there.
     pub unsafe fn replay(&self) -> Result<(), Error> {
+        let _asks = self.context.asks();
         // SAFETY: memory of its own is held, and the other is the caller's promise.
         unsafe { self.context.driver().replay(self.graph, self.context.stream) }
     }
@@ -349,7 +391,9 @@ unsafe impl<T: Element + Sync> Sync for Pinned<T> {}
 impl<T: Element> Pinned<T> {
     /// Zeros.
     pub fn new(context: &Context, len: usize) -> Result<Pinned<T>, Error> {
+        let asks = context.asks();
         let at = context.driver().alloc_pinned(len * size_of::<T>())?;
+        drop(asks);
         let mut pinned = Pinned { context: context.clone(), at, len, of: PhantomData };
         // SAFETY: the memory is as long, and aligned as the driver aligns memory: for every element.
         unsafe { std::ptr::write_bytes(at.as_ptr(), 0, len * size_of::<T>()) };
@@ -362,9 +406,10 @@ impl<T: Element> Pinned<T> {
         from.assert_is(T::KIND, from.len);
         assert!(from.len <= self.len, "{} elements, and room for {}", from.len, self.len);
         let (context, bytes) = (&self.context, from.len * size_of::<T>());
+        let _asks = context.asks();
         // SAFETY: both sides have so many bytes, and this waits for the copy.
         unsafe { context.driver().copy_out(self.at.as_ptr(), from.at, bytes, context.stream)? };
-        context.synchronize()
+        context.driver().synchronize(context.stream)
     }
 
     /// Asks for a copy of the first elements here, as many as the view has, which may be captured.
@@ -375,6 +420,7 @@ impl<T: Element> Pinned<T> {
         to.assert_is(T::KIND, to.len);
         assert!(to.len <= self.len, "room for {} elements, of {}", to.len, self.len);
         let (context, bytes) = (&self.context, to.len * size_of::<T>());
+        let _asks = context.asks();
         // SAFETY: both sides have so many bytes; the rest is the caller's promise.
         unsafe { context.driver().copy_in(to.at, self.at.as_ptr(), bytes, context.stream) }
     }

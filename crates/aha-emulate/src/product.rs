@@ -1,5 +1,5 @@
-//! Matrix products in plain loops: an element is one chain of fused multiply-adds over `k`, in order, as the products of
-//! tensor cores are emulated; or, as somebody's library might have it, something else.
+//! Matrix products in plain loops: an element is one chain of fused multiply-adds over `k`, in order, as the products
+//! of tensor cores are emulated; or, as somebody's library might have it, something else.
 
 use std::slice;
 

@@ -227,6 +227,41 @@ fn captured_work_keeps_its_temporary_memory() {
     }
 }
 
+/// Goal: what another thread asks for while one captures is no part of the capture, and is done. Method: a thread that
+/// copies to the device and back, told to when the capture is half through.
+#[test]
+fn what_others_ask_for_waits_for_a_capture_and_is_no_part_of_it() {
+    let cx = Context::new(Emulated::new(Order::Forward, 1 << 20));
+    let mut to = cx.zeros(Kind::U32, 64).unwrap();
+    let (tell, told) = std::sync::mpsc::channel::<()>();
+    let (say, said) = std::sync::mpsc::channel();
+    let other = cx.clone();
+    let beside = std::thread::spawn(move || {
+        told.recv().unwrap();
+        let copied = other.upload(&[9u32; 64]).unwrap();
+        say.send(other.download::<u32>(copied.view()).unwrap()).unwrap();
+    });
+    let mut passes = 0;
+    let work = |cx: &Context| {
+        passes += 1;
+        if passes == 2 {
+            tell.send(()).unwrap();
+            let answer = said.recv_timeout(std::time::Duration::from_millis(50));
+            assert!(answer.is_err(), "it was asked for in the middle of a capture");
+        }
+        cx.clear(&mut to.view_mut())
+    };
+    let workspace = Workspace::new(&cx);
+    // SAFETY: `to` lives on.
+    let captured = unsafe { cx.capture(&workspace, work).unwrap() };
+    assert_eq!(said.recv().unwrap(), [9; 64]);
+    beside.join().unwrap();
+    cx.write(&mut to.view_mut(), &[5u32; 64]).unwrap();
+    // SAFETY: as above.
+    unsafe { captured.replay().unwrap() };
+    assert_eq!(cx.download::<u32>(to.view()).unwrap(), [0; 64]);
+}
+
 #[test]
 fn memory_is_bounded_and_fresh_memory_holds_nans() {
     let driver = Emulated::new(Order::Forward, 1 << 20);

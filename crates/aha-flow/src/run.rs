@@ -293,9 +293,7 @@ impl Runner {
     fn told(&self, error: Error, stage: &Stage) -> Error {
         let error = match error {
             Error::Device { message, is_full: true, .. } => {
-                let keys = pipeline::device_hint(stage, &self.pipeline.run);
-                let hint = format!("{keys}; then --resume goes on from the last checkpoint");
-                Error::Device { message, hint, is_full: true }
+                Error::Device { message, hint: pipeline::resume_hint(stage), is_full: true }
             }
             error => error,
         };

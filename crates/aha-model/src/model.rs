@@ -2,8 +2,8 @@
 //!
 //! Llama, Qwen2 (bias on q, k, v) and Qwen3 (RMSNorm over query and key heads) differ by switches of the
 //! [`Config`]; learner, sampler and scorer all call [`Model::hidden`]. What is different in a reward model,
-//! which has a scalar head in place of the LM head, is in `reward`; low-rank adapters are in [`lora`]; steps of decoding
-//! on a CUDA device, captured once and done again, are in [`decode`].
+//! which has a scalar head in place of the LM head, is in `reward`; low-rank adapters are in [`lora`]; steps of
+//! decoding on a CUDA device, captured once and done again, are in [`decode`].
 
 pub mod decode;
 pub mod lora;
@@ -391,9 +391,13 @@ impl Model {
     ) -> Vec<Var> {
         let (residual, x) = self.norm(tape, stream, layer.attention_norm);
         let (dtype, kv_dtype) = (self.params.dtype(), self.device.kv_dtype());
-        let mut q = project(tape, &x, layer.q, dtype);
-        let mut k = project(tape, &x, layer.k, dtype);
-        let v = project(tape, &x, layer.v, kv_dtype);
+        let [mut q, mut k, v] = match dtype == kv_dtype {
+            true => project_all(tape, &x, [layer.q, layer.k, layer.v], dtype),
+            false => {
+                let [q, k] = project_all(tape, &x, [layer.q, layer.k], dtype);
+                [q, k, project(tape, &x, layer.v, kv_dtype)]
+            }
+        };
         let eps = self.config.rms_norm_eps;
         if let (Some(q_norm), Some(k_norm)) = (layer.q_norm, layer.k_norm) {
             q = tape.rms_norm(&q, q_norm, eps);
@@ -405,8 +409,7 @@ impl Model {
         let mixed = tape.attention([&q, &k, &v], rows, idx, self.attention_dims(), scale);
         let mixed = project(tape, &mixed, layer.o, Dtype::F32);
         let (residual, x) = tape.add_rms_norm(&mixed, &residual, layer.mlp_norm, eps);
-        let gate = project(tape, &x, layer.gate, dtype);
-        let up = project(tape, &x, layer.up, dtype);
+        let [gate, up] = project_all(tape, &x, [layer.gate, layer.up], dtype);
         let x = tape.swiglu(&gate, &up);
         vec![project(tape, &x, layer.down, Dtype::F32), residual]
     }
@@ -427,6 +430,19 @@ fn project(tape: &mut Tape<'_>, x: &Var, p: Projection, dtype: Dtype) -> Var {
     match p.adapter {
         None => tape.linear_as(x, p.weight, p.bias, dtype),
         Some(adapter) => tape.adapted_as(x, (p.weight, p.bias), adapter, dtype),
+    }
+}
+
+/// The products of the same activations with several weights.
+fn project_all<const COUNT: usize>(
+    tape: &mut Tape<'_>,
+    x: &Var,
+    projections: [Projection; COUNT],
+    dtype: Dtype,
+) -> [Var; COUNT] {
+    match projections.iter().all(|p| p.adapter.is_none()) {
+        true => tape.linears_as(x, projections.map(|p| (p.weight, p.bias)), dtype),
+        false => projections.map(|p| project(tape, x, p, dtype)),
     }
 }
 

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use aha_compute::cuda::Context;
+use aha_compute::ops::adamw::{AdamW, Hyper};
 use aha_compute::random::Philox;
-use aha_compute::{Device, Dtype};
+use aha_compute::{Device, Dtype, Grads};
 use aha_emulate::{Calls, Emulated, Order};
 use aha_model::config::Config;
 use aha_model::tokenizer_train::{self, Alphabet, TrainOptions};
@@ -117,22 +118,20 @@ fn samplings() -> [Sampling; 3] {
 /// sequences end at different times, so that batches go through several buckets; all ways to draw, and forced tokens.
 #[test]
 fn graphs_change_no_bit() {
-    for name in ["tiny_qwen2", "tiny_qwen3"] {
-        let (_, device) = device(Dtype::F32);
-        let model = fixture(name, &device);
-        let requests = requests(&[1, 16, 21, 37, 5], 3);
-        let mut sampler = Sampler::new(&model, tokenizer(), limits(11));
-        for (i, sampling) in samplings().iter().enumerate() {
-            let mut plain = Sampler::new(&model, tokenizer(), limits(11)).without_graphs();
-            let want = run(&mut plain, &model, &requests, sampling).unwrap();
-            assert_eq!(plain.graph_count(), 0);
-            let got = run(&mut sampler, &model, &requests, sampling).unwrap();
-            assert_same(&format!("{name}, sampling {i}"), &got, &want);
-            let forced = got.iter().flat_map(|c| c.forced_mask.iter().flatten());
-            assert_eq!(forced.filter(|is_forced| **is_forced).count() > 0, i == 2);
-        }
-        assert!(sampler.graph_count() >= 3, "{name}: {} buckets", sampler.graph_count());
+    let (_, device) = device(Dtype::F32);
+    let model = fixture("tiny_qwen2", &device);
+    let requests = requests(&[1, 16, 21, 5], 3);
+    let mut sampler = Sampler::new(&model, tokenizer(), limits(9));
+    for (i, sampling) in samplings().iter().enumerate() {
+        let mut plain = Sampler::new(&model, tokenizer(), limits(9)).without_graphs();
+        let want = run(&mut plain, &model, &requests, sampling).unwrap();
+        assert_eq!(plain.graph_count(), 0);
+        let got = run(&mut sampler, &model, &requests, sampling).unwrap();
+        assert_same(&format!("sampling {i}"), &got, &want);
+        let forced = got.iter().flat_map(|c| c.forced_mask.iter().flatten());
+        assert_eq!(forced.filter(|is_forced| **is_forced).count() > 0, i == 2);
     }
+    assert!(sampler.graph_count() >= 3, "{} buckets", sampler.graph_count());
 }
 
 /// Goal: also where sequences are cut for attention, into more parts as they grow. Method: heads for tensor cores, and
@@ -186,6 +185,41 @@ fn weights_that_change_or_are_swapped_are_those_that_are_drawn_from() {
         assert_ne!(first[0].logprobs, changed[0].logprobs);
         drop(one);
         check("others, when the first are gone", &wide(&device, 9));
+    }
+}
+
+/// Goal: publishing weights costs nothing: an optimizer's step leaves weights and their copies where they are, so what
+/// is captured stays, and is drawn from with the new values. Method: steps between runs, as a learner makes them.
+#[test]
+fn steps_of_the_optimizer_leave_graphs_as_they_are() {
+    for dtype in [Dtype::F32, Dtype::Bf16] {
+        let (_, device) = device(dtype);
+        let requests = requests(&[5, 18], 3);
+        let sampling = Sampling { max_tokens: 6, ..Sampling::default() };
+        let mut model = wide(&device, 3);
+        let mut sampler = Sampler::new(&model, tokenizer(), limits(6));
+        let mut optimizer = AdamW::new(model.params());
+        let mut grads = Grads::zeros(&device, model.params());
+        let hyper = Hyper { lr: 0.01, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
+        let mut before = run(&mut sampler, &model, &requests, &sampling).unwrap();
+        let graphs = sampler.graph_count();
+        assert!(graphs > 0);
+        for seed in 0..3 {
+            for id in model.params().ids() {
+                let random = Philox::new(seed);
+                let len = model.params().value(id).len() as u64;
+                let noise: Vec<f32> = (0..len).map(|i| random.normal(i) as f32).collect();
+                grads.get_mut(id).write(&noise);
+            }
+            optimizer.step(model.params_mut(), &grads, &hyper, 1.0);
+            let drawn = run(&mut sampler, &model, &requests, &sampling).unwrap();
+            let mut plain = Sampler::new(&model, tokenizer(), limits(6)).without_graphs();
+            let want = run(&mut plain, &model, &requests, &sampling).unwrap();
+            assert_same("after a step", &drawn, &want);
+            assert_ne!(drawn[0].logprobs, before[0].logprobs);
+            assert_eq!(sampler.graph_count(), graphs, "{dtype}: what is captured stays");
+            before = drawn;
+        }
     }
 }
 

@@ -2,12 +2,12 @@
 
     peers.py matmul|attention|train|decode|grpo|trl [--tiny] [--device cuda|cpu]
 
-Prints a JSON object per piece of work: kind, name, figures. Models have random weights in the shapes of Qwen2.5-0.5B and
-1.5B, text is random tokens. A figure is the median of a few runs after one that doesn't count; the device is waited
+Prints a JSON object per piece of work: kind, name, figures. Models have random weights in the shapes of Qwen2.5-0.5B
+and 1.5B, text is random tokens. A figure is the median of a few runs after one that doesn't count; the device is waited
 for before the clock is read. `--tiny` takes small shapes, for trying the script out on a processor.
 
-Training is measured twice. `bf16` has weights, gradients and moments in bf16, which is the fastest that PyTorch does and
-loses small updates. `autocast` has them in f32, as `aha` has them, and multiplies in bf16.
+Training is measured twice. `bf16` has weights, gradients and moments in bf16, which is the fastest that PyTorch does
+and loses small updates. `autocast` has them in f32, as `aha` has them, and multiplies in bf16.
 """
 
 import argparse
@@ -194,7 +194,7 @@ def multiplied(net):
 
 
 def train_flop(net, count, length):
-    """6 per token and parameter, and three times those of causal attention forward: as `aha bench train` counts them."""
+    """6 per token and parameter, and three times those of causal attention forward, as `aha bench train` has it."""
     c = net.config
     width = c.num_hidden_layers * c.hidden_size
     pairs = count * length * (length + 1) / 2

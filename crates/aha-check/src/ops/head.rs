@@ -1,6 +1,6 @@
-//! The LM head: log-probs and entropies.
+//! The LM head: log-probs, entropies, divergences.
 
-use aha_compute::ops::lm_head;
+use aha_compute::ops::lm_head::{self, Other};
 use aha_compute::{Device, Dtype, Params, Tensor};
 
 use super::{Case, Outputs};
@@ -19,6 +19,7 @@ pub(super) fn cases(size: Size) -> Vec<Case> {
         [
             Case::new(named(""), move |d, t| plain(d, t, [rows, cols, vocab])),
             Case::new(named(" in one pass"), move |d, t| fused(d, t, [rows, cols, vocab])),
+            Case::new(named(" beside another"), move |d, t| beside(d, t, [rows, cols, vocab])),
         ]
     };
     shapes.flat_map(of).collect()
@@ -42,8 +43,8 @@ impl Inputs {
         Inputs { params, hidden, targets }
     }
 
-    fn values(&self, device: &Device) -> [Tensor; 2] {
-        [0; 2].map(|_| Tensor::uninit(device, &[self.targets.len()]))
+    fn values(&self, device: &Device) -> [Tensor; 3] {
+        [0; 3].map(|_| Tensor::uninit(device, &[self.targets.len()]))
     }
 }
 
@@ -51,7 +52,7 @@ fn plain(device: &Device, dtype: Dtype, shape: [usize; 3]) -> Outputs {
     let inputs = Inputs::new(device, dtype, shape, 1);
     let Inputs { params, hidden, targets } = &inputs;
     let head = params.ids().next().expect("a head");
-    let [mut logp, mut entropy] = inputs.values(device);
+    let [mut logp, mut entropy, _] = inputs.values(device);
     let (packed, w) = (params.packed(head), params.value(head));
     lm_head::forward(&mut logp, &mut entropy, hidden, packed, targets, INV_TEMPERATURE);
     let mut dhidden = Tensor::uninit(device, hidden.shape());
@@ -67,7 +68,7 @@ fn fused(device: &Device, dtype: Dtype, shape: [usize; 3]) -> Outputs {
     let inputs = Inputs::new(device, dtype, shape, 1);
     let Inputs { params, hidden, targets } = &inputs;
     let head = params.ids().next().expect("a head");
-    let [mut logp, mut entropy] = inputs.values(device);
+    let [mut logp, mut entropy, _] = inputs.values(device);
     let (packed, w) = (params.packed(head), params.value(head));
     let mut dhidden = Tensor::uninit(device, hidden.shape());
     let mut dw = tensor(device, 5, w.shape(), Dtype::F32);
@@ -78,4 +79,30 @@ fn fused(device: &Device, dtype: Dtype, shape: [usize; 3]) -> Outputs {
     let scale = INV_TEMPERATURE;
     lm_head::forward_backward(to, Some(&mut dw), &slopes, hidden, packed, w, targets, scale);
     Outputs::of([("log-probs", &logp), ("entropies", &entropy), ("dx", &dhidden), ("dw", &dw)])
+}
+
+fn beside(device: &Device, dtype: Dtype, shape: [usize; 3]) -> Outputs {
+    let inputs = Inputs::new(device, dtype, shape, 1);
+    let against = Inputs::new(device, dtype, shape, 21);
+    let Inputs { params, hidden, targets } = &inputs;
+    let head = params.ids().next().expect("a head");
+    let other = Other { hidden: &against.hidden, head: against.params.packed(head) };
+    let [mut logp, mut entropy, mut divergence] = inputs.values(device);
+    let (packed, w) = (params.packed(head), params.value(head));
+    let to = [&mut logp, &mut entropy, &mut divergence];
+    lm_head::forward_beside(to, other, hidden, packed, targets, INV_TEMPERATURE);
+    let mut dhidden = Tensor::uninit(device, hidden.shape());
+    let mut dw = tensor(device, 5, w.shape(), Dtype::F32);
+    let (dlogp, ddivergence) = (noise(6, targets.len()), noise(7, targets.len()));
+    let ddivergence = Some((&ddivergence[..], other));
+    let grads = lm_head::Grads { dlogp: &dlogp, dentropy: None, ddivergence };
+    let to = &mut dhidden;
+    lm_head::backward(to, Some(&mut dw), grads, hidden, packed, w, targets, INV_TEMPERATURE);
+    Outputs::of([
+        ("log-probs", &logp),
+        ("entropies", &entropy),
+        ("divergences", &divergence),
+        ("dx", &dhidden),
+        ("dw", &dw),
+    ])
 }

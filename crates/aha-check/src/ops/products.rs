@@ -1,7 +1,5 @@
-//! Products with weights: plain, with adapters, and in FP8.
+//! Products with weights, plain and with adapters.
 
-use aha_compute::device::FP8_CAPABILITY_MIN;
-use aha_compute::ops::matmul::fp8::{self, TILE, reference};
 use aha_compute::ops::{lora, matmul};
 use aha_compute::{Device, Dtype, Params, Tensor};
 
@@ -20,23 +18,6 @@ const FULL: [[usize; 3]; 6] = [
     [777, 1536, 8960],
     [300, 8960, 1536],
 ];
-
-/// As above, so that there are blocks of each size in each product; what they are held against takes its time.
-const FP8_FULL: [[usize; 3]; 4] =
-    [[1, 896, 4864], [129, 896, 1152], [1536, 300, 1152], [200, 1152, 1536]];
-
-/// Products in FP8, on devices that have it.
-pub(super) fn fp8_cases(size: Size, capability: (u32, u32)) -> Vec<Case> {
-    if capability < FP8_CAPABILITY_MIN {
-        return Vec::new();
-    }
-    let full = if size == Size::Full { &FP8_FULL[..] } else { &[] };
-    let of = |&[rows, inner, outer]: &[usize; 3]| {
-        let name = format!("linear in FP8 {rows}x{inner}->{outer}");
-        Case::new(name, move |d, _| in_fp8(d, [rows, inner, outer]))
-    };
-    SMALL.iter().chain(full).map(of).collect()
-}
 
 pub(super) fn cases(size: Size) -> Vec<Case> {
     let full = if size == Size::Full { &FULL[..] } else { &[] };
@@ -79,38 +60,6 @@ fn linear(device: &Device, dtype: Dtype, [rows, inner, outer]: [usize; 3]) -> Ou
     matmul::backward_input(&mut dx, &dy, params.factor(w), false);
     matmul::backward_input(&mut dx, &dy, params.factor(w), true);
     Outputs::of([("y", &y), ("y in f32", &sums), ("db", &db), ("dw", &dw), ("dx", &dx)])
-}
-
-/// The three products of a layer: by the device, or by the definition on the processor.
-fn in_fp8(device: &Device, [rows, inner, outer]: [usize; 3]) -> Outputs {
-    let x = tensor(device, 2, &[rows, inner], Dtype::Bf16);
-    let dy = tensor(device, 4, &[rows, outer], Dtype::F32);
-    let mut dw = tensor(device, 6, &[outer, inner], Dtype::F32);
-    let mut y = Tensor::zeros(device, &[rows, outer]);
-    let mut dx = Tensor::zeros(device, &[rows, inner]);
-    if !device.is_cuda() {
-        let params = scaled(Params::default(), device, 1, "w", [outer, inner]);
-        let [x, dy] = [&x, &dy].map(crate::inputs::host);
-        let w = crate::inputs::host(params.value(params.find("w").expect("it was pushed")));
-        let w = reference::Quantized::new(&w, [outer, inner], TILE);
-        let of_rows = |of: &[f32], cols| reference::Quantized::new(of, [rows, cols], 1);
-        let of_columns = |of: &[f32], cols| {
-            let columns: Vec<f32> =
-                (0..cols).flat_map(|col| of.iter().skip(col).step_by(cols).copied()).collect();
-            reference::Quantized::new(&columns, [cols, rows], 1)
-        };
-        reference::product(y.as_mut_slice(), &of_rows(&x, inner), &w);
-        reference::product(dx.as_mut_slice(), &of_rows(&dy, outer), &w.transposed());
-        let two = [of_columns(&dy, outer), of_columns(&x, inner)];
-        reference::product(dw.as_mut_slice(), &two[0], &two[1]);
-    } else if let Ok(fp8) = device.clone().with_fp8() {
-        let params = scaled(Params::default(), &fp8, 1, "w", [outer, inner]);
-        let w = params.find("w").expect("it was pushed");
-        matmul::forward(&mut y, &x, params.packed_for_layer(w), None);
-        matmul::backward_input(&mut dx, &dy, params.factor_for_layer(w), false);
-        fp8::backward_weight(&mut dw, &dy, &x);
-    }
-    Outputs::of([("y", &y), ("dx", &dx), ("dw", &dw)])
 }
 
 fn adapted(device: &Device, dtype: Dtype, [rows, inner, outer]: [usize; 3]) -> Outputs {

@@ -305,16 +305,29 @@ impl fmt::Debug for Packed {
 pub fn forward(y: &mut Tensor, x: &Tensor, w: &Packed, bias: Option<&Tensor>) {
     let (device, row_count) = (x.device().clone(), rows_of("x", x, w.in_len));
     if let Some(gpu) = x.gpu() {
-        return gpu.run(|cx| cuda::forward(cx, y, x, w, bias, false));
+        return gpu.run(|cx| cuda::forward_all(cx, std::slice::from_mut(y), x, &[(w, bias)]));
     }
     forward_rows(&device, &Out::of(y), x.values(), row_count, w, bias.map(Tensor::as_slice));
+}
+
+/// [`forward`] with several weights and their biases, which have the same number of inputs. On a CUDA device, few rows
+/// take one launch.
+pub fn forward_all(ys: &mut [Tensor], x: &Tensor, weights: &[(&Packed, Option<&Tensor>)]) {
+    assert_eq!(ys.len(), weights.len(), "as many results as weights");
+    for (w, _) in weights {
+        rows_of("x", x, w.in_len);
+    }
+    if let Some(gpu) = x.gpu() {
+        return gpu.run(|cx| cuda::forward_all(cx, ys, x, weights));
+    }
+    ys.iter_mut().zip(weights).for_each(|(y, (w, bias))| forward(y, x, w, *bias));
 }
 
 /// `y += x·wᵀ` for `x (T, K)` and `y (T, N)`, an `f32` tensor: the sums go on from what it holds.
 pub fn forward_add(y: &mut Tensor, x: &Tensor, w: &Packed) {
     let (device, row_count) = (x.device().clone(), rows_of("x", x, w.in_len));
     if let Some(gpu) = x.gpu() {
-        return gpu.run(|cx| cuda::forward(cx, y, x, w, None, true));
+        return gpu.run(|cx| cuda::forward_add(cx, y, x, w));
     }
     w.check_tile(&device);
     check_len("y", y.len(), row_count * w.out_len);

@@ -58,6 +58,7 @@ mod tests;
 
 use aha_compute::device::SPARE_BYTES_MAX;
 use aha_compute::ops::attention::{Dims, KvCache, PAGE_LEN};
+use aha_compute::step;
 use aha_model::Target;
 use aha_sample::Limits;
 use aha_sample::engine::LOGITS_LEN_MAX;
@@ -704,8 +705,10 @@ impl<'a> Phase<'a> {
         let rows = sequences + Limits::default().prefill_tokens_max as u64;
         let floats = 6 * self.hidden() + self.inner_len();
         self.found.add("activations", F32.saturating_mul(rows).saturating_mul(floats));
-        let logits = (LOGITS_LEN_MAX as u64 / self.vocab().max(1)).clamp(1, sequences);
+        let len_max = if self.is_cuda() { step::LOGITS_LEN_MAX } else { LOGITS_LEN_MAX };
+        let logits = (len_max as u64 / self.vocab().max(1)).clamp(1, sequences);
         self.found.add("logits", F32 * self.vocab() * (logits + self.threads()));
+        self.add_captured_steps();
         self.add_scratch(rows);
     }
 

@@ -194,26 +194,56 @@ fn check_device_memory(plan: &Plan, starts: bool, reader: &mut Reader<'_>) {
     }
 }
 
-/// The keys that a device's memory depends on.
-pub(crate) fn device_hint(stage: &Stage, run: &Run) -> String {
-    let mut keys = Vec::new();
-    if let Some(knobs) = auto::Knobs::of(&stage.kind) {
-        keys.push("lower `micro_batch_tokens`");
-        if !knobs.checkpointing.is_on() {
-            keys.push("set `activation_checkpointing`");
-        }
-        if stage.kind.lora().is_none() {
-            keys.push("train adapters with `lora`");
-        }
-    }
-    if matches!(stage.kind, StageKind::Rl(_) | StageKind::Sample(_) | StageKind::Eval(_)) {
-        keys.push("lower `run.kv_cache` or `run.sequences_max`");
+/// What to do about a stage that has no room on its device.
+fn device_hint(stage: &Stage, run: &Run) -> String {
+    let mut keys = neutral_keys(stage);
+    if optimizer_of(&stage.kind).is_some() && stage.kind.lora().is_none() {
+        keys.push("train adapters with `lora`");
     }
     if run.dtype == Dtype::F32 {
         keys.push("set `run.dtype` to \"bf16\"");
     }
     keys.push("take a smaller model or another device");
     keys.join(", ")
+}
+
+/// What to do about a run whose device is full, and which goes on with other values of these keys.
+pub(crate) fn resume_hint(stage: &Stage) -> String {
+    match neutral_keys(stage)[..] {
+        [] => "make room on the device; then --resume goes on with the run".to_owned(),
+        ref keys => format!("{}; then --resume goes on from the last checkpoint", keys.join(", ")),
+    }
+}
+
+/// What trains a stage's model.
+fn optimizer_of(kind: &StageKind) -> Option<&Optimizer> {
+    match kind {
+        StageKind::Sft(stage) => Some(&stage.optimizer),
+        StageKind::RewardModel(stage) => Some(&stage.optimizer),
+        StageKind::Dpo(stage) => Some(&stage.optimizer),
+        StageKind::Rl(stage) => Some(&stage.optimizer),
+        StageKind::Sample(_) | StageKind::Query(_) | StageKind::Eval(_) | StageKind::Export(_) => {
+            None
+        }
+    }
+}
+
+/// What a device's memory depends on, and no result.
+fn neutral_keys(stage: &Stage) -> Vec<&'static str> {
+    let mut keys = Vec::new();
+    if let Some(knobs) = auto::Knobs::of(&stage.kind) {
+        keys.push("lower `micro_batch_tokens`");
+        if !knobs.checkpointing.is_on() {
+            keys.push("set `activation_checkpointing`");
+        }
+    }
+    if optimizer_of(&stage.kind).is_some_and(|of| of.state == OptimizerState::Device) {
+        keys.push("set `optimizer.state` to \"host\"");
+    }
+    if matches!(stage.kind, StageKind::Rl(_) | StageKind::Sample(_) | StageKind::Eval(_)) {
+        keys.push("lower `run.kv_cache` or `run.sequences_max`");
+    }
+    keys
 }
 
 /// `too_large` names the stages whose choices are the smallest there are.

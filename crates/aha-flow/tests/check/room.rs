@@ -1,5 +1,8 @@
 //! What a pipeline leaves open is chosen by the memory that there is, written down, and kept.
 
+use aha_compute::cuda::{Context, Kind};
+use aha_emulate::{Emulated, ORDERS};
+use aha_flow::devices::Given;
 use aha_flow::pipeline::{Auto, Pipeline, Plan, Problems, Room, StageKind, Text, parse};
 
 use crate::world::check_room;
@@ -109,4 +112,65 @@ fn a_run_that_goes_on_keeps_what_was_chosen() {
     let sets = ["stage.tuned.micro_batch_tokens=600"];
     let plan = check(&sets, Room { earlier: Some(&earlier), ..Room::default() }).unwrap();
     assert_eq!(chosen(&plan).0, 600);
+}
+
+fn given(memory_bytes: u64) -> Given {
+    let emulated = Emulated::new(ORDERS[0], usize::try_from(memory_bytes).unwrap());
+    Given(vec![Context::new(emulated)])
+}
+
+/// The stage's memory on a device that has so much, with what was chosen by it.
+fn on_device(sets: &[&str], memory_bytes: u64, starts: bool) -> Result<(u32, bool, u64), Problems> {
+    let devices = given(memory_bytes);
+    let room = Room { devices: Some(&devices), starts, ..Room::default() };
+    let plan = check(sets, room)?;
+    let (tokens, is_on, _) = chosen(&plan);
+    Ok((tokens, is_on, plan.device_memory[0].total_bytes()))
+}
+
+/// Goal: what a device has decides what it is left to, and a stage that has no room there is refused with what to turn;
+/// what the host has counts beside it. Method: devices of sizes that the plan itself names.
+#[test]
+fn a_devices_memory_decides_what_is_computed_there() {
+    let (most, is_on, bytes) = on_device(&[], 1 << 40, false).unwrap();
+    assert_eq!((most, is_on), (4096, false));
+    let (fewer, is_on, fits) = on_device(&[], bytes - 1, true).unwrap();
+    assert!(fewer < 4096 && !is_on && fits < bytes, "{fewer} {is_on} {fits}");
+    let least = ["stage.tuned.micro_batch_tokens=512", "stage.tuned.activation_checkpointing=true"];
+    let (_, _, bytes) = on_device(&least, 1 << 40, false).unwrap();
+    assert!(on_device(&least, bytes, true).is_ok());
+    for sets in [&least[..], &[]] {
+        for starts in [false, true] {
+            let problems = on_device(sets, bytes - 1, starts).unwrap_err().to_string();
+            assert!(problems.contains("stage `tuned` will want more than the"), "{problems}");
+            assert!(problems.contains("of cuda:0 (emulated): "), "{problems}");
+            assert!(problems.contains("lower `micro_batch_tokens`"), "{problems}");
+            assert_eq!(problems.matches("error:").count(), 1, "{problems}");
+        }
+    }
+    // Models are not in the host's memory.
+    let devices = given(1 << 40);
+    let plan = check(&[], Room { devices: Some(&devices), ..Room::default() }).unwrap();
+    assert!(plan.memory[0].parts.iter().all(|part| part.name != "weights"), "{:?}", plan.memory);
+    let text = plan.to_text();
+    assert!(text.contains("device cuda:0 (emulated)"), "{text}");
+    assert!(text.contains("\n     memory of cuda:0 "), "{text}");
+    assert!(text.contains("\n         optimizer "), "{text}");
+    assert!(text.contains("peak memory of cuda:0: "), "{text}");
+    assert_eq!(plan.to_json()["device"], "cuda:0");
+}
+
+/// Memory that others use is no reason to refuse a pipeline, but one to start no run.
+#[test]
+fn a_run_starts_only_in_what_is_free_on_its_device() {
+    let (_, _, bytes) = on_device(&["stage.tuned.micro_batch_tokens=512"], 1 << 40, false).unwrap();
+    let devices = given(bytes + (16 << 20));
+    let taken = devices.0[0].buffer(Kind::U32, 8 << 20).unwrap();
+    let room = |starts| Room { devices: Some(&devices), starts, ..Room::default() };
+    let sets = ["stage.tuned.micro_batch_tokens=512", "stage.tuned.activation_checkpointing=false"];
+    assert!(check(&sets, room(false)).is_ok());
+    let problems = check(&sets, room(true)).unwrap_err().to_string();
+    assert!(problems.contains("that are free of cuda:0"), "{problems}");
+    drop(taken);
+    assert!(check(&sets, room(true)).is_ok());
 }

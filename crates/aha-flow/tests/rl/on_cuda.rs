@@ -369,7 +369,13 @@ async fn a_device_without_room_ends_a_run_that_can_go_on() {
     let error = full.error();
     assert!(error.to_string().contains("out of memory on the device"), "{error}");
     let hint = error.hint().unwrap_or_default();
-    for key in ["micro_batch_tokens", "run.kv_cache", "activation_checkpointing", "--resume"] {
+    for key in [
+        "micro_batch_tokens",
+        "run.kv_cache",
+        "activation_checkpointing",
+        "optimizer.state",
+        "--resume",
+    ] {
         assert!(hint.contains(key), "{hint}");
     }
     taken.lock().unwrap().clear();

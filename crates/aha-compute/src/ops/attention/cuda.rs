@@ -57,8 +57,8 @@
 //!
 //! # Steps that are captured
 //! A step of decoding that is to be captured has lists of one length in one [`Room`]: a row for each of its rows, and
-//! items for the longest sequence of it. What isn't there is an item without rows, whose block leaves at once, and a row
-//! without a slot, whose keys and values are stored nowhere.
+//! items for the longest sequence of it. What isn't there is an item without rows, whose block leaves at once, and a
+//! row without a slot, whose keys and values are stored nowhere.
 //!
 //! # Map
 //! - `cuda/tiles.cuh`: rows, pages, and how tiles are added. `cuda/squares.cuh`: tiles in shared memory and fragments.

@@ -8,10 +8,14 @@
 //!
 //! # The same bits
 //! Almost every kernel of the library for bf16 adds in that order too, but none promises it. So it is tried: before the
-//! first product of a shape, both kernels multiply the same made-up operands, with sums of which rounding shows in every
-//! kind of result, and all bits are compared. Where they are equal, few rows go through this kernel; where one differs, the library multiplies them, slowly. Either way the rows
-//! have the bits of the learner's. The answer is kept by the [`Context`] ([`Probes`](crate::cuda::Probes)), and is the
-//! same in each process on a machine: operands depend on nothing but the shape.
+//! first product of a shape, both kernels multiply the same made-up operands, whose sums show their order in every kind
+//! of result, and all bits are compared. Where they are equal, few rows go through this kernel; where one differs, the
+//! library multiplies them, slowly. Either way the rows have the bits of the learner's. The answer is kept by the
+//! [`Context`] ([`Probes`](crate::cuda::Probes)), and is the same in each process on a machine: operands depend on
+//! nothing but the shape.
+//!
+//! Up to three weights that multiply the same activations, such as those of queries, keys and values, go through one
+//! launch: at few rows a launch takes longer than the smaller ones.
 //!
 //! An answer takes memory for a weight and 128 rows of results for a moment, on a stream of its own. It can't be got
 //! while work is captured: [`Context::capture`] does the work once before, and then it is known.
@@ -21,26 +25,29 @@
 //! bytes for each product of sixteen terms, which the next waits for, about 33 cycles; reading takes 0.8 µs, so that
 //! 2.7 MB must be under way in all, 20 KiB for each multiprocessor. In µs, at one row, without what a launch takes:
 //!
-//! | weight              | shape          | warps | under way, MB | at full bandwidth | one chain | share of bandwidth |
-//! |---------------------|----------------|-------|---------------|-------------------|-----------|--------------------|
-//! | Qwen2.5 0.5B q, o   | 896 × 896      | 112   | 1.6           | 0.5               | 1.1       | 46 %               |
-//! | gate, up            | 4864 × 896     | 608   | 8.7           | 2.6               | 1.1       | all                |
-//! | down                | 896 × 4864     | 112   | 1.8           | 2.6               | 5.7       | 46 %               |
-//! | Qwen2.5 1.5B q, o   | 1536 × 1536    | 192   | 3.1           | 1.4               | 1.8       | 78 %               |
-//! | gate, up            | 8960 × 1536    | 1120  | 17            | 8.2               | 1.8       | all                |
-//! | down                | 1536 × 8960    | 192   | 3.1           | 8.2               | 10.5      | 78 %               |
-//! | Qwen2.5 3B q, o     | 2048 × 2048    | 256   | 4.2           | 2.5               | 2.4       | all                |
-//! | down                | 2048 × 11008   | 256   | 4.2           | 13.5              | 12.9      | all                |
-//! | Qwen2.5 7B k, v     | 512 × 3584     | 64    | 1.0           | 1.1               | 4.2       | 26 %               |
-//! | q, o                | 3584 × 3584    | 448   | 7.3           | 7.7               | 4.2       | all                |
-//! | gate, up            | 18944 × 3584   | 2368  | 17            | 40.5              | 4.2       | all                |
-//! | down                | 3584 × 18944   | 448   | 7.3           | 40.5              | 22.3      | all                |
-//! | Llama 3.1 8B k, v   | 1024 × 4096    | 128   | 2.1           | 2.5               | 4.8       | 52 %               |
-//! | gate, up            | 14336 × 4096   | 1792  | 17            | 35.1              | 4.8       | all                |
-//! | down                | 4096 × 14336   | 512   | 8.4           | 35.1              | 16.8      | all                |
+//! | weight               | shape        | warps | under way, MB | at full bandwidth | one chain | share of it |
+//! |----------------------|--------------|-------|---------------|-------------------|-----------|-------------|
+//! | Qwen2.5 0.5B q, k, v | 1152 × 896   | 144   | 2.1           | 0.6               | 1.1       | 59 %        |
+//! | o                    | 896 × 896    | 112   | 1.6           | 0.5               | 1.1       | 46 %        |
+//! | gate, up             | 9728 × 896   | 1216  | 15            | 5.2               | 1.1       | all         |
+//! | down                 | 896 × 4864   | 112   | 1.8           | 2.6               | 5.7       | 46 %        |
+//! | Qwen2.5 1.5B q, k, v | 2048 × 1536  | 256   | 4.2           | 1.9               | 1.8       | all         |
+//! | o                    | 1536 × 1536  | 192   | 3.1           | 1.4               | 1.8       | 78 %        |
+//! | gate, up             | 17920 × 1536 | 2240  | 17            | 16.4              | 1.8       | all         |
+//! | down                 | 1536 × 8960  | 192   | 3.1           | 8.2               | 10.5      | 78 %        |
+//! | Qwen2.5 3B o         | 2048 × 2048  | 256   | 4.2           | 2.5               | 2.4       | all         |
+//! | down                 | 2048 × 11008 | 256   | 4.2           | 13.5              | 12.9      | all         |
+//! | Qwen2.5 7B q, k, v   | 4608 × 3584  | 576   | 9.4           | 9.9               | 4.2       | all         |
+//! | o                    | 3584 × 3584  | 448   | 7.3           | 7.7               | 4.2       | all         |
+//! | gate, up             | 37888 × 3584 | 4736  | 17            | 81.1              | 4.2       | all         |
+//! | down                 | 3584 × 18944 | 448   | 7.3           | 40.5              | 22.3      | all         |
+//! | Llama 3.1 8B q, k, v | 6144 × 4096  | 768   | 13            | 15.0              | 4.8       | all         |
+//! | gate, up             | 28672 × 4096 | 3584  | 17            | 70.1              | 4.8       | all         |
+//! | down                 | 4096 × 14336 | 512   | 8.4           | 35.1              | 16.8      | all         |
 //!
-//! What one chain takes is a floor that no kernel with these bits gets below; with fewer than about 250 warps it is also
-//! what bounds the rate. k and v of the smaller models take as long as a chain and read next to nothing.
+//! What one chain takes is a floor that no kernel with these bits gets below; with fewer than about 250 warps it also
+//! bounds the rate: 256 bytes in 33 cycles each. So the smallest model's products read at about two thirds of the
+//! bandwidth at best, and those of models from 3B on at all of it. What is between launches comes on top.
 
 use half::bf16;
 
@@ -60,6 +67,8 @@ const OUTPUTS_MAX: usize = 1 << 15;
 const CHUNK: usize = 8;
 /// Rows that a kernel is made for, and stages of its ring: as many as the least device has memory for.
 const KERNELS: [(usize, usize); 4] = [(8, 9), (16, 8), (32, 6), (64, 4)];
+/// The most weights of one launch.
+pub(super) const PARTS_MAX: usize = 3;
 /// Terms of a stage.
 const DEPTH: usize = 128;
 /// Outputs of a warp.
@@ -74,58 +83,68 @@ enum MadeUp {
     Bias,
 }
 
-/// A product `c (m, n) = x (m, k) · wᵀ + bias`.
-#[derive(Clone, Copy)]
-pub(super) struct Operands<'a> {
-    pub(super) dims: [usize; 3],
-    pub(super) x: View<'a>,
+/// A product `c (m, n) = x (m, k) · wᵀ + bias`, but for `x`.
+pub(super) struct Part<'a> {
+    pub(super) c: ViewMut<'a>,
+    pub(super) n: usize,
     pub(super) w: View<'a>,
     /// Of the kind of the result.
     pub(super) bias: Option<View<'a>>,
 }
 
-/// Multiplies few rows, if the kernel for them has the library's bits. Else nothing is done, and it is false.
-pub(super) fn multiply(
-    cx: &Context,
-    c: &mut ViewMut<'_>,
-    operands: &Operands<'_>,
-) -> Result<bool, Error> {
-    let Some(shape) = shape_of(c, operands) else { return Ok(false) };
-    let answer = match cx.probes().get(shape) {
-        Some(answer) => answer,
-        None => cx.probes().keep(shape, probe(cx, shape)?),
-    };
-    if answer != Agreement::Equal {
+/// Activations `(m, k)`.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) x: View<'a>,
+    pub(super) m: usize,
+    pub(super) k: usize,
+}
+
+/// Multiplies few rows with up to [`PARTS_MAX`] weights, if the kernel for them has the library's bits. Else nothing is
+/// done, and it is false.
+pub(super) fn multiply(cx: &Context, x: Rows<'_>, parts: &[Part<'_>]) -> Result<bool, Error> {
+    let is_one_launch = (1..=PARTS_MAX).contains(&parts.len())
+        && parts.iter().all(|part| part.c.kind() == parts[0].c.kind());
+    if !is_one_launch {
         return Ok(false);
     }
-    launch(cx, c, operands)?;
+    for part in parts {
+        let Some(shape) = shape_of(x, part) else { return Ok(false) };
+        if answer(cx, shape)? != Agreement::Equal {
+            return Ok(false);
+        }
+    }
+    launch(cx, x, parts)?;
     Ok(true)
 }
 
 /// What the kernel can multiply; none for what the library has to. Where a buffer begins is part of what the library
 /// chooses by.
-fn shape_of(c: &ViewMut<'_>, operands: &Operands<'_>) -> Option<FewRows> {
-    let Operands { dims: [m, n, k], x, w, bias } = *operands;
-    let is_few = (1..=ROWS_MAX).contains(&m) && (1..=OUTPUTS_MAX).contains(&n);
+fn shape_of(x: Rows<'_>, part: &Part<'_>) -> Option<FewRows> {
+    let (Rows { x, m, k }, Part { c, n, w, bias }) = (x, part);
+    let is_few = (1..=ROWS_MAX).contains(&m) && (1..=OUTPUTS_MAX).contains(n);
     let is_whole = k > 0 && k.is_multiple_of(CHUNK);
     let is_aligned = [x.at(), w.at(), c.at()].iter().all(|at| at.0.is_multiple_of(16));
     let are_kinds =
         [x.kind(), w.kind()] == [Kind::Bf16; 2] && [Kind::F32, Kind::Bf16].contains(&c.kind());
     (is_few && is_whole && is_aligned && are_kinds).then_some(FewRows {
-        n,
+        n: *n,
         k,
         c_kind: c.kind(),
         has_bias: bias.is_some(),
     })
 }
 
-/// How this kernel compares with the library's, for a shape.
-fn probe(cx: &Context, shape: FewRows) -> Result<Agreement, Error> {
-    let cx = cx.aside()?;
-    match compare(&cx, shape) {
-        Err(Error::OutOfMemory { .. }) => Ok(Agreement::NoRoom),
-        other => other,
+/// How this kernel compares with the library's, for a shape that it can multiply: as it is known, or tried now.
+pub fn answer(cx: &Context, shape: FewRows) -> Result<Agreement, Error> {
+    if let Some(known) = cx.probes().get(shape) {
+        return Ok(known);
     }
+    let answer = match compare(&cx.aside()?, shape) {
+        Err(Error::OutOfMemory { .. }) => Agreement::NoRoom,
+        other => other?,
+    };
+    Ok(cx.probes().keep(shape, answer))
 }
 
 fn compare(cx: &Context, shape: FewRows) -> Result<Agreement, Error> {
@@ -149,8 +168,8 @@ fn compare(cx: &Context, shape: FewRows) -> Result<Agreement, Error> {
     let (mut differing, mut compared) = (0, 0);
     for (rows, _) in KERNELS {
         let mut c = cx.buffer(c_kind, rows * n)?;
-        let x = x.view().slice(0..rows * k);
-        launch(cx, &mut c.view_mut(), &Operands { dims: [rows, n, k], x, w: w.view(), bias })?;
+        let x = Rows { x: x.view().slice(0..rows * k), m: rows, k };
+        launch(cx, x, &[Part { c: c.view_mut(), n, w: w.view(), bias }])?;
         let got = bits(cx, c.view())?;
         differing += got.iter().zip(&want).filter(|(got, want)| got != want).count();
         compared += got.len();
@@ -182,31 +201,37 @@ fn bits(cx: &Context, view: View<'_>) -> Result<Vec<u32>, Error> {
 }
 
 /// Multiplies by the kernel for few rows, whatever the library would do.
-fn launch(cx: &Context, c: &mut ViewMut<'_>, operands: &Operands<'_>) -> Result<(), Error> {
-    let Operands { dims: [m, n, k], x, w, bias } = *operands;
-    c.assert_is(c.kind(), m * n);
+fn launch(cx: &Context, Rows { x, m, k }: Rows<'_>, parts: &[Part<'_>]) -> Result<(), Error> {
     x.assert_is(Kind::Bf16, m * k);
-    w.assert_is(Kind::Bf16, n * k);
-    if let Some(bias) = bias {
-        bias.assert_is(c.kind(), n);
+    let kind = parts[0].c.kind();
+    let mut args = vec![Arg::from(&x), Arg::size(m), Arg::size(k)];
+    for Part { c, n, w, bias } in parts {
+        c.assert_is(kind, m * n);
+        w.assert_is(Kind::Bf16, n * k);
+        if let Some(bias) = bias {
+            bias.assert_is(kind, *n);
+        }
+        args.extend([Arg::from(c), Arg::from(w), Arg::of(*bias), Arg::size(*n)]);
     }
-    let pointers = [Arg::from(&*c), Arg::from(&x), Arg::from(&w), Arg::of(bias)];
-    let sizes = [m, n, k].map(Arg::size);
+    for _ in parts.len()..PARTS_MAX {
+        args.extend([Arg::NULL, Arg::NULL, Arg::NULL, Arg::U32(0)]);
+    }
+    let outputs: Vec<usize> = parts.iter().map(|part| part.n).collect();
     // SAFETY: kinds are those of the kernel's name, lengths are checked above.
-    unsafe { cx.launch(&plan([m, n], c.kind()), &[&pointers[..], &sizes].concat()) }
+    unsafe { cx.launch(&plan(m, &outputs, kind), &args) }
 }
 
 /// A warp for each eight outputs. Where there are enough, some share a block, and what it reads of the activations.
-fn plan([m, n]: [usize; 2], c_kind: Kind) -> Plan {
+fn plan(m: usize, outputs: &[usize], c_kind: Kind) -> Plan {
     let (rows, stages) = KERNELS.into_iter().find(|(rows, _)| m <= *rows).unwrap_or(KERNELS[3]);
     assert!(m <= rows, "{m} rows are no few rows");
-    let warps = n.div_ceil(WARP_OUTPUTS);
-    let warps_of_block: usize = match warps {
+    let warps = || outputs.iter().map(|n| n.div_ceil(WARP_OUTPUTS));
+    let warps_of_block: usize = match warps().sum::<usize>() {
         ..256 => 1,
         256..512 => 2,
         _ => 4,
     };
-    let blocks = warps.div_ceil(warps_of_block);
+    let blocks = warps().map(|warps| warps.div_ceil(warps_of_block)).sum();
     let stage_bytes = (rows + warps_of_block * WARP_OUTPUTS) * DEPTH * Kind::Bf16.bytes();
     let name = format!("few_rows_{rows}_{c_kind}");
     let shared_bytes = (stages * stage_bytes) as u32;

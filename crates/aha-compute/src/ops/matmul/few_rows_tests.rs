@@ -56,13 +56,9 @@ fn few_rows_have_the_bits_of_many_whoever_is_beside_them() {
                     // The last rows, so that they are others for each count.
                     let first = ROWS_MAX - rows;
                     let mut y = cx.buffer(kind, rows * n).unwrap();
-                    let operands = Operands {
-                        dims: [rows, n, k],
-                        x: x.view().slice(first * k..ROWS_MAX * k),
-                        w: w.view(),
-                        bias: bias_view,
-                    };
-                    launch(&cx, &mut y.view_mut(), &operands).unwrap();
+                    let x = x.view().slice(first * k..ROWS_MAX * k);
+                    let part = Part { c: y.view_mut(), n, w: w.view(), bias: bias_view };
+                    launch(&cx, Rows { x, m: rows, k }, &[part]).unwrap();
                     let name = format!("{rows} rows, {n} × {k}, {kind}");
                     assert_same_bits(&name, &download(&cx, &y), &all[first * n..]);
                 }
@@ -154,11 +150,54 @@ fn what_the_kernel_can_not_multiply_is_left_to_the_library() {
     let mut c = cx.buffer(Kind::F32, 64).unwrap();
     let at = |x: usize, w: usize, c_at: usize, c: &mut Buffer| {
         let view = |at| buffer.view().slice(at..at + 8);
-        let operands = Operands { dims: [1, 1, 8], x: view(x), w: view(w), bias: None };
-        shape_of(&c.view_mut().slice(c_at..c_at + 1), &operands).is_some()
+        let c = c.view_mut().slice(c_at..c_at + 1);
+        let part = Part { c, n: 1, w: view(w), bias: None };
+        shape_of(Rows { x: view(x), m: 1, k: 8 }, &part).is_some()
     };
     assert!(at(0, 8, 4, &mut c));
     assert!(!at(1, 8, 4, &mut c) && !at(0, 4, 4, &mut c) && !at(0, 8, 1, &mut c));
+}
+
+/// Goal: several weights have the bits that each has alone, in one launch or, where one of them can't be in it, in
+/// several. Method: odd sizes that begin inside of a block; a weight that is too wide and a kind that differs.
+#[test]
+fn weights_of_one_launch_have_the_bits_of_each_alone() {
+    for cx in contexts() {
+        let (m, k) = (11, 72);
+        let device = Device::cpu(1).with_context(cx.clone()).with_dtype(Dtype::Bf16);
+        let noise = |seed, shape: &[usize]| crate::ops::check::noise_tensor(&device, seed, shape);
+        let x = noise(1, &[m, k]).into_dtype(Dtype::Bf16);
+        for (outputs, kinds) in [
+            (&[45, 3, 130][..], &[Dtype::Bf16; 3][..]),
+            (&[2000, 2100], &[Dtype::F32; 2]),
+            (&[45, 3], &[Dtype::F32, Dtype::Bf16]),
+            (&[9, OUTPUTS_MAX + 8], &[Dtype::Bf16; 2]),
+            (&[9, 10, 11, 12], &[Dtype::Bf16; 4]),
+        ] {
+            let packed: Vec<Packed> = (2..)
+                .zip(outputs)
+                .map(|(seed, n)| Packed::of_weight(&noise(seed, &[*n, k]), Dtype::Bf16))
+                .collect();
+            let bias = noise(9, &[outputs[0]]);
+            let weights: Vec<_> =
+                packed.iter().enumerate().map(|(i, w)| (w, (i == 0).then_some(&bias))).collect();
+            let results = || -> Vec<Tensor> {
+                let result =
+                    |(n, dtype): (&usize, &Dtype)| Tensor::uninit_as(&device, *dtype, &[m, *n]);
+                outputs.iter().zip(kinds).map(result).collect()
+            };
+            let (mut all, mut alone) = (results(), results());
+            matmul::forward_all(&mut all, &x, &weights);
+            for (y, (w, bias)) in alone.iter_mut().zip(&weights) {
+                matmul::forward(y, &x, w, *bias);
+            }
+            device.check().unwrap();
+            for (all, alone) in all.into_iter().zip(alone) {
+                let [all, alone] = [all, alone].map(|y| y.into_dtype(Dtype::F32).host().to_vec());
+                assert_same_bits(&format!("{outputs:?}"), &all, &alone);
+            }
+        }
+    }
 }
 
 /// Goal: work that is captured asks for its answer once, before, and its replays have the same bits; what was taken for
@@ -170,13 +209,14 @@ fn captured_work_has_its_answer_before() {
     let (x, _) = upload_noise(&cx, 1, 3 * k, Kind::Bf16);
     let (w, _) = upload_noise(&cx, 2, n * k, Kind::Bf16);
     let mut y = cx.zeros(Kind::F32, 3 * n).unwrap();
-    let operands = Operands { dims: [3, n, k], x: x.view(), w: w.view(), bias: None };
+    let rows = Rows { x: x.view(), m: 3, k };
     let before = cx.stats().in_use_bytes;
     let workspace = Workspace::new(&cx);
     // SAFETY: the buffers live on.
     let captured = unsafe {
         cx.capture(&workspace, |cx| {
-            assert!(multiply(cx, &mut y.view_mut(), &operands)?);
+            let part = Part { c: y.view_mut(), n, w: w.view(), bias: None };
+            assert!(multiply(cx, rows, &[part])?);
             Ok(())
         })
     };
@@ -196,16 +236,16 @@ fn without_memory_to_try_it_the_library_multiplies() {
     let many = forward(&context(Sums::InOrder), [1, n, k], Kind::F32, false);
     let (x, w) = (upload_noise(&cx, 1, k, Kind::Bf16).0, upload_noise(&cx, 2, n * k, Kind::Bf16).0);
     let mut y = cx.buffer(Kind::F32, n).unwrap();
-    let operands = Operands { dims: [1, n, k], x: x.view(), w: w.view(), bias: None };
-    assert!(!multiply(&cx, &mut y.view_mut(), &operands).unwrap());
+    let part = Part { c: y.view_mut(), n, w: w.view(), bias: None };
+    assert!(!multiply(&cx, Rows { x: x.view(), m: 1, k }, &[part]).unwrap());
     assert_eq!(cx.probes().all()[0].1, Agreement::NoRoom);
     let factors = ((x.view(), false), (w.view(), true));
     cx.product(&mut y.view_mut(), [1, n, k], factors.0, factors.1, None, (1.0, 0.0)).unwrap();
     assert_same_bits("library", &download(&cx, &y), &many);
 }
 
-/// Goal: sums of made-up operands show their order, also rounded to bf16. Method: what the in-order sums of mirrored rows
-/// leave is not zero, and small; magnitudes are of all sizes.
+/// Goal: sums of made-up operands show their order, also rounded to bf16. Method: what the in-order sums of mirrored
+/// rows leave is not zero, and small; magnitudes are of all sizes.
 #[test]
 fn values_that_products_are_tried_with_leave_what_rounding_made() {
     let cx = context(Sums::InOrder);
@@ -240,13 +280,15 @@ fn launches_fit_every_device_and_small_weights_are_spread() {
         for n in [q, kv, model.hidden, model.ffn] {
             for m in 1..=ROWS_MAX {
                 for kind in [Kind::F32, Kind::Bf16] {
-                    let plan = plan([m, n], kind);
-                    assert_fits(&plan);
-                    let outputs = plan.grid[0] * plan.block[0] / 32 * WARP_OUTPUTS as u32;
-                    assert!(outputs as usize >= n, "{n} outputs");
+                    for parts in [&[n][..], &[n, n], &[q, kv, kv]] {
+                        let plan = plan(m, parts, kind);
+                        assert_fits(&plan);
+                        let outputs = plan.grid[0] * plan.block[0] / 32 * WARP_OUTPUTS as u32;
+                        assert!(outputs as usize >= parts.iter().sum(), "{parts:?} outputs");
+                    }
                 }
             }
-            let plan = plan([1, n], Kind::Bf16);
+            let plan = plan(1, &[n], Kind::Bf16);
             assert!(plan.grid[0] as usize >= 112.min(n / WARP_OUTPUTS), "{n}: {:?}", plan.grid);
         }
     }

@@ -8,6 +8,7 @@
 use aha_compute::cuda::pool;
 use aha_compute::ops::{adamw, lm_head};
 use aha_compute::peers;
+use aha_model::model::decode::bucket;
 
 use super::{Breakdown, F32, Part, Phase};
 use crate::pipeline::run::Run;
@@ -84,6 +85,16 @@ impl Phase<'_> {
         self.found.add("optimizer of the host", bytes.saturating_mul(devices));
     }
 
+    /// What steps of decoding work in that were captured, one for each number of rows: it stays theirs.
+    pub(super) fn add_captured_steps(&mut self) {
+        if !self.is_cuda() {
+            return;
+        }
+        let rows = captured_rows(self.run.sequences_max as usize);
+        let floats = 6 * self.hidden() + self.inner_len();
+        self.found.add("captured steps", F32.saturating_mul(rows).saturating_mul(floats));
+    }
+
     /// In place of what threads take.
     pub(super) fn add_device_scratch(&mut self, tokens: u64) {
         let model = self.model;
@@ -111,5 +122,68 @@ impl Phase<'_> {
     /// Whether models are on a CUDA device.
     pub(super) fn is_cuda(&self) -> bool {
         self.run.device.is_cuda()
+    }
+}
+
+/// Rows of all steps that may be captured where so many sequences are decoded at once, at most.
+fn captured_rows(sequences: usize) -> u64 {
+    let most = bucket(sequences);
+    let captured = std::iter::successors(Some(bucket(1)), |rows| Some(bucket(rows + 1)));
+    captured.take_while(|rows| *rows <= most).map(|rows| rows as u64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::models;
+    use super::super::{Others, predict};
+    use super::*;
+
+    fn needs(run: &str, more: &str) -> Needs {
+        let text = format!(
+            "[run]\nthreads = 2\n{run}\n[models]\nbase = 'base'\n[[stage]]\nname = 'a'\nkind = 'rl'\n\
+             model = 'base'\nprompts = 'SELECT 1'\nrewards = [{{ kind = 'math' }}]\n{more}"
+        );
+        let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
+        let pipeline = crate::pipeline::parse(text).unwrap();
+        let [model, _] = models();
+        predict(&pipeline, &pipeline.stages[0], Some(&model), &Others::default())
+    }
+
+    fn part(found: &Breakdown, name: &str) -> u64 {
+        found.parts.iter().filter(|part| part.name == name).map(|part| part.bytes).sum()
+    }
+
+    #[test]
+    fn what_the_processor_has_a_device_has_and_not_both() {
+        let (cpu, cuda) = (needs("device = 'cpu'", ""), needs("device = 'cuda:0'", ""));
+        assert_eq!(cpu.device, Breakdown::default());
+        for name in ["weights", "packed weights", "gradients", "optimizer"] {
+            let bytes = part(&cpu.host, name);
+            assert!(bytes > 0, "{name}");
+            assert_eq!((part(&cuda.host, name), part(&cuda.device, name)), (0, bytes), "{name}");
+        }
+        for name in ["program", "transfers"] {
+            assert!(part(&cuda.host, name) > 0 && part(&cuda.device, name) == 0, "{name}");
+        }
+    }
+
+    /// The largest of both phases counts, and not their sum; of a sampler that runs ahead both do.
+    #[test]
+    fn keys_and_values_are_there_while_a_stage_samples() {
+        let of = |cache: &str, more: &str| {
+            let run = format!("device = 'cuda:0'\nsequences_max = 4096\nkv_cache = '{cache}'");
+            needs(&run, more).device
+        };
+        let training = of("1MiB", "");
+        assert!(part(&training, "backward") > 0 && part(&training, "kv cache") == 0);
+        let sampling = of("64GiB", "");
+        assert_eq!((part(&sampling, "backward"), part(&sampling, "kv cache")), (0, 64 << 30));
+        let ahead = of("1MiB", "max_staleness = 1");
+        assert!(part(&ahead, "backward") > 0 && part(&ahead, "kv cache") == 1 << 20);
+    }
+
+    #[test]
+    fn steps_of_each_number_of_rows_are_captured() {
+        assert_eq!([1, 2, 3, 64].map(captured_rows), [1, 3, 7, 199]);
     }
 }
