@@ -24,7 +24,8 @@ pub(crate) struct Bound {
 pub(crate) const F32: Bound = Bound { norm: 1e-5, max: 5e-5 };
 
 /// Results that are rounded to bf16 differ by one of 8 bits where they lie beside a border, and an op rounds up to
-/// three times on the way: 2^-8 each at most, a third of that on the average. A single value can be off by three of them.
+/// three times on the way: 2^-8 each at most, a third of that on the average. A single value can be off by three of
+/// them.
 pub(crate) const BF16: Bound = Bound { norm: 1.0 / 128.0, max: 1.0 / 64.0 };
 
 impl Bound {

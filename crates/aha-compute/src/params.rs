@@ -183,7 +183,8 @@ impl Params {
         })
     }
 
-    /// Writes the quanta of FP8 of the trained weights anew, where they lie: to be called after a step of the optimizer.
+    /// Writes the quanta of FP8 of the trained weights anew, where they lie: to be called after a step of the
+    /// optimizer.
     pub(crate) fn requantize(&mut self) {
         for entry in self.params.iter_mut().filter(|entry| entry.is_trained) {
             // A weight that others have too wasn't changed since.
@@ -252,8 +253,8 @@ impl Params {
         }
     }
 
-    /// Where kernels of a CUDA device read the weights: all values, and these packed copies, in order. What was captured
-    /// with weights at some addresses may be replayed with weights at the same.
+    /// Where kernels of a CUDA device read the weights: all values, and these packed copies, in order. What was
+    /// captured with weights at some addresses may be replayed with weights at the same.
     pub fn addresses<'a>(
         &'a self,
         packed: impl Iterator<Item = &'a Packed> + 'a,

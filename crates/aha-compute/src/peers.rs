@@ -1,14 +1,14 @@
 //! Devices that learn together: each has all the weights and computes the gradients of a part of the data.
 //!
-//! Gradients are added in the order of ranks, `((g_0 + g_1) + g_2) + …` in `f32`, whatever carries them: so they have the
-//! same bits on every rank and in every run, and [`InHost`] and [`Linked`] have the same. A device's place among the
-//! others is its rank; each rank is a thread of this process.
+//! Gradients are added in the order of ranks, `((g_0 + g_1) + g_2) + …` in `f32`, whatever carries them: so they have
+//! the same bits on every rank and in every run, and [`InHost`] and [`Linked`] have the same. A device's place among
+//! the others is its rank; each rank is a thread of this process.
 //!
 //! - [`Alone`]: one device, which has nothing to wait for.
 //! - [`InHost`]: through the host's memory. Each rank shows its gradients and adds up everybody's.
 //! - [`Linked`]: from device to device, by a [`Link`], which for NVIDIA's is NCCL. All gradients are one vector, cut in
-//!   chunks, and each chunk in as many slices as there are ranks. A rank receives its slice of everybody's, adds them up
-//!   in order, and sends the sum to all. NCCL only carries them: it adds nothing.
+//!   chunks, and each chunk in as many slices as there are ranks. A rank receives its slice of everybody's, adds them
+//!   up in order, and sends the sum to all. NCCL only carries them: it adds nothing.
 //!
 //! A rank that can't go on says so ([`Peers::leave`]), and no other waits for it.
 
@@ -61,7 +61,8 @@ fn said_by<T: Any>(thing: &Thing) -> &T {
     thing.downcast_ref().expect("all ranks say the same kind of thing")
 }
 
-/// Connects devices, each of which is driven by a thread of its own; in their order. Devices are CUDA devices, or none is.
+/// Connects devices, each of which is driven by a thread of its own; in their order. Devices are CUDA devices, or none
+/// is.
 pub fn connect(devices: &[Device]) -> Result<Vec<Arc<dyn Peers>>, Error> {
     if devices.len() <= 1 {
         return Ok(vec![Arc::new(Alone)]);

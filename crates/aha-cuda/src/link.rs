@@ -30,8 +30,8 @@ pub enum Transfer {
 
 /// What one of several devices reaches the others by. A rank is a device's place among them.
 pub trait Link: fmt::Debug + Send + Sync {
-    /// Asks for transfers, which are done together and in their place on this device's stream. All ranks call this, each
-    /// from a thread of its own; what one sends to another that one receives in its call, in the same order, as
+    /// Asks for transfers, which are done together and in their place on this device's stream. All ranks call this,
+    /// each from a thread of its own; what one sends to another that one receives in its call, in the same order, as
     /// many bytes.
     ///
     /// # Safety

@@ -1,7 +1,7 @@
 //! Where threads that work together wait for each other and show each other what they have.
 //!
-//! Each round every rank brings something and goes on with what all have brought, in the order of ranks. Where one fails,
-//! it says so, and nobody waits any more: all others fail too.
+//! Each round every rank brings something and goes on with what all have brought, in the order of ranks. Where one
+//! fails, it says so, and nobody waits any more: all others fail too.
 
 use std::any::Any;
 use std::fmt;

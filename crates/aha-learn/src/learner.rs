@@ -405,8 +405,8 @@ impl Learner {
         })
     }
 
-    /// Adds up the gradients of all devices, clips them and steps the optimizer, unless something isn't finite. `loss` is
-    /// that of all. Returns the gradient's norm before, and whether there was a step. Fails where a device did.
+    /// Adds up the gradients of all devices, clips them and steps the optimizer, unless something isn't finite. `loss`
+    /// is that of all. Returns the gradient's norm before, and whether there was a step. Fails where a device did.
     fn apply(&mut self, loss: f64, settings: &StepSettings) -> Result<(f64, bool), Error> {
         self.grads.finish();
         self.model.device().check()?;

@@ -1,8 +1,8 @@
 //! Several devices that learn together, in one process: a learner for each, and a thread while a step is made.
 //!
-//! The first is whom others know. It has the [`Learner`]s of the other devices, and each of its steps is theirs too: each
-//! computes the gradients of its share of the minibatch, all add them up, and all make the same step. Weights, moments
-//! and what is reported have the same bits everywhere, so checkpoints are those of the first.
+//! The first is whom others know. It has the [`Learner`]s of the other devices, and each of its steps is theirs too:
+//! each computes the gradients of its share of the minibatch, all add them up, and all make the same step. Weights,
+//! moments and what is reported have the same bits everywhere, so checkpoints are those of the first.
 //!
 //! A device that fails says so to the others, which wait for it in vain otherwise; the error of whoever failed first is
 //! the step's. After that no step is possible any more: the learner is to be made again, from a checkpoint.

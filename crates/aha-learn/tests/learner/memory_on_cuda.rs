@@ -49,9 +49,9 @@ fn run(place: StatePlace, activation_checkpointing: bool) -> Run {
     }
 }
 
-/// Goal: each setting has the same bits, and takes less memory. Method: two steps each way. Moments in the host's memory
-/// are less by what they are, but for two slices, which hold all of so small a model's, at a time when activations are
-/// gone; checkpointed activations by most of those of a layer.
+/// Goal: each setting has the same bits, and takes less memory. Method: two steps each way. Moments in the host's
+/// memory are less by what they are, but for two slices, which hold all of so small a model's, at a time when
+/// activations are gone; checkpointed activations by most of those of a layer.
 #[test]
 fn settings_that_take_less_memory_change_no_bit() {
     let plain = run(StatePlace::Device, false);

@@ -1,8 +1,8 @@
 // AdamW; the formula is in adamw.rs. Eight elements to a thread; bits are the processor's.
 #include "aha.cuh"
 
-// A segment's numbers behind its first block: length, value, m, v, gradient, copy, flags. The copy (null if absent) gets
-// the new weights: in f32 with flag 2, else in bf16. With flag 1 weights decay.
+// A segment's numbers behind its first block: length, value, m, v, gradient, copy, flags. The copy (null if absent)
+// gets the new weights: in f32 with flag 2, else in bf16. With flag 1 weights decay.
 constexpr u32 WORDS = 8;
 constexpr u64 DECAYS = 1, COPY_IS_F32 = 2;
 

@@ -1,8 +1,8 @@
 //! AdamW on a device: all weights in one launch.
 //!
-//! Moments that are in the host's memory are copied there in slices, updated and copied back, all at once: while a slice
-//! is updated, the next one is on its way in and the one before on its way out. A slice's moments are in one of two
-//! places on the device by turns. Elements don't depend on each other, so bits don't depend on where slices end.
+//! Moments that are in the host's memory are copied there in slices, updated and copied back, all at once: while a
+//! slice is updated, the next one is on its way in and the one before on its way out. A slice's moments are in one of
+//! two places on the device by turns. Elements don't depend on each other, so bits don't depend on where slices end.
 
 use std::ops::Range;
 

@@ -17,7 +17,8 @@ __device__ __forceinline__ f64 tree(f64 sum) {
     return sums[0];
 }
 
-// partial[block] = the sum of squares of BLOCK_LEN elements. A segment's numbers behind its first block: length, elements.
+// partial[block] = the sum of squares of BLOCK_LEN elements. A segment's numbers behind its first block: length,
+// elements.
 KERNEL(256, sum_of_squares, f64* partial, const u64* segments, u32 count) {
     const u64* segment = segment_of(segments, count, 3);
     u64 len = segment[1];
