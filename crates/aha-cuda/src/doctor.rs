@@ -13,6 +13,8 @@ pub struct Findings {
     pub compiler: Result<String, String>,
     /// The library of matrix products, or what to do to have one.
     pub products: Result<(), String>,
+    /// The library by which several devices exchange, or what to do to have one. One device doesn't need it.
+    pub exchange: Result<(), String>,
 }
 
 /// Looks for driver, devices and libraries.
@@ -27,7 +29,9 @@ pub fn look() -> Findings {
         Err(_) => Vec::new(),
     };
     let compiler = nvrtc::version().map(|(major, minor)| format!("{major}.{minor}")).map_err(shown);
-    Findings { driver, devices, compiler, products: nvidia::ask_for_products().map_err(shown) }
+    let products = nvidia::ask_for_products().map_err(shown);
+    let exchange = nvidia::ask_for_exchange().map_err(shown);
+    Findings { driver, devices, compiler, products, exchange }
 }
 
 #[cfg(test)]
@@ -42,7 +46,8 @@ mod tests {
             }
             Ok(version) => assert!(version.contains('.') && !found.devices.is_empty()),
         }
-        for missing in [found.compiler.err(), found.products.err()].into_iter().flatten() {
+        let libraries = [found.compiler.err(), found.products.err(), found.exchange.err()];
+        for missing in libraries.into_iter().flatten() {
             assert!(missing.contains("LD_LIBRARY_PATH"), "{missing}");
         }
     }

@@ -21,6 +21,9 @@ pub trait Devices: fmt::Debug + Send + Sync {
 
     /// Opens a device with all that computing on it takes, or gives the one that is open.
     fn open(&self, number: u32) -> Result<cuda::Context, cuda::Error>;
+
+    /// Whether several can exchange what they compute; what is missing if not.
+    fn ask_for_exchange(&self) -> Result<(), cuda::Error>;
 }
 
 /// Those of this machine.
@@ -52,6 +55,10 @@ impl Devices for Machine {
         open.insert(number, context.clone());
         Ok(context)
     }
+
+    fn ask_for_exchange(&self) -> Result<(), cuda::Error> {
+        nvidia::ask_for_exchange()
+    }
 }
 
 /// Devices that a test has in place of the machine's.
@@ -68,6 +75,10 @@ impl Devices for Given {
             what: format!("there is no device `cuda:{number}`"),
             remedy: "name one that is there".to_owned(),
         })
+    }
+
+    fn ask_for_exchange(&self) -> Result<(), cuda::Error> {
+        Ok(())
     }
 }
 
@@ -112,6 +123,9 @@ pub fn open_all(devices: &dyn Devices, run: &Run) -> Result<(Device, Vec<Device>
         return Ok((of_run(Device::cpu(threads))?, Vec::new()));
     };
     let first = open(first, threads)?;
+    if !others.is_empty() {
+        devices.ask_for_exchange().map_err(|error| missing(&wanted, &error))?;
+    }
     // What the host does for one of several devices is little.
     let others = others.iter().map(|number| open(number, 1)).collect::<Result<_>>()?;
     Ok((first, others))

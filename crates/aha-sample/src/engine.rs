@@ -27,7 +27,7 @@ use crate::pages::Pages;
 use crate::thinking::{Forcing, Next, Thought};
 use crate::weights::{Held, Versions, Weights};
 use crate::{Error, FinishReason, Limits, Sampling};
-use on_cuda::OnCuda;
+use on_cuda::{OnCuda, cache};
 use plan::Plan;
 
 /// Most logits kept at a time, in floats; a row always is.
@@ -75,7 +75,8 @@ pub struct Sampler {
     limits: Limits,
     /// On a CUDA device.
     on_cuda: Option<OnCuda>,
-    cache: KvCache,
+    /// None after [`Sampler::release_cache`].
+    cache: Option<KvCache>,
     pages: Pages,
 }
 
@@ -87,7 +88,7 @@ impl Sampler {
         let page_count = (limits.cache_bytes
             / KvCache::bytes_per_page(model.device().kv_dtype(), layer_count, dims))
         .max(1);
-        let cache = KvCache::new(model.device(), layer_count, page_count, dims);
+        let cache = Some(cache(model, page_count));
         let on_cuda = model.device().is_cuda().then(OnCuda::default);
         Sampler { tokenizer, limits, on_cuda, cache, pages: Pages::new(page_count) }
     }
@@ -165,15 +166,16 @@ impl Sampler {
         (sampling, forcing): (&'a Sampling, Option<&'a Forcing<'a>>),
         random: Philox,
     ) -> Running<'a> {
+        let page_count = self.pages.count();
         Running {
             room: self.room(),
+            cache: self.cache.get_or_insert_with(|| cache(&model, page_count)),
             model,
             version: 0,
             weights: None,
             tokenizer: &self.tokenizer,
             limits: self.limits,
             on_cuda: self.on_cuda.as_mut(),
-            cache: &mut self.cache,
             pages: &mut self.pages,
             requests,
             sampling,

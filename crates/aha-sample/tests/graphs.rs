@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use aha_compute::cuda::Context;
+use aha_compute::cuda::{Context, Kind};
 use aha_compute::ops::adamw::{AdamW, Hyper};
 use aha_compute::random::Philox;
 use aha_compute::{Device, Dtype, Grads};
@@ -221,6 +221,63 @@ fn steps_of_the_optimizer_leave_graphs_as_they_are() {
             before = drawn;
         }
     }
+}
+
+/// Goal: between runs the cache's memory is others', and what is captured stays. Method: the allocator's counts before,
+/// between and after; then another holds the memory at the cache's address, so that all is captured again elsewhere.
+#[test]
+fn a_cache_that_is_released_leaves_graphs_and_completions_as_they_are() {
+    let emulated = Emulated::new(Order::Backward, MEMORY_BYTES);
+    let context = Context::new(emulated);
+    let device = Device::cpu(1).with_context(context.clone()).with_dtype(Dtype::F32);
+    let model = fixture("tiny_qwen2", &device);
+    let (requests, sampling) =
+        (requests(&[5, 18], 3), Sampling { max_tokens: 6, ..Sampling::default() });
+    let mut sampler = Sampler::new(&model, tokenizer(), limits(6));
+    let want = run(&mut sampler, &model, &requests, &sampling).unwrap();
+    let (graphs, with_cache) = (sampler.graph_count(), context.stats().in_use_bytes);
+    assert!(graphs > 0);
+    let release = |sampler: &mut Sampler| {
+        sampler.release_cache();
+        let freed = with_cache - context.stats().in_use_bytes;
+        assert!(freed > limits(6).cache_bytes * 9 / 10, "{freed} of {with_cache}");
+        assert_eq!(sampler.graph_count(), graphs, "what is captured stays");
+        freed
+    };
+    let freed = release(&mut sampler);
+    let again = run(&mut sampler, &model, &requests, &sampling).unwrap();
+    assert_same("at the same place", &again, &want);
+    assert_eq!(context.stats().in_use_bytes, with_cache);
+    assert_eq!(sampler.graph_count(), graphs, "and is used again");
+    release(&mut sampler);
+    let other = context.buffer(Kind::U32, freed / 4).unwrap();
+    let moved = run(&mut sampler, &model, &requests, &sampling).unwrap();
+    assert_same("elsewhere", &moved, &want);
+    assert!(sampler.graph_count() > graphs, "captured for the new place");
+    drop(other);
+}
+
+/// Goal: a cache for which there is no memory any more is the device's error. Method: another takes all there is.
+#[test]
+fn a_cache_that_cannot_be_taken_again_is_an_error() {
+    let context = Context::new(Emulated::new(Order::Forward, 16 << 20));
+    let device = Device::cpu(1).with_context(context.clone()).with_dtype(Dtype::F32);
+    let model = fixture("tiny_llama", &device);
+    let (requests, sampling) =
+        (requests(&[5], 2), Sampling { max_tokens: 4, ..Sampling::default() });
+    let mut sampler = Sampler::new(&model, tokenizer(), limits(6));
+    run(&mut sampler, &model, &requests, &sampling).unwrap();
+    sampler.release_cache();
+    let mut taken = Vec::new();
+    let mut bytes = 16 << 20;
+    while bytes > limits(6).cache_bytes / 2 {
+        match context.buffer(Kind::U32, bytes / 4) {
+            Ok(buffer) => taken.push(buffer),
+            Err(_) => bytes /= 2,
+        }
+    }
+    let error = run(&mut sampler, &model, &requests, &sampling).unwrap_err();
+    assert!(error.to_string().contains("out of memory"), "{error}");
 }
 
 /// Calls of the driver for ten steps of decoding with a batch that stays.

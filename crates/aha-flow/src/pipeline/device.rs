@@ -206,6 +206,12 @@ pub(super) fn choose(pipeline: &mut Pipeline, room: Room<'_>, reader: &mut Reade
             }
         }
     }
+    if device.numbers().len() > 1
+        && let Err(error) = devices.ask_for_exchange()
+    {
+        let (message, hint) = devices::told(&device, &error);
+        reader.report_at("run.device", message, Some(hint));
+    }
     found
 }
 

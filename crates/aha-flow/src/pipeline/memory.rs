@@ -650,6 +650,8 @@ impl<'a> Phase<'a> {
         if is_ahead {
             let beside = sampling.found.total_bytes() - self.found.total_bytes();
             self.found.add("sampling", beside);
+        } else {
+            self.add_captured_steps();
         }
         if let Some(teacher) = teacher {
             self.add_predictions(teacher, tokens);

@@ -1,7 +1,8 @@
 //! Sampler actor: draws the completions of a step's prompts on a thread of its own. Where it runs ahead of the learner,
 //! that draws what comes without end: `ahead::stream`.
 //! - Inbox: one batch of prompts, paid for by a credit; weights as they are published.
-//! - State: the key/value cache, rebuilt empty after a restart; the learner publishes its weights again.
+//! - State: the key/value cache, rebuilt empty after a restart, and on a CUDA device after each step; the learner
+//!   publishes its weights again.
 //! - Fails with [`Error`]. Prompts that can't be served are reported, not fatal; one at which sampling itself
 //!   fails shows when the step is sampled prompt by prompt.
 
@@ -353,9 +354,11 @@ impl Job {
                 send(rows)
             })?;
         let failed = failed.into_iter().map(|(row, error)| (id(row), error)).collect();
-        // A device's memory for keys and values is the learner's while that steps.
-        let engine = (!shared.device.is_cuda()).then_some(engine);
-        Ok(Drawn { engine, failed })
+        if shared.device.is_cuda() {
+            // That memory is the learner's while it steps. What was captured stays.
+            engine.release_cache();
+        }
+        Ok(Drawn { engine: Some(engine), failed })
     }
 
     /// A prompt at which sampling fails is one that has failed; what fails at every prompt isn't a prompt's

@@ -1,8 +1,8 @@
 //! What a pipeline leaves open is chosen by the memory that there is, written down, and kept.
 
-use aha_compute::cuda::{Context, Kind};
+use aha_compute::cuda::{Context, Error, Kind};
 use aha_emulate::{Emulated, ORDERS};
-use aha_flow::devices::Given;
+use aha_flow::devices::{self, Devices, Given};
 use aha_flow::pipeline::{Auto, Pipeline, Plan, Problems, Room, StageKind, Text, parse};
 
 use crate::world::check_room;
@@ -117,6 +117,47 @@ fn a_run_that_goes_on_keeps_what_was_chosen() {
 fn given(memory_bytes: u64) -> Given {
     let emulated = Emulated::new(ORDERS[0], usize::try_from(memory_bytes).unwrap());
     Given(vec![Context::new(emulated)])
+}
+
+/// Two devices, and no library by which they exchange.
+#[derive(Debug)]
+struct Apart(Given);
+
+impl Devices for Apart {
+    fn count(&self) -> u32 {
+        self.0.count()
+    }
+
+    fn open(&self, number: u32) -> Result<Context, Error> {
+        self.0.open(number)
+    }
+
+    fn ask_for_exchange(&self) -> Result<(), Error> {
+        let (what, remedy) = ("NCCL was not found".to_owned(), "install NCCL".to_owned());
+        Err(Error::Missing { what, remedy })
+    }
+}
+
+/// Goal: several devices that can't exchange are refused before anything is computed, with what is missing and how to
+/// mend it; one of them is used without. Method: devices without the library, for the check and for the start of a run.
+#[test]
+fn several_devices_need_a_library_to_exchange_by() {
+    let devices = || ORDERS.map(|order| Context::new(Emulated::new(order, 1 << 40))).to_vec();
+    let apart = Apart(Given(devices()));
+    let with = |device: &str, devices: &dyn Devices| {
+        let device = format!("run.device='{device}'");
+        check(&[&device], Room { devices: Some(devices), ..Room::default() })
+    };
+    let problems = with("cuda:0,1", &apart).unwrap_err().to_string();
+    for says in ["run.device", "can't compute on `cuda:0,1`: NCCL was not found", "install NCCL"] {
+        assert!(problems.contains(says), "{problems}");
+    }
+    let one = with("cuda:0", &apart).unwrap();
+    assert!(devices::open_all(&apart, &one.pipeline.run).is_ok());
+    let two = with("cuda:0,1", &Given(devices())).unwrap();
+    let error = devices::open_all(&apart, &two.pipeline.run).unwrap_err();
+    assert!(error.to_string().contains("NCCL was not found"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("install NCCL")), "{error:?}");
 }
 
 /// The stage's memory on a device that has so much, with what was chosen by it.

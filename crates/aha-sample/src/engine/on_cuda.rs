@@ -118,6 +118,18 @@ impl Sampler {
     pub fn graph_count(&self) -> usize {
         self.on_cuda.as_ref().map_or(0, OnCuda::graph_count)
     }
+
+    /// Gives the cache's memory back, for work that is done between runs: the next run takes as much again, and fails
+    /// where there isn't any. What is captured on a CUDA device stays, and is used again where the cache's memory is at
+    /// its old address.
+    pub fn release_cache(&mut self) {
+        self.cache = None;
+    }
+}
+
+/// A cache for models of this shape. Where a device has no room for it, that is the device's failure.
+pub(super) fn cache(model: &Model, page_count: usize) -> KvCache {
+    KvCache::new(model.device(), model.config().layer_count, page_count, model.attention_dims())
 }
 
 impl Running<'_> {

@@ -74,7 +74,7 @@ mod work;
 
 pub use paged::{KvCache, Paged, attend};
 pub(crate) use paged::{put, room};
-pub use work::Room;
+pub use work::{Room, captured_parts_bytes};
 
 use super::{Dims, Layout};
 use crate::cuda::{Arg, Buffer, Context, Error, Kind, Plan, Source, View, ViewMut};

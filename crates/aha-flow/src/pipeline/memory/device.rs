@@ -5,12 +5,14 @@
 //! In place of threads' panels a device has the parts that attention sums aside, and the libraries' workspace.
 //! Keys and values are there only while a stage samples, unless the sampler runs ahead: what is freed is used again.
 
-use aha_compute::cuda::pool;
+use aha_compute::cuda::{Kind, pool};
+use aha_compute::ops::attention::cuda::captured_parts_bytes;
+use aha_compute::ops::attention::{KvCache, PAGE_LEN};
 use aha_compute::ops::{adamw, lm_head};
-use aha_compute::peers;
+use aha_compute::{Dtype, peers};
 use aha_model::model::decode::bucket;
 
-use super::{Breakdown, F32, Part, Phase};
+use super::{Breakdown, F32, Part, Phase, dims_of, kv_dtype};
 use crate::pipeline::run::Run;
 use crate::pipeline::sampling::OptimizerState;
 
@@ -85,14 +87,32 @@ impl Phase<'_> {
         self.found.add("optimizer of the host", bytes.saturating_mul(devices));
     }
 
-    /// What steps of decoding work in that were captured, one for each number of rows: it stays theirs.
+    /// What steps of decoding work in that were captured, one for each number of rows: it stays theirs. So do parts of
+    /// attention over long sequences, one for each number of rows and of tiles of keys.
     pub(super) fn add_captured_steps(&mut self) {
         if !self.is_cuda() {
             return;
         }
-        let rows = captured_rows(self.run.sequences_max as usize);
+        let of_steps = || captured_rows(self.run.sequences_max as usize);
+        let rows: u64 = of_steps().map(|rows| rows as u64).sum();
         let floats = 6 * self.hidden() + self.inner_len();
-        self.found.add("captured steps", F32.saturating_mul(rows).saturating_mul(floats));
+        let kind = match kv_dtype(self.run) {
+            Dtype::F32 => Kind::F32,
+            Dtype::Bf16 => Kind::Bf16,
+        };
+        let (dims, len_max) = (dims_of(self.model), self.cached_len_max());
+        let parts = captured_parts_bytes(of_steps(), dims, kind, len_max);
+        let rounding = parts / ROUNDING;
+        let bytes = F32.saturating_mul(rows).saturating_mul(floats);
+        self.found.add("captured steps", bytes.saturating_add(parts).saturating_add(rounding));
+    }
+
+    /// Positions of the longest sequence that the model has and the cache holds.
+    fn cached_len_max(&self) -> usize {
+        let (layers, dims) = (self.model.layers as usize, dims_of(self.model));
+        let page_bytes = KvCache::bytes_per_page(kv_dtype(self.run), layers, dims) as u64;
+        let cached = (self.run.kv_cache.0 / page_bytes.max(1)).saturating_mul(PAGE_LEN as u64);
+        cached.min(u64::from(self.model.max_position_embeddings)) as usize
     }
 
     /// In place of what threads take.
@@ -125,28 +145,32 @@ impl Phase<'_> {
     }
 }
 
-/// Rows of all steps that may be captured where so many sequences are decoded at once, at most.
-fn captured_rows(sequences: usize) -> u64 {
+/// The rows of each step that may be captured where so many sequences are decoded at once.
+fn captured_rows(sequences: usize) -> impl Iterator<Item = usize> {
     let most = bucket(sequences);
     let captured = std::iter::successors(Some(bucket(1)), |rows| Some(bucket(rows + 1)));
-    captured.take_while(|rows| *rows <= most).map(|rows| rows as u64).sum()
+    captured.take_while(move |rows| *rows <= most)
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::tests::models;
-    use super::super::{Others, predict};
+    use super::super::{ModelFacts, Others, predict};
     use super::*;
 
     fn needs(run: &str, more: &str) -> Needs {
+        let [model, _] = models();
+        needs_of(&model, run, more)
+    }
+
+    fn needs_of(model: &ModelFacts, run: &str, more: &str) -> Needs {
         let text = format!(
             "[run]\nthreads = 2\n{run}\n[models]\nbase = 'base'\n[[stage]]\nname = 'a'\nkind = 'rl'\n\
              model = 'base'\nprompts = 'SELECT 1'\nrewards = [{{ kind = 'math' }}]\n{more}"
         );
         let text = crate::pipeline::Text { path: "p.toml", text: &text, sets: &[] };
         let pipeline = crate::pipeline::parse(text).unwrap();
-        let [model, _] = models();
-        predict(&pipeline, &pipeline.stages[0], Some(&model), &Others::default())
+        predict(&pipeline, &pipeline.stages[0], Some(model), &Others::default())
     }
 
     fn part(found: &Breakdown, name: &str) -> u64 {
@@ -184,6 +208,34 @@ mod tests {
 
     #[test]
     fn steps_of_each_number_of_rows_are_captured() {
-        assert_eq!([1, 2, 3, 64].map(captured_rows), [1, 3, 7, 199]);
+        let rows = |sequences| captured_rows(sequences).sum::<usize>();
+        assert_eq!([1, 2, 3, 64].map(rows), [1, 3, 7, 199]);
+    }
+
+    /// Goal: parts of attention over long sequences count, up to the longest that the cache holds.
+    #[test]
+    fn long_sequences_take_more_for_captured_steps() {
+        let of = |positions: u32, cache: &str, dtype: &str| {
+            let [model, _] = models();
+            let model = ModelFacts {
+                heads: 14,
+                kv_heads: 2,
+                head_dim: 64,
+                max_position_embeddings: positions,
+                ..model
+            };
+            let run = format!(
+                "device = 'cuda:0'\nsequences_max = 96\nkv_cache = '{cache}'\ndtype = '{dtype}'"
+            );
+            part(&needs_of(&model, &run, "").device, "captured steps")
+        };
+        let short = of(128, "64GiB", "bf16");
+        // Rows times tiles of keys, each product once: powers of two from 4 to 2^15, and 24 times those up to 2^11.
+        let products: u64 =
+            (2..=15).map(|i| 1 << i).sum::<u64>() + (2..=11).map(|i| 24 << i).sum::<u64>();
+        let parts = products * 14 * 66 * 4;
+        assert_eq!(of(32_768, "64GiB", "bf16") - short, parts + parts / ROUNDING);
+        assert!(of(32_768, "8MiB", "bf16") < short + parts / 4, "what the cache holds bounds it");
+        assert_eq!(of(32_768, "64GiB", "f32"), of(128, "64GiB", "f32"), "f32 isn't cut");
     }
 }

@@ -14,9 +14,15 @@ pub(super) fn check(findings: &Findings, kernel_driver: Option<String>) -> Check
     let devices: Vec<String> = findings.devices.iter().enumerate().map(shown_device).collect();
     let missing = [findings.compiler.as_ref().err(), findings.products.as_ref().err()];
     let missing: Vec<&str> = missing.into_iter().flatten().map(String::as_str).collect();
-    let has_device = findings.devices.iter().any(Result::is_ok);
+    let device_count = findings.devices.iter().filter(|device| device.is_ok()).count();
+    let has_device = device_count > 0;
+    let exchange = match &findings.exchange {
+        _ if !has_device => "",
+        Ok(()) => "; NCCL for several devices",
+        Err(_) => "; no NCCL, which only several devices need",
+    };
     let found = match &findings.driver {
-        Ok(version) => format!("driver for CUDA {version}; {}", devices.join("; ")),
+        Ok(version) => format!("driver for CUDA {version}; {}{exchange}", devices.join("; ")),
         Err(_) if kernel_driver.is_some() => "a driver, but not its library".to_owned(),
         Err(_) => "no CUDA driver".to_owned(),
     };
@@ -24,6 +30,7 @@ pub(super) fn check(findings: &Findings, kernel_driver: Option<String>) -> Check
         (Err(why), ..) => kernel_driver.as_ref().map(|_| why.clone()),
         (Ok(_), false, _) => findings.devices.iter().find_map(|device| device.clone().err()),
         (Ok(_), true, Some(missing)) => Some((*missing).to_owned()),
+        (Ok(_), true, None) if device_count > 1 => findings.exchange.clone().err(),
         (Ok(_), true, None) => None,
     };
     let is_usable = has_device && missing.is_empty();
@@ -42,6 +49,8 @@ pub(super) fn check(findings: &Findings, kernel_driver: Option<String>) -> Check
             "compiler_error": error(findings.compiler.as_ref().err()),
             "has_products": findings.products.is_ok(),
             "products_error": error(findings.products.as_ref().err()),
+            "has_exchange": findings.exchange.is_ok(),
+            "exchange_error": error(findings.exchange.as_ref().err()),
             "is_usable": is_usable,
         }),
     }
@@ -81,6 +90,7 @@ mod tests {
             devices: Vec::new(),
             compiler: Err("libnvrtc was not found; install it".into()),
             products: Err("libcublasLt was not found; install it".into()),
+            exchange: Err("NCCL (libnccl) was not found; install it".into()),
         }
     }
 
@@ -97,6 +107,7 @@ mod tests {
             devices: vec![Ok(info)],
             compiler: Ok("13.0".into()),
             products: Ok(()),
+            exchange: Ok(()),
         }
     }
 
@@ -112,6 +123,27 @@ mod tests {
         let check = check(&none(), Some("580.1".into()));
         assert_eq!(check.status, Status::Limited);
         assert!(check.advice.is_some_and(|advice| advice.contains("libcuda")));
+    }
+
+    /// Goal: NCCL is listed, and asked for where there are several devices.
+    #[test]
+    fn only_several_devices_need_to_exchange() {
+        let [one, two] = [1, 2].map(|count| {
+            let devices = vec![h200().devices.remove(0); count];
+            check(&Findings { devices, exchange: none().exchange, ..h200() }, None)
+        });
+        assert_eq!((one.status, &one.advice), (Status::Ok, &None));
+        assert!(one.found.contains("no NCCL, which only several devices need"), "{}", one.found);
+        assert_eq!(two.status, Status::Limited);
+        assert!(two.advice.is_some_and(|advice| advice.contains("libnccl")));
+        for check in [one.facts, two.facts] {
+            assert_eq!(
+                (&check["has_exchange"], &check["is_usable"]),
+                (&json!(false), &json!(true))
+            );
+        }
+        let whole = check(&h200(), None);
+        assert!(whole.found.contains("NCCL for several devices"), "{}", whole.found);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! Which rows a block computes against which keys: lists that kernels read, from layouts alone.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
+use std::iter::successors;
 use std::ops::Range;
 
 use super::super::seqs::PagedSeq;
 use super::super::{Dims, Layout, PAGE_LEN, PagedSeqs, Segment};
 use super::{KEY_WARPS_LEAST, Sizes};
+use crate::cuda::Kind;
 
 /// What is in [`Item::aside`] of results that are final.
 pub(super) const NONE: u32 = u32::MAX;
@@ -261,6 +264,29 @@ impl Room {
     }
 }
 
+/// Bytes of the parts that steps of decoding put aside which were captured, at most: with each of these numbers of
+/// rows, sequences of up to `len_max` positions. What is captured keeps a buffer for each size that occurs.
+pub fn captured_parts_bytes(
+    rows: impl Iterator<Item = usize>,
+    dims: Dims,
+    kind: Kind,
+    len_max: usize,
+) -> u64 {
+    let sizes = Sizes::of(dims, kind);
+    if !sizes.are_few(1, dims) {
+        return 0;
+    }
+    let most = len_max.div_ceil(sizes.tile).next_power_of_two();
+    let first = 2 * KEY_WARPS_LEAST as usize;
+    let tiles = || successors(Some(first), |tiles| Some(2 * tiles)).take_while(|n| *n <= most);
+    let cut = rows.filter(|&rows| cuts(rows, dims, DECODE_BLOCKS_LEAST));
+    let each: BTreeSet<u64> =
+        cut.flat_map(|rows| tiles().map(move |tiles| rows as u64 * tiles as u64)).collect();
+    // Sums, and two floats of softmax.
+    let row_bytes = size_of::<f32>() * (dims.head_dim + 2);
+    each.iter().sum::<u64>() * dims.heads as u64 * row_bytes as u64
+}
+
 /// Whether so many sequences that decode are cut.
 fn cuts(rows: usize, dims: Dims, blocks_least: usize) -> bool {
     rows * dims.kv_heads < blocks_least
@@ -363,7 +389,6 @@ impl PagedLists {
 mod tests {
     use super::super::super::Split;
     use super::*;
-    use crate::cuda::Kind;
     use crate::ops::check::MODELS;
 
     const DIMS: Dims = Dims { heads: 4, kv_heads: 2, head_dim: 64 };
@@ -521,5 +546,28 @@ mod tests {
         let mut seqs = PagedSeqs::default();
         seqs.push(2, 0, &pages);
         assert_eq!(Room::of(&seqs, 4, DIMS, sizes()), None, "a prompt");
+    }
+
+    /// Goal: what is counted of captured steps is what their lists take. Method: the lists of each length and number of
+    /// rows, of which each size counts once.
+    #[test]
+    fn parts_of_captured_steps_are_those_of_their_lists() {
+        let rows = [1, 2, 4, 24, 96, 128, 160];
+        for len_max in [1, 128, 129, 1000, 3000] {
+            let pages: Vec<u32> = (0..200).collect();
+            let mut found = BTreeSet::new();
+            for (rows, len) in
+                rows.iter().flat_map(|&rows| (1..=len_max).map(move |len| (rows, len)))
+            {
+                let mut seqs = PagedSeqs::default();
+                seqs.push(1, len - 1, &pages);
+                let room = Room::of(&seqs, rows, DIMS, sizes()).expect("it decodes");
+                found.insert(PagedLists::in_room(&seqs, DIMS, sizes(), room).part_rows as u64);
+            }
+            let want = found.iter().sum::<u64>() * 4 * (DIMS.head_dim as u64 + 2);
+            let bytes = captured_parts_bytes(rows.into_iter(), DIMS, Kind::Bf16, len_max);
+            assert_eq!(bytes, want, "up to {len_max}");
+        }
+        assert_eq!(captured_parts_bytes(rows.into_iter(), DIMS, Kind::F32, 3000), 0, "not cut");
     }
 }
