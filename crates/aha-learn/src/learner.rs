@@ -423,7 +423,7 @@ impl Learner {
         }
         self.model.device().check()?;
         if applied && self.version % WEIGHTS_COMPARED_EVERY == 1 && self.peers.count() > 1 {
-            self.agree("the weights", self.model.params().checksum())?;
+            self.agree("the weights", self.model.checksum()?)?;
         }
         Ok((grad_norm, applied))
     }

@@ -348,6 +348,13 @@ impl Model {
         Ok(self.device.check()?)
     }
 
+    /// The checksum of the weights ([`Params::checksum`]). Fails where their device has failed: it says nothing then.
+    pub fn checksum(&self) -> Result<u64> {
+        let checksum = self.params.checksum();
+        self.check_device()?;
+        Ok(checksum)
+    }
+
     /// Fails for a token id that the model has no embedding for.
     pub fn check_ids(&self, ids: impl IntoIterator<Item = u32>) -> Result<()> {
         let vocab_size = self.config.vocab_size;

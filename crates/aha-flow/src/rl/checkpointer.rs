@@ -139,7 +139,7 @@ fn save(
     checksum: Option<u64>,
 ) -> Result<Parts> {
     // They are the newest weights: a resume would go on from damaged ones, and nothing would tell.
-    let found = learner.model().params().checksum();
+    let found = learner.model().checksum()?;
     if let Some(wanted) = checksum.filter(|&wanted| wanted != found) {
         return Err(Error::Watchdog {
             message: format!(

@@ -262,9 +262,12 @@ impl State {
         let (given, learner) = (weights.clone(), self.args.learner.clone());
         // The thread takes jobs in order: the learner hears of it before it gets a group from these weights.
         let checked = self.thread.run(move || {
-            let found = given.model.params().checksum();
-            if found != given.checksum {
-                learner.weights_differ(given.version, found);
+            // Where the device has failed, the job that needs it says so.
+            match given.model.checksum() {
+                Ok(found) if found != given.checksum => {
+                    learner.weights_differ(given.version, found)
+                }
+                _ => {}
             }
         });
         drop(checked); // It answers the learner, not us.

@@ -103,7 +103,7 @@ pub fn train(
         metrics.insert((*name).to_owned(), *value);
     }
     let nan_batches = run.nan + run.critic.as_ref().map_or(0, |critic| critic.nan);
-    let checksum = run.learner.model().params().checksum();
+    let checksum = run.learner.model().checksum()?;
     let facts = facts(&view, groups, shared, &outcomes, nan_batches);
     if !moves {
         let of_critic = outcomes.iter_mut().filter(|outcome| **outcome == Outcome::Trained);

@@ -142,6 +142,8 @@ async fn every_key_of_run_that_is_not_neutral_does_something() {
         text: TUNED.to_owned(),
         left_out: &[
             ("device=cpu", "it is the processor in either case"),
+            ("device=cuda:N", "runs on an emulated device are in on_cuda.rs"),
+            ("device=cuda:N,M", "runs on two emulated devices are in on_cuda.rs"),
             ("query_memory", "only the order changes of rows that a query leaves open"),
         ],
     };
