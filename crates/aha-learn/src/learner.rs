@@ -423,7 +423,9 @@ impl Learner {
         }
         self.model.device().check()?;
         if applied && self.version % WEIGHTS_COMPARED_EVERY == 1 && self.peers.count() > 1 {
-            self.agree("the weights", self.model.checksum()?)?;
+            let checksum = self.model.params().checksum();
+            self.model.device().check()?;
+            self.agree("the weights", checksum)?;
         }
         Ok((grad_norm, applied))
     }
