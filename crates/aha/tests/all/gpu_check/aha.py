@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""What `aha` says on a machine with a GPU, for the test of ops/gpu-check: one part of the checks crashes, one hangs, one
-has a failing case."""
+"""What `aha` says on a machine with a GPU, for the test of ops/gpu-check: one part of the checks crashes, one hangs,
+one has a failing case."""
 
 import json
 import os
