@@ -311,6 +311,19 @@ impl fmt::Debug for Device {
 mod tests {
     use super::*;
 
+    /// Goal: what is done beside is computed as on the device itself, or sampler and learner wouldn't agree.
+    #[test]
+    fn a_device_beside_another_computes_as_it_does() {
+        let context = crate::ops::check::contexts()[0].clone();
+        let gpu = Device::cpu(1).with_context(context).with_dtype(Dtype::Bf16);
+        let cpu = Device::cpu(1).with_kv_dtype(Dtype::Bf16);
+        for device in [gpu.clone(), gpu.with_fp8().unwrap(), cpu] {
+            let beside = device.beside(2).unwrap();
+            let how = |d: &Device| (d.is_cuda(), d.dtype(), d.kv_dtype(), d.is_fp8(), d.isa());
+            assert_eq!((how(&beside), beside.threads()), (how(&device), 2));
+        }
+    }
+
     #[test]
     fn a_freed_buffer_is_used_again() {
         let device = Device::cpu(1);

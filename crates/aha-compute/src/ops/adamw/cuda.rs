@@ -73,7 +73,12 @@ pub(super) fn step_from_host(
     step: &Step<'_>,
     slice_len: usize,
 ) -> Result<(), Error> {
-    let done = stream_through(cx, streams, weights, step, slice_len);
+    let slices = slices(weights.iter().map(|weight| weight.gradient.len()), slice_len);
+    let room = slices.iter().flatten().map(|piece| piece.at + piece.range.len()).max();
+    let place = || cx.buffer(Kind::F32, room.unwrap_or(0));
+    // Means and squares, of slices with even and odd numbers. Nobody else has them before the wait below.
+    let mut places: [[Buffer; 2]; 2] = [[place()?, place()?], [place()?, place()?]];
+    let done = stream_through(cx, streams, weights, step, (&slices, &mut places));
     // Also after an error: nothing may be copied from or to the moments any more.
     let waited = streams.to_device.synchronize().and(streams.to_host.synchronize());
     done.and(waited)
@@ -84,14 +89,9 @@ fn stream_through(
     Streams { to_device, to_host }: &Streams,
     weights: &mut [Weight<'_>],
     step: &Step<'_>,
-    slice_len: usize,
+    (slices, places): (&[Vec<Piece>], &mut [[Buffer; 2]; 2]),
 ) -> Result<(), Error> {
-    let slices = slices(weights.iter().map(|weight| weight.gradient.len()), slice_len);
     let scale = cx.upload(&[step.scale])?;
-    let room = slices.iter().flatten().map(|piece| piece.at + piece.range.len()).max();
-    let place = || cx.buffer(Kind::F32, room.unwrap_or(0));
-    // Means and squares, of slices with even and odd numbers.
-    let mut places: [[Buffer; 2]; 2] = [[place()?, place()?], [place()?, place()?]];
     to_device.after(cx)?;
     if let Some(first) = slices.first() {
         copy_in(to_device, &mut places[0], weights, first)?;
